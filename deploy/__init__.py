@@ -1,0 +1,50 @@
+"""segdeploy: dilated-convolution segmentation networks from PyTorch to TensorRT, with proof.
+
+The functions here are those of the command line. Each is imported on first use, so that
+`import segdeploy` loads neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segdeploy.benchmark.run import bench
+    from segdeploy.engine.build import build_engine
+    from segdeploy.evaluation import evaluate
+    from segdeploy.exporter.onnx_export import export
+    from segdeploy.network import ModelSpec
+    from segdeploy.quantization import calibrate
+    from segdeploy.runtime.predictor import load
+    from segdeploy.training import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ModelSpec",
+    "bench",
+    "build_engine",
+    "calibrate",
+    "evaluate",
+    "export",
+    "load",
+    "train",
+]
+
+_HOMES = {
+    "ModelSpec": "segdeploy.network",
+    "bench": "segdeploy.benchmark.run",
+    "build_engine": "segdeploy.engine.build",
+    "calibrate": "segdeploy.quantization",
+    "evaluate": "segdeploy.evaluation",
+    "export": "segdeploy.exporter.onnx_export",
+    "load": "segdeploy.runtime.predictor",
+    "train": "segdeploy.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'segdeploy' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

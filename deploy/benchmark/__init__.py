@@ -1,0 +1,1 @@
+"""The verdict: is the deployed network the same network, and what does it cost?"""

@@ -1,0 +1,58 @@
+"""Where a verdict was measured: without it a latency means nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+_PACKAGES = ("segdeploy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx_cu13", "numpy")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Machine facts of one run; `threads` is None where each runtime chose for itself."""
+
+    measured_at: str
+    system: str
+    cpu: str
+    cores: int
+    threads: int | None
+    python: str
+    packages: dict[str, str]
+
+
+def describe_environment(threads: int | None) -> Environment:
+    """Collect the facts of this machine, now."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Environment(
+        measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_name(),
+        cores=cores or 1,
+        threads=threads,
+        python=platform.python_version(),
+        packages=_installed(),
+    )
+
+
+def _installed() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"

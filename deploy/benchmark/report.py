@@ -1,0 +1,141 @@
+"""The verdict as JSON, as a self-contained HTML page and as one picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segdeploy.benchmark.accuracy import Sample
+from segdeploy.benchmark.run import Row, Verdict
+from segdeploy.errors import InputError
+from segdeploy.files import write_atomically
+from segdeploy.runtime.postprocess import overlay
+
+SCHEMA = 1
+_WIDEST = 480
+
+
+def to_json(verdict: Verdict) -> str:
+    """Serialise everything but the pictures."""
+    return json.dumps(
+        {
+            "schema": SCHEMA,
+            "dataset": str(verdict.dataset.root),
+            "split": verdict.split,
+            "frames": verdict.frames,
+            "size": list(verdict.size),
+            "environment": asdict(verdict.environment),
+            "rows": [_row(row, verdict.reference) for row in verdict.rows],
+        },
+        indent=2,
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a report folder that could not be made, before the long measurement.
+
+    Raises:
+        InputError: if its parent is missing, or a file stands in its place.
+    """
+    if not folder.parent.is_dir():
+        raise InputError(f"{folder}: the folder {folder.parent} does not exist; make it first")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder for the report")
+
+
+def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path:
+    """Write `index.html`, `bench.json` and `samples.png` into `folder`; returns the page's path."""
+    import jinja2
+
+    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    page = (
+        jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        .from_string(template)
+        .render(
+            verdict=verdict,
+            rows=[_row(row, verdict.reference) for row in verdict.rows],
+            samples=[_sample(sample, verdict) for sample in verdict.samples],
+            classes=list(zip(verdict.dataset.classes, verdict.dataset.palette, strict=True)),
+            command=" ".join(command),
+        )
+    )
+    check_folder(folder)
+    folder.mkdir(exist_ok=True)
+    index = folder / "index.html"
+    write_atomically(index, page.encode())
+    write_atomically(folder / "bench.json", to_json(verdict).encode() + b"\n")
+    write_atomically(folder / "samples.png", _picture(verdict))
+    return index
+
+
+def _row(row: Row, reference: Row) -> dict[str, Any]:
+    accuracy = row.judgement.accuracy
+    fidelity = row.judgement.fidelity
+    return {
+        "name": row.name,
+        "backend": row.backend,
+        "precision": row.precision,
+        "bytes": row.bytes,
+        "miou": accuracy.miou,
+        "miou_drop": reference.judgement.accuracy.miou - accuracy.miou,
+        "pixel_accuracy": accuracy.pixel_accuracy,
+        "iou": accuracy.iou,
+        "agreement": fidelity.agreement if fidelity else None,
+        "max_abs": fidelity.max_abs if fidelity else None,
+        "max_rel": fidelity.max_rel if fidelity else None,
+        "kernel_agreement": row.judgement.kernels,
+        "latency": {
+            **asdict(row.latency),
+            "speedup": reference.latency.median_ms / row.latency.median_ms,
+        },
+    }
+
+
+def _panels(sample: Sample, verdict: Verdict) -> list[tuple[str, NDArray[np.uint8]]]:
+    palette = verdict.dataset.palette
+    panels = [("image", sample.image), ("truth", overlay(sample.image, sample.truth, palette))]
+    panels += [
+        (name, overlay(sample.image, labels, palette)) for name, labels in sample.labels.items()
+    ]
+    return panels
+
+
+def _sample(sample: Sample, verdict: Verdict) -> dict[str, Any]:
+    panels = [
+        {"title": title, "source": _inlined(picture)} for title, picture in _panels(sample, verdict)
+    ]
+    return {"name": sample.name, "panels": panels}
+
+
+def _fitted(picture: NDArray[np.uint8]) -> Image.Image:
+    image = Image.fromarray(picture)
+    image.thumbnail((_WIDEST, _WIDEST))
+    return image
+
+
+def _inlined(picture: NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    _fitted(picture).save(file, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _picture(verdict: Verdict) -> bytes:
+    """Samples as rows, panels as columns, in one PNG."""
+    rows = []
+    for sample in verdict.samples[:3]:
+        panels = [np.asarray(_fitted(picture)) for _, picture in _panels(sample, verdict)]
+        rows.append(np.concatenate(panels, axis=1))
+    narrowest = min(row.shape[1] for row in rows)
+    same = [row[:, :narrowest] for row in rows if row.shape[1] == narrowest]
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate(same, axis=0)).save(file, "PNG", optimize=True)
+    return file.getvalue()

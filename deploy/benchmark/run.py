@@ -1,0 +1,142 @@
+"""`segdeploy bench`: accuracy, parity and latency of the candidates against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segdeploy.benchmark.accuracy import Contestant, Judgement, Sample, judge
+from segdeploy.benchmark.environment import Environment, describe_environment
+from segdeploy.benchmark.latency import Candidate, Latency, measure_latencies
+from segdeploy.errors import InputError
+from segdeploy.models.dataset import DataSet, open_dataset
+from segdeploy.network import ModelSpec, check_classes
+from segdeploy.onnx_file import is_quantized, load_onnx
+from segdeploy.runtime.predictor import Predictor, load
+
+SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the verdict; `bytes` is the file's size, None for a network without one."""
+
+    name: str
+    backend: str
+    precision: str
+    bytes: int | None
+    judgement: Judgement
+    latency: Latency
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The reference's row first, then the candidates' in the order given."""
+
+    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
+    dataset: DataSet
+    split: str
+    frames: int
+    size: tuple[int, int]
+    environment: Environment
+
+    @property
+    def reference(self) -> Row:
+        """The row that the others are compared with."""
+        return self.rows[0]
+
+
+def bench(
+    candidates: Sequence[Path | str],
+    *,
+    reference: str | Path | ModelSpec,
+    data: Path | str,
+    split: str = "val",
+    limit: int | None = None,
+    backends: Sequence[str] = ("onnxruntime",),
+    threads: int | None = None,
+    on_frame: Callable[[int, int], None] = lambda done, total: None,
+    on_burst: Callable[[int, int], None] = lambda done, total: None,
+) -> Verdict:
+    """Compare exported files with the network that they came from.
+
+    A quantised graph is judged by executing it literally, which is what TensorRT computes; its
+    latency is that of this CPU's own kernels, and how far those agree is said beside it.
+
+    Raises:
+        InputError, ModelInputError: for files that cannot be used, or whose classes or size differ.
+    """
+    dataset = open_dataset(Path(data))
+    frames = dataset.frames(split, limit)
+    spec = reference if isinstance(reference, ModelSpec) else ModelSpec(str(reference))
+    first, _ = frames[0].read()
+    named = [
+        Candidate(_name(Path(path), backend, backends), ModelSpec(str(path)), backend)
+        for path in candidates
+        for backend in backends
+    ]
+    if len({candidate.name for candidate in named}) < len(named):
+        raise InputError("bench: two candidates have one file name; rename one of them")
+    with ExitStack() as stack:
+        truth = stack.enter_context(
+            load(spec, literal=True, dataset=dataset, default_size=first.shape[:2])
+        )
+        check_classes(truth.contract, dataset, spec.model)
+        contestants = [_open(stack, candidate, truth) for candidate in named]
+        own, judged, samples = judge(
+            truth, contestants, dataset, frames, samples=SAMPLES, on_frame=on_frame
+        )
+        size, backend = truth.contract.size, truth.session.backend
+        precisions = [contestant.predictor.contract.precision for contestant in contestants]
+    measured = Candidate("reference", _complete(spec, size, len(dataset.classes)), backend)
+    latencies = measure_latencies([measured, *named], threads=threads, on_burst=on_burst)
+    rows = [Row("reference", backend, "fp32", _bytes(spec), own, latencies[0])]
+    for candidate, precision, judgement, latency in zip(
+        named, precisions, judged, latencies[1:], strict=True
+    ):
+        rows.append(
+            Row(
+                candidate.name,
+                candidate.backend,
+                precision,
+                _bytes(candidate.spec),
+                judgement,
+                latency,
+            )
+        )
+    environment = describe_environment(threads)
+    return Verdict(tuple(rows), tuple(samples), dataset, split, len(frames), size, environment)
+
+
+def _name(path: Path, backend: str, backends: Sequence[str]) -> str:
+    return path.name if len(backends) == 1 else f"{path.name} ({backend})"
+
+
+def _open(stack: ExitStack, candidate: Candidate, truth: Predictor) -> Contestant:
+    path = Path(candidate.spec.model)
+    quantized = path.suffix == ".onnx" and is_quantized(load_onnx(path))
+    kernels = stack.enter_context(load(path, backend=candidate.backend))
+    predictor = stack.enter_context(load(path, literal=True)) if quantized else kernels
+    theirs, ours = predictor.contract, truth.contract
+    for what in ("classes", "size", "mean", "std", "scales", "flip"):
+        if getattr(theirs, what) != getattr(ours, what):
+            raise InputError(
+                f"{path}: its {what} are {getattr(theirs, what)}, the reference's "
+                f"{getattr(ours, what)}; they cannot be compared"
+            )
+    return Contestant(candidate.name, predictor, kernels if quantized else None)
+
+
+def _complete(spec: ModelSpec, size: tuple[int, int], num_classes: int) -> ModelSpec:
+    """Add what a named network took from the data set, for a process that does not see it."""
+    if spec.is_file:
+        return spec
+    return replace(spec, size=size, num_classes=num_classes)
+
+
+def _bytes(spec: ModelSpec) -> int | None:
+    path = Path(spec.model) if spec.is_file else spec.weights
+    return path.stat().st_size if path else None

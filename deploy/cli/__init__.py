@@ -1,0 +1,82 @@
+"""The command line: one small file a verb, and one place that turns errors into exit codes.
+
+Exit codes: 0 done, 1 a check failed, 2 usage or bad input, 3 a bug of ours, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+import segdeploy
+from segdeploy.cli.bench import bench
+from segdeploy.cli.build_engine import build_engine
+from segdeploy.cli.calibrate import calibrate
+from segdeploy.cli.data import data
+from segdeploy.cli.evaluate import evaluate
+from segdeploy.cli.export import export
+from segdeploy.cli.models import models
+from segdeploy.cli.predict import predict
+from segdeploy.cli.train import train
+
+_BUG, _INTERRUPTED = 3, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(segdeploy.__version__, prog_name="segdeploy")
+@click.option("--debug", is_flag=True, help="Show the trace of an error.")
+def cli(debug: bool) -> None:
+    """Take a dilated-convolution segmentation network from PyTorch to a TensorRT engine."""
+
+
+for command in (models, data, train, evaluate, export, calibrate, build_engine, bench, predict):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, and exit with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(given))
+
+
+def _run(arguments: list[str]) -> int:
+    debug = "--debug" in arguments[:1]
+    try:
+        result = cli.main(arguments, prog_name="segdeploy", standalone_mode=False)
+    except click.Abort:
+        return _complain("interrupted; nothing was left half-written", _INTERRUPTED)
+    except KeyboardInterrupt:
+        return _complain("interrupted; nothing was left half-written", _INTERRUPTED)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "segdeploy"
+        return _complain(f"{error.format_message()} (see {path} --help)", error.exit_code)
+    except click.ClickException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}", 2)
+    except Exception as error:
+        if debug:
+            raise
+        # Input errors and failed checks of all three packages carry their exit code.
+        code = getattr(error, "exit_code", None)
+        if isinstance(code, int):
+            return _complain(str(error), code)
+        return _complain(
+            f"a bug in segdeploy ({type(error).__name__}: {error}); "
+            "`segdeploy --debug ...` shows where; please report it",
+            _BUG,
+        )
+    return result if isinstance(result, int) else 0
+
+
+def _complain(message: str, code: int) -> int:
+    # One line, whatever a library put into its reason.
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,62 @@
+"""Progress on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(title: str, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr, fed with `(done, total, note)`; silent where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Print a table to stdout; the first column is flush left, the others right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # A pipe has no width of its own; a table cut at 80 columns would lose figures.
+    Console(width=None if console.is_terminal else 160).print(table)
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """Format a share in 0..1 as per cent; a dash where it is undefined."""
+    return "-" if share is None or share != share else f"{100 * share:.{digits}f}"
+
+
+def megabytes(size: int | None) -> str:
+    """Format bytes as megabytes; a dash where there are none."""
+    return "-" if size is None else f"{size / 1e6:.2f}"

@@ -1,0 +1,63 @@
+"""`segdeploy evaluate`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segdeploy.cli.console import percent, print_table, progress
+from segdeploy.cli.options import (
+    backend_option,
+    data_option,
+    json_option,
+    limit_option,
+    network_options,
+    network_spec,
+    quiet_option,
+    split_option,
+)
+
+
+@click.command()
+@click.argument("model")
+@data_option
+@split_option("val")
+@limit_option
+@network_options
+@backend_option
+@json_option
+@quiet_option
+def evaluate(
+    model: str,
+    data: Path,
+    split: str,
+    limit: int | None,
+    backend: str | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Measure mIoU of MODEL (a network or an .onnx file) at the frames' own size."""
+    import segdeploy
+
+    with progress("evaluating", quiet) as update:
+        result = segdeploy.evaluate(
+            network_spec(model, options),
+            data,
+            split=split,
+            limit=limit,
+            backend=backend,
+            on_frame=update,
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+        return
+    rows = [(name, percent(iou)) for name, iou in result.iou.items()]
+    rows += [("mean IoU", percent(result.miou)), ("pixel accuracy", percent(result.pixel_accuracy))]
+    print_table(("class", "IoU %"), rows, f"{model} on {result.frames} frames of {data}/{split}")
+    if undefined := [name for name, iou in result.iou.items() if iou is None]:
+        click.echo(f"undefined, left out of the mean (in no mask, never predicted): {undefined}")

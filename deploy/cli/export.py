@@ -1,0 +1,86 @@
+"""`segdeploy export`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segdeploy.cli.console import megabytes, percent, print_table
+from segdeploy.cli.options import json_option, network_options, network_spec, out_option
+
+if TYPE_CHECKING:
+    from segdeploy.exporter.dilation import ConvProof
+    from segdeploy.exporter.onnx_export import ExportReport
+
+
+@click.command()
+@click.argument("model")
+@network_options
+@click.option("--dynamic", is_flag=True, help="Let batch, height and width vary.")
+@out_option("ONNX file to write.")
+@json_option
+@click.option("-v", "--verbose", is_flag=True, help="List every convolution.")
+def export(
+    model: str, dynamic: bool, out: Path, as_json: bool, verbose: bool, **options: Any
+) -> None:
+    """Export MODEL to ONNX, and prove that the file is the same network."""
+    import segdeploy
+
+    report = segdeploy.export(network_spec(model, options), out, dynamic=dynamic)
+    if as_json:
+        click.echo(json.dumps(_described(report)))
+        return
+    if verbose:
+        print_table(("module", *_GEOMETRY), [_proof_row(p) for p in report.convolutions])
+    click.echo(
+        f"{report.path}: {megabytes(report.bytes)} MB, {report.seconds:.1f} s; "
+        f"{count_proofs(report.convolutions)} as in PyTorch"
+    )
+    print_table(
+        ("parity at input", "max abs", "max rel (of range)", "labels equal %"),
+        [
+            (
+                "x".join(map(str, p.shape)),
+                f"{p.max_abs:.2g}",
+                f"{p.max_rel:.2g}",
+                percent(p.agreement, 4),
+            )
+            for p in report.parity
+        ],
+    )
+
+
+_GEOMETRY = ("kernel", "dilation", "stride", "padding", "groups")
+
+
+def count_proofs(proofs: tuple[ConvProof, ...]) -> str:
+    """Say how many convolutions keep their geometry, and which dilations there are."""
+    dilations = sorted({max(proof.expected.dilation) for proof in proofs})
+    held = sum(proof.holds for proof in proofs)
+    return (
+        f"{held} of {len(proofs)} convolutions keep dilation, padding, stride and groups "
+        f"(dilations {', '.join(map(str, dilations))})"
+    )
+
+
+def _proof_row(proof: ConvProof) -> tuple[str, ...]:
+    return (
+        proof.module,
+        *(
+            "x".join(map(str, v)) if isinstance(v, tuple) else str(v)
+            for v in (getattr(proof.expected, name) for name in _GEOMETRY)
+        ),
+    )
+
+
+def _described(report: ExportReport) -> dict[str, Any]:
+    return {
+        **asdict(report),
+        "path": str(report.path),
+        "parity": [{**asdict(p), "holds": p.holds} for p in report.parity],
+        "convolutions": [{**asdict(p), "holds": p.holds} for p in report.convolutions],
+    }

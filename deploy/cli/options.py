@@ -1,0 +1,100 @@
+"""Options that mean the same in every command."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from segdeploy.network import ModelSpec
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """`HxW` in pixels, height first."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        """Parse, or fail with what was expected."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
+        if not match or not all(int(side) for side in match.groups()):
+            self.fail(f"'{value}' is not a size such as 360x480 (height x width)", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+class Shape(click.ParamType):  # type: ignore[type-arg]
+    """`NxHxW`: batch, height and width."""
+
+    name = "NxHxW"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int, int, int]:
+        """Parse, or fail with what was expected."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", value)
+        if not match or not all(int(side) for side in match.groups()):
+            self.fail(f"'{value}' is not a shape such as 1x360x480", param, ctx)
+        return int(match[1]), 3, int(match[2]), int(match[3])
+
+
+def network_options(command: Command) -> Command:
+    """`--num-classes`, `--width`, `--stride`, `--weights`, `--size`: they go with a name."""
+    for option in reversed(
+        (
+            click.option(
+                "--num-classes", type=click.IntRange(1, 255), help="Classes of a named network."
+            ),
+            click.option(
+                "--width", type=click.IntRange(1, 1024), help="Channels of its first block."
+            ),
+            click.option(
+                "--stride", type=click.IntRange(1, 16), help="Subsampling of its first block."
+            ),
+            click.option(
+                "--weights", type=Path, help="Its weights: .safetensors, or a .pth state dict."
+            ),
+            click.option("--size", type=Size(), help="Input size, height x width."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
+    """Gather what `network_options` collected."""
+    arguments = {name: options[name] for name in ("width", "stride") if options[name] is not None}
+    return ModelSpec(model, options["num_classes"], arguments, options["weights"], options["size"])
+
+
+data_option = click.option(
+    "--data", type=Path, required=True, help="Data set: a folder with dataset.json."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+backend_option = click.option(
+    "--backend", help="Runtime of an .onnx file: onnxruntime (default), openvino."
+)
+
+
+def out_option(help_text: str) -> Callable[[Command], Command]:
+    """`-o/--out`, the file to write."""
+    return click.option("-o", "--out", type=Path, required=True, help=help_text)
+
+
+def split_option(default: str) -> Callable[[Command], Command]:
+    """`--split`, the part of the data set to read."""
+    return click.option(
+        "--split", default=default, show_default=True, help="Split of the data set."
+    )
+
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), help="Take the first N frames of the split."
+)

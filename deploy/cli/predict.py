@@ -1,0 +1,50 @@
+"""`segdeploy predict`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segdeploy.cli.console import print_table
+from segdeploy.cli.options import (
+    backend_option,
+    json_option,
+    network_options,
+    network_spec,
+    out_option,
+)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("image", type=Path)
+@network_options
+@backend_option
+@out_option("Picture to write: the classes' colours over the image (.png or .jpg).")
+@click.option("--labels", type=Path, help="Also write the class ids (.png, one id a pixel).")
+@json_option
+def predict(
+    model: str,
+    image: Path,
+    backend: str | None,
+    out: Path,
+    labels: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Segment IMAGE with MODEL (a network or an .onnx file)."""
+    from segdeploy.prediction import predict_file
+
+    shares = predict_file(network_spec(model, options), image, out, labels=labels, backend=backend)
+    if as_json:
+        click.echo(json.dumps({"overlay": str(out), "shares": shares}))
+        return
+    ranked = sorted(shares.items(), key=lambda item: -item[1])
+    print_table(
+        ("class", "pixels %"),
+        [(name, f"{100 * share:.1f}") for name, share in ranked if share],
+        str(out),
+    )

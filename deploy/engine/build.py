@@ -1,0 +1,126 @@
+"""`segdeploy build-engine`: from an exported graph to an engine with its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segdeploy.engine.manifest import Manifest, manifest_path
+from segdeploy.engine.tensorrt_rtx import BuiltPlan, Profile, build_plan, compute_capabilities
+from segdeploy.errors import CheckFailed, InputError
+from segdeploy.exporter.dilation import ConvProof
+from segdeploy.files import check_output, sha256_of_file, write_atomically
+from segdeploy.onnx_file import contract_of, load_onnx
+
+if TYPE_CHECKING:
+    import onnx
+
+BACKENDS = ("tensorrt-rtx",)
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What was built, and the proof that TensorRT's network has the graph's dilations."""
+
+    path: Path
+    manifest: Path
+    bytes: int
+    targets: tuple[str, ...]
+    precision: str
+    version: str
+    seconds: float
+    convolutions: tuple[ConvProof, ...]
+
+
+def build_engine(
+    model: Path | str,
+    out: Path | str,
+    *,
+    targets: Sequence[str],
+    backend: str = "tensorrt-rtx",
+    profile: Profile | None = None,
+) -> EngineReport:
+    """Build one engine for the compute capabilities `targets` (`sm86`, ...), and its manifest.
+
+    The precision is the graph's: FP32, or INT8 where it holds Q/DQ. A dynamic graph needs a
+    `profile`. No GPU is needed; running the engine needs one.
+
+    Raises:
+        InputError: for a graph, target or profile that cannot be built.
+        CheckFailed: if TensorRT's network has another dilation than the graph; nothing is written.
+    """
+    started = time.perf_counter()
+    model = Path(model)
+    out = check_output(Path(out), ".engine")
+    if backend not in BACKENDS:
+        raise InputError(f"{backend}: this version builds with {', '.join(BACKENDS)}")
+    if not targets:
+        raise InputError("build-engine: name the GPU's compute capability, such as --target sm86")
+    compute_capabilities(targets)
+    graph = load_onnx(model)
+    contract = contract_of(graph, model)
+    shape = _input_shape(graph)
+    _check_profile(model, shape, profile)
+    built = build_plan(graph, str(model), targets, profile)
+    if failures := [proof.complaint() for proof in built.convolutions if not proof.holds]:
+        raise CheckFailed(f"{out}: not written; in TensorRT's network {'; '.join(failures[:3])}")
+    manifest = Manifest(
+        engine=out.name,
+        sha256=hashlib.sha256(built.plan).hexdigest(),
+        bytes=len(built.plan),
+        builder=backend,
+        builder_version=built.version,
+        compute_capabilities=tuple(target.lower() for target in targets),
+        precision=contract.precision,
+        input_shape=shape,
+        profile=asdict(profile) if profile else None,
+        parent=model.name,
+        parent_sha256=sha256_of_file(model),
+        convolutions=_described(built),
+        contract=contract,
+    )
+    # In this order a crash between the two leaves a manifest whose hash refuses the engine.
+    write_atomically(out, built.plan)
+    write_atomically(manifest_path(out), manifest.to_json().encode())
+    return EngineReport(
+        path=out,
+        manifest=manifest_path(out),
+        bytes=len(built.plan),
+        targets=manifest.compute_capabilities,
+        precision=contract.precision,
+        version=built.version,
+        seconds=time.perf_counter() - started,
+        convolutions=built.convolutions,
+    )
+
+
+def _input_shape(graph: onnx.ModelProto) -> tuple[int | str, ...]:
+    dims = graph.graph.input[0].type.tensor_type.shape.dim
+    return tuple(dim.dim_param or dim.dim_value for dim in dims)
+
+
+def _check_profile(model: Path, shape: tuple[int | str, ...], profile: Profile | None) -> None:
+    named = ", ".join(dim for dim in shape if isinstance(dim, str))
+    if named and profile is None:
+        raise InputError(
+            f"{model}: is dynamic in {named}; say which shapes the engine must take: "
+            "--min, --opt and --max, each NxHxW"
+        )
+    if profile is None:
+        return
+    if not named:
+        raise InputError(f"{model}: has the one shape {shape}; leave --min, --opt and --max out")
+    triples = zip(profile.minimum, profile.optimum, profile.maximum, strict=True)
+    if not all(low <= best <= high for low, best, high in triples):
+        raise InputError("--min, --opt and --max: each dimension must grow in that order")
+
+
+def _described(built: BuiltPlan) -> tuple[dict[str, object], ...]:
+    return tuple(
+        {"module": proof.module, "node": proof.node, **asdict(proof.expected)}
+        for proof in built.convolutions
+    )

@@ -1,0 +1,166 @@
+"""The TensorRT-RTX builder: ahead of time, for any listed GPU, on a machine that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from segdeploy.errors import InputError
+from segdeploy.exporter.dilation import ConvGeometry, ConvProof, node_geometry
+from segdeploy.exporter.onnx_export import MODULE_KEY
+from segdeploy.packages import require
+
+if TYPE_CHECKING:
+    import onnx
+
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An optimisation profile: the input shapes (N, 3, H, W) that a dynamic engine takes."""
+
+    minimum: Shape
+    optimum: Shape
+    maximum: Shape
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """A serialised engine, the builder's version, and the proof of its convolutions."""
+
+    plan: bytes
+    version: str
+    convolutions: tuple[ConvProof, ...]
+
+
+def compute_capabilities(targets: Sequence[str]) -> list[Any]:
+    """Turn `sm86`-like names into the builder's compute capabilities.
+
+    Raises:
+        InputError: for a name that this TensorRT-RTX cannot build for.
+    """
+    trt = require("tensorrt_rtx")
+    known = {
+        name.lower(): value
+        for name, value in trt.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
+    for target in targets:
+        if target.lower() not in known:
+            raise InputError(
+                f"--target {target}: TensorRT-RTX {trt.__version__} builds for "
+                f"{', '.join(known)}; name the compute capability of your GPU"
+            )
+    return [known[target.lower()] for target in targets]
+
+
+def build_plan(
+    graph: onnx.ModelProto, source: str, targets: Sequence[str], profile: Profile | None
+) -> BuiltPlan:
+    """Compile a graph as it is typed: strongly typed, so the precision is the graph's own.
+
+    Before building, the dilation, padding, stride and groups of every convolution are read back
+    from TensorRT's network and set beside the graph's.
+
+    Raises:
+        InputError: if the parser or the builder refuses, with the node, its module and the reason.
+    """
+    capabilities = compute_capabilities(targets)
+    trt = require("tensorrt_rtx")
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)  # RTX networks are strongly typed
+    parser = trt.OnnxParser(network, logger)
+    graph = _with_names(graph)
+    if not parser.parse(graph.SerializeToString()):
+        raise InputError(f"{source}: TensorRT's parser refuses it: {_parser_errors(parser, graph)}")
+    convolutions = prove_network(trt, network, graph)
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        config.set_compute_capability(capability, index)
+    if profile is not None:
+        shapes = builder.create_optimization_profile()
+        shapes.set_shape(
+            network.get_input(0).name, profile.minimum, profile.optimum, profile.maximum
+        )
+        config.add_optimization_profile(shapes)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        reason = "; ".join(logger.errors[:2]) or "no reason given"
+        raise InputError(f"{source}: TensorRT-RTX cannot build it: {reason}")
+    return BuiltPlan(bytes(plan), trt.__version__, tuple(convolutions))
+
+
+def prove_network(trt: Any, network: Any, graph: onnx.ModelProto) -> list[ConvProof]:
+    """Set every 2-D Conv node of `graph` beside the layer that TensorRT's parser made of it."""
+    layers = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.CONVOLUTION:
+            layer.__class__ = trt.IConvolutionLayer  # the binding's way to reach the subclass
+            layers[layer.name] = _layer_geometry(layer)
+    proofs = []
+    for node in graph.graph.node:
+        if node.op_type != "Conv":
+            continue
+        expected = node_geometry(node, graph)
+        if len(expected.kernel) == 2:
+            proofs.append(ConvProof(_module_of(node), node.name, expected, layers.get(node.name)))
+    return proofs
+
+
+def _layer_geometry(layer: Any) -> ConvGeometry:
+    return ConvGeometry(
+        kernel=tuple(layer.kernel_size_nd),
+        dilation=tuple(layer.dilation_nd),
+        stride=tuple(layer.stride_nd),
+        padding=(*layer.pre_padding, *layer.post_padding),
+        groups=layer.num_groups,
+    )
+
+
+def _module_of(node: onnx.NodeProto) -> str:
+    return next((e.value for e in node.metadata_props if e.key == MODULE_KEY), node.name)
+
+
+def _with_names(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a graph so that each Conv has a name of its own, by which its layer is found."""
+    import onnx
+
+    named = onnx.ModelProto()
+    named.CopyFrom(graph)
+    seen: set[str] = set()
+    for index, node in enumerate(named.graph.node):
+        if node.op_type == "Conv" and (not node.name or node.name in seen):
+            node.name = f"{node.name or 'conv'}_{index}"
+        seen.add(node.name)
+    return named
+
+
+def _parser_errors(parser: Any, graph: onnx.ModelProto) -> str:
+    modules = {node.name: _module_of(node) for node in graph.graph.node}
+    said = []
+    for index in range(min(parser.num_errors, 2)):
+        error = parser.get_error(index)
+        name = error.node_name()
+        where = f" (module {modules[name]})" if modules.get(name, name) != name else ""
+        said.append(f"node {name}{where}, {error.node_operator()}: {error.desc().strip()}")
+    return "; ".join(said) or "no reason given"
+
+
+def _logger(trt: Any) -> Any:
+    class ErrorLog(trt.ILogger):  # type: ignore[misc]
+        """Keeps TensorRT's errors for our own message instead of printing them."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(message.strip())
+
+    return ErrorLog()

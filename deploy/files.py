@@ -1,0 +1,64 @@
+"""Writing files whole or not at all, and naming them by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from segdeploy.errors import InputError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`: after a crash there is the old file or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; give this one what an ordinary new file would have.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def check_output(path: Path, suffix: str | tuple[str, ...] | None = None) -> Path:
+    """Refuse an output path that could not be written, before any work is done for it.
+
+    Raises:
+        InputError: if the folder is missing, the path is a folder, or the suffix is another.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give a file name")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: the folder {path.parent} cannot be written to")
+    if suffix is not None and not path.name.endswith(suffix):
+        wanted = suffix if isinstance(suffix, str) else " or ".join(suffix)
+        raise InputError(f"{path}: the output's name must end in {wanted}")
+    return path
+
+
+def check_input(path: Path) -> Path:
+    """Refuse an input file that does not exist.
+
+    Raises:
+        InputError: if `path` is no file.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, not a file")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return path
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,239 @@
+"""The MODEL argument: a checkpoint, a registry name or `package.module:factory`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segdeploy.errors import InputError
+from segdeploy.files import check_input, sha256_of_file
+from segdeploy.packages import require
+from segdeploy.spec import METADATA_KEY, Contract, placeholder_classes, read_contract
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from segdeploy.models.dataset import DataSet
+    from segdeploy.models.network import Network
+
+CHECKPOINT_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the user said about a network: MODEL and the options that go with a name."""
+
+    model: str
+    num_classes: int | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether MODEL is `package.module:factory`."""
+        return ":" in self.model and not Path(self.model).exists()
+
+    @property
+    def is_file(self) -> bool:
+        """Whether MODEL is a checkpoint's path rather than a name."""
+        path = Path(self.model)
+        return not self.is_factory and (bool(path.suffix) or path.exists() or len(path.parts) > 1)
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A PyTorch network in eval mode, its contract, and the hash of the file it came from."""
+
+    network: Network
+    contract: Contract
+    sha256: str | None
+
+
+def load_network(
+    spec: ModelSpec,
+    dataset: DataSet | None = None,
+    default_size: tuple[int, int] | None = None,
+) -> LoadedNetwork:
+    """Make the network that `spec` names, with its weights, and the contract that goes with it.
+
+    Classes come from the checkpoint, else from `dataset`, else from `spec.num_classes` with
+    placeholder names. The size comes from `spec.size`, else the checkpoint, else `default_size`.
+
+    Raises:
+        InputError, ModelInputError: for a MODEL that cannot be found, built or filled with weights.
+    """
+    require("torch", "torchvision", "safetensors")
+    if spec.is_file:
+        spec = _checkpoint_spec(spec)
+    state, stored = _weights(spec)
+    contract = _contract(spec, stored, dataset, default_size)
+    module = _build(spec.model, len(contract.classes), contract.arguments)
+
+    from segdeploy.models.checkpoint import load_weights
+    from segdeploy.models.network import Network
+
+    if state is not None:
+        load_weights(module, state, str(spec.weights), spec.model)
+    network = Network(module, len(contract.classes), contract.size, spec.model)
+    network.eval()
+    return LoadedNetwork(network, contract, sha256_of_file(spec.weights) if spec.weights else None)
+
+
+def _checkpoint_spec(spec: ModelSpec) -> ModelSpec:
+    path = Path(spec.model)
+    check_input(path)
+    if path.suffix != CHECKPOINT_SUFFIX:
+        raise InputError(
+            f"{path}: a checkpoint ends in {CHECKPOINT_SUFFIX}; "
+            f"for plain weights name their network: NAME --weights {path}"
+        )
+    if spec.weights or spec.num_classes or spec.arguments:
+        raise InputError(
+            f"{path}: a checkpoint knows its classes and width; "
+            "--weights, --num-classes, --width and --stride go with a network's name"
+        )
+    contract = _stored_contract(path)
+    if contract is None:
+        raise InputError(
+            f"{path}: holds weights but no segdeploy contract; "
+            f"name their network: NAME --num-classes N --weights {path}"
+        )
+    if ":" in contract.architecture:
+        raise InputError(
+            f"{path}: was trained from {contract.architecture}, and a file may not decide which "
+            f"code runs; name it yourself: {contract.architecture} --weights {path}"
+        )
+    return replace(spec, model=contract.architecture, weights=path)
+
+
+def _stored_contract(path: Path) -> Contract | None:
+    from segdeploy.models.checkpoint import read_metadata
+
+    text = read_metadata(path).get(METADATA_KEY)
+    return None if text is None else read_contract(text, str(path))
+
+
+def _weights(spec: ModelSpec) -> tuple[Mapping[str, Tensor] | None, Contract | None]:
+    if spec.weights is None:
+        return None, None
+    check_input(spec.weights)
+    from segdeploy.models.checkpoint import read_weights
+
+    state = read_weights(spec.weights)
+    stored = _stored_contract(spec.weights)
+    if stored is not None and stored.architecture != spec.model:
+        raise InputError(
+            f"{spec.weights}: is a checkpoint of {stored.architecture}, not of {spec.model}; "
+            f"give {spec.weights} as MODEL, or other --weights"
+        )
+    return state, stored
+
+
+def _contract(
+    spec: ModelSpec,
+    stored: Contract | None,
+    dataset: DataSet | None,
+    default_size: tuple[int, int] | None,
+) -> Contract:
+    if stored is not None:
+        if spec.num_classes and spec.num_classes != len(stored.classes):
+            raise InputError(
+                f"{spec.weights}: has {len(stored.classes)} classes, not {spec.num_classes}; "
+                "leave --num-classes out"
+            )
+        if dataset is not None and dataset.classes != stored.classes:
+            raise InputError(_other_classes(str(spec.weights), stored.classes, dataset))
+        return replace(
+            stored,
+            size=spec.size or stored.size,
+            arguments={**stored.arguments, **spec.arguments},
+        )
+    size = spec.size or default_size
+    if size is None:
+        raise InputError(f"{spec.model}: a network without a checkpoint needs --size HxW")
+    if dataset is not None:
+        if spec.num_classes and spec.num_classes != len(dataset.classes):
+            raise InputError(
+                f"{dataset.root}: has {len(dataset.classes)} classes, --num-classes says "
+                f"{spec.num_classes}; leave it out"
+            )
+        classes, palette, ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
+    elif spec.num_classes:
+        classes, palette = placeholder_classes(spec.num_classes)
+        ignore_index = 255
+    else:
+        raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
+    return Contract(
+        architecture=spec.model,
+        classes=classes,
+        palette=palette,
+        ignore_index=ignore_index,
+        size=size,
+        arguments=dict(spec.arguments),
+    )
+
+
+def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> str:
+    return (
+        f"{source}: was trained for the classes {', '.join(classes)}; {dataset.root} has "
+        f"{', '.join(dataset.classes)}; use the data set that it was trained for"
+    )
+
+
+def check_classes(contract: Contract, dataset: DataSet, source: str) -> None:
+    """Refuse to judge a network on a data set with other classes.
+
+    Raises:
+        InputError: with both lists of classes.
+    """
+    if contract.classes != dataset.classes:
+        raise InputError(_other_classes(source, contract.classes, dataset))
+
+
+def _build(model: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
+    if ":" in model:
+        return _call_factory(model, num_classes, arguments)
+    from segdeploy.models.registry import build
+
+    return build(model, num_classes, arguments)
+
+
+def _call_factory(reference: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
+    from torch import nn
+
+    module_name, _, factory_name = reference.partition(":")
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's own code may fail in any way
+        raise InputError(
+            f"{reference}: module {module_name} cannot be imported "
+            f"({type(error).__name__}: {error}); it is looked for in the current folder and "
+            "PYTHONPATH"
+        ) from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise InputError(f"{reference}: {module_name} has no callable '{factory_name}'")
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    wanted = dict(arguments)
+    if takes_any or "num_classes" in parameters:
+        wanted["num_classes"] = num_classes
+    try:
+        network = factory(**wanted)
+    except Exception as error:
+        raise InputError(
+            f"{reference}: the factory failed with {json.dumps(wanted)} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{reference}: returned {type(network).__name__}, not an nn.Module")
+    return network

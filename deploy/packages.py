@@ -1,0 +1,48 @@
+"""Optional packages: imported when first needed, with the install command in the error."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from types import ModuleType
+
+from segdeploy.errors import InputError
+
+_EXTRAS = {
+    "torch": "torch",
+    "torchvision": "torch",
+    "safetensors": "torch",
+    "onnxscript": "torch",
+    "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt_rtx": "rtx",
+}
+
+
+def require(*modules: str) -> ModuleType:
+    """Import optional packages, and return the last.
+
+    Raises:
+        InputError: naming the missing package, the extra that brings it and, where the package is
+            there but cannot be imported, the reason.
+    """
+    imported: ModuleType | None = None
+    for module in modules:
+        try:
+            imported = importlib.import_module(module)
+        except ImportError as error:
+            extra = _EXTRAS[module]
+            missing = isinstance(error, ModuleNotFoundError) and error.name == module
+            what = "is not installed" if missing else f"cannot be imported ({error})"
+            raise InputError(
+                f"this needs the package {module}, which {what}; "
+                f"run: pip install 'segdeploy[{extra}]'"
+            ) from error
+    if imported is None:
+        raise ValueError("require() needs the name of a module")
+    return imported
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Versions of segdeploy and of the named distributions, for a file's provenance."""
+    return {name: importlib.metadata.version(name) for name in ("segdeploy", *distributions)}

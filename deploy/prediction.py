@@ -1,0 +1,55 @@
+"""`segdeploy predict`: one picture in, an overlay out."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segdeploy.files import check_output, write_atomically
+from segdeploy.models.images import read_image
+from segdeploy.network import ModelSpec
+from segdeploy.runtime.postprocess import overlay
+from segdeploy.runtime.predictor import load
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def predict_file(
+    model: str | Path | ModelSpec,
+    image: Path,
+    out: Path,
+    *,
+    labels: Path | None = None,
+    backend: str | None = None,
+) -> dict[str, float]:
+    """Segment a picture and write the overlay; returns each class's share of the pixels, 0..1.
+
+    Raises:
+        InputError, ModelInputError: for a model, picture or output path that cannot be used.
+    """
+    check_output(out, tuple(_FORMATS))
+    if labels is not None:
+        check_output(labels, ".png")
+    picture = read_image(image)
+    size = (picture.shape[0], picture.shape[1])
+    with load(model, backend=backend, default_size=size) as predictor:
+        found = predictor.predict(picture)
+        contract = predictor.contract
+    write_atomically(out, _encoded(overlay(picture, found, contract.palette), out))
+    if labels is not None:
+        write_atomically(labels, _encoded(found, labels))
+    counts = np.bincount(found.ravel(), minlength=len(contract.classes))
+    return {
+        name: float(count / found.size)
+        for name, count in zip(contract.classes, counts, strict=True)
+    }
+
+
+def _encoded(pixels: NDArray[np.uint8], path: Path) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, _FORMATS[path.suffix.lower()])
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""One `Session` protocol over every runtime, and the `Predictor` on top of it."""

@@ -1,0 +1,65 @@
+"""ONNX Runtime, the embedded default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from segdeploy.errors import InputError
+from segdeploy.packages import require
+from segdeploy.runtime.closing import Closing
+from segdeploy.runtime.session import TensorSpec
+from segdeploy.spec import METADATA_KEY, read_contract
+
+
+class OnnxRuntimeSession(Closing):
+    """An ONNX file under ONNX Runtime's CPU provider. Safe to call from several threads.
+
+    `literal` switches every graph optimisation off; `threads` bounds the threads inside an
+    operator (all cores if None).
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(self, path: Path, *, literal: bool = False, threads: int | None = None):
+        ort = require("onnxruntime")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if literal:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the binding's classes share no base below Exception
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: ONNX Runtime cannot load it ({reason})") from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1:
+            raise InputError(f"{path}: has {len(inputs)} inputs; a segmentation network has one")
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if text is None:
+            raise InputError(
+                f"{path}: carries no segdeploy contract (classes, mean, std, size); "
+                "export it with `segdeploy export`"
+            )
+        self.contract = read_contract(text, str(path))
+        self.input = _spec(inputs[0])
+        self.output = _spec(outputs[0])
+
+    def run(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Run once on an array of the input's shape and dtype."""
+        result: NDArray[Any] = self._session.run([self.output.name], {self.input.name: array})[0]
+        return result
+
+    def close(self) -> None:
+        """Drop the session and its memory."""
+        del self._session
+
+
+def _spec(value: Any) -> TensorSpec:
+    return TensorSpec(value.name, tuple(value.shape), value.type.removeprefix("tensor(")[:-1])

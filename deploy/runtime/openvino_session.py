@@ -1,0 +1,50 @@
+"""OpenVINO, a second CPU runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from segdeploy.errors import InputError
+from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.packages import require
+from segdeploy.runtime.closing import Closing
+from segdeploy.runtime.session import TensorSpec
+
+
+class OpenVinoSession(Closing):
+    """An ONNX file under OpenVINO's CPU plugin, in float32. One thread may call at a time."""
+
+    backend = "openvino"
+
+    def __init__(self, path: Path, *, threads: int | None = None):
+        openvino = require("openvino")
+        self.contract = contract_of(load_onnx(path), path)
+        # Without the hint OpenVINO may compute in bfloat16 where the CPU offers it.
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"{path}: OpenVINO cannot load it ({reason})") from error
+        self._request = compiled.create_infer_request()
+        self.input = _spec(compiled.input(0))
+        self.output = _spec(compiled.output(0))
+
+    def run(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Run once on an array of the input's shape and dtype."""
+        result: NDArray[Any] = self._request.infer([array])[0]
+        return result
+
+    def close(self) -> None:
+        """Drop the compiled model."""
+        del self._request
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = tuple(d.get_length() if d.is_static else str(d) for d in port.get_partial_shape())
+    return TensorSpec(port.get_any_name(), shape, port.get_element_type().get_type_name())

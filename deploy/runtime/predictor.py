@@ -1,0 +1,102 @@
+"""`segdeploy.load(...).predict(image)`: a session with the contract's pre- and postprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.errors import InputError
+from segdeploy.network import ModelSpec, load_network
+from segdeploy.runtime.closing import Closing
+from segdeploy.runtime.postprocess import labels_at
+from segdeploy.runtime.preprocess import preprocess
+from segdeploy.runtime.session import Session, open_session
+from segdeploy.spec import Contract
+
+
+class Predictor(Closing):
+    """A network that takes pictures of any size and gives labels of the same size."""
+
+    def __init__(self, session: Session):
+        self.session = session
+
+    @property
+    def contract(self) -> Contract:
+        """What the network expects and gives."""
+        return self.session.contract
+
+    def logits(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits `(C, H', W') float32` at the contract's size for `(H, W, 3) uint8` RGB.
+
+        Raises:
+            InputError: if a logit is not finite.
+        """
+        output: NDArray[np.float32] = self.session.run(preprocess(image, self.contract))
+        if not np.isfinite(output).all():
+            raise InputError(
+                f"{self.session.backend}: output '{self.session.output.name}' holds NaN or "
+                "infinity for this image; look for overflow in the network"
+            )
+        logits: NDArray[np.float32] = output[0]
+        return logits
+
+    def predict(self, image: NDArray[np.uint8] | Path | str) -> NDArray[np.uint8]:
+        """Labels `(H, W) uint8` of the picture's own size.
+
+        `image` is `(H, W, 3) uint8` RGB, or the path of a JPEG or PNG.
+
+        Raises:
+            InputError, ModelInputError: for an array of another shape or dtype, or a bad file.
+        """
+        if isinstance(image, (str, Path)):
+            from segdeploy.models.images import read_image
+
+            image = read_image(Path(image))
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise InputError(
+                f"predict: the image has shape {image.shape} and dtype {image.dtype}; "
+                "it must be (H, W, 3) uint8 in RGB order"
+            )
+        return labels_at(self.logits(image), (image.shape[0], image.shape[1]))
+
+    def close(self) -> None:
+        """Free the session."""
+        self.session.close()
+
+
+def load(
+    model: str | Path | ModelSpec,
+    *,
+    backend: str | None = None,
+    literal: bool = False,
+    threads: int | None = None,
+    **network_options: Any,
+) -> Predictor:
+    """Open an exported file, a checkpoint or a named network, ready to predict.
+
+    `network_options` are those of `load_network` (`dataset`, `default_size`).
+
+    Raises:
+        InputError, ModelInputError: if it cannot be found, read or run here.
+    """
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
+    path = Path(spec.model)
+    if path.suffix in (".onnx", ".engine", ".plan"):
+        if spec.weights or spec.num_classes or spec.arguments:
+            raise InputError(
+                f"{path}: knows its classes and weights; --weights, --num-classes, --width and "
+                "--stride go with a network's name"
+            )
+        return Predictor(open_session(path, backend, literal=literal, threads=threads))
+    if backend not in (None, "torch"):
+        raise InputError(f"{spec.model}: a PyTorch network runs in torch; export it for {backend}")
+    from segdeploy.packages import require
+
+    require("torch")
+    from segdeploy.runtime.torch_session import TorchSession
+
+    loaded = load_network(spec, **network_options)
+    return Predictor(TorchSession(loaded.network, loaded.contract, threads=threads))

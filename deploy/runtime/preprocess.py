@@ -1,0 +1,24 @@
+"""From a picture to the network's input, as the contract says."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segdeploy.spec import Contract
+
+
+def preprocess(image: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
+    """Resize, scale to 0..1 and normalise `(H, W, 3) uint8` RGB to `(1, 3, H', W') float32`.
+
+    `resize` is Pillow's bilinear filter, which averages when it shrinks (antialiasing).
+    """
+    height, width = contract.size
+    if image.shape[:2] != (height, width):
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        image = np.asarray(resized)
+    scale = np.float32(1) / (np.float32(255) * np.asarray(contract.std, np.float32))
+    shift = np.asarray(contract.mean, np.float32) / np.asarray(contract.std, np.float32)
+    normalised = image.astype(np.float32) * scale - shift
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])

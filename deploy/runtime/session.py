@@ -1,0 +1,83 @@
+"""The protocol that every backend keeps, and the door that opens one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from segdeploy.errors import InputError
+from segdeploy.files import check_input
+from segdeploy.spec import Contract
+
+BACKENDS = ("onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: `shape` holds numbers, and names where a dimension is dynamic."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+class Session(Protocol):
+    """A network that is ready to run: one array in, one array out."""
+
+    backend: str
+    contract: Contract
+    input: TensorSpec
+    output: TensorSpec
+
+    def run(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Run once; takes and gives what `input` and `output` say."""
+        ...
+
+    def close(self) -> None:
+        """Free what the runtime holds."""
+        ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def open_session(
+    path: Path, backend: str | None = None, *, literal: bool = False, threads: int | None = None
+) -> Session:
+    """Open an exported file with a runtime (ONNX Runtime unless `backend` names another).
+
+    With `literal` the graph is executed as written: no fusion, so that Q/DQ nodes round exactly as
+    TensorRT rounds, whatever integer kernels this CPU has.
+
+    Raises:
+        InputError: for a missing, damaged or foreign file, or a runtime that is not installed.
+    """
+    check_input(path)
+    if path.suffix in (".engine", ".plan"):
+        raise InputError(
+            f"{path}: this version builds and checks TensorRT engines but does not run them from "
+            "Python; give the .onnx that the engine was built from"
+        )
+    if path.suffix != ".onnx":
+        raise InputError(f"{path}: is not an .onnx file")
+    if backend in (None, "onnxruntime"):
+        from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(path, literal=literal, threads=threads)
+    if backend == "openvino":
+        if literal:
+            raise InputError("openvino: cannot execute a graph literally; use onnxruntime")
+        from segdeploy.runtime.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(path, threads=threads)
+    raise InputError(f"{backend}: no such backend; there are {', '.join(BACKENDS)}")

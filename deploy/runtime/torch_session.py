@@ -1,0 +1,37 @@
+"""PyTorch itself: the reference that the others are compared with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from segdeploy.packages import require
+from segdeploy.runtime.closing import Closing
+from segdeploy.runtime.session import TensorSpec
+from segdeploy.spec import Contract
+
+if TYPE_CHECKING:
+    from segdeploy.models.network import Network
+
+
+class TorchSession(Closing):
+    """A PyTorch network in eval mode on the CPU, in float32."""
+
+    backend = "torch"
+
+    def __init__(self, network: Network, contract: Contract, *, threads: int | None = None):
+        self._torch = require("torch")
+        if threads is not None:
+            self._torch.set_num_threads(threads)
+        self._network = network.eval()
+        self.contract = contract
+        batch, size = "batch", contract.size
+        self.input = TensorSpec("image", (batch, 3, *size), "float")
+        self.output = TensorSpec("logits", (batch, len(contract.classes), *size), "float")
+
+    def run(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Run once: `(N, 3, H, W) float32` to logits `(N, num_classes, H, W) float32`."""
+        with self._torch.inference_mode():
+            result: NDArray[Any] = self._network(self._torch.from_numpy(array)).numpy()
+        return result

@@ -1,0 +1,160 @@
+"""The contract: what a deployed network expects and what it gives.
+
+It is written once, when a network is trained or loaded, and then rides in the checkpoint's header,
+in the ONNX `metadata_props` and in the engine's manifest, so that nobody types it again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from segdeploy.errors import InputError
+
+METADATA_KEY = "segdeploy.contract"
+SCHEMA = 1
+
+# torchvision's ImageNet statistics: what published weights expect of RGB in 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything that a user of the network must know to feed it and to read its output.
+
+    An image is `(H, W, 3) uint8` in `colour` order; it is resized to `size` with `resize`,
+    divided by 255, normalised by `mean` and `std`, and laid out as `layout`. `size` is (H, W).
+    """
+
+    architecture: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore_index: int
+    size: tuple[int, int]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    colour: str = "RGB"
+    layout: str = "NCHW"
+    resize: str = "pillow-bilinear"
+    output: str = "logits"
+    precision: str = "fp32"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def derived(self, parent_sha256: str, versions: Mapping[str, str], **changes: Any) -> Contract:
+        """Give the contract of a file made from another: its parent's hash, the tools' versions."""
+        provenance = {**self.provenance, **versions, "parent_sha256": parent_sha256}
+        return replace(self, provenance=provenance, **changes)
+
+    def to_json(self) -> str:
+        """Serialise as one line of JSON, with the schema's version."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+
+
+def read_contract(text: str, source: str) -> Contract:
+    """Parse and check a contract that stood in `source`.
+
+    Raises:
+        InputError: if it is no JSON, of another schema, or a field has another type or length.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{source}: its segdeploy contract is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: its segdeploy contract is not a JSON object")
+    schema = values.pop("schema", None)
+    if schema != SCHEMA:
+        raise InputError(
+            f"{source}: its contract has schema {schema!r}, this segdeploy reads {SCHEMA}; "
+            "install the segdeploy that wrote it, or export again"
+        )
+    for name, is_valid in _CHECKS.items():
+        if name not in values or not is_valid(values[name]):
+            raise InputError(
+                f"{source}: the contract's '{name}' is missing or wrong; export the network again"
+            )
+    if len(values["palette"]) != len(values["classes"]):
+        raise InputError(f"{source}: the contract has another number of colours than classes")
+    known = {entry.name for entry in fields(Contract)}
+    return Contract(**{name: _frozen(v) for name, v in values.items() if name in known})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_byte(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def _is_list(length: int | None, is_item: Any) -> Any:
+    def check(value: object) -> bool:
+        return (
+            isinstance(value, list)
+            and (len(value) == length if length is not None else bool(value))
+            and all(is_item(item) for item in value)
+        )
+
+    return check
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and float(value) > 0  # type: ignore[arg-type]
+
+
+_CHECKS = {
+    "architecture": _is_text,
+    "classes": _is_list(None, _is_text),
+    "palette": _is_list(None, _is_list(3, _is_byte)),
+    "ignore_index": _is_byte,
+    "size": _is_list(2, _is_size),
+    "arguments": _is_mapping,
+    "mean": _is_list(3, _is_number),
+    "std": _is_list(3, _is_positive),
+    "colour": lambda value: value in ("RGB", "BGR"),
+    "layout": lambda value: value in ("NCHW", "NHWC"),
+    "resize": lambda value: value == "pillow-bilinear",
+    "output": lambda value: value in ("logits", "probabilities", "labels"),
+    "precision": lambda value: value in ("fp32", "fp16", "int8", "mixed"),
+    "scales": _is_list(None, _is_positive),
+    "flip": lambda value: isinstance(value, bool),
+    "provenance": _is_mapping,
+}
+
+
+def placeholder_classes(count: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """Names and well-spread colours for a network that came without a data set."""
+    names = tuple(f"class_{index}" for index in range(count))
+    # The PASCAL VOC colour map: the class id's bits, spread over the three channels.
+    palette = []
+    for index in range(count):
+        rgb, bits = [0, 0, 0], index
+        for shift in range(7, -1, -1):
+            for channel in range(3):
+                rgb[channel] |= (bits & 1) << shift
+                bits >>= 1
+        palette.append((rgb[0], rgb[1], rgb[2]))
+    return names, tuple(palette)

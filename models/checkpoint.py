@@ -1,0 +1,136 @@
+"""Checkpoints: safetensors files whose header carries the contract; `.pth` as plain weights."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from segdeploy.models.errors import ModelInputError
+
+# Heads that only training uses: present in a published file, absent from our network, or not.
+_TRAINING_ONLY = ("aux_classifier.",)
+_PICKLED = (".pth", ".pt")
+_SHOWN = 3
+
+
+def to_bytes(module: nn.Module, metadata: Mapping[str, str]) -> bytes:
+    """Serialise a module's state dict as a safetensors file with `metadata` in its header."""
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    data: bytes = serialise(state, metadata=dict(metadata))
+    return data
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from safetensors, or from a `.pth` file of plain tensors.
+
+    Nothing in the file is executed: safetensors holds tensors only, and `.pth` is read with
+    `weights_only=True`.
+
+    Raises:
+        ModelInputError: if the file is no safetensors or no plain state dict.
+    """
+    if path.suffix in _PICKLED:
+        return _read_pth(path)
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read a checkpoint's header; a `.pth` file has none.
+
+    Raises:
+        ModelInputError: if the file is no safetensors.
+    """
+    if path.suffix in _PICKLED:
+        return {}
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ModelInputError(
+            f"{path}: is not a safetensors checkpoint ({error}); "
+            "give a .safetensors file that `segdeploy train` wrote, or --weights FILE.pth"
+        ) from error
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelInputError(
+            f"{path}: holds more than tensors, and loading it could run code; "
+            "save the state dict alone: torch.save(model.state_dict(), FILE)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ModelInputError(
+            f"{path}: cannot be read as a PyTorch file ({str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ModelInputError(
+            f"{path}: is not a plain state dict (names to tensors); "
+            "save it with torch.save(model.state_dict(), FILE)"
+        )
+    return loaded
+
+
+def load_weights(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, architecture: str
+) -> None:
+    """Put `state` into `module`, strictly, and refuse weights that are not finite.
+
+    Auxiliary heads of torchvision's networks are left out where the module has none.
+
+    Raises:
+        ModelInputError: naming the first missing, surplus or misshaped keys, or the tensor that
+            holds NaN or infinity.
+    """
+    wanted = module.state_dict()
+    given = {
+        key: value
+        for key, value in state.items()
+        if key in wanted or not key.startswith(_TRAINING_ONLY)
+    }
+    problems = [
+        *_listed("missing", [key for key in wanted if key not in given]),
+        *_listed("surplus", [key for key in given if key not in wanted]),
+        *_listed(
+            "of another shape",
+            [
+                f"{key} {tuple(given[key].shape)} instead of {tuple(wanted[key].shape)}"
+                for key in wanted
+                if key in given and given[key].shape != wanted[key].shape
+            ],
+        ),
+    ]
+    if problems:
+        raise ModelInputError(
+            f"{source}: the weights are not those of {architecture}: {'; '.join(problems)}; "
+            "check the architecture, --num-classes and --width"
+        )
+    for key, value in given.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ModelInputError(
+                f"{source}: tensor {key} holds NaN or infinity; retrain or mend it"
+            )
+    module.load_state_dict(given, strict=True)
+
+
+def _listed(kind: str, keys: list[str]) -> list[str]:
+    if not keys:
+        return []
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return [f"{kind}: {', '.join(keys[:_SHOWN])}{more}"]

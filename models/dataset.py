@@ -1,0 +1,182 @@
+"""The data-set format that every command reads, and the one way to write it.
+
+A folder with `dataset.json` (`classes`, `palette`, `ignore_index`, `splits`) and, for every split,
+`SPLIT/images/NAME.{jpg,png}` with `SPLIT/masks/NAME.png` (one class id a pixel).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segdeploy.models.errors import ModelInputError
+from segdeploy.models.images import read_image, read_mask
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One labelled picture of a data set."""
+
+    name: str
+    image: Path
+    mask: Path
+    num_classes: int
+    ignore_index: int
+
+    def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Read `(image (H, W, 3) uint8 RGB, mask (H, W) uint8)`.
+
+        Raises:
+            ModelInputError: for a file that cannot be used, or a mask of another size.
+        """
+        image = read_image(self.image)
+        mask = read_mask(self.mask, self.num_classes, self.ignore_index)
+        if image.shape[:2] != mask.shape:
+            raise ModelInputError(
+                f"{self.mask}: the mask is {mask.shape[0]}x{mask.shape[1]} (HxW), its image "
+                f"{image.shape[0]}x{image.shape[1]}; they must have one size"
+            )
+        return image, mask
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A folder in the data-set format; frames are read when asked for."""
+
+    root: Path
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore_index: int
+    splits: tuple[str, ...]
+
+    def frames(self, split: str, limit: int | None = None) -> list[Frame]:
+        """List a split's frames by name, the first `limit` of them.
+
+        Raises:
+            ModelInputError: for an unknown or empty split, or an image without a mask.
+        """
+        if split not in self.splits:
+            raise ModelInputError(
+                f"{self.root}: has no split '{split}'; dataset.json lists {', '.join(self.splits)}"
+            )
+        folder = self.root / split / "images"
+        images = sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+        if not images:
+            raise ModelInputError(f"{folder}: the split is empty; put .jpg or .png images there")
+        return [self._frame(split, image) for image in images[:limit]]
+
+    def _frame(self, split: str, image: Path) -> Frame:
+        mask = self.root / split / "masks" / f"{image.stem}.png"
+        if not mask.is_file():
+            raise ModelInputError(f"{mask}: no such mask, but there is an image {image.name}")
+        return Frame(image.stem, image, mask, len(self.classes), self.ignore_index)
+
+
+def open_dataset(root: Path) -> DataSet:
+    """Read and check `dataset.json` of the folder `root`.
+
+    Raises:
+        ModelInputError: if it is missing, no JSON, or a field is missing or senseless.
+    """
+    path = root / "dataset.json"
+    if not path.is_file():
+        raise ModelInputError(f"{path}: no such file; a data set is a folder with a dataset.json")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelInputError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(described, dict):
+        raise ModelInputError(f"{path}: must hold a JSON object")
+
+    def field(name: str, expected: str, valid: bool) -> Any:
+        if not valid:
+            raise ModelInputError(f"{path}: '{name}' must be {expected}")
+        return described[name]
+
+    def is_list_of_names(name: str) -> bool:
+        value = described.get(name)
+        return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+    classes = field("classes", "a list of names", is_list_of_names("classes"))
+    splits = field("splits", "a list of folder names", is_list_of_names("splits"))
+    colours = described.get("palette")
+    palette = field(
+        "palette",
+        f"one [red, green, blue] of 0 to 255 for each of the {len(classes)} classes",
+        isinstance(colours, list) and len(colours) == len(classes) and all(map(_is_rgb, colours)),
+    )
+    index = described.get("ignore_index")
+    ignore_index = field(
+        "ignore_index",
+        f"a number from {len(classes)} to 255, outside the classes",
+        isinstance(index, int) and len(classes) <= index <= 255,
+    )
+    return DataSet(
+        root, tuple(classes), tuple(tuple(c) for c in palette), ignore_index, tuple(splits)
+    )
+
+
+def _is_rgb(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(v, int) and 0 <= v <= 255 for v in value)
+    )
+
+
+LabelledImages = Iterable[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]
+
+
+def write_dataset(
+    root: Path,
+    *,
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    ignore_index: int,
+    splits: Mapping[str, LabelledImages],
+) -> Iterator[str]:
+    """Write `(name, image, mask)` triples as a new data set; yields each name when written.
+
+    The folder appears under its own name only when it is whole.
+
+    Raises:
+        ModelInputError: if `root` exists, or its parent does not.
+    """
+    if root.exists():
+        raise ModelInputError(f"{root}: already exists; give a new folder or remove it")
+    if not root.parent.is_dir():
+        raise ModelInputError(f"{root.parent}: no such folder; make it first")
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        unfinished.chmod(0o755)
+        for split, frames in splits.items():
+            for folder in ("images", "masks"):
+                (unfinished / split / folder).mkdir(parents=True)
+            for name, image, mask in frames:
+                Image.fromarray(image).save(
+                    unfinished / split / "images" / f"{name}.jpg", quality=92, subsampling=0
+                )
+                Image.fromarray(mask).save(unfinished / split / "masks" / f"{name}.png")
+                yield name
+        described = {
+            "classes": list(classes),
+            "palette": [list(colour) for colour in palette],
+            "ignore_index": ignore_index,
+            "splits": list(splits),
+        }
+        (unfinished / "dataset.json").write_text(json.dumps(described, indent=2) + "\n")
+        os.replace(unfinished, root)  # noqa: PTH105
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,73 @@
+"""DeepLabV3 on a small dilated residual backbone, plain and with gradient checkpointing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from segdeploy.models.layers import ASPP, dilated_backbone
+
+
+class DeepLabV3(nn.Module):
+    """Backbone with dilations 1, 2, 4; ASPP; 1x1 classifier; bilinear upsampling.
+
+    Chen et al. 2017 (arXiv 1706.05587), figure 5, on three residual blocks instead of a ResNet.
+    `width` is the number of channels of the first block (64 in the original); the others follow.
+    `stride` subsamples in the first block.
+
+    Shape: `(N, 3, H, W)` normalised float to logits `(N, num_classes, H, W)`.
+    """
+
+    def __init__(self, num_classes: int, *, width: int = 64, stride: int = 1):
+        super().__init__()
+        self.backbone = dilated_backbone(width, stride)
+        self.aspp = ASPP(4 * width, 4 * width)
+        self.classifier = nn.Conv2d(4 * width, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        logits = self.classifier(self.aspp(self.backbone(x)))
+        return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=True)
+
+
+class MemoryEfficientDeepLabV3(DeepLabV3):
+    """DeepLabV3 that keeps no activations of backbone and ASPP: they are computed again.
+
+    Same attributes, state dict, outputs and gradients as `DeepLabV3`. BatchNorm's running
+    statistics move once a step although the forward pass runs twice.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+        features = _checkpointed(self.backbone, x)
+        logits = self.classifier(_checkpointed(self.aspp, features))
+        return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=True)
+
+
+def _checkpointed(module: nn.Module, x: Tensor) -> Tensor:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _running_statistics_held(module)
+
+    # The reentrant form needs an input that requires gradients; an image does not.
+    out: Tensor = checkpoint(module, x, use_reentrant=False, context_fn=contexts)
+    return out
+
+
+@contextmanager
+def _running_statistics_held(module: nn.Module) -> Iterator[None]:
+    # In training mode a BatchNorm that does not track still normalises by the batch, and so
+    # gives the same output, but moves neither its averages nor its counter.
+    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
