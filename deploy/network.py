@@ -181,6 +181,11 @@ def _contract(
 
 
 def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> str:
+    if classes == placeholder_classes(len(dataset.classes))[0]:
+        return (
+            f"{source}: does not know its classes' names; export it again with "
+            f"--data {dataset.root}, which names them"
+        )
     return (
         f"{source}: was trained for the classes {', '.join(classes)}; {dataset.root} has "
         f"{', '.join(dataset.classes)}; use the data set that it was trained for"

@@ -15,6 +15,11 @@ from typing import Any
 from segdeploy.errors import InputError
 
 METADATA_KEY = "segdeploy.contract"
+# On a node of an ONNX graph: the PyTorch module that it came from, and the modules, joined by
+# commas, whose 1x1 convolutions were multiplied into it.
+MODULE_KEY = "segdeploy.module"
+FOLDED_KEY = "segdeploy.folded"
+
 SCHEMA = 1
 
 # torchvision's ImageNet statistics: what published weights expect of RGB in 0..1.

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from segdeploy.models.errors import ModelInputError
+from segdeploy.models.errors import ModelInputError, first_line
 
 # Heads that only training uses: present in a published file, absent from our network, or not.
 _TRAINING_ONLY = ("aux_classifier.",)
@@ -77,7 +77,7 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise ModelInputError(
-            f"{path}: cannot be read as a PyTorch file ({str(error).splitlines()[0]})"
+            f"{path}: cannot be read as a PyTorch file ({first_line(error)})"
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise ModelInputError(

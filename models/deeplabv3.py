@@ -61,13 +61,16 @@ def _checkpointed(module: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _running_statistics_held(module: nn.Module) -> Iterator[None]:
-    # In training mode a BatchNorm that does not track still normalises by the batch, and so
-    # gives the same output, but moves neither its averages nor its counter.
-    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in tracking:
-        norm.track_running_stats = False
+    # The second pass moves copies. Switching the tracking off instead would save other tensors
+    # than the first pass did, which checkpointing refuses.
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    held = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, held, strict=True):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, held, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)

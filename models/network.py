@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdeploy.models.errors import ModelInputError
+from segdeploy.models.errors import ModelInputError, first_line
 
 
 class Network(nn.Module):
@@ -35,10 +35,9 @@ class Network(nn.Module):
             try:
                 logits = _main_output(self.module(torch.zeros(1, 3, height, width)))
             except (RuntimeError, ValueError, TypeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise ModelInputError(
-                    f"{name}: the network cannot take a {height}x{width} image ({reason}); "
-                    "give another --size"
+                    f"{name}: the network cannot take a {height}x{width} image "
+                    f"({first_line(error)}); give another --size"
                 ) from error
         self.train(was_training)
         if logits.ndim != 4 or logits.shape[1] != num_classes:

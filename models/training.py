@@ -16,6 +16,8 @@ from torchvision.transforms import v2
 from segdeploy.models.dataset import Frame
 from segdeploy.models.errors import ModelInputError
 
+_Crop = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -73,8 +75,11 @@ def train(
     network.train()
     for epoch in range(settings.epochs):
         started = time.perf_counter()
-        for index, (images, masks) in enumerate(loader):
+        for index, batch in enumerate(loader):
             loaded = time.perf_counter()
+            if isinstance(batch, ModelInputError):
+                raise batch
+            images, masks = batch
             normalised = (images.float() / 255 - mean) / std
             loss = F.cross_entropy(network(normalised), masks.long(), ignore_index=ignore_index)
             if not torch.isfinite(loss):
@@ -102,7 +107,7 @@ def train(
 
 def _loader(
     frames: Sequence[Frame], ignore_index: int, settings: TrainingSettings
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> DataLoader[_Crop | ModelInputError]:
     return DataLoader(
         _Crops(frames, ignore_index, settings.size),
         batch_size=settings.batch_size,
@@ -111,11 +116,21 @@ def _loader(
         drop_last=len(frames) > settings.batch_size,
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,
+        collate_fn=_batch,
         generator=torch.Generator().manual_seed(settings.seed),
     )
 
 
-class _Crops(Dataset[tuple[Tensor, Tensor]]):
+def _batch(items: list[_Crop | ModelInputError]) -> _Crop | ModelInputError:
+    # A worker process would wrap an exception in its traceback, so a bad frame travels as a value.
+    for item in items:
+        if isinstance(item, ModelInputError):
+            return item
+    images, masks = zip(*items, strict=True)
+    return torch.stack(images), torch.stack(masks)
+
+
+class _Crops(Dataset[_Crop | ModelInputError]):
     """Random crops of the frames at `size`: images `(3, H, W)`, masks `(H, W)`, both uint8.
 
     A crop holds at least 40% of the frame, so objects appear at up to 1.6 times the scale that
@@ -135,8 +150,11 @@ class _Crops(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.frames[index].read()
+    def __getitem__(self, index: int) -> _Crop | ModelInputError:
+        try:
+            image, mask = self.frames[index].read()
+        except ModelInputError as error:
+            return error
         crop, labels = self.transform(
             tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
             tv_tensors.Mask(torch.from_numpy(mask)),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from segdeploy.benchmark.accuracy import Contestant, Judgement, Sample, judge
 from segdeploy.benchmark.environment import Environment, describe_environment
-from segdeploy.benchmark.latency import Candidate, Latency, measure_latencies
+from segdeploy.benchmark.latency import BURST_SECONDS, Candidate, Latency, measure_latencies
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.network import ModelSpec, check_classes
@@ -58,13 +58,15 @@ def bench(
     limit: int | None = None,
     backends: Sequence[str] = ("onnxruntime",),
     threads: int | None = None,
+    burst_seconds: float = BURST_SECONDS,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
     on_burst: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:
     """Compare exported files with the network that they came from.
 
     A quantised graph is judged by executing it literally, which is what TensorRT computes; its
-    latency is that of this CPU's own kernels, and how far those agree is said beside it.
+    latency is that of this CPU's own kernels, and how far those agree is said beside it. Latency
+    is measured in five interleaved bursts of `burst_seconds` a candidate.
 
     Raises:
         InputError, ModelInputError: for files that cannot be used, or whose classes or size differ.
@@ -92,7 +94,9 @@ def bench(
         size, backend = truth.contract.size, truth.session.backend
         precisions = [contestant.predictor.contract.precision for contestant in contestants]
     measured = Candidate("reference", _complete(spec, size, len(dataset.classes)), backend)
-    latencies = measure_latencies([measured, *named], threads=threads, on_burst=on_burst)
+    latencies = measure_latencies(
+        [measured, *named], burst_seconds=burst_seconds, threads=threads, on_burst=on_burst
+    )
     rows = [Row("reference", backend, "fp32", _bytes(spec), own, latencies[0])]
     for candidate, precision, judgement, latency in zip(
         named, precisions, judged, latencies[1:], strict=True
@@ -124,7 +128,7 @@ def _open(stack: ExitStack, candidate: Candidate, truth: Predictor) -> Contestan
     for what in ("classes", "size", "mean", "std", "scales", "flip"):
         if getattr(theirs, what) != getattr(ours, what):
             raise InputError(
-                f"{path}: its {what} are {getattr(theirs, what)}, the reference's "
+                f"{path}: its {what} is {getattr(theirs, what)}, the reference's "
                 f"{getattr(ours, what)}; they cannot be compared"
             )
     return Contestant(candidate.name, predictor, kernels if quantized else None)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from segdeploy.models.errors import first_line
 from segdeploy.network import ModelSpec
 from segdeploy.runtime.predictor import load
 
@@ -40,7 +41,7 @@ def main() -> None:
         _burst(predictor.session.run, image, _WARM_UP_SECONDS)
         answer: Any = {"ready": True}
     except Exception as error:  # told to the parent, which says it to the user
-        answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        answer = {"error": f"{type(error).__name__}: {first_line(error)}"}
     print(json.dumps(answer), file=answers, flush=True)
     for line in sys.stdin:
         times = _burst(predictor.session.run, image, json.loads(line)["seconds"])

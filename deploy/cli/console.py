@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(title: str, quiet: bool) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr, fed with `(done, total, note)`; silent where stderr is no terminal."""
+    """A progress bar on stderr, fed with `(done, total, note)`; silent where it is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -42,11 +42,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
+    if title:
+        print(title)
     console = Console()
     # A pipe has no width of its own; a table cut at 80 columns would lose figures.
     Console(width=None if console.is_terminal else 160).print(table)

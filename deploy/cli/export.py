@@ -20,26 +20,43 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @network_options
+@click.option("--data", type=Path, help="Data set that names the classes of a named network.")
 @click.option("--dynamic", is_flag=True, help="Let batch, height and width vary.")
+@click.option("--no-optimize", is_flag=True, help="Leave the exact rewrites out.")
 @out_option("ONNX file to write.")
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="List every convolution.")
 def export(
-    model: str, dynamic: bool, out: Path, as_json: bool, verbose: bool, **options: Any
+    model: str,
+    data: Path | None,
+    dynamic: bool,
+    no_optimize: bool,
+    out: Path,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
 ) -> None:
     """Export MODEL to ONNX, and prove that the file is the same network."""
     import segdeploy
 
-    report = segdeploy.export(network_spec(model, options), out, dynamic=dynamic)
+    report = segdeploy.export(
+        network_spec(model, options), out, dynamic=dynamic, optimized=not no_optimize, data=data
+    )
     if as_json:
         click.echo(json.dumps(_described(report)))
         return
     if verbose:
-        print_table(("module", *_GEOMETRY), [_proof_row(p) for p in report.convolutions])
+        print_table(("module", *_GEOMETRY, "node"), [_proof_row(p) for p in report.convolutions])
     click.echo(
         f"{report.path}: {megabytes(report.bytes)} MB, {report.seconds:.1f} s; "
         f"{count_proofs(report.convolutions)} as in PyTorch"
     )
+    if report.account:
+        for line in report.account.rewrites:
+            click.echo(line)
+        before, after = report.account.before.macs, report.account.after.macs
+        if report.account.rewrites and before and after:
+            click.echo(f"multiply-accumulates of the network: {before:,} become {after:,}")
     print_table(
         ("parity at input", "max abs", "max rel (of range)", "labels equal %"),
         [
@@ -70,11 +87,13 @@ def count_proofs(proofs: tuple[ConvProof, ...]) -> str:
 def _proof_row(proof: ConvProof) -> tuple[str, ...]:
     return (
         proof.module,
-        *(
-            "x".join(map(str, v)) if isinstance(v, tuple) else str(v)
-            for v in (getattr(proof.expected, name) for name in _GEOMETRY)
-        ),
+        *(_times(getattr(proof.expected, name)) for name in _GEOMETRY),
+        ", ".join(proof.folded_into) or proof.node or "",
     )
+
+
+def _times(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _described(report: ExportReport) -> dict[str, Any]:

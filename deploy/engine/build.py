@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from segdeploy.engine.manifest import Manifest, manifest_path
 from segdeploy.engine.tensorrt_rtx import BuiltPlan, Profile, build_plan, compute_capabilities
-from segdeploy.errors import CheckFailed, InputError
+from segdeploy.errors import InputError
 from segdeploy.exporter.dilation import ConvProof
 from segdeploy.files import check_output, sha256_of_file, write_atomically
 from segdeploy.onnx_file import contract_of, load_onnx
@@ -66,8 +66,6 @@ def build_engine(
     shape = _input_shape(graph)
     _check_profile(model, shape, profile)
     built = build_plan(graph, str(model), targets, profile)
-    if failures := [proof.complaint() for proof in built.convolutions if not proof.holds]:
-        raise CheckFailed(f"{out}: not written; in TensorRT's network {'; '.join(failures[:3])}")
     manifest = Manifest(
         engine=out.name,
         sha256=hashlib.sha256(built.plan).hexdigest(),

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.errors import InputError
+from segdeploy.errors import CheckFailed, InputError
 from segdeploy.exporter.dilation import ConvGeometry, ConvProof, node_geometry
-from segdeploy.exporter.onnx_export import MODULE_KEY
 from segdeploy.packages import require
+from segdeploy.spec import MODULE_KEY
 
 if TYPE_CHECKING:
     import onnx
@@ -66,6 +66,7 @@ def build_plan(
 
     Raises:
         InputError: if the parser or the builder refuses, with the node, its module and the reason.
+        CheckFailed: if TensorRT's network reads other pixels than the graph.
     """
     capabilities = compute_capabilities(targets)
     trt = require("tensorrt_rtx")
@@ -77,6 +78,8 @@ def build_plan(
     if not parser.parse(graph.SerializeToString()):
         raise InputError(f"{source}: TensorRT's parser refuses it: {_parser_errors(parser, graph)}")
     convolutions = prove_network(trt, network, graph)
+    if failures := [proof.complaint() for proof in convolutions if not proof.holds]:
+        raise CheckFailed(f"{source}: not built; in TensorRT's network {'; '.join(failures[:3])}")
     config = builder.create_builder_config()
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
@@ -160,7 +163,9 @@ def _logger(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+            grave = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+            # Error 35, "no driver", is said on every machine without a GPU and explains nothing.
+            if severity in grave and "cudaError 35" not in message:
                 self.errors.append(message.strip())
 
     return ErrorLog()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from segdeploy.spec import FOLDED_KEY, MODULE_KEY
+
 if TYPE_CHECKING:
     import onnx
     from torch import nn
@@ -23,6 +25,11 @@ class ConvGeometry:
     padding: tuple[int, ...]
     groups: int
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it reads one pixel: a 1x1 convolution with stride 1 and no padding."""
+        return (set(self.kernel), set(self.stride), set(self.padding)) == ({1}, {1}, {0})
+
     def differences(self, other: ConvGeometry) -> str:
         """Say in words where `other` departs from this geometry; empty if nowhere."""
         return ", ".join(
@@ -34,20 +41,29 @@ class ConvGeometry:
 
 @dataclass(frozen=True)
 class ConvProof:
-    """One PyTorch convolution beside what a graph made of it (`found` is None if it is gone)."""
+    """One PyTorch convolution beside what a graph made of it.
+
+    `found` is None if there is no such node; a 1x1 convolution may have been multiplied into the
+    nodes `folded_into`, which changes no pixel that is read (parity proves the numbers).
+    """
 
     module: str
     node: str | None
     expected: ConvGeometry
     found: ConvGeometry | None
+    folded_into: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
         """Whether the graph computes the same convolution."""
+        if self.folded_into:
+            return self.expected.is_pointwise
         return self.expected == self.found
 
     def complaint(self) -> str:
         """One clause that names the module and what became of it."""
+        if self.folded_into:
+            return f"convolution {self.module} is no 1x1 convolution, yet it was folded away"
         if self.found is None:
             return f"convolution {self.module} has no node in the graph"
         return f"convolution {self.module} (node {self.node}) has " + self.expected.differences(
@@ -60,21 +76,29 @@ def prove_dilations(
 ) -> list[ConvProof]:
     """Compare every 2-D convolution that `network` runs with the Conv nodes of `graph`.
 
-    A node belongs to the module whose weight it reads; a fused node keeps that name. A module that
-    is run several times has several nodes, and each must agree.
+    A node belongs to the module whose weight it reads: a node fused with BatchNorm keeps that name,
+    while its scope names the BatchNorm. A node that a rewrite made says its module itself. A module
+    that is run several times has several nodes, and each must agree. What a rewrite folded away
+    is traced to the nodes that took it in.
     """
     nodes: dict[str, list[tuple[str, ConvGeometry]]] = {}
+    folded: dict[str, list[str]] = {}
     for node in graph.graph.node:
         if node.op_type == "Conv":
+            notes = {entry.key: entry.value for entry in node.metadata_props}
             module = node.input[1].removesuffix(".weight")
+            if FOLDED_KEY in notes:
+                module = notes[MODULE_KEY]
+                for absorbed in notes[FOLDED_KEY].split(","):
+                    folded.setdefault(absorbed, []).append(node.name)
             nodes.setdefault(module, []).append((node.name, node_geometry(node, graph)))
     proofs = []
     for module, expected in module_geometries(network, size).items():
-        found = nodes.get(module)
-        if found is None:
-            proofs.append(ConvProof(module, None, expected, None))
+        if module in nodes:
+            proofs += [ConvProof(module, name, expected, geo) for name, geo in nodes[module]]
         else:
-            proofs += [ConvProof(module, name, expected, geometry) for name, geometry in found]
+            into = tuple(folded.get(module, ()))
+            proofs.append(ConvProof(module, None, expected, None, into))
     return proofs
 
 
@@ -120,8 +144,7 @@ def node_geometry(node: onnx.NodeProto, graph: onnx.ModelProto) -> ConvGeometry:
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     kernel = attributes.get("kernel_shape")
     if kernel is None:
-        weights = {t.name: t for t in graph.graph.initializer}
-        kernel = weights[node.input[1]].dims[2:] if node.input[1] in weights else (0, 0)
+        kernel = _kernel_of_weight(node.input[1], graph)
     rank = len(kernel)
     return ConvGeometry(
         kernel=tuple(kernel),
@@ -130,3 +153,14 @@ def node_geometry(node: onnx.NodeProto, graph: onnx.ModelProto) -> ConvGeometry:
         padding=tuple(attributes.get("pads", (0,) * 2 * rank)),
         groups=attributes.get("group", 1),
     )
+
+
+def _kernel_of_weight(weight: str, graph: onnx.ModelProto) -> tuple[int, ...]:
+    # A quantised weight stands behind a DequantizeLinear.
+    sources = {
+        node.output[0]: node.input[0]
+        for node in graph.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+    name = sources.get(weight, weight)
+    return next((tuple(t.dims[2:]) for t in graph.graph.initializer if t.name == name), ())

@@ -11,23 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.exporter.dilation import ConvProof, prove_dilations
-from segdeploy.exporter.parity import Parity, check_parity, probe_shapes
+from segdeploy.exporter.parity import SMALLEST_SIDE, Parity, check_parity, probe_shapes
 from segdeploy.files import check_output
+from segdeploy.models.dataset import open_dataset
+from segdeploy.models.errors import first_line
 from segdeploy.network import LoadedNetwork, ModelSpec, load_network
 from segdeploy.onnx_file import save_onnx, set_contract
+from segdeploy.optimizer.optimize import Account, optimize
 from segdeploy.packages import require, versions
+from segdeploy.spec import MODULE_KEY
 
 if TYPE_CHECKING:
     import onnx
 
-    from segdeploy.models.dataset import DataSet
     from segdeploy.models.network import Network
 
 OPSET = 20
-MODULE_KEY = "segdeploy.module"
 # The attribute under which `Network` holds the user's own network.
 _WRAPPER = "module."
 _LARGEST_BATCH = 32
+# Bounds of a dynamic graph, unless its own size lies outside.
 _LARGEST_SIDE = 8192
 
 
@@ -40,6 +43,7 @@ class ExportReport:
     seconds: float
     convolutions: tuple[ConvProof, ...]
     parity: tuple[Parity, ...]
+    account: Account | None
 
 
 def export(
@@ -47,13 +51,15 @@ def export(
     out: Path | str,
     *,
     dynamic: bool = False,
-    dataset: DataSet | None = None,
+    optimized: bool = True,
+    data: Path | str | None = None,
 ) -> ExportReport:
     """Export a network to ONNX, opset 20, input `image` (N, 3, H, W) float32, output `logits`.
 
     The graph is static at the contract's size and batch 1, or `dynamic` in batch, height and
-    width. Every convolution is compared with its PyTorch module and the outputs with PyTorch's,
-    at several shapes where the graph is dynamic.
+    width; `optimized` applies the exact rewrites. Every convolution is compared with its PyTorch
+    module and the outputs with PyTorch's, at several shapes where the graph is dynamic. `data` is
+    a data set that names the classes of a network without a checkpoint.
 
     Raises:
         InputError, ModelInputError: for a network that cannot be made or exported.
@@ -63,8 +69,11 @@ def export(
     out = check_output(Path(out), ".onnx")
     spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
     require("torch", "onnxscript", "onnxruntime")
-    loaded = load_network(spec, dataset)
+    loaded = load_network(spec, open_dataset(Path(data)) if data else None)
     graph = trace(loaded.network, loaded.contract.size, dynamic=dynamic, name=spec.model)
+    account = None
+    if optimized:
+        graph, account = optimize(graph)
     contract = loaded.contract.derived(loaded.sha256 or "", versions("torch", "onnx", "onnxscript"))
     set_contract(graph, contract)
     convolutions, parity = prove(loaded, graph, dynamic=dynamic)
@@ -73,7 +82,7 @@ def export(
         save_onnx(graph, rejected)
         raise CheckFailed(f"{out}: not written; {failures}; the graph is kept as {rejected}")
     size = len(save_onnx(graph, out))
-    return ExportReport(out, size, time.perf_counter() - started, convolutions, parity)
+    return ExportReport(out, size, time.perf_counter() - started, convolutions, parity, account)
 
 
 def trace(network: Network, size: tuple[int, int], *, dynamic: bool, name: str) -> onnx.ModelProto:
@@ -90,8 +99,10 @@ def trace(network: Network, size: tuple[int, int], *, dynamic: bool, name: str) 
     dynamic_shapes = None
     if dynamic:
         batch = Dim("batch", min=1, max=_LARGEST_BATCH)
-        height = Dim("height", min=32, max=_LARGEST_SIDE)
-        width = Dim("width", min=32, max=_LARGEST_SIDE)
+        height, width = (
+            Dim(name, min=min(SMALLEST_SIDE, side), max=max(_LARGEST_SIDE, side))
+            for name, side in zip(("height", "width"), size, strict=True)
+        )
         dynamic_shapes = ({0: batch, 2: height, 3: width},)
     network.eval()
     try:
@@ -134,8 +145,7 @@ def _failures(convolutions: tuple[ConvProof, ...], parity: tuple[Parity, ...]) -
 
 def _reason(error: BaseException) -> str:
     cause = error.__cause__ or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0] if lines else 'no reason given'}"
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 def _annotate(graph: onnx.ModelProto) -> None:
@@ -172,4 +182,6 @@ def _module_path(scopes: str | None) -> str | None:
         return None
     # A list's repr: the modules from the outermost in, then the operation itself.
     path = ast.literal_eval(scopes)
-    return str(path[-2]).removeprefix(_WRAPPER) if len(path) >= 2 else None
+    if len(path) < 2:
+        return None
+    return str(path[-2]).removeprefix(_WRAPPER.rstrip(".")).removeprefix(".") or None

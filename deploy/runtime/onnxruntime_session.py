@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from segdeploy.errors import InputError
+from segdeploy.models.errors import first_line
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import TensorSpec
@@ -36,8 +37,9 @@ class OnnxRuntimeSession(Closing):
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the binding's classes share no base below Exception
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: ONNX Runtime cannot load it ({reason})") from error
+            raise InputError(
+                f"{path}: ONNX Runtime cannot load it ({first_line(error)})"
+            ) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1:
             raise InputError(f"{path}: has {len(inputs)} inputs; a segmentation network has one")

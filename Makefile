@@ -1,0 +1,45 @@
+# `make demo` and `make test` set up everything that they need in .venv.
+VENV ?= .venv
+PYTHON ?= python3
+RUN ?= runs/demo
+EPOCHS ?= 8
+
+BIN := $(VENV)/bin
+# onnxruntime and onnxruntime-gpu overwrite each other: the second only where a driver is.
+RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+SOURCES := deploy models calibration tests benchmarks
+
+.PHONY: demo test bench lint format typecheck clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,$(RUNTIME),rtx,openvino,dev]'
+	touch $@
+
+demo: $(VENV)/.ready
+	PATH="$(abspath $(BIN)):$$PATH" RUN="$(RUN)" DATA="$(DATA)" EPOCHS="$(EPOCHS)" docs/demo.sh
+
+test: $(VENV)/.ready
+	$(BIN)/pytest
+
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/data_loading.py
+	$(BIN)/python benchmarks/linear_head.py
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# mypy cannot follow the folder mapping of an editable install, so it is shown the package as one.
+typecheck: $(VENV)/.ready
+	rm -rf build/typecheck && mkdir -p build/typecheck/segdeploy
+	ln -s $(addprefix $(CURDIR)/,$(wildcard deploy/*) models calibration) build/typecheck/segdeploy/
+	cd build/typecheck && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --package segdeploy
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info

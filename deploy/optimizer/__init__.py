@@ -1,0 +1,1 @@
+"""Exact rewrites: the same function, fewer multiply-accumulates."""

@@ -1,0 +1,87 @@
+"""Real files that many tests read, made once a session: a data set, a checkpoint, graphs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import segdeploy
+from segdeploy.models import scenes
+from segdeploy.models.dataset import write_dataset
+from segdeploy.network import ModelSpec
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("SEGDEPLOY_SHARED", ROOT.parent / "shared"))
+SIZE = (48, 64)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated scenes: 16 frames to train, 4 to validate, 96x128."""
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    splits = {
+        name: scenes.generate(name, n, (96, 128), 0) for name, n in (("train", 16), ("val", 4))
+    }
+    list(
+        write_dataset(
+            root,
+            classes=scenes.CLASSES,
+            palette=scenes.PALETTE,
+            ignore_index=scenes.IGNORE_INDEX,
+            splits=splits,
+        )
+    )
+    return root
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the session's checkpoint and graphs."""
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(files: Path, dataset: Path) -> Path:
+    """A small DeepLabV3, trained for two epochs: width 8, stride 2, 48x64."""
+    spec = ModelSpec("deeplabv3", arguments={"width": 8, "stride": 2}, size=SIZE)
+    out = files / "model.safetensors"
+    segdeploy.train(spec, dataset, out, epochs=2, batch_size=4, workers=0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def graph(files: Path, checkpoint: Path) -> Path:
+    """The checkpoint, exported and optimised."""
+    return segdeploy.export(checkpoint, files / "model.onnx").path
+
+
+@pytest.fixture(scope="session")
+def dynamic_graph(files: Path, checkpoint: Path) -> Path:
+    """The checkpoint, exported with dynamic batch, height and width."""
+    return segdeploy.export(checkpoint, files / "dynamic.onnx", dynamic=True).path
+
+
+@pytest.fixture(scope="session")
+def int8_graph(files: Path, graph: Path, dataset: Path) -> Path:
+    """The exported graph, quantised."""
+    return segdeploy.calibrate(graph, dataset, files / "model.int8.onnx").path
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """The CamVid data set, where it lies beside the checkout."""
+    root = SHARED / "data" / "camvid"
+    if not root.is_dir():
+        pytest.skip(f"CamVid is not at {root}; set SEGDEPLOY_SHARED to the folder that holds data/")
+    return root
+
+
+@pytest.fixture(scope="session")
+def camvid_weights() -> Path:
+    """torchvision's network trained on CamVid, where it lies beside the checkout."""
+    path = SHARED / "weights" / "camvid-deeplabv3_mobilenet_v3_large.pth"
+    if not path.is_file():
+        pytest.skip(f"the CamVid weights are not at {path}; set SEGDEPLOY_SHARED")
+    return path

@@ -1,0 +1,88 @@
+"""The rules of the house: who may import whom, and which folders are packaged."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import segdeploy
+
+from .conftest import ROOT
+
+PACKAGES = {"models": "segdeploy.models", "calibration": "segdeploy.calibration"}
+ALLOWED = {
+    # Pillow is what torchvision reads images with.
+    "models": {"torch", "torchvision", "numpy", "safetensors", "PIL", "segdeploy.models"},
+    "calibration": {"numpy", "onnx", "onnx_ir", "onnxruntime", "segdeploy.calibration"},
+}
+
+
+def imported_by(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            if node.module == "segdeploy":
+                names |= {f"segdeploy.{alias.name}" for alias in node.names}
+    return names - {"segdeploy"} if path.is_relative_to(ROOT / "deploy") else names
+
+
+@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def test_models_and_calibration_import_what_the_table_allows(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imported_by(path):
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names:
+                continue
+            allowed = ALLOWED[folder]
+            assert top in allowed or ".".join(name.split(".")[:2]) in allowed, f"{path}: {name}"
+
+
+def test_the_packaged_folders_are_those_on_disk() -> None:
+    found = set()
+    for folder, package in {"deploy": "segdeploy", **PACKAGES}.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            parts = init.parent.relative_to(ROOT / folder).parts
+            found.add(".".join((package, *parts)))
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = text.partition("packages = [")[2].partition("]")[0]
+    assert {name.strip(' ",\n') for name in listed.split(",") if name.strip()} == found
+    bare = {
+        path.parent
+        for folder in ("deploy", "models", "calibration")
+        for path in (ROOT / folder).rglob("*.py")
+        if not (path.parent / "__init__.py").exists()
+    }
+    assert bare == set()
+
+
+def test_no_public_function_has_a_submodules_name() -> None:
+    # An import of the submodule would silently put it in the function's place.
+    submodules = {path.stem for path in (ROOT / "deploy").glob("*.py")}
+    submodules |= {path.parent.name for path in (ROOT / "deploy").glob("*/__init__.py")}
+    assert not submodules & set(segdeploy.__all__)
+
+
+def test_every_public_function_is_there() -> None:
+    for name in segdeploy.__all__:
+        assert callable(getattr(segdeploy, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = segdeploy.nothing
+
+
+def test_the_version_stands_in_two_places_alike() -> None:
+    assert f'version = "{segdeploy.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_no_file_grows_beyond_one_idea() -> None:
+    for folder in ("deploy", "models", "calibration"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 320, path

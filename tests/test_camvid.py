@@ -1,0 +1,74 @@
+"""Real road scenes and a real trained network, from beside the checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import segdeploy
+from segdeploy.models.dataset import open_dataset
+from segdeploy.network import ModelSpec
+
+NAME = "deeplabv3_mobilenet_v3_large"
+
+
+@pytest.fixture(scope="module")
+def spec(camvid_weights: Path) -> ModelSpec:
+    return ModelSpec(NAME, weights=camvid_weights, size=(360, 480))
+
+
+@pytest.fixture(scope="module")
+def exported(spec: ModelSpec, camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("camvid") / "m.onnx"
+    report = segdeploy.export(spec, out, data=camvid)
+    assert {max(p.expected.dilation) for p in report.convolutions} == {1, 2, 12, 24, 36}
+    assert all(p.holds for p in report.convolutions + report.parity)
+    return out
+
+
+@pytest.fixture(scope="module")
+def int8(exported: Path, camvid: Path) -> Path:
+    out = exported.with_name("m.int8.onnx")
+    return segdeploy.calibrate(exported, camvid, out, limit=16).path
+
+
+def test_the_data_set_is_whole(camvid: Path) -> None:
+    dataset = open_dataset(camvid)
+    assert len(dataset.classes) == 11
+    assert [len(dataset.frames(split)) for split in ("train", "val")] == [367, 101]
+    for frame in dataset.frames("val", 10):
+        image, mask = frame.read()
+        assert image.shape == (360, 480, 3)
+        assert set(np.unique(mask)) <= {*range(11), 255}
+
+
+def test_the_published_miou_is_reached(spec: ModelSpec, camvid: Path) -> None:
+    accuracy = segdeploy.evaluate(spec, camvid)
+    assert accuracy.frames == 101
+    assert 100 * accuracy.miou == pytest.approx(54.28, abs=0.02)
+    assert 100 * accuracy.pixel_accuracy == pytest.approx(88.49, abs=0.02)
+
+
+def test_int8_stays_near_on_frames_that_it_was_not_calibrated_on(
+    exported: Path, int8: Path, camvid: Path
+) -> None:
+    agreements = []
+    with segdeploy.load(exported) as fp32, segdeploy.load(int8, literal=True) as quantised:
+        for frame in open_dataset(camvid).frames("val")[::20]:
+            image, _ = frame.read()
+            agreements.append(np.mean(fp32.predict(image) == quantised.predict(image)))
+    assert np.mean(agreements) > 0.97
+    assert int8.stat().st_size < 0.30 * exported.stat().st_size
+
+
+def test_tensorrt_rtx_builds_both_with_every_dilation(
+    exported: Path, int8: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra rtx)")
+    for path in (exported, int8):
+        report = segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86", "sm89"])
+        assert len(report.convolutions) == 70
+        assert all(proof.holds for proof in report.convolutions)
+        assert {max(p.found.dilation) for p in report.convolutions} == {1, 2, 12, 24, 36}

@@ -1,0 +1,170 @@
+"""The data-set format: what is read, and what each wrong file is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdeploy.models import images, scenes
+from segdeploy.models.dataset import open_dataset, write_dataset
+from segdeploy.models.errors import ModelInputError
+
+
+@pytest.fixture
+def copy(dataset: Path, tmp_path: Path) -> Path:
+    """A data set that a test may spoil."""
+    return Path(shutil.copytree(dataset, tmp_path / "set"))
+
+
+def test_generated_scenes_are_read_back_like_any_data_set(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    assert opened.classes == scenes.CLASSES
+    frames = opened.frames("train")
+    assert len(frames) == 16
+    assert [f.name for f in opened.frames("train", 2)] == ["train_0000", "train_0001"]
+    image, mask = frames[0].read()
+    assert (image.shape, image.dtype) == ((96, 128, 3), np.uint8)
+    assert (mask.shape, mask.dtype) == ((96, 128), np.uint8)
+
+
+def test_scenes_depend_on_seed_split_and_index_alone() -> None:
+    first = list(scenes.generate("train", 3, (60, 80), 7))
+    second = list(scenes.generate("train", 2, (60, 80), 7))
+    for (name, image, mask), (again, image2, mask2) in zip(first, second, strict=False):
+        assert name == again
+        assert np.array_equal(image, image2)
+        assert np.array_equal(mask, mask2)
+    for split, seed in (("val", 7), ("train", 8)):
+        (_, other, _) = next(scenes.generate(split, 1, (60, 80), seed))
+        assert not np.array_equal(first[0][1], other)
+
+
+def test_scenes_hold_every_class_and_ignored_pixels() -> None:
+    masks = [mask for _, _, mask in scenes.generate("train", 12, (120, 160), 0)]
+    assert set(np.unique(masks)) == {*range(len(scenes.CLASSES)), scenes.IGNORE_INDEX}
+
+
+def test_the_written_folder_appears_only_when_whole(tmp_path: Path) -> None:
+    def breaking():
+        yield from scenes.generate("train", 2, (32, 32), 0)
+        raise RuntimeError("power cut")
+
+    arguments = {"classes": scenes.CLASSES, "palette": scenes.PALETTE, "ignore_index": 255}
+    with pytest.raises(RuntimeError, match="power cut"):
+        list(write_dataset(tmp_path / "set", **arguments, splits={"train": breaking()}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_not_overwritten(dataset: Path) -> None:
+    with pytest.raises(ModelInputError, match="already exists"):
+        next(write_dataset(dataset, classes=["a"], palette=[(0, 0, 0)], ignore_index=9, splits={}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": []}, "'classes' must be a list of names"),
+        ({"classes": ["a", 3]}, "'classes' must be a list of names"),
+        ({"palette": [[1, 2, 3]]}, r"'palette' must be one \[red, green, blue\]"),
+        ({"palette": [[1, 2, 300]] * 8}, r"'palette' must be one \[red, green, blue\]"),
+        ({"ignore_index": 3}, "'ignore_index' must be a number from 8 to 255"),
+        ({"splits": "train"}, "'splits' must be a list of folder names"),
+    ],
+)
+def test_a_wrong_field_is_named(copy: Path, change: dict, message: str) -> None:
+    path = copy / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ModelInputError, match=message):
+        open_dataset(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not JSON"), ("[]", "must hold a JSON object")]
+)
+def test_a_description_that_is_no_json_object(copy: Path, text: str, message: str) -> None:
+    (copy / "dataset.json").write_text(text)
+    with pytest.raises(ModelInputError, match=message):
+        open_dataset(copy)
+
+
+def test_missing_description_split_frames_and_mask(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelInputError, match="a data set is a folder with a dataset.json"):
+        open_dataset(tmp_path)
+    opened = open_dataset(copy)
+    with pytest.raises(ModelInputError, match="has no split 'test'; dataset.json lists train, val"):
+        opened.frames("test")
+    (copy / "val" / "masks" / "val_0002.png").unlink()
+    with pytest.raises(ModelInputError, match=r"val_0002.png: no such mask"):
+        opened.frames("val")
+    shutil.rmtree(copy / "val" / "images")
+    with pytest.raises(ModelInputError, match="the split is empty"):
+        opened.frames("val")
+
+
+def test_a_mask_of_another_size_or_with_a_strange_id(copy: Path) -> None:
+    frame = open_dataset(copy).frames("val")[0]
+    Image.fromarray(np.zeros((10, 20), np.uint8)).save(frame.mask)
+    with pytest.raises(ModelInputError, match=r"the mask is 10x20 \(HxW\), its image 96x128"):
+        frame.read()
+    strange = np.zeros((96, 128), np.uint8)
+    strange[3, 4] = 8
+    Image.fromarray(strange).save(frame.mask)
+    with pytest.raises(ModelInputError, match=r"holds the ids \[8\], but there are 8 classes"):
+        frame.read()
+
+
+def test_a_paletted_mask_gives_its_ids(copy: Path) -> None:
+    frame = open_dataset(copy).frames("val")[0]
+    _, mask = frame.read()
+    paletted = Image.fromarray(mask).convert("L")
+    colours = [value for colour in scenes.PALETTE for value in colour]
+    paletted.putpalette(colours + [0] * (3 * 256 - len(colours)))
+    paletted.save(frame.mask)
+    assert Image.open(frame.mask).mode == "P"
+    assert np.array_equal(frame.read()[1], mask)
+
+
+def test_colour_and_sixteen_bit_masks_are_refused(copy: Path) -> None:
+    frame = open_dataset(copy).frames("val")[0]
+    Image.fromarray(np.zeros((96, 128, 3), np.uint8)).save(frame.mask)
+    with pytest.raises(ModelInputError, match="one 8-bit class id a pixel"):
+        frame.read()
+
+
+def test_unreadable_and_mislabelled_images(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    with pytest.raises(ModelInputError, match="no such image"):
+        images.read_image(path)
+    path.write_text("not an image")
+    with pytest.raises(ModelInputError, match="is not an image that can be read"):
+        images.read_image(path)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path, "PNG")
+    with pytest.raises(ModelInputError, match="holds PNG data although its name says JPEG"):
+        images.read_image(path)
+    Image.fromarray(pixels).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(ModelInputError, match="the image is damaged"):
+        images.read_image(path)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (64, 64)).save(path)
+    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 63)
+    with pytest.raises(ModelInputError, match="64x64 pixels are over the limit"):
+        images.read_image(path)
+
+
+def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+    for mode in ("L", "RGBA", "P"):
+        path = tmp_path / f"{mode}.png"
+        Image.new(mode, (5, 4)).save(path)
+        assert images.read_image(path).shape == (4, 5, 3)

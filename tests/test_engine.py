@@ -1,0 +1,153 @@
+"""Engines by TensorRT-RTX's own parser and builder, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+import segdeploy
+from segdeploy.engine.tensorrt_rtx import Profile, prove_network
+from segdeploy.errors import CheckFailed, InputError
+from segdeploy.spec import read_contract
+
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra rtx)")
+
+PROFILE = Profile((1, 3, 32, 32), (1, 3, 48, 64), (4, 3, 96, 128))
+
+
+def read_manifest(engine: Path) -> dict:
+    return json.loads(engine.with_name(engine.name + ".json").read_text())
+
+
+@pytest.mark.parametrize("targets", [("sm86",), ("sm89",), ("sm86", "sm89"), ("sm75", "sm120")])
+@pytest.mark.parametrize("name", ["graph", "int8_graph"])
+def test_graphs_build_for_every_target_with_their_dilations(
+    name: str, targets: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(name)
+    report = segdeploy.build_engine(path, tmp_path / "m.engine", targets=targets)
+    assert {max(p.found.dilation) for p in report.convolutions} == {1, 2, 4, 6, 12, 18}
+    assert all(proof.holds for proof in report.convolutions)
+    assert len(report.convolutions) == sum(
+        node.op_type == "Conv" for node in onnx.load(path).graph.node
+    )
+    assert report.precision == ("fp32" if name == "graph" else "int8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.engine", "m.engine.json"]
+
+
+def test_the_manifest_describes_the_engine(graph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.engine"
+    segdeploy.build_engine(graph, out, targets=["SM86"])
+    manifest = read_manifest(out)
+    assert manifest["schema"] == 1
+    assert manifest["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert manifest["bytes"] == out.stat().st_size
+    assert manifest["compute_capabilities"] == ["sm86"]
+    assert manifest["builder_version"] == trt.__version__
+    assert manifest["parent_sha256"] == hashlib.sha256(graph.read_bytes()).hexdigest()
+    assert manifest["input_shape"] == [1, 3, 48, 64]
+    contract = read_contract(json.dumps({"schema": 1, **manifest["contract"]}), "manifest")
+    assert contract.classes[0] == "sky"
+    by_module = {c["module"]: c for c in manifest["convolutions"]}
+    assert by_module["aspp.conv4"]["dilation"] == [18, 18]
+
+
+def test_a_dynamic_graph_needs_and_takes_a_profile(dynamic_graph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.engine"
+    with pytest.raises(InputError, match="is dynamic in batch, height, width; say which shapes"):
+        segdeploy.build_engine(dynamic_graph, out, targets=["sm86"])
+    wrong = Profile(PROFILE.maximum, PROFILE.optimum, PROFILE.minimum)
+    with pytest.raises(InputError, match="must grow in that order"):
+        segdeploy.build_engine(dynamic_graph, out, targets=["sm86"], profile=wrong)
+    segdeploy.build_engine(dynamic_graph, out, targets=["sm86"], profile=PROFILE)
+    assert read_manifest(out)["profile"]["maximum"] == [4, 3, 96, 128]
+
+
+def test_a_static_graph_takes_no_profile(graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="leave --min, --opt and --max out"):
+        segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"], profile=PROFILE)
+
+
+def parsed(model: onnx.ModelProto):
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    assert trt.OnnxParser(network, logger).parse(model.SerializeToString())
+    return builder, network
+
+
+def test_another_dilation_in_tensorrts_network_is_found(graph: Path) -> None:
+    model = onnx.load(graph)
+    builder, network = parsed(model)
+    assert all(proof.holds for proof in prove_network(trt, network, model))
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.CONVOLUTION:
+            layer.__class__ = trt.IConvolutionLayer
+            if tuple(layer.dilation_nd) == (12, 12):
+                layer.dilation_nd = (11, 11)
+    failed = [proof for proof in prove_network(trt, network, model) if not proof.holds]
+    assert len(failed) == 1
+    assert "convolution aspp.conv3" in failed[0].complaint()
+    assert "has dilation (11, 11) instead of (12, 12)" in failed[0].complaint()
+    del builder
+
+
+def test_a_network_that_differs_is_not_written(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segdeploy.engine import tensorrt_rtx
+
+    true_layer = tensorrt_rtx._layer_geometry
+
+    def shifted(layer):
+        geometry = true_layer(layer)
+        if geometry.dilation == (18, 18):
+            layer.dilation_nd = (17, 17)
+        return true_layer(layer)
+
+    monkeypatch.setattr(tensorrt_rtx, "_layer_geometry", shifted)
+    with pytest.raises(CheckFailed, match=r"aspp\.conv4 .* dilation \(17, 17\) instead of"):
+        segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unnamed_foreign_convolution_is_proven_too(graph: Path, tmp_path: Path) -> None:
+    model = onnx.load(graph)
+    for node in model.graph.node:
+        node.name = ""
+        del node.metadata_props[:]
+    path = tmp_path / "unnamed.onnx"
+    onnx.save(model, path)
+    report = segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86"])
+    assert len({proof.node for proof in report.convolutions}) == len(report.convolutions) == 14
+
+
+def test_wrong_targets_backends_and_outputs(graph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.engine"
+    with pytest.raises(InputError, match="--target sm90: TensorRT-RTX .* builds for sm75, sm80"):
+        segdeploy.build_engine(graph, out, targets=["sm90"])
+    with pytest.raises(InputError, match="name the GPU's compute capability"):
+        segdeploy.build_engine(graph, out, targets=[])
+    with pytest.raises(InputError, match="tensorrt: this version builds with tensorrt-rtx"):
+        segdeploy.build_engine(graph, out, targets=["sm86"], backend="tensorrt")
+    with pytest.raises(InputError, match=r"must end in \.engine"):
+        segdeploy.build_engine(graph, tmp_path / "m.plan", targets=["sm86"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_the_parser_refuses_names_node_and_module(graph: Path, tmp_path: Path) -> None:
+    model = onnx.load(graph)
+    relu = next(n for n in model.graph.node if n.op_type == "Relu")
+    relu.op_type = "MysteryOp"
+    path = tmp_path / "strange.onnx"
+    onnx.save(model, path)
+    with pytest.raises(InputError) as raised:
+        segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86"])
+    message = str(raised.value)
+    assert "TensorRT's parser refuses it: node node_relu (module backbone.0.relu)" in message
+    assert "MysteryOp" in message

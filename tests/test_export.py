@@ -1,0 +1,212 @@
+"""Export: the proofs hold for true graphs, and fail for every kind of false one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import segdeploy
+from segdeploy.errors import CheckFailed, InputError
+from segdeploy.exporter import onnx_export
+from segdeploy.exporter.dilation import ConvGeometry, module_geometries, prove_dilations
+from segdeploy.exporter.parity import check_parity, compare, probe_shapes
+from segdeploy.network import ModelSpec, load_network
+from segdeploy.spec import MODULE_KEY
+
+from .conftest import SIZE
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path):
+    return load_network(ModelSpec(str(checkpoint)))
+
+
+def conv(model: onnx.ModelProto, module: str) -> onnx.NodeProto:
+    weights = (f"{module}.weight", f"{module}.weight_folded")
+    return next(n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in weights)
+
+
+def set_ints(node: onnx.NodeProto, attribute: str, values: list[int]) -> None:
+    next(a for a in node.attribute if a.name == attribute).ints[:] = values
+
+
+def test_a_true_graph_is_proven_at_every_shape(files: Path, checkpoint: Path) -> None:
+    report = segdeploy.export(checkpoint, files / "proven.onnx", dynamic=True)
+    assert all(proof.holds for proof in report.convolutions)
+    assert {max(p.expected.dilation) for p in report.convolutions} == {1, 2, 4, 6, 12, 18}
+    assert len(report.convolutions) == 16
+    shapes = [p.shape for p in report.parity]
+    assert shapes == [(1, 3, 48, 64), (2, 3, 32, 32), (1, 3, 61, 71), (3, 3, 48, 64)]
+    assert all(p.holds and p.max_rel < 1e-5 for p in report.parity)
+
+
+@pytest.mark.parametrize("module", ["backbone.1.conv1", "aspp.conv3"])
+def test_a_tampered_dilation_is_found_by_module(loaded, graph: Path, module: str) -> None:
+    model = onnx.load(graph)
+    node = conv(model, module)
+    dilation = loaded.network.module.get_submodule(module).dilation[0]
+    set_ints(node, "dilations", [1, 1])
+    set_ints(node, "pads", [1, 1, 1, 1])
+    failed = [p for p in prove_dilations(loaded.network.module, SIZE, model) if not p.holds]
+    assert [p.module for p in failed] == [module]
+    assert f"has dilation (1, 1) instead of ({dilation}, {dilation})" in failed[0].complaint()
+    # Parity alone would notice too: the numbers are no longer PyTorch's.
+    assert not check_parity(loaded.network, model, probe_shapes(SIZE, dynamic=False))[0].holds
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values", "said"),
+    [
+        ("pads", [1, 2, 3, 2], r"padding (1, 2, 3, 2) instead of (2, 2, 2, 2)"),
+        ("strides", [1, 2], r"stride (1, 2) instead of (1, 1)"),
+    ],
+)
+def test_tampered_padding_and_stride(
+    loaded, graph: Path, attribute: str, values: list[int], said: str
+) -> None:
+    model = onnx.load(graph)
+    set_ints(conv(model, "backbone.1.conv2"), attribute, values)
+    failed = [p for p in prove_dilations(loaded.network.module, SIZE, model) if not p.holds]
+    assert len(failed) == 1
+    assert said in failed[0].complaint()
+
+
+def test_a_convolution_that_is_gone_is_missed(loaded, graph: Path) -> None:
+    model = onnx.load(graph)
+    conv(model, "backbone.0.conv2").input[1] = "other"
+    failed = [p for p in prove_dilations(loaded.network.module, SIZE, model) if not p.holds]
+    assert failed[0].complaint() == "convolution backbone.0.conv2 has no node in the graph"
+
+
+def test_one_changed_weight_fails_parity(loaded, graph: Path) -> None:
+    model = onnx.load(graph)
+    tensor = next(t for t in model.graph.initializer if t.name == "backbone.2.conv1.weight")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0, 0, 1, 1] += 0.5
+    tensor.raw_data = values.tobytes()
+    result = check_parity(loaded.network, model, probe_shapes(SIZE, dynamic=False))[0]
+    assert not result.holds
+    assert "at input 1x3x48x64 the output differs by" in result.complaint()
+
+
+def test_a_failed_proof_keeps_the_graph_aside_and_the_old_file(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.onnx"
+    out.write_bytes(b"old")
+    true_trace = onnx_export.trace
+
+    def tampered(*arguments, **options):
+        model = true_trace(*arguments, **options)
+        node = conv(model, "aspp.conv2")
+        set_ints(node, "dilations", [1, 1])
+        set_ints(node, "pads", [1, 1, 1, 1])
+        return model
+
+    monkeypatch.setattr(onnx_export, "trace", tampered)
+    with pytest.raises(CheckFailed, match=r"convolution aspp\.conv2 .* instead of \(6, 6\)"):
+        segdeploy.export(checkpoint, out)
+    assert out.read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.rejected.onnx"]
+
+
+def test_nothing_of_the_users_paths_is_shipped(graph: Path, checkpoint: Path) -> None:
+    data = graph.read_bytes()
+    for trace in (b"site-packages", b"stack_trace", b".py", str(Path.cwd()).encode()):
+        assert trace not in data
+
+
+def test_every_node_of_a_layer_names_its_module(loaded, graph: Path) -> None:
+    modules = dict(loaded.network.module.named_modules())
+    for node in onnx.load(graph).graph.node:
+        named = [e.value for e in node.metadata_props if e.key == MODULE_KEY]
+        assert all(name in modules for name in named)
+        if node.op_type in ("Conv", "Relu", "ReduceMean"):
+            assert named, node.name
+
+
+def test_the_graph_is_opset_20_and_clean(graph: Path) -> None:
+    model = onnx.load(graph)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(o.domain, o.version) for o in model.opset_import if not o.domain] == [("", 20)]
+    assert [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [1, 3, *SIZE]
+
+
+class Odd(nn.Module):
+    """Every way that a convolution may be padded and grouped, and one that is never run."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.same = nn.Conv2d(3, 4, (3, 5), padding="same", dilation=(2, 1))
+        self.even = nn.Conv2d(4, 4, 4, padding="same")
+        self.grouped = nn.Conv2d(4, 8, 3, padding=(3, 2), dilation=(3, 2), groups=2)
+        self.reflected = nn.Conv2d(8, 8, 3, padding=2, dilation=2, padding_mode="reflect")
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.never = nn.Conv2d(8, 8, 3)
+        self.last = nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.reflected(self.grouped(self.even(self.same(x)).relu()))
+        return {"out": self.last(self.twice(self.twice(x).relu()))}
+
+
+def odd_network(num_classes: int) -> nn.Module:
+    return Odd(num_classes)
+
+
+def test_padding_of_every_kind_is_proven(tmp_path: Path) -> None:
+    spec = ModelSpec(f"{__name__}:odd_network", 3, {}, None, (20, 24))
+    report = segdeploy.export(spec, tmp_path / "odd.onnx")
+    proofs = {p.module: p for p in report.convolutions}
+    assert set(proofs) == {"same", "even", "grouped", "reflected", "twice", "last"}
+    assert all(p.holds for p in report.convolutions)
+    assert proofs["same"].expected == ConvGeometry((3, 5), (2, 1), (1, 1), (2, 2, 2, 2), 1)
+    assert proofs["even"].expected.padding == (1, 1, 2, 2)
+    assert proofs["grouped"].expected.groups == 2
+    assert len([p for p in report.convolutions if p.module == "twice"]) == 2
+
+
+class Branching(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) if float(x.mean()) >= 0 else self.conv(-x)
+
+
+def branching_network(num_classes: int) -> nn.Module:
+    return Branching(num_classes)
+
+
+def test_a_network_that_cannot_be_traced_says_why(tmp_path: Path) -> None:
+    spec = ModelSpec(f"{__name__}:branching_network", 3, {}, None, (20, 24))
+    with pytest.raises(InputError, match="cannot be exported to ONNX: .*data-dependent"):
+        segdeploy.export(spec, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_geometry_is_read_from_modules_that_run() -> None:
+    geometries = module_geometries(Odd(2), (20, 24))
+    assert "never" not in geometries
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_an_output_that_is_not_finite_never_passes(wrong: float) -> None:
+    reference = np.random.default_rng(0).normal(0, 1, (1, 2, 3, 3)).astype(np.float32)
+    output = reference.copy()
+    assert compare((1,), reference, output).holds
+    output[0, 0, 0, 0] = wrong
+    assert not compare((1,), reference, output).holds
+    assert not compare((1,), reference, reference[:, :, :2]).holds
+
+
+def test_a_constant_reference_is_no_division_by_zero() -> None:
+    constant = np.ones((1, 2, 2, 2), np.float32)
+    assert compare((1,), constant, constant).max_rel == 0
+    assert not compare((1,), constant, constant + 1).holds

@@ -1,0 +1,43 @@
+"""The confusion matrix against scikit-learn's, and what is undefined."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from sklearn.metrics import accuracy_score, jaccard_score
+
+from segdeploy.models.metrics import ConfusionMatrix
+
+
+def test_iou_and_accuracy_equal_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    matrix = ConfusionMatrix(6, 255)
+    truths, predictions = [], []
+    for _ in range(3):
+        truth = rng.integers(0, 6, (30, 40)).astype(np.uint8)
+        truth[rng.random((30, 40)) < 0.1] = 255
+        predicted = np.where(rng.random((30, 40)) < 0.6, truth % 6, rng.integers(0, 6, (30, 40)))
+        matrix.add(truth, predicted.astype(np.uint8))
+        truths.append(truth[truth != 255])
+        predictions.append(predicted[truth != 255])
+    truth, predicted = np.concatenate(truths), np.concatenate(predictions)
+    np.testing.assert_allclose(matrix.iou(), jaccard_score(truth, predicted, average=None))
+    assert math.isclose(matrix.mean_iou(), jaccard_score(truth, predicted, average="macro"))
+    assert math.isclose(matrix.pixel_accuracy(), accuracy_score(truth, predicted))
+
+
+def test_an_absent_class_is_undefined_and_left_out_of_the_mean() -> None:
+    matrix = ConfusionMatrix(3, 255)
+    matrix.add(np.array([[0, 0, 1, 255]], np.uint8), np.array([[0, 1, 1, 2]], np.uint8))
+    iou = matrix.iou()
+    assert iou[0] == iou[1] == 0.5
+    assert math.isnan(iou[2])
+    assert matrix.mean_iou() == 0.5
+
+
+def test_nothing_counted_is_undefined() -> None:
+    matrix = ConfusionMatrix(2, 255)
+    matrix.add(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8))
+    assert math.isnan(matrix.mean_iou())
+    assert math.isnan(matrix.pixel_accuracy())

@@ -1,0 +1,230 @@
+"""The MODEL argument: names, checkpoints, plain weights and the user's own factory."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from segdeploy.errors import InputError
+from segdeploy.models.checkpoint import to_bytes
+from segdeploy.models.deeplabv3 import DeepLabV3
+from segdeploy.models.errors import ModelInputError
+from segdeploy.models.network import Network
+from segdeploy.models.registry import ARCHITECTURES, build
+from segdeploy.network import ModelSpec, load_network
+from segdeploy.spec import METADATA_KEY, Contract
+
+SMALL = {"width": 4, "stride": 4}
+
+FACTORY = '''
+import torch
+from torch import nn
+
+class Half(nn.Module):
+    """Logits at half the size, as a tuple."""
+    def __init__(self, num_classes, width):
+        super().__init__()
+        self.conv = nn.Conv2d(3, num_classes, 3, stride=2, padding=2, dilation=2)
+    def forward(self, x):
+        return self.conv(x), None
+
+def make(num_classes, width=4):
+    return Half(num_classes, width)
+
+def broken():
+    raise RuntimeError("no licence")
+
+def number(num_classes):
+    return 3
+
+constant = 5
+'''
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the user's own network, as the current folder."""
+    (tmp_path / "mynet").mkdir()
+    (tmp_path / "mynet" / "__init__.py").write_text("")
+    (tmp_path / "mynet" / "seg.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def plain(tmp_path: Path, state: dict, name: str = "w.pth") -> Path:
+    path = tmp_path / name
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_registered_network_gives_logits_of_the_inputs_size(name: str) -> None:
+    network = build(name, 3, SMALL if "width" in ARCHITECTURES[name].accepted_arguments() else {})
+    wrapped = Network(network, 3, (64, 96), name).eval()
+    with torch.no_grad():
+        assert wrapped(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 64, 96)
+
+
+def test_a_checkpoint_knows_everything(checkpoint: Path) -> None:
+    loaded = load_network(ModelSpec(str(checkpoint)))
+    assert loaded.contract.size == (48, 64)
+    assert loaded.sha256 is not None
+    assert not loaded.network.training
+
+
+def test_a_name_needs_classes_and_size() -> None:
+    with pytest.raises(InputError, match="needs --size HxW"):
+        load_network(ModelSpec("deeplabv3", num_classes=3))
+    with pytest.raises(InputError, match="needs --num-classes N"):
+        load_network(ModelSpec("deeplabv3", size=(32, 32)))
+
+
+def test_unknown_names_and_options_are_told_what_there_is() -> None:
+    with pytest.raises(ModelInputError, match="deeplabv4: no such network; registered are deeplab"):
+        load_network(ModelSpec("deeplabv4", num_classes=3, size=(32, 32)))
+    with pytest.raises(ModelInputError, match="no option 'width'; it takes none"):
+        load_network(
+            ModelSpec("fcn_resnet50", num_classes=3, size=(32, 32), arguments={"width": 3})
+        )
+
+
+def test_options_of_a_name_do_not_go_with_a_checkpoint(checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="go with a network's name"):
+        load_network(ModelSpec(str(checkpoint), num_classes=3))
+
+
+def test_a_torchvision_state_dict_may_hold_an_auxiliary_head(tmp_path: Path) -> None:
+    name = "deeplabv3_mobilenet_v3_large"
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    torch.manual_seed(0)
+    theirs = deeplabv3_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=3, aux_loss=True
+    ).eval()
+    path = plain(tmp_path, theirs.state_dict())
+    loaded = load_network(ModelSpec(name, num_classes=3, weights=path, size=(64, 64)))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.network(x), theirs(x)["out"])
+
+
+def test_weights_of_another_architecture_name_the_first_keys(tmp_path: Path) -> None:
+    state = DeepLabV3(3, width=4).state_dict()
+    del state["classifier.bias"]
+    state["extra"] = torch.zeros(1)
+    state["aspp.conv1.weight"] = torch.zeros(1)
+    spec = ModelSpec("deeplabv3", 3, SMALL, plain(tmp_path, state), (32, 32))
+    with pytest.raises(ModelInputError) as raised:
+        load_network(spec)
+    message = str(raised.value)
+    assert "missing: backbone.0.downsample" not in message
+    assert "missing: classifier.bias; surplus: extra; of another shape: aspp.conv1.weight (1,)" in (
+        message
+    )
+    assert "check the architecture, --num-classes and --width" in message
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = tmp_path / "evil.pth"
+    torch.save({"a": Evil()}, path)
+    spec = ModelSpec("deeplabv3", 3, SMALL, path, (32, 32))
+    with pytest.raises(ModelInputError, match="holds more than tensors, and loading it could run"):
+        load_network(spec)
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ModelInputError, match=r"evil\.pth"):
+        load_network(spec)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 64, b"PK\x03\x04rubbish", b"\xff" * 8])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ModelInputError, match=f"w{suffix}"):
+        load_network(ModelSpec("deeplabv3", 3, SMALL, path, (32, 32)))
+
+
+def test_nan_in_weights_names_the_tensor(tmp_path: Path) -> None:
+    network = DeepLabV3(3, **SMALL)
+    network.aspp.conv2.bias.data[0] = float("nan")
+    spec = ModelSpec("deeplabv3", 3, SMALL, plain(tmp_path, network.state_dict()), (32, 32))
+    with pytest.raises(ModelInputError, match=r"tensor aspp\.conv2\.bias holds NaN or infinity"):
+        load_network(spec)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="is a checkpoint of deeplabv3, not of fcn_resnet50"):
+        load_network(ModelSpec("fcn_resnet50", 8, {}, checkpoint, (32, 32)))
+
+
+def test_safetensors_without_a_contract_need_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "plain.safetensors"
+    save_file(DeepLabV3(3, **SMALL).state_dict(), path)
+    with pytest.raises(InputError, match="holds weights but no segdeploy contract"):
+        load_network(ModelSpec(str(path)))
+    loaded = load_network(ModelSpec("deeplabv3", 3, SMALL, path, (32, 32)))
+    assert loaded.contract.classes == ("class_0", "class_1", "class_2")
+
+
+def test_the_users_own_factory(project: Path) -> None:
+    loaded = load_network(ModelSpec("mynet.seg:make", 5, {"width": 2}, None, (40, 56)))
+    with torch.no_grad():
+        logits = loaded.network(torch.randn(2, 3, 40, 56))
+    assert logits.shape == (2, 5, 40, 56)
+    assert loaded.contract.architecture == "mynet.seg:make"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("mynet.nothing:make", "module mynet.nothing cannot be imported"),
+        ("mynet.seg:nothing", "has no callable 'nothing'"),
+        ("mynet.seg:constant", "has no callable 'constant'"),
+        ("mynet.seg:broken", r"the factory failed with {} \(RuntimeError: no licence\)"),
+        ("mynet.seg:number", "returned int, not an nn.Module"),
+    ],
+)
+def test_a_factory_that_fails_says_how(project: Path, reference: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_network(ModelSpec(reference, 5, {}, None, (40, 56)))
+
+
+def test_a_file_may_not_decide_which_code_runs(project: Path) -> None:
+    contract = Contract("mynet.seg:make", ("a", "b"), ((0, 0, 0), (1, 1, 1)), 255, (32, 32))
+    from mynet.seg import make
+
+    path = project / "own.safetensors"
+    path.write_bytes(to_bytes(make(2), {METADATA_KEY: contract.to_json()}))
+    with pytest.raises(InputError, match="a file may not decide which code runs"):
+        load_network(ModelSpec(str(path)))
+    loaded = load_network(ModelSpec("mynet.seg:make", weights=path))
+    assert loaded.contract.classes == ("a", "b")
+
+
+def test_a_size_that_the_network_cannot_take() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 9))
+    with pytest.raises(ModelInputError, match="cannot take a 4x4 image .* give another --size"):
+        Network(network, 2, (4, 4), "net")
+
+
+def test_an_output_that_is_no_map_a_class_is_refused() -> None:
+    with pytest.raises(ModelInputError, match=r"logits for 3 classes have shape \(N, 3, H, W\)"):
+        Network(nn.Conv2d(3, 2, 1), 3, (8, 8), "net")
+
+
+def test_a_contract_in_a_header_that_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(to_bytes(nn.Conv2d(1, 1, 1), {METADATA_KEY: json.dumps({"schema": 99})}))
+    with pytest.raises(InputError, match="schema 99"):
+        load_network(ModelSpec(str(path)))

@@ -1,0 +1,105 @@
+"""The contract: round trips, and whatever else is put in its place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segdeploy.errors import InputError
+from segdeploy.spec import Contract, placeholder_classes, read_contract
+
+CONTRACT = Contract(
+    architecture="deeplabv3",
+    classes=("road", "sky"),
+    palette=((1, 2, 3), (4, 5, 6)),
+    ignore_index=255,
+    size=(360, 480),
+    arguments={"width": 16},
+    provenance={"torch": "2"},
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+def test_a_contract_reads_back_as_it_was() -> None:
+    assert read_contract(CONTRACT.to_json(), "file") == CONTRACT
+
+
+def test_a_derived_contract_names_its_parent_and_keeps_the_rest() -> None:
+    derived = CONTRACT.derived("ab" * 32, {"onnx": "1.23"}, precision="int8")
+    assert derived.provenance == {"torch": "2", "onnx": "1.23", "parent_sha256": "ab" * 32}
+    assert replace(derived, provenance=CONTRACT.provenance, precision="fp32") == CONTRACT
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        ("[1]", "is not a JSON object"),
+        ("{}", "has schema None, this segdeploy reads 1"),
+        ('{"schema": 2}', "has schema 2, this segdeploy reads 1"),
+        ('{"schema": 1}', "'architecture' is missing or wrong"),
+    ],
+)
+def test_what_is_no_contract_is_told(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_contract(text, "file")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", [0, 4]),
+        ("size", [4]),
+        ("size", [True, 4]),
+        ("std", [1, 0, 1]),
+        ("mean", [1, 2, float("nan")]),
+        ("ignore_index", 256),
+        ("palette", [[1, 2]]),
+        ("output", "boxes"),
+        ("resize", "nearest"),
+        ("scales", []),
+    ],
+)
+def test_a_wrong_field_is_named(field: str, value: object) -> None:
+    text = json.dumps({**json.loads(CONTRACT.to_json()), field: value})
+    with pytest.raises(InputError, match=f"file: the contract's '{field}' is missing or wrong"):
+        read_contract(text, "file")
+
+
+def test_another_number_of_colours_than_classes() -> None:
+    text = json.dumps({**json.loads(CONTRACT.to_json()), "classes": ["a"]})
+    with pytest.raises(InputError, match="another number of colours than classes"):
+        read_contract(text, "file")
+
+
+@given(st.sampled_from(sorted(json.loads(CONTRACT.to_json()))), JSON)
+def test_no_value_in_a_field_escapes_as_another_error(field: str, value: object) -> None:
+    text = json.dumps({**json.loads(CONTRACT.to_json()), field: value})
+    try:
+        contract = read_contract(text, "file")
+    except InputError as error:
+        assert str(error).startswith("file: ")
+    else:
+        assert read_contract(contract.to_json(), "again") == contract
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200).map(lambda b: b.decode("latin-1")))
+def test_no_text_escapes_as_another_error(text: str) -> None:
+    with pytest.raises(InputError):
+        read_contract(text, "file")
+
+
+def test_placeholder_colours_differ() -> None:
+    names, palette = placeholder_classes(40)
+    assert names[39] == "class_39"
+    assert palette[0] == (0, 0, 0)
+    assert len(set(palette)) == 40
