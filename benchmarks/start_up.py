@@ -1,4 +1,4 @@
-"""CPU seconds of `segdeploy --help`, the median of eleven fresh processes; should stay under 0.2."""
+"""CPU seconds of `segdeploy --help`, median of eleven processes; should stay under 0.2."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_the_page_stands_alone_and_shows_overlays(verdict, tmp_path: Path) -> No
     assert "&lt;x&gt;" in text
     assert len(text) < 3_000_000
     names = sorted(path.name for path in page.parent.iterdir())
-    assert names == ["bench.json", "index.html", "samples.png"]
+    assert names == ["bench.json", "index.html", "samples.jpg"]
 
 
 def test_a_named_network_is_a_reference_too(graph: Path, checkpoint: Path, dataset: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from segdeploy.benchmark.accuracy import Sample
 from segdeploy.benchmark.run import Row, Verdict
@@ -21,7 +21,8 @@ from segdeploy.files import write_atomically
 from segdeploy.runtime.postprocess import overlay
 
 SCHEMA = 1
-_WIDEST = 480
+_WIDEST = 480  # pixels of a panel
+_ROWS, _TITLE = 3, 20  # of the one picture
 
 
 def to_json(verdict: Verdict) -> str:
@@ -53,7 +54,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path:
-    """Write `index.html`, `bench.json` and `samples.png` into `folder`; returns the page's path."""
+    """Write `index.html`, `bench.json` and `samples.jpg` into `folder`; returns the page's path."""
     import jinja2
 
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
@@ -73,7 +74,7 @@ def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path
     index = folder / "index.html"
     write_atomically(index, page.encode())
     write_atomically(folder / "bench.json", to_json(verdict).encode() + b"\n")
-    write_atomically(folder / "samples.png", _picture(verdict))
+    write_atomically(folder / "samples.jpg", _picture(verdict))
     return index
 
 
@@ -129,13 +130,17 @@ def _inlined(picture: NDArray[np.uint8]) -> str:
 
 
 def _picture(verdict: Verdict) -> bytes:
-    """Samples as rows, panels as columns, in one PNG."""
-    rows = []
-    for sample in verdict.samples[:3]:
-        panels = [np.asarray(_fitted(picture)) for _, picture in _panels(sample, verdict)]
-        rows.append(np.concatenate(panels, axis=1))
-    narrowest = min(row.shape[1] for row in rows)
-    same = [row[:, :narrowest] for row in rows if row.shape[1] == narrowest]
+    """Samples as rows, panels as titled columns, in one JPEG."""
+    rows = [_panels(sample, verdict) for sample in verdict.samples[:_ROWS]]
+    width, height = _fitted(rows[0][0][1]).size
+    sheet = Image.new("RGB", (width * len(rows[0]), _TITLE + height * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for top, panels in enumerate(rows):
+        for left, (title, picture) in enumerate(panels):
+            if top == 0:
+                pen.text((left * width + 4, 2), title, fill="black", font_size=_TITLE - 6)
+            panel = _fitted(picture).resize((width, height))
+            sheet.paste(panel, (left * width, _TITLE + top * height))
     file = io.BytesIO()
-    Image.fromarray(np.concatenate(same, axis=0)).save(file, "PNG", optimize=True)
+    sheet.save(file, "JPEG", quality=88)
     return file.getvalue()

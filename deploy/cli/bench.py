@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     help="Runtime of the candidates; may be repeated.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an operator.")
-@click.option("--report", type=Path, help="Folder for index.html, bench.json and samples.png.")
+@click.option("--report", type=Path, help="Folder for index.html, bench.json and samples.jpg.")
 @json_option
 @quiet_option
 def bench(

@@ -47,7 +47,7 @@ def overlay(
     image: NDArray[np.uint8],
     labels: NDArray[np.uint8],
     palette: Sequence[tuple[int, int, int]],
-    opacity: float = 0.55,
+    opacity: float = 0.6,
 ) -> NDArray[np.uint8]:
     """Lay the classes' colours over a picture; ids outside the palette leave it as it is.
 
