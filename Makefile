@@ -37,8 +37,8 @@ format: $(VENV)/.ready
 
 # mypy cannot follow the folder mapping of an editable install, so it is shown the package as one.
 typecheck: $(VENV)/.ready
-	rm -rf build/typecheck && mkdir -p build/typecheck/segdeploy
-	ln -s $(addprefix $(CURDIR)/,$(wildcard deploy/*) models calibration) build/typecheck/segdeploy/
+	@rm -rf build/typecheck && mkdir -p build/typecheck/segdeploy
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard deploy/*) models calibration) build/typecheck/segdeploy/
 	cd build/typecheck && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --package segdeploy
 
 clean:

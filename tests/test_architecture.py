@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,23 @@ def test_the_packaged_folders_are_those_on_disk() -> None:
         if not (path.parent / "__init__.py").exists()
     }
     assert bare == set()
+
+
+def test_the_wheel_holds_every_module_and_the_page_template(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "deploy", "models", "calibration"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    subprocess.run([sys.executable, *build], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    for folder, inside in {"deploy": "segdeploy", **PACKAGES}.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            name = f"{inside.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"
+            assert name in held
+    assert {"segdeploy/py.typed", "segdeploy/benchmark/report.html.j2"} <= held
 
 
 def test_no_public_function_has_a_submodules_name() -> None:

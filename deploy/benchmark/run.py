@@ -15,6 +15,7 @@ from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.network import ModelSpec, check_classes
 from segdeploy.onnx_file import is_quantized, load_onnx
 from segdeploy.runtime.predictor import Predictor, load
+from segdeploy.spec import Contract
 
 SAMPLES = 4
 
@@ -91,28 +92,22 @@ def bench(
         own, judged, samples = judge(
             truth, contestants, dataset, frames, samples=SAMPLES, on_frame=on_frame
         )
-        size, backend = truth.contract.size, truth.session.backend
+        contract, backend = truth.contract, truth.session.backend
         precisions = [contestant.predictor.contract.precision for contestant in contestants]
-    measured = Candidate("reference", _complete(spec, size, len(dataset.classes)), backend)
+    measured = Candidate("reference", _complete(spec, contract), backend)
     latencies = measure_latencies(
         [measured, *named], burst_seconds=burst_seconds, threads=threads, on_burst=on_burst
     )
-    rows = [Row("reference", backend, "fp32", _bytes(spec), own, latencies[0])]
-    for candidate, precision, judgement, latency in zip(
+    rows = [Row("reference", backend, contract.precision, _bytes(spec), own, latencies[0])]
+    for candidate, kind, judgement, latency in zip(
         named, precisions, judged, latencies[1:], strict=True
     ):
-        rows.append(
-            Row(
-                candidate.name,
-                candidate.backend,
-                precision,
-                _bytes(candidate.spec),
-                judgement,
-                latency,
-            )
-        )
+        size_on_disk = _bytes(candidate.spec)
+        rows.append(Row(candidate.name, candidate.backend, kind, size_on_disk, judgement, latency))
     environment = describe_environment(threads)
-    return Verdict(tuple(rows), tuple(samples), dataset, split, len(frames), size, environment)
+    return Verdict(
+        tuple(rows), tuple(samples), dataset, split, len(frames), contract.size, environment
+    )
 
 
 def _name(path: Path, backend: str, backends: Sequence[str]) -> str:
@@ -134,11 +129,11 @@ def _open(stack: ExitStack, candidate: Candidate, truth: Predictor) -> Contestan
     return Contestant(candidate.name, predictor, kernels if quantized else None)
 
 
-def _complete(spec: ModelSpec, size: tuple[int, int], num_classes: int) -> ModelSpec:
+def _complete(spec: ModelSpec, contract: Contract) -> ModelSpec:
     """Add what a named network took from the data set, for a process that does not see it."""
     if spec.is_file:
         return spec
-    return replace(spec, size=size, num_classes=num_classes)
+    return replace(spec, size=contract.size, num_classes=len(contract.classes))
 
 
 def _bytes(spec: ModelSpec) -> int | None:
