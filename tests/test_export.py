@@ -159,6 +159,7 @@ def odd_network(num_classes: int) -> nn.Module:
     return Odd(num_classes)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_padding_of_every_kind_is_proven(tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:odd_network", 3, {}, None, (20, 24))
     report = segdeploy.export(spec, tmp_path / "odd.onnx")

@@ -130,6 +130,7 @@ def test_weights_of_another_architecture_name_the_first_keys(tmp_path: Path) -> 
     assert "check the architecture, --num-classes and --width" in message
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self):
