@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
+from segdeploy.models.checkpointing import run_checkpointed
 from segdeploy.models.layers import ASPP, dilated_backbone
 
 
@@ -45,32 +41,6 @@ class MemoryEfficientDeepLabV3(DeepLabV3):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(x)
-        features = _checkpointed(self.backbone, x)
-        logits = self.classifier(_checkpointed(self.aspp, features))
+        features = run_checkpointed(self.backbone, x)
+        logits = self.classifier(run_checkpointed(self.aspp, features))
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=True)
-
-
-def _checkpointed(module: nn.Module, x: Tensor) -> Tensor:
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _running_statistics_held(module)
-
-    # The reentrant form needs an input that requires gradients; an image does not.
-    out: Tensor = checkpoint(module, x, use_reentrant=False, context_fn=contexts)
-    return out
-
-
-@contextmanager
-def _running_statistics_held(module: nn.Module) -> Iterator[None]:
-    # The second pass moves copies. Switching the tracking off instead would save other tensors
-    # than the first pass did, which checkpointing refuses.
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    held = [dict(norm.named_buffers(recurse=False)) for norm in norms]
-    for norm, buffers in zip(norms, held, strict=True):
-        for name, buffer in buffers.items():
-            setattr(norm, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, held, strict=True):
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer)

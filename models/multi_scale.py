@@ -1,21 +1,29 @@
-"""Multi-scale inference: the same network on several sizes of the image, averaged."""
+"""Multi-scale inference: the same network on several sizes of the image, and mirrored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FUSIONS = ("mean", "max")
+
 
 class MultiScaleInput(nn.Module):
-    """Mean of `base_model`'s logits over the image at several scales.
+    """Fuses `base_model`'s logits over the image at several scales, and mirrored with `flip`.
 
-    Each scale's logits are brought back to the input's size and added to a running sum, so that
-    memory does not grow with the number of scales.
+    `fuse` is `mean`, or `max` a class and pixel (DeepLab v2, arXiv 1606.00915, section 4.1). Each
+    scale's logits are brought back to the input's size and fused at once, so that memory does not
+    grow with the number of scales.
 
     Shape: `(N, 3, H, W)` to `(N, num_classes, H, W)`.
+
+    Raises:
+        ValueError: for no scales, a scale that is not positive, or another fusion; when run, for an
+            image that a scale shrinks to nothing.
     """
 
     def __init__(
@@ -23,27 +31,44 @@ class MultiScaleInput(nn.Module):
         base_model: nn.Module,
         *,
         scales: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5),
+        flip: bool = False,
+        fuse: str = "mean",
     ):
         super().__init__()
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales {list(scales)}: there must be at least one, all positive")
+        if fuse not in FUSIONS:
+            raise ValueError(f"fuse '{fuse}' is neither mean nor max")
         self.base_model = base_model
         self.scales = list(scales)
+        self.flip = flip
+        self.fuse = fuse
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        fused = self._at_scale(x, self.scales[0])
+        for scale in self.scales[1:]:
+            fused = self._fused(fused, self._at_scale(x, scale))
+        if self.fuse == "max":
+            return fused
+        return fused / (len(self.scales) * (2 if self.flip else 1))
+
+    def _at_scale(self, x: Tensor, scale: float) -> Tensor:
         height, width = x.shape[2:]
-        total: Tensor | None = None
-        for scale in self.scales:
-            # Integer arithmetic: `int(h * scale)` would bake the traced size into an exported
-            # graph with dynamic height and width, silently.
-            ratio = Fraction(scale).limit_denominator(1000)
-            size = (
-                height * ratio.numerator // ratio.denominator,
-                width * ratio.numerator // ratio.denominator,
-            )
-            scaled = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-            logits = F.interpolate(
-                self.base_model(scaled), size=(height, width), mode="bilinear", align_corners=True
-            )
-            total = logits if total is None else total + logits
-        if total is None:
-            raise ValueError("MultiScaleInput needs at least one scale")
-        return total / len(self.scales)
+        # Integer arithmetic: `int(h * scale)` would bake the traced size into an exported graph
+        # with dynamic height and width, silently.
+        ratio = Fraction(scale).limit_denominator(1000)
+        size = (
+            height * ratio.numerator // ratio.denominator,
+            width * ratio.numerator // ratio.denominator,
+        )
+        if not torch.compiler.is_compiling() and min(size) == 0:
+            raise ValueError(f"scale {scale} shrinks a {height}x{width} image to nothing")
+        scaled = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+        logits: Tensor = self.base_model(scaled)
+        if self.flip:
+            mirrored = self.base_model(scaled.flip(3)).flip(3)
+            logits = self._fused(logits, mirrored)
+        return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=True)
+
+    def _fused(self, one: Tensor, other: Tensor) -> Tensor:
+        return torch.maximum(one, other) if self.fuse == "max" else one + other

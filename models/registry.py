@@ -9,9 +9,13 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torchvision.models import resnet50, resnet101
 from torchvision.models import segmentation as torchvision_segmentation
 
+from segdeploy.models.context_network import DilatedVGGFrontEnd
+from segdeploy.models.deeplab_v2 import DeepLabV2ResNet101, DeepLabV2VGG16
 from segdeploy.models.deeplabv3 import DeepLabV3, MemoryEfficientDeepLabV3
+from segdeploy.models.deeplabv3_resnet import DeepLabV3PlusResNet, DeepLabV3ResNet
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.semantic_segmentation_model import SemanticSegmentationModel
 
@@ -38,31 +42,57 @@ def _torchvision(name: str, num_classes: int) -> nn.Module:
     return network
 
 
-def _from_torchvision(name: str, about: str) -> Architecture:
-    return Architecture(name, partial(_torchvision, name), about)
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    entry.name: entry
-    for entry in (
-        Architecture(
-            "semantic_segmentation_model",
-            SemanticSegmentationModel,
-            "dilated residual blocks, context module with dilations 1, 2, 4, 8",
-        ),
-        Architecture("deeplabv3", DeepLabV3, "dilated residual blocks, ASPP 6, 12, 18"),
-        Architecture(
-            "memory_efficient_deeplabv3",
-            MemoryEfficientDeepLabV3,
-            "deeplabv3 with gradient checkpointing",
-        ),
-        _from_torchvision("deeplabv3_mobilenet_v3_large", "torchvision, ASPP 12, 24, 36"),
-        _from_torchvision("deeplabv3_resnet50", "torchvision, output stride 8, ASPP 12, 24, 36"),
-        _from_torchvision("deeplabv3_resnet101", "torchvision, output stride 8, ASPP 12, 24, 36"),
-        _from_torchvision("fcn_resnet50", "torchvision, dilated ResNet, output stride 8"),
-        _from_torchvision("fcn_resnet101", "torchvision, dilated ResNet, output stride 8"),
-    )
-}
+_ENTRIES = (
+    Architecture(
+        "semantic_segmentation_model",
+        SemanticSegmentationModel,
+        "dilated residual blocks, context module (slides)",
+    ),
+    Architecture("deeplabv3", DeepLabV3, "dilated residual blocks, ASPP (slides)"),
+    Architecture(
+        "memory_efficient_deeplabv3",
+        MemoryEfficientDeepLabV3,
+        "deeplabv3 with gradient checkpointing (slides)",
+    ),
+    Architecture(
+        "dilated_vgg16", DilatedVGGFrontEnd, "front end; context=basic, large (arXiv 1511.07122)"
+    ),
+    Architecture(
+        "deeplabv2_vgg16", DeepLabV2VGG16, "LargeFOV; rates=[6,12,18,24] is ASPP-L (1606.00915)"
+    ),
+    Architecture("deeplabv2_resnet101", DeepLabV2ResNet101, "ASPP-L, summed (arXiv 1606.00915)"),
+    Architecture(
+        "deeplabv3_multigrid_resnet50",
+        partial(DeepLabV3ResNet, resnet50),
+        "multi-grid, output_stride=8 or 16 (arXiv 1706.05587)",
+    ),
+    Architecture(
+        "deeplabv3_multigrid_resnet101",
+        partial(DeepLabV3ResNet, resnet101),
+        "multi-grid, output_stride=8 or 16 (arXiv 1706.05587)",
+    ),
+    Architecture(
+        "deeplabv3plus_resnet50",
+        partial(DeepLabV3PlusResNet, resnet50),
+        "with decoder (arXiv 1802.02611)",
+    ),
+    Architecture(
+        "deeplabv3plus_resnet101",
+        partial(DeepLabV3PlusResNet, resnet101),
+        "with decoder (arXiv 1802.02611)",
+    ),
+    *(
+        Architecture(name, partial(_torchvision, name), "torchvision's own")
+        for name in (
+            "deeplabv3_mobilenet_v3_large",
+            "deeplabv3_resnet50",
+            "deeplabv3_resnet101",
+            "fcn_resnet50",
+            "fcn_resnet101",
+        )
+    ),
+)
+ARCHITECTURES: Mapping[str, Architecture] = {entry.name: entry for entry in _ENTRIES}
 
 
 def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:

@@ -55,7 +55,7 @@ def test_multi_scale_equals_the_slides_for_their_five_scales() -> None:
 
 
 def test_multi_scale_refuses_no_scales() -> None:
-    with pytest.raises(ValueError, match="at least one scale"):
+    with pytest.raises(ValueError, match="there must be at least one"):
         MultiScaleInput(nn.Identity(), scales=[])(torch.zeros(1, 3, 8, 8))
 
 

@@ -65,7 +65,9 @@ def plain(tmp_path: Path, state: dict, name: str = "w.pth") -> Path:
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_every_registered_network_gives_logits_of_the_inputs_size(name: str) -> None:
-    network = build(name, 3, SMALL if "width" in ARCHITECTURES[name].accepted_arguments() else {})
+    small = {"width": 4, "stride": 4, "hidden": 8}
+    accepted = ARCHITECTURES[name].accepted_arguments()
+    network = build(name, 3, {key: value for key, value in small.items() if key in accepted})
     wrapped = Network(network, 3, (64, 96), name).eval()
     with torch.no_grad():
         assert wrapped(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 64, 96)

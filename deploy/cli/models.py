@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import io
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from segdeploy.cli.console import print_table
-from segdeploy.cli.options import json_option
+from segdeploy.cli.options import Size, json_option, network_options, network_spec
+
+_SIZE = (512, 512)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
+@click.option("--size", type=Size(), default=_SIZE, show_default="512x512")
 @json_option
-def models(as_json: bool) -> None:
-    """List the networks that are known by name."""
+@click.pass_context
+def models(context: click.Context, size: tuple[int, int], as_json: bool) -> None:
+    """List the networks that are known by name; `models show NAME` looks into one."""
+    if context.invoked_subcommand:
+        return
     from segdeploy.packages import require
 
     require("torch", "torchvision")
     import torch
 
+    from segdeploy.models.receptive_field import anatomy
     from segdeploy.models.registry import ARCHITECTURES
 
     listed: list[dict[str, Any]] = []
-    with torch.device("meta"):  # parameters are counted, not allocated
+    with torch.device("meta"):  # parameters are counted, nothing is computed
         for entry in ARCHITECTURES.values():
-            parameters = sum(p.numel() for p in entry.build(21).parameters())
+            network = entry.build(21)
+            seen = anatomy(network, size)
             listed.append(
                 {
                     "name": entry.name,
-                    "parameters": parameters,
+                    "parameters": sum(p.numel() for p in network.parameters()),
+                    "macs": seen.macs,
+                    "output_stride": seen.output_stride,
+                    "receptive_field": seen.output.size,
+                    "image_pooling": seen.output.pooled,
+                    "dilations": list(seen.dilations),
                     "options": entry.accepted_arguments(),
                     "about": entry.about,
                 }
@@ -38,15 +53,89 @@ def models(as_json: bool) -> None:
         click.echo(json.dumps(listed, indent=2))
         return
     print_table(
-        ("name", "parameters", "options", "about"),
+        ("name", "parameters M", "GMAC", "stride", "field", "dilations", "options", "about"),
+        [_row(row) for row in listed],
+        f"21 classes, one {size[0]}x{size[1]} image; field in pixels, + with image pooling",
+    )
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["name"],
+        f"{row['parameters'] / 1e6:.2f}",
+        f"{row['macs'] / 1e9:.1f}",
+        str(row["output_stride"]),
+        f"{row['receptive_field']}{'+' if row['image_pooling'] else ''}",
+        " ".join(map(str, row["dilations"])),
+        " ".join(row["options"]) or "-",
+        row["about"],
+    )
+
+
+@models.command()
+@click.argument("model")
+@network_options
+@click.option("--picture", type=Path, help="Draw kernels and receptive field (.png).")
+@json_option
+def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> None:
+    """Show MODEL layer by layer: dilation, receptive field, effective stride and centre."""
+    from dataclasses import replace
+
+    from segdeploy.files import check_output, write_atomically
+    from segdeploy.network import load_network
+
+    if picture:
+        check_output(picture, ".png")
+    spec = network_spec(model, options)
+    if not spec.is_file:
+        size, classes = spec.size or (256, 256), spec.num_classes or 21
+        spec = replace(spec, size=size, num_classes=None if spec.weights else classes)
+    loaded = load_network(spec)
+
+    from segdeploy.models.receptive_field import anatomy
+
+    seen = anatomy(loaded.network, loaded.contract.size)
+    if picture:
+        from segdeploy.models.pictures import draw_network, effective_receptive_field
+
+        field = effective_receptive_field(loaded.network, loaded.contract.size)
+        file = io.BytesIO()
+        draw_network(seen, field, f"{model}: dilations {seen.dilations}").save(file, "PNG")
+        write_atomically(picture, file.getvalue())
+    rows = [
+        {
+            "layer": layer.name.removeprefix("module."),
+            "kind": layer.kind,
+            "kernel": layer.kernel,
+            "dilation": layer.dilation,
+            "stride": layer.stride,
+            "effective_stride": float(layer.reach.stride),
+            "receptive_field": layer.reach.size,
+            "centre": layer.reach.centre,
+            "macs": layer.macs,
+        }
+        for layer in seen.layers
+    ]
+    if as_json:
+        described = {"receptive_field": seen.output.size, "image_pooling": seen.output.pooled}
+        click.echo(json.dumps({**described, "macs": seen.macs, "layers": rows}, indent=2))
+        return
+    columns = ("layer", "kind", "kernel", "dilation", "stride")
+    print_table(
+        (*columns, "effective stride", "receptive field", "centre", "MMAC"),
         [
             (
-                str(row["name"]),
-                f"{row['parameters']:,}",
-                " ".join(f"--{option}" for option in row["options"]) or "-",
-                str(row["about"]),
+                *(str(row[name]) for name in columns),
+                f"{row['effective_stride']:g}",
+                "image" if row["receptive_field"] is None else str(row["receptive_field"]),
+                "-" if row["centre"] is None else f"{row['centre']:g}",
+                f"{layer.macs / 1e6:.1f}",
             )
-            for row in listed
+            for row, layer in zip(rows, seen.layers, strict=True)
         ],
-        "Parameters with 21 classes",
+        f"{model} at {loaded.contract.size[0]}x{loaded.contract.size[1]}: "
+        f"{seen.macs / 1e9:.2f} GMAC, output stride {seen.output_stride}, receptive field "
+        f"{seen.output.size}{' and image pooling' if seen.output.pooled else ''}",
     )
+    if picture:
+        click.echo(str(picture))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +45,24 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
         return int(match[1]), 3, int(match[2]), int(match[3])
 
 
+class Argument(click.ParamType):  # type: ignore[type-arg]
+    """`KEY=VALUE`; the value is JSON where it can be read as such, else text."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        """Parse, or fail with what was expected."""
+        key, equals, text = value.partition("=")
+        if not equals or not key.isidentifier():
+            self.fail(f"'{value}' is not of the form KEY=VALUE", param, ctx)
+        try:
+            return key, json.loads(text)
+        except ValueError:
+            return key, text
+
+
 def network_options(command: Command) -> Command:
-    """`--num-classes`, `--width`, `--stride`, `--weights`, `--size`: they go with a name."""
+    """`--num-classes`, `--width`, `--stride`, `--arg`, `--weights`, `--size`: with a name."""
     for option in reversed(
         (
             click.option(
@@ -58,6 +75,13 @@ def network_options(command: Command) -> Command:
                 "--stride", type=click.IntRange(1, 16), help="Subsampling of its first block."
             ),
             click.option(
+                "--arg",
+                "extra",
+                multiple=True,
+                type=Argument(),
+                help="Any other option of its constructor, as KEY=VALUE (VALUE is JSON or text).",
+            ),
+            click.option(
                 "--weights", type=Path, help="Its weights: .safetensors, or a .pth state dict."
             ),
             click.option("--size", type=Size(), help="Input size, height x width."),
@@ -67,9 +91,13 @@ def network_options(command: Command) -> Command:
     return command
 
 
+NETWORK_OPTIONS = ("num_classes", "width", "stride", "extra", "weights", "size")
+
+
 def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
     """Gather what `network_options` collected."""
     arguments = {name: options[name] for name in ("width", "stride") if options[name] is not None}
+    arguments |= dict(options["extra"])
     return ModelSpec(model, options["num_classes"], arguments, options["weights"], options["size"])
 
 
