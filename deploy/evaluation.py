@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segdeploy.models.dataset import open_dataset
-from segdeploy.models.metrics import ConfusionMatrix
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.models.dataset import DataSet, Frame, open_dataset
+from segdeploy.models.metrics import ConfusionMatrix, defined_mean
 from segdeploy.network import ModelSpec, check_classes
-from segdeploy.runtime.predictor import load
+from segdeploy.runtime.predictor import Predictor, load
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """IoU is in 0..1, and None for a class that neither truth nor prediction holds."""
+    """All in 0..1; IoU and Dice are None for a class that neither truth nor prediction holds."""
 
     frames: int
     miou: float
     pixel_accuracy: float
+    frequency_weighted_iou: float
+    mean_dice: float
     iou: dict[str, float | None]
+    dice: dict[str, float | None]
 
 
 def evaluate(
@@ -51,18 +57,40 @@ def evaluate(
     )
     with predictor:
         check_classes(predictor.contract, dataset, spec.model)
-        matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
-        for done, frame in enumerate(frames, 1):
-            image, mask = frame.read()
-            matrix.add(mask, predictor.predict(image))
-            on_frame(done, len(frames))
+        matrix = confusion(predictor, dataset, frames, on_frame)
     return summarise(matrix, dataset.classes, len(frames))
+
+
+def confusion(
+    predictor: Predictor,
+    dataset: DataSet,
+    frames: Sequence[Frame],
+    on_frame: Callable[[int, int], None] = lambda done, total: None,
+) -> ConfusionMatrix:
+    """Compare predictions with the truth on every frame, at the frame's own size."""
+    matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
+    for done, frame in enumerate(frames, 1):
+        image, mask = frame.read()
+        matrix.add(mask, predictor.predict(image))
+        on_frame(done, len(frames))
+    return matrix
 
 
 def summarise(matrix: ConfusionMatrix, classes: tuple[str, ...], frames: int) -> Accuracy:
     """Turn a confusion matrix into the figures that are reported."""
-    iou = {
-        name: None if value != value else float(value)
-        for name, value in zip(classes, matrix.iou(), strict=True)
+    return Accuracy(
+        frames=frames,
+        miou=defined_mean(matrix.iou()),
+        pixel_accuracy=matrix.pixel_accuracy(),
+        frequency_weighted_iou=matrix.frequency_weighted_iou(),
+        mean_dice=defined_mean(matrix.dice()),
+        iou=_by_class(classes, matrix.iou()),
+        dice=_by_class(classes, matrix.dice()),
+    )
+
+
+def _by_class(classes: tuple[str, ...], values: NDArray[np.float64]) -> dict[str, float | None]:
+    return {
+        name: None if np.isnan(value) else float(value)
+        for name, value in zip(classes, values, strict=True)
     }
-    return Accuracy(frames, matrix.mean_iou(), matrix.pixel_accuracy(), iou)

@@ -15,6 +15,7 @@ _EXTRAS = {
     "onnxscript": "torch",
     "onnxruntime": "cpu",
     "openvino": "openvino",
+    "tensorboard": "tensorboard",
     "tensorrt_rtx": "rtx",
 }
 

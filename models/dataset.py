@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ class Frame:
     mask: Path
     num_classes: int
     ignore_index: int
+    lookup: bytes | None = None
+
+    def read_mask(self) -> NDArray[np.uint8]:
+        """Read the mask alone, `(H, W) uint8`.
+
+        Raises:
+            ModelInputError: for a file that cannot be used.
+        """
+        return read_mask(self.mask, self.num_classes, self.ignore_index, self.lookup)
 
     def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Read `(image (H, W, 3) uint8 RGB, mask (H, W) uint8)`.
@@ -42,7 +52,7 @@ class Frame:
             ModelInputError: for a file that cannot be used, or a mask of another size.
         """
         image = read_image(self.image)
-        mask = read_mask(self.mask, self.num_classes, self.ignore_index)
+        mask = self.read_mask()
         if image.shape[:2] != mask.shape:
             raise ModelInputError(
                 f"{self.mask}: the mask is {mask.shape[0]}x{mask.shape[1]} (HxW), its image "
@@ -51,15 +61,25 @@ class Frame:
         return image, mask
 
 
+# Lists the (image, mask) files of a split, sorted by name.
+Listing = Callable[[str], list[tuple[Path, Path]]]
+
+
 @dataclass(frozen=True)
 class DataSet:
-    """A folder in the data-set format; frames are read when asked for."""
+    """Labelled frames in splits; they are read when asked for.
+
+    `listing` finds a split's files; `lookup` turns the ids in its masks into classes, if they
+    differ.
+    """
 
     root: Path
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     ignore_index: int
     splits: tuple[str, ...]
+    listing: Listing
+    lookup: bytes | None = None
 
     def frames(self, split: str, limit: int | None = None) -> list[Frame]:
         """List a split's frames by name, the first `limit` of them.
@@ -71,25 +91,36 @@ class DataSet:
             raise ModelInputError(
                 f"{self.root}: has no split '{split}'; dataset.json lists {', '.join(self.splits)}"
             )
-        folder = self.root / split / "images"
-        images = sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
-        if not images:
-            raise ModelInputError(f"{folder}: the split is empty; put .jpg or .png images there")
-        return [self._frame(split, image) for image in images[:limit]]
+        return [
+            Frame(image.stem, image, mask, len(self.classes), self.ignore_index, self.lookup)
+            for image, mask in self.listing(split)[:limit]
+        ]
 
-    def _frame(self, split: str, image: Path) -> Frame:
-        mask = self.root / split / "masks" / f"{image.stem}.png"
+
+def _list_folder(root: Path, split: str) -> list[tuple[Path, Path]]:
+    folder = root / split / "images"
+    images = sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    if not images:
+        raise ModelInputError(f"{folder}: the split is empty; put .jpg or .png images there")
+    pairs = [(image, root / split / "masks" / f"{image.stem}.png") for image in images]
+    for image, mask in pairs:
         if not mask.is_file():
             raise ModelInputError(f"{mask}: no such mask, but there is an image {image.name}")
-        return Frame(image.stem, image, mask, len(self.classes), self.ignore_index)
+    return pairs
 
 
 def open_dataset(root: Path) -> DataSet:
-    """Read and check `dataset.json` of the folder `root`.
+    """Open the data set `root`: a folder with `dataset.json`, `voc:FOLDER` or `cityscapes:FOLDER`.
 
     Raises:
-        ModelInputError: if it is missing, no JSON, or a field is missing or senseless.
+        ModelInputError: if it is missing, `dataset.json` is no JSON, or a field of it is missing or
+            senseless.
     """
+    kind, colon, folder = str(root).partition(":")
+    if colon and kind in ("voc", "cityscapes"):
+        from segdeploy.models.public_datasets import open_public
+
+        return open_public(kind, Path(folder))
     path = root / "dataset.json"
     if not path.is_file():
         raise ModelInputError(f"{path}: no such file; a data set is a folder with a dataset.json")
@@ -124,7 +155,12 @@ def open_dataset(root: Path) -> DataSet:
         isinstance(index, int) and len(classes) <= index <= 255,
     )
     return DataSet(
-        root, tuple(classes), tuple(tuple(c) for c in palette), ignore_index, tuple(splits)
+        root,
+        tuple(classes),
+        tuple(tuple(c) for c in palette),
+        ignore_index,
+        tuple(splits),
+        partial(_list_folder, root),
     )
 
 

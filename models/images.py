@@ -24,13 +24,19 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return np.array(_decoded(path, _COLOUR_MODES, "8-bit colour or grey").convert("RGB"))
 
 
-def read_mask(path: Path, num_classes: int, ignore_index: int) -> NDArray[np.uint8]:
+def read_mask(
+    path: Path, num_classes: int, ignore_index: int, lookup: bytes | None = None
+) -> NDArray[np.uint8]:
     """Read a mask as `(H, W) uint8`, one class id a pixel.
+
+    `lookup` holds, for each of the 256 ids in the file, the id that it stands for.
 
     Raises:
         ModelInputError: as `read_image`, or if an id is neither a class nor `ignore_index`.
     """
     mask: NDArray[np.uint8] = np.array(_decoded(path, ("L", "P"), "one 8-bit class id a pixel"))
+    if lookup is not None:
+        mask = np.frombuffer(lookup, np.uint8)[mask]
     known = np.zeros(256, bool)
     known[:num_classes] = True
     known[ignore_index] = True

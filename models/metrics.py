@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+from segdeploy.models.dataset import Frame
 
 
 class ConfusionMatrix:
     """Counts of (true class, predicted class) pixel pairs; ignored pixels are left out.
 
-    A class that neither truth nor prediction holds has an undefined IoU: NaN, left out of means.
+    A class that neither truth nor prediction holds has an undefined score: NaN, left out of means.
     """
 
     def __init__(self, num_classes: int, ignore_index: int):
@@ -31,13 +35,34 @@ class ConfusionMatrix:
             result: NDArray[np.float64] = hits / union
         return result
 
-    def mean_iou(self) -> float:
-        """Mean of the defined IoUs, in 0..1; NaN if there is none."""
-        iou = self.iou()
-        defined = iou[~np.isnan(iou)]
-        return float(defined.mean()) if defined.size else float("nan")
+    def dice(self) -> NDArray[np.float64]:
+        """Dice coefficient a class, `(num_classes,)`, in 0..1 or NaN where undefined."""
+        hits = np.diag(self.counts)
+        with np.errstate(invalid="ignore"):
+            result: NDArray[np.float64] = 2 * hits / (self.counts.sum(0) + self.counts.sum(1))
+        return result
+
+    def frequency_weighted_iou(self) -> float:
+        """IoU weighted by each class's share of the true pixels, in 0..1; NaN without pixels."""
+        share, iou = self.counts.sum(1), self.iou()
+        seen = share > 0
+        return float((share * iou)[seen].sum() / share.sum()) if seen.any() else float("nan")
 
     def pixel_accuracy(self) -> float:
         """Share of counted pixels with the right class, in 0..1; NaN if none was counted."""
         total = self.counts.sum()
         return float(np.diag(self.counts).sum() / total) if total else float("nan")
+
+
+def class_counts(frames: Sequence[Frame], num_classes: int) -> NDArray[np.int64]:
+    """Pixels of each class over all masks, `(num_classes,)`; ignored ones are not counted."""
+    counts = np.zeros(256, np.int64)
+    for frame in frames:
+        counts += np.bincount(frame.read_mask().ravel(), minlength=256)
+    return counts[:num_classes]
+
+
+def defined_mean(values: NDArray[np.float64]) -> float:
+    """Mean of a score over the classes for which it is defined; NaN if it is for none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")

@@ -1,41 +1,53 @@
-"""Training: a generator of steps, so that the caller draws progress and saves checkpoints."""
+"""Training an epoch at a time, so that the caller draws progress, validates and saves."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torch.optim import lr_scheduler
 
+from segdeploy.models.augmentation import Augment, Augmentation
+from segdeploy.models.batches import Batch, epoch_loader
 from segdeploy.models.dataset import Frame
+from segdeploy.models.distributed import device, parallel
 from segdeploy.models.errors import ModelInputError
+from segdeploy.models.losses import weighted_sum
 
-_Crop = tuple[Tensor, Tensor]
+SCHEDULES = ("one-cycle", "poly")
+_POLY_POWER = 0.9  # Chen et al. 2016, arXiv 1606.00915, section 4.1
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; `size` is (H, W) of the crops, `mean` and `std` are of RGB in 0..1."""
+    """How to train; `size` is the (H, W) that a whole frame is scaled to, `mean` and `std` are of
+    RGB in 0..1. Of each optimiser step `batch_size * accumulate` frames are seen.
+    """
 
     size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    augmentation: Augmentation
     epochs: int = 3
     batch_size: int = 8
+    accumulate: int = 1
     learning_rate: float = 4e-3
+    weight_decay: float = 1e-2
+    schedule: str = "one-cycle"
+    loss: Mapping[str, float] = field(default_factory=lambda: {"cross-entropy": 1.0})
+    amp: bool = False
     seed: int = 0
     workers: int = 1
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimiser step did; times are seconds, `loading` is the wait for data in it."""
+    """What one batch did; times are seconds, `loading` is the wait for data in it."""
 
     epoch: int
     index: int
@@ -47,116 +59,155 @@ class Step:
 
     @property
     def ends_epoch(self) -> bool:
-        """Whether this was the last step of its epoch."""
+        """Whether this was the last batch of its epoch."""
         return self.index + 1 == self.steps_per_epoch
 
 
-def train(
-    network: nn.Module, frames: Sequence[Frame], ignore_index: int, settings: TrainingSettings
-) -> Iterator[Step]:
-    """Train `network` in place with cross-entropy, AdamW and a one-cycle schedule.
+class Training:
+    """A network, its optimiser and its schedule, advanced by `epoch()`.
 
-    The network maps `(N, 3, H, W)` float32 to logits `(N, num_classes, H, W)`; ignored pixels do
-    not enter the mean. Deterministic by `settings.seed` on one machine.
+    The network maps `(N, 3, H, W) float32` to logits `(N, num_classes, H, W)` and is trained in
+    place with AdamW. What an epoch does depends on the settings, the frames and its number alone,
+    so that `restore(state())` continues exactly.
 
     Raises:
-        ModelInputError: for a frame that cannot be used, or when the loss is no longer finite.
+        ModelInputError: for a schedule or loss that does not exist.
     """
-    torch.manual_seed(settings.seed)
-    loader = _loader(frames, ignore_index, settings)
-    total_steps = settings.epochs * len(loader)
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=max(total_steps, 2)
-    )
-    mean = torch.tensor(settings.mean).view(1, 3, 1, 1)
-    std = torch.tensor(settings.std).view(1, 3, 1, 1)
-    # Not channels_last: torch 2.14.1 corrupts memory in its backward pass on a CPU.
-    network.train()
-    for epoch in range(settings.epochs):
+
+    def __init__(
+        self,
+        network: nn.Module,
+        frames: Sequence[Frame],
+        ignore_index: int,
+        settings: TrainingSettings,
+        class_weights: Tensor | None = None,
+    ):
+        self._settings = settings
+        self._frames = frames
+        self._device = device()
+        self._network = network.to(self._device)
+        self._parallel = parallel(self._network)
+        weights = None if class_weights is None else class_weights.to(self._device)
+        self._loss = weighted_sum(settings.loss, ignore_index, weights)
+        self._augment = Augment(settings.augmentation, settings.size, settings.mean, ignore_index)
+        self._optimizer = torch.optim.AdamW(
+            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        batches = max(1, len(frames) // min(settings.batch_size, len(frames)))
+        updates = -(-batches // settings.accumulate) * settings.epochs
+        self._schedule = _schedule(settings, self._optimizer, updates)
+        self._scaler = torch.amp.GradScaler(enabled=settings.amp and self._device.type == "cuda")
+        self._mean = torch.tensor(settings.mean, device=self._device).view(1, 3, 1, 1)
+        self._std = torch.tensor(settings.std, device=self._device).view(1, 3, 1, 1)
+        self.epochs_done = 0
+
+    def epoch(self) -> Iterator[Step]:
+        """Train the next epoch; it counts as done when the iterator is exhausted.
+
+        Raises:
+            ModelInputError: for a frame that cannot be used, or a loss that is not finite; the
+                latter before the weights are touched by it.
+        """
+        settings = self._settings
+        torch.manual_seed(settings.seed + self.epochs_done)  # dropout
+        loader = epoch_loader(
+            self._frames,
+            self._augment,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            epoch=self.epochs_done,
+            workers=settings.workers,
+        )
+        # Not channels_last: torch 2.14.1 corrupts memory in its backward pass on a CPU.
+        self._network.train()
         started = time.perf_counter()
         for index, batch in enumerate(loader):
             loaded = time.perf_counter()
             if isinstance(batch, ModelInputError):
                 raise batch
-            images, masks = batch
-            normalised = (images.float() / 255 - mean) / std
-            loss = F.cross_entropy(network(normalised), masks.long(), ignore_index=ignore_index)
-            if not torch.isfinite(loss):
-                raise ModelInputError(
-                    f"training: the loss is {loss.item()} in epoch {epoch + 1}, step {index + 1}; "
-                    "lower --learning-rate or look for frames that are all ignored"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+            loss = self._backward(batch, index)
+            if (index + 1) % settings.accumulate == 0 or index + 1 == len(loader):
+                self._update()
             ended = time.perf_counter()
             yield Step(
-                epoch,
+                self.epochs_done,
                 index,
                 len(loader),
-                loss.item(),
-                len(images),
+                loss,
+                len(batch.names),
                 ended - started,
                 loaded - started,
             )
             started = time.perf_counter()
-    network.eval()
+        self._network.eval()
+        self.epochs_done += 1
 
+    def state(self) -> dict[str, Any]:
+        """Everything that a later process needs to continue: tensors and plain values only."""
+        return {
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "epochs_done": self.epochs_done,
+        }
 
-def _loader(
-    frames: Sequence[Frame], ignore_index: int, settings: TrainingSettings
-) -> DataLoader[_Crop | ModelInputError]:
-    return DataLoader(
-        _Crops(frames, ignore_index, settings.size),
-        batch_size=settings.batch_size,
-        shuffle=True,
-        # A last batch of one image would leave BatchNorm without a variance.
-        drop_last=len(frames) > settings.batch_size,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
-        collate_fn=_batch,
-        generator=torch.Generator().manual_seed(settings.seed),
-    )
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state()` was taken."""
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.epochs_done = state["epochs_done"]
 
+    def _backward(self, batch: Batch, index: int) -> float:
+        images = batch.images.to(self._device).float()
+        masks = batch.masks.to(self._device).long()
+        with self._precision():
+            logits = self._logits((images / 255 - self._mean) / self._std, batch)
+        loss = self._loss(logits.float(), masks)
+        if not torch.isfinite(loss):
+            names = ", ".join(batch.names[:4]) + (", ..." if len(batch.names) > 4 else "")
+            raise ModelInputError(
+                f"training: the loss is {loss.item()} in epoch {self.epochs_done + 1}, batch "
+                f"{index + 1} ({names}); lower --learning-rate, or look at these frames"
+            )
+        scaled: Any = self._scaler.scale(loss / self._settings.accumulate)
+        scaled.backward()
+        return loss.item()
 
-def _batch(items: list[_Crop | ModelInputError]) -> _Crop | ModelInputError:
-    # A worker process would wrap an exception in its traceback, so a bad frame travels as a value.
-    for item in items:
-        if isinstance(item, ModelInputError):
-            return item
-    images, masks = zip(*items, strict=True)
-    return torch.stack(images), torch.stack(masks)
-
-
-class _Crops(Dataset[_Crop | ModelInputError]):
-    """Random crops of the frames at `size`: images `(3, H, W)`, masks `(H, W)`, both uint8.
-
-    A crop holds at least 40% of the frame, so objects appear at up to 1.6 times the scale that
-    they have when a whole frame is resized to `size`, as inference does.
-    """
-
-    def __init__(self, frames: Sequence[Frame], ignore_index: int, size: tuple[int, int]):
-        self.frames = frames
-        aspect = size[1] / size[0]
-        self.transform = v2.Compose(
-            [
-                v2.RandomHorizontalFlip(),
-                v2.RandomResizedCrop(size, scale=(0.4, 1.0), ratio=(aspect * 0.9, aspect * 1.1)),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: int) -> _Crop | ModelInputError:
+    def _logits(self, images: Tensor, batch: Batch) -> Tensor:
         try:
-            image, mask = self.frames[index].read()
-        except ModelInputError as error:
-            return error
-        crop, labels = self.transform(
-            tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
-            tv_tensors.Mask(torch.from_numpy(mask)),
+            logits: Tensor = self._parallel(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ModelInputError(
+                f"training: BatchNorm cannot normalise a batch of {len(batch.names)} behind a "
+                "global pooling; give a larger --batch-size"
+            ) from error
+        return logits
+
+    def _update(self) -> None:
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._schedule.step()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if not self._settings.amp:
+            return nullcontext()
+        dtype = torch.float16 if self._device.type == "cuda" else torch.bfloat16
+        return torch.autocast(self._device.type, dtype)
+
+
+def _schedule(
+    settings: TrainingSettings, optimizer: torch.optim.Optimizer, updates: int
+) -> lr_scheduler.LRScheduler:
+    if settings.schedule == "one-cycle":
+        return lr_scheduler.OneCycleLR(
+            optimizer, settings.learning_rate, total_steps=max(updates, 2)
         )
-        return crop.as_subclass(Tensor), labels.as_subclass(Tensor)
+    if settings.schedule == "poly":
+        return lr_scheduler.PolynomialLR(optimizer, total_iters=updates, power=_POLY_POWER)
+    raise ModelInputError(f"schedule '{settings.schedule}': there are {', '.join(SCHEDULES)}")

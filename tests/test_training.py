@@ -11,10 +11,10 @@ from safetensors import safe_open
 
 import segdeploy
 from segdeploy.errors import InputError
+from segdeploy.models.augmentation import Augment, Augmentation
+from segdeploy.models.batches import Batch, epoch_loader
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
-from segdeploy.models.training import TrainingSettings, _Crops
-from segdeploy.models.training import train as run_steps
 from segdeploy.network import ModelSpec
 from segdeploy.spec import IMAGENET_MEAN, IMAGENET_STD, METADATA_KEY, read_contract
 
@@ -61,43 +61,35 @@ def test_one_seed_gives_one_checkpoint(dataset: Path, tmp_path: Path) -> None:
     assert written[0] != written[2]
 
 
-def test_a_worker_process_gives_the_same_frames(dataset: Path) -> None:
-    losses = []
-    for workers in (0, 1):
-        torch.manual_seed(0)
-        settings = TrainingSettings(
-            (32, 48), IMAGENET_MEAN, IMAGENET_STD, epochs=1, batch_size=4, workers=workers
-        )
-        network = torch.nn.Conv2d(3, 8, 1)
-        steps = list(run_steps(network, open_dataset(dataset).frames("train"), 255, settings))
-        losses.append(len(steps))
-    assert losses == [4, 4]
+def test_workers_give_the_same_batches(dataset: Path) -> None:
+    frames = open_dataset(dataset).frames("train")
+    augment = Augment(Augmentation((32, 48), colour=0.5, rotation=20), (32, 48), IMAGENET_MEAN, 255)
+
+    def batches(workers: int, epoch: int = 0) -> list[Batch]:
+        loader = epoch_loader(frames, augment, batch_size=4, seed=3, epoch=epoch, workers=workers)
+        return list(loader)
+
+    alone, helped, later = batches(0), batches(2), batches(0, epoch=1)
+    assert len(alone) == 4
+    for one, other in zip(alone, helped, strict=True):
+        assert one.names == other.names
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.masks, other.masks)
+    assert [b.names for b in alone] != [b.names for b in later]
+    assert sorted(n for b in later for n in b.names) == sorted(f.name for f in frames)
 
 
-def test_image_and_mask_are_cropped_alike(dataset: Path) -> None:
-    frames = open_dataset(dataset).frames("train", 1)
-    _, mask = frames[0].read()
-
-    class Painted:
-        """A frame whose image shows its mask."""
-
-        def read(self):
-            return np.repeat(mask[..., None], 3, axis=2), mask
-
-    torch.manual_seed(0)
-    crops = _Crops([Painted()], 255, mask.shape)
-    for _ in range(5):
-        image, labels = crops[0]
-        assert image.shape == (3, *mask.shape)
-        # Interpolation blurs the image's edges alone; ids of the mask are never mixed.
-        assert set(labels.unique().tolist()) <= set(np.unique(mask).tolist())
-        assert (image[0] == labels).float().mean() > 0.8
+def test_a_batch_may_be_larger_than_the_split(dataset: Path, tmp_path: Path) -> None:
+    report = segdeploy.train(
+        SMALL, dataset, tmp_path / "m.safetensors", epochs=2, batch_size=64, workers=0
+    )
+    assert report.images == 2 * 16
 
 
 def test_a_diverging_loss_stops_training(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     with pytest.raises(
-        ModelInputError, match=r"the loss is .* in epoch 1, step .*lower --learning"
+        ModelInputError, match=r"the loss is .* in epoch \d, batch .*train_00.*lower --learning"
     ):
         segdeploy.train(SMALL, dataset, out, batch_size=4, workers=0, learning_rate=1e30)
     assert not out.exists()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from segdeploy.cli.console import progress
-from segdeploy.cli.options import Size, quiet_option
+from segdeploy.cli.console import print_table, progress
+from segdeploy.cli.options import Size, json_option, quiet_option
+
+if TYPE_CHECKING:
+    from segdeploy.models.dataset_check import SplitCheck
 
 
 @click.group()
 def data() -> None:
-    """Make data sets."""
+    """Make data sets, and check them."""
 
 
 @data.command()
@@ -43,3 +48,61 @@ def scenes(
         for done, _ in enumerate(names, 1):
             update(done, sum(counts.values()))
     click.echo(f"{folder}: {train_count} train and {val_count} val frames of {size[0]}x{size[1]}")
+
+
+@data.command()
+@click.argument("folder", type=Path)
+@json_option
+@quiet_option
+def check(folder: Path, as_json: bool, quiet: bool) -> int:
+    """Read all of FOLDER (or voc:FOLDER, cityscapes:FOLDER) once, and report what it holds.
+
+    Exits with 1 if a file cannot be used.
+    """
+    import numpy as np
+
+    from segdeploy.models.dataset import open_dataset
+    from segdeploy.models.dataset_check import SplitCheck, check_split
+
+    dataset = open_dataset(folder)
+    checked = []
+    for split in dataset.splits:
+        result = SplitCheck(split, np.zeros(len(dataset.classes), np.int64))
+        with progress(f"checking {split}", quiet) as update:
+            for done, total in check_split(dataset, split, result):
+                update(done, total)
+        checked.append(result)
+    problems = [problem for result in checked for problem in result.problems]
+    if as_json:
+        click.echo(json.dumps([_described(result, dataset.classes) for result in checked]))
+        return 1 if problems else 0
+    for result in checked:
+        sizes = ", ".join(f"{n} of {h}x{w}" for (h, w), n in result.sizes.most_common(5))
+        click.echo(f"{result.split}: {result.frames} frames ({sizes or 'none'})")
+    print_table(
+        ("class", *(f"{result.split} %" for result in checked)),
+        [
+            (name, *(_share(result, int(result.pixels[index])) for result in checked))
+            for index, name in enumerate(dataset.classes)
+        ]
+        + [("(ignored)", *(_share(result, result.ignored) for result in checked))],
+    )
+    for problem in problems:
+        click.echo(f"problem: {problem}", err=True)
+    return 1 if problems else 0
+
+
+def _share(result: SplitCheck, pixels: int) -> str:
+    total = int(result.pixels.sum()) + result.ignored
+    return "absent" if not pixels else f"{100 * pixels / total:.3f}"
+
+
+def _described(result: SplitCheck, classes: tuple[str, ...]) -> dict[str, object]:
+    return {
+        "split": result.split,
+        "frames": result.frames,
+        "sizes": {f"{h}x{w}": count for (h, w), count in result.sizes.items()},
+        "pixels": dict(zip(classes, map(int, result.pixels), strict=True)),
+        "ignored": result.ignored,
+        "problems": result.problems,
+    }

@@ -11,6 +11,8 @@ import click
 
 from segdeploy.cli.console import progress
 from segdeploy.cli.options import (
+    NETWORK_OPTIONS,
+    Size,
     data_option,
     json_option,
     network_options,
@@ -31,9 +33,43 @@ if TYPE_CHECKING:
 @network_options
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--accumulate", type=click.IntRange(1), default=1, help="Batches a weight update.")
 @click.option(
-    "--learning-rate", type=click.FloatRange(0, min_open=True), default=4e-3, show_default=True
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=4e-3,
+    show_default=True,
+    help="The schedule's highest.",
 )
+@click.option("--schedule", type=click.Choice(["one-cycle", "poly"]), default="one-cycle")
+@click.option(
+    "--loss",
+    default="cross-entropy",
+    show_default=True,
+    help="cross-entropy, focal, dice, or a sum such as cross-entropy+0.5*dice.",
+)
+@click.option(
+    "--class-weights",
+    type=click.Choice(["none", "median-frequency", "inverse-log"]),
+    default="none",
+    show_default=True,
+)
+@click.option("--crop", type=Size(), help="Crop to train on; the size itself if not given.")
+@click.option("--scale", nargs=2, type=float, default=(1.0, 1.6), show_default=True)
+@click.option("--rotation", type=click.FloatRange(0, 180), default=0.0, help="Degrees to a side.")
+@click.option("--colour", type=click.FloatRange(0, 1), default=0.0, help="Strength of changes.")
+@click.option("--vertical-flip", is_flag=True)
+@click.option(
+    "--validate",
+    "validate_every",
+    type=click.IntRange(0),
+    default=0,
+    help="Measure mIoU on val every N epochs, and keep the best; 0 never.",
+)
+@click.option("--checkpointing", is_flag=True, help="Less memory, more time.")
+@click.option("--amp", is_flag=True, help="Mixed precision.")
+@click.option("--resume", is_flag=True, help="Continue after the last whole epoch.")
+@click.option("--log-dir", type=Path, help="Folder for TensorBoard event files.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--workers",
@@ -49,41 +85,71 @@ def train(
     model: str,
     data: Path,
     split: str,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    workers: int,
     out: Path,
     as_json: bool,
     quiet: bool,
+    crop: tuple[int, int] | None,
+    scale: tuple[float, float],
+    rotation: float,
+    colour: float,
+    vertical_flip: bool,
+    loss: str,
     **options: Any,
 ) -> None:
-    """Train MODEL: a registry name, a checkpoint or package.module:factory."""
-    import segdeploy
+    """Train MODEL: a registry name, a checkpoint or package.module:factory.
 
+    Several processes work together under `torchrun -m segdeploy train ...`.
+    """
+    import segdeploy
+    from segdeploy.packages import require
+
+    require("torch")
+    from segdeploy.models.losses import parse_terms
+
+    epochs = options["epochs"]
+    spec = network_spec(model, options)
+    settings = {key: value for key, value in options.items() if key not in NETWORK_OPTIONS}
+    augmentation: dict[str, Any] = {
+        "scale": scale,
+        "rotation": rotation,
+        "colour": colour,
+        "vertical_flip": vertical_flip,
+    }
+    if crop:
+        augmentation["crop"] = crop
     with progress(f"training {model}", quiet) as update:
+        measured = ""
 
         def show(step: Step) -> None:
             done = step.epoch * step.steps_per_epoch + step.index + 1
-            update(done, epochs * step.steps_per_epoch, f"loss {step.loss:.3f}")
+            rate = step.images / step.seconds
+            note = f"loss {step.loss:.3f}, {rate:.1f} images/s{measured}"
+            update(done, epochs * step.steps_per_epoch, note)
+
+        def note_miou(epoch: int, miou: float | None) -> None:
+            nonlocal measured
+            if miou is not None:
+                measured = f", mIoU {100 * miou:.2f} after epoch {epoch}"
 
         report = segdeploy.train(
-            network_spec(model, options),
+            spec,
             data,
             out,
             split=split,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            workers=workers,
+            loss=parse_terms(loss),
+            augmentation=augmentation,
             on_step=show,
+            on_epoch=note_miou,
+            **settings,
         )
+    if report.unseen:
+        click.echo(f"note: in no mask of {split}: {', '.join(report.unseen)}", err=True)
     if as_json:
         click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
         return
+    best = "" if report.best_miou is None else f", best mIoU {100 * report.best_miou:.2f}"
     click.echo(
         f"{report.path}: {report.epochs} epochs, {report.images / report.seconds:.1f} images/s, "
-        f"last loss {report.loss:.3f}, {report.loading_share:.1%} of the time waiting for data"
+        f"last loss {report.loss:.3f}{best}, "
+        f"{report.loading_share:.1%} of the time waiting for data"
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TorchSession(Closing):
-    """A PyTorch network in eval mode on the CPU, in float32."""
+    """A PyTorch network in eval mode, in float32, on the device where it lies."""
 
     backend = "torch"
 
@@ -25,6 +25,7 @@ class TorchSession(Closing):
         if threads is not None:
             self._torch.set_num_threads(threads)
         self._network = network.eval()
+        self._device = next(network.parameters()).device
         self.contract = contract
         batch, size = "batch", contract.size
         self.input = TensorSpec("image", (batch, 3, *size), "float")
@@ -33,5 +34,6 @@ class TorchSession(Closing):
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Run once: `(N, 3, H, W) float32` to logits `(N, num_classes, H, W) float32`."""
         with self._torch.inference_mode():
-            result: NDArray[Any] = self._network(self._torch.from_numpy(array)).numpy()
+            logits = self._network(self._torch.from_numpy(array).to(self._device))
+        result: NDArray[Any] = logits.cpu().numpy()
         return result

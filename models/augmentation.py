@@ -1,0 +1,65 @@
+"""Random crops, scales, flips, rotations and colours that move picture and mask together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to a frame; `crop` and the network's `size` are (H, W).
+
+    The frame is scaled to `size` times a factor drawn from `scale` (its own aspect is kept), turned
+    by up to `rotation` degrees, and a random `crop` is taken; what lies outside the frame is the
+    mean colour in the picture and `ignore_index` in the mask. `colour`, 0 to 1, is the strength of
+    changes of brightness, contrast and saturation.
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.6)
+    horizontal_flip: bool = True
+    vertical_flip: bool = False
+    rotation: float = 0.0
+    colour: float = 0.0
+
+
+class Augment:
+    """Applies an `Augmentation` to `(3, H, W) uint8` pictures and `(H, W) uint8` masks."""
+
+    def __init__(
+        self,
+        wanted: Augmentation,
+        size: tuple[int, int],
+        mean: tuple[float, float, float],
+        ignore_index: int,
+    ):
+        fill = {
+            tv_tensors.Image: [round(255 * value) for value in mean],
+            tv_tensors.Mask: ignore_index,
+        }
+        steps: list[v2.Transform] = [v2.ScaleJitter(size, wanted.scale, antialias=True)]
+        if wanted.rotation:
+            steps.append(
+                v2.RandomRotation(
+                    wanted.rotation, interpolation=v2.InterpolationMode.BILINEAR, fill=fill
+                )
+            )
+        steps.append(v2.RandomCrop(wanted.crop, pad_if_needed=True, fill=fill))
+        if wanted.horizontal_flip:
+            steps.append(v2.RandomHorizontalFlip())
+        if wanted.vertical_flip:
+            steps.append(v2.RandomVerticalFlip())
+        if wanted.colour:
+            strength = wanted.colour
+            steps.append(v2.ColorJitter(strength, strength, strength))
+        self._transform = v2.Compose(steps)
+
+    def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Augment one frame; picture and mask come out `wanted.crop` large, uint8."""
+        picture, labels = self._transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        return picture.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor)

@@ -1,0 +1,49 @@
+"""Reading a whole data set once, to say everything that is wrong with it and what it holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.models.dataset import DataSet
+from segdeploy.models.errors import ModelInputError
+
+
+@dataclass
+class SplitCheck:
+    """What one split holds: pixels a class and ignored, frames a size (H, W), and its problems."""
+
+    split: str
+    pixels: NDArray[np.int64]
+    ignored: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def frames(self) -> int:
+        """Frames that can be used."""
+        return self.sizes.total()
+
+
+def check_split(dataset: DataSet, split: str, result: SplitCheck) -> Iterator[tuple[int, int]]:
+    """Read every frame of a split into `result`; yields `(done, total)` after each."""
+    try:
+        frames = dataset.frames(split)
+    except ModelInputError as error:
+        result.problems.append(str(error))
+        return
+    for done, frame in enumerate(frames, 1):
+        try:
+            _, mask = frame.read()
+        except ModelInputError as error:
+            result.problems.append(str(error))
+        else:
+            result.sizes[(mask.shape[0], mask.shape[1])] += 1
+            counts = np.bincount(mask.ravel(), minlength=256)
+            result.pixels += counts[: len(dataset.classes)]
+            result.ignored += int(counts[dataset.ignore_index])
+        yield done, len(frames)

@@ -1,0 +1,68 @@
+"""One process or many: what `torchrun` says, and the sums that all ranks share.
+
+Started plainly, everything here is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes work together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device() -> torch.device:
+    """The GPU of this process if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the other processes (NCCL between GPUs, Gloo on CPUs), and leave them at the end."""
+    if world_size() == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def parallel(network: nn.Module) -> nn.Module:
+    """Average gradients over all processes; on GPUs BatchNorm sees the whole batch too.
+
+    SyncBatchNorm runs on GPUs alone, so on CPUs each process normalises by its own images.
+    """
+    if world_size() == 1:
+        return network
+    if torch.cuda.is_available():
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return nn.parallel.DistributedDataParallel(network)
+
+
+def summed(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum an array of counts over all processes."""
+    if world_size() == 1:
+        return counts
+    total = torch.from_numpy(counts.copy()).to(device())
+    dist.all_reduce(total)
+    result: NDArray[np.int64] = total.cpu().numpy()
+    return result

@@ -1,0 +1,114 @@
+"""PASCAL VOC 2012 and Cityscapes, in the folders that they are published in.
+
+torchvision's data-set classes find the files; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torchvision.datasets import Cityscapes, VOCSegmentation
+
+from segdeploy.models.dataset import DataSet
+from segdeploy.models.errors import ModelInputError, first_line
+
+_IGNORE = 255
+_VOC_CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+def open_public(kind: str, root: Path) -> DataSet:
+    """Open `kind` (`voc` or `cityscapes`) in the folder `root`.
+
+    VOC's folder holds `VOCdevkit/VOC2012`; Cityscapes' holds `leftImg8bit` and `gtFine`, whose
+    label ids become the 19 train ids.
+    """
+    return _voc(root) if kind == "voc" else _cityscapes(root)
+
+
+def _voc(root: Path) -> DataSet:
+    return DataSet(
+        root,
+        _VOC_CLASSES,
+        tuple(_voc_colour(index) for index in range(len(_VOC_CLASSES))),
+        _IGNORE,
+        ("train", "val", "trainval"),
+        partial(_list_voc, root),
+    )
+
+
+def _list_voc(root: Path, split: str) -> list[tuple[Path, Path]]:
+    found = _opened(root, partial(VOCSegmentation, str(root), year="2012", image_set=split))
+    return _sorted(root, split, found.images, found.masks)
+
+
+def _voc_colour(index: int) -> tuple[int, int, int]:
+    """VOC's colour map: the class id's bits, spread over the three channels."""
+    red = green = blue = 0
+    for shift in range(7, -1, -1):
+        red |= (index & 1) << shift
+        green |= (index >> 1 & 1) << shift
+        blue |= (index >> 2 & 1) << shift
+        index >>= 3
+    return red, green, blue
+
+
+def _cityscapes(root: Path) -> DataSet:
+    classes = [c for c in Cityscapes.classes if 0 <= c.train_id < _IGNORE]
+    lookup = bytearray([_IGNORE]) * 256
+    for entry in classes:
+        lookup[entry.id] = entry.train_id
+    return DataSet(
+        root,
+        tuple(entry.name for entry in classes),
+        tuple(entry.color for entry in classes),
+        _IGNORE,
+        ("train", "val"),
+        partial(_list_cityscapes, root),
+        bytes(lookup),
+    )
+
+
+def _list_cityscapes(root: Path, split: str) -> list[tuple[Path, Path]]:
+    build = partial(Cityscapes, str(root), split=split, mode="fine", target_type="semantic")
+    found = _opened(root, build)
+    return _sorted(root, split, found.images, [targets[0] for targets in found.targets])
+
+
+def _opened(root: Path, build: Callable[[], Any]) -> Any:
+    try:
+        return build()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelInputError(
+            f"{root}: is not the folder that the data set is published in ({first_line(error)})"
+        ) from error
+
+
+def _sorted(root: Path, split: str, images: list[str], masks: list[str]) -> list[tuple[Path, Path]]:
+    if not images:
+        raise ModelInputError(f"{root}: the split {split} is empty")
+    return sorted((Path(i), Path(m)) for i, m in zip(images, masks, strict=True))

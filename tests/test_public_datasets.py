@@ -1,0 +1,123 @@
+"""PASCAL VOC and Cityscapes in their own folders, and the check of a whole data set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdeploy.models.dataset import open_dataset
+from segdeploy.models.errors import ModelInputError
+
+from .test_cli import Ran, run  # noqa: F401
+
+COLOURS = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (base / folder).mkdir(parents=True)
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:, 5:] = 15
+    mask[:2] = 255
+    painted = Image.fromarray(mask)
+    painted.putpalette([value % 256 for value in range(768)])
+    for name in ("2007_000032", "2007_000033"):
+        Image.fromarray(COLOURS).save(base / "JPEGImages" / f"{name}.jpg")
+        painted.save(base / "SegmentationClass" / f"{name}.png")
+    (base / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000033\n2007_000032\n")
+    return tmp_path
+
+
+@pytest.fixture
+def cityscapes(tmp_path: Path) -> Path:
+    mask = np.full((20, 30), 7, np.uint8)  # road
+    mask[10:] = 26  # car
+    mask[:2] = 4  # static: not among the 19
+    for kind, suffix, pixels in (
+        ("leftImg8bit", "leftImg8bit", COLOURS),
+        ("gtFine", "gtFine_labelIds", mask),
+    ):
+        folder = tmp_path / kind / "val" / "bonn"
+        folder.mkdir(parents=True)
+        Image.fromarray(pixels).save(folder / f"bonn_000000_000019_{suffix}.png")
+    return tmp_path
+
+
+def test_voc_is_read_with_its_ids_and_colours(voc: Path) -> None:
+    dataset = open_dataset(Path(f"voc:{voc}"))
+    assert len(dataset.classes) == 21
+    assert dataset.classes[15] == "person"
+    assert dataset.palette[15] == (192, 128, 128)  # the published colour of a person
+    frames = dataset.frames("val")
+    assert [frame.name for frame in frames] == ["2007_000032", "2007_000033"]
+    image, mask = frames[0].read()
+    assert image.shape == (20, 30, 3)
+    assert set(np.unique(mask)) == {0, 15, 255}
+
+
+def test_cityscapes_label_ids_become_train_ids(cityscapes: Path) -> None:
+    dataset = open_dataset(Path(f"cityscapes:{cityscapes}"))
+    assert len(dataset.classes) == 19
+    assert (dataset.classes[0], dataset.palette[0]) == ("road", (128, 64, 128))
+    _, mask = dataset.frames("val")[0].read()
+    assert set(np.unique(mask)) == {0, dataset.classes.index("car"), 255}
+
+
+@pytest.mark.parametrize("kind", ["voc", "cityscapes"])
+def test_another_folder_is_told(kind: str, tmp_path: Path) -> None:
+    dataset = open_dataset(Path(f"{kind}:{tmp_path}"))
+    with pytest.raises(ModelInputError, match="is not the folder that the data set is published"):
+        dataset.frames("val")
+
+
+def test_a_whole_data_set_is_checked(run, dataset: Path) -> None:  # noqa: F811
+    ran: Ran = run("data", "check", dataset, "--json")
+    assert ran.code == 0
+    train, val = json.loads(ran.out)
+    assert (train["split"], train["frames"], train["sizes"]) == ("train", 16, {"96x128": 16})
+    assert sum(train["pixels"].values()) + train["ignored"] == 16 * 96 * 128
+    assert val["problems"] == []
+    assert "road" in run("data", "check", dataset).out
+
+
+def test_every_problem_is_listed_and_the_code_is_1(run, dataset: Path, tmp_path: Path) -> None:  # noqa: F811
+    root = Path(shutil.copytree(dataset, tmp_path / "set"))
+    Image.new("L", (128, 96), 77).save(root / "train" / "masks" / "train_0001.png")
+    (root / "train" / "images" / "train_0003.jpg").write_text("no image")
+    shutil.rmtree(root / "val" / "images")
+    ran: Ran = run("data", "check", root)
+    assert ran.code == 1
+    problems = ran.err.splitlines()
+    assert len(problems) == 3
+    for part, line in zip(("ids [77]", "is not an image", "split is empty"), problems, strict=True):
+        assert part in line
+    assert "14 of 96x128" in ran.out
+    assert "absent" in ran.out
+
+
+def test_one_network_is_shown_layer_by_layer(run, tmp_path: Path) -> None:  # noqa: F811
+    picture = tmp_path / "p.png"
+    small = ("--width", 2, "--stride", 2, "--size", "64x64")
+    ran: Ran = run("models", "show", "deeplabv3", *small, "--picture", picture)
+    assert "receptive field 129 and image pooling" in ran.out
+    assert "aspp.conv4" in ran.out
+    assert Image.open(picture).size[1] > 64
+    shown = json.loads(run("models", "show", "deeplabv3", *small, "--json").out)
+    layer = next(la for la in shown["layers"] if la["layer"] == "backbone.2.conv2")
+    assert (layer["dilation"], layer["effective_stride"], layer["receptive_field"]) == (4, 2, 55)
+
+
+def test_constructor_options_come_from_the_command_line(run) -> None:  # noqa: F811
+    options = ("--arg", "context=basic", "--arg", "hidden=8", "--width", 2, "--size", "64x64")
+    shown = json.loads(run("models", "show", "dilated_vgg16", *options, "--json").out)
+    assert any(la["layer"].startswith("context") for la in shown["layers"])
+    ran: Ran = run("models", "show", "deeplabv3", "--arg", "nonsense")
+    assert ran.code == 2
+    assert "is not of the form KEY=VALUE" in ran.err
