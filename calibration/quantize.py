@@ -52,7 +52,9 @@ def quantize_convolutions(model: onnx.ModelProto, ranges: Mapping[str, float]) -
         nodes.append(node)
     if not dequantised:
         raise CalibrationInputError("calibration: the graph has no convolution to quantise")
-    kept = [t for t in graph.initializer if t.name not in dequantised]
+    # A weight may have other readers: a transposed convolution that it is tied to.
+    read = {name for node in nodes for name in node.input}
+    kept = [t for t in graph.initializer if t.name in read]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
@@ -60,11 +62,10 @@ def quantize_convolutions(model: onnx.ModelProto, ranges: Mapping[str, float]) -
 
 
 def _activation_pair(graph: onnx.GraphProto, tensor: str, largest: float) -> list[onnx.NodeProto]:
-    # A tensor that was zero on every frame still needs a positive scale.
-    scale = np.float32(largest / _LEVELS) if largest > 0 else np.float32(1)
+    scale = _scales(np.asarray(largest, np.float32))
     graph.initializer.extend(
         [
-            numpy_helper.from_array(np.asarray(scale), f"{tensor}_scale"),
+            numpy_helper.from_array(scale, f"{tensor}_scale"),
             numpy_helper.from_array(np.asarray(0, np.int8), f"{tensor}_zero_point"),
         ]
     )
@@ -109,7 +110,7 @@ def quantize_weight(
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Quantise `(out, in, kH, kW) float32` to int8 with one scale an output channel `(out,)`.
 
-    A channel that is all zero gets scale 1.
+    A channel that is all zero, or nearly, gets scale 1 and zeros.
 
     Raises:
         CalibrationInputError: if a weight is not finite.
@@ -117,6 +118,15 @@ def quantize_weight(
     if not np.isfinite(weight).all():
         raise CalibrationInputError(f"calibration: weight {name} holds NaN or infinity")
     largest = np.abs(weight).reshape(len(weight), -1).max(1)
-    scales = np.where(largest > 0, largest / _LEVELS, 1).astype(np.float32)
+    scales = _scales(largest)
     steps = weight / scales.reshape(-1, *(1,) * (weight.ndim - 1))
     return np.clip(np.rint(steps), -_LEVELS, _LEVELS).astype(np.int8), scales
+
+
+def _scales(largest: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scales of ranges; TensorRT wants them positive, so one that would vanish becomes 1."""
+    scales = (largest / np.float32(_LEVELS)).astype(np.float32)
+    usable: NDArray[np.float32] = np.where(
+        scales >= np.finfo(np.float32).tiny, scales, np.float32(1)
+    )
+    return usable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,11 @@ def observe_ranges(
     Raises:
         CalibrationInputError: if there is no frame, or a tensor is not finite for a frame.
     """
-    session, input_name, observed = _observing_session(model, tensors)
+    run, input_name, observed = _observer(model, tensors)
     largest = dict.fromkeys(tensors, 0.0)
     count = 0
     for name, array in frames:
-        values = dict(zip(observed, session.run(observed, {input_name: array}), strict=True))
+        values = dict(zip(observed, run(array), strict=True))
         if input_name in largest:
             values[input_name] = array
         for tensor, value in values.items():
@@ -52,14 +52,16 @@ def observe_ranges(
     return largest
 
 
-def _observing_session(
+def _observer(
     model: onnx.ModelProto, tensors: Sequence[str]
-) -> tuple[Any, str, list[str]]:
-    """Open the graph with `tensors` as its outputs (those that are not its input)."""
+) -> tuple[Callable[[NDArray[np.float32]], list[Any]], str, list[str]]:
+    """A function that runs the graph up to `tensors`, its input's name, and the tensors' names."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     input_name = watched.graph.input[0].name
     observed = [name for name in tensors if name != input_name]
+    if not observed:
+        return lambda array: [], input_name, observed
     del watched.graph.output[:]
     watched.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in observed
@@ -69,4 +71,4 @@ def _observing_session(
     session = ort.InferenceSession(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session, input_name, observed
+    return lambda array: session.run(observed, {input_name: array}), input_name, observed

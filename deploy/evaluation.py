@@ -17,13 +17,15 @@ from segdeploy.runtime.predictor import Predictor, load
 
 @dataclass(frozen=True)
 class Accuracy:
-    """All in 0..1; IoU and Dice are None for a class that neither truth nor prediction holds."""
+    """All in 0..1. IoU and Dice are None for a class that neither truth nor prediction holds, and
+    every figure is None where all pixels are ignored.
+    """
 
     frames: int
-    miou: float
-    pixel_accuracy: float
-    frequency_weighted_iou: float
-    mean_dice: float
+    miou: float | None
+    pixel_accuracy: float | None
+    frequency_weighted_iou: float | None
+    mean_dice: float | None
     iou: dict[str, float | None]
     dice: dict[str, float | None]
 
@@ -80,17 +82,19 @@ def summarise(matrix: ConfusionMatrix, classes: tuple[str, ...], frames: int) ->
     """Turn a confusion matrix into the figures that are reported."""
     return Accuracy(
         frames=frames,
-        miou=defined_mean(matrix.iou()),
-        pixel_accuracy=matrix.pixel_accuracy(),
-        frequency_weighted_iou=matrix.frequency_weighted_iou(),
-        mean_dice=defined_mean(matrix.dice()),
+        miou=_defined(defined_mean(matrix.iou())),
+        pixel_accuracy=_defined(matrix.pixel_accuracy()),
+        frequency_weighted_iou=_defined(matrix.frequency_weighted_iou()),
+        mean_dice=_defined(defined_mean(matrix.dice())),
         iou=_by_class(classes, matrix.iou()),
         dice=_by_class(classes, matrix.dice()),
     )
 
 
 def _by_class(classes: tuple[str, ...], values: NDArray[np.float64]) -> dict[str, float | None]:
-    return {
-        name: None if np.isnan(value) else float(value)
-        for name, value in zip(classes, values, strict=True)
-    }
+    return {name: _defined(value) for name, value in zip(classes, values, strict=True)}
+
+
+def _defined(value: float) -> float | None:
+    # JSON has no NaN.
+    return None if np.isnan(value) else float(value)

@@ -12,6 +12,7 @@ from segdeploy.errors import InputError
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`: after a crash there is the old file or the new one, never a part."""
+    path = path.resolve()  # through a link, to what it points at
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -28,12 +29,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def check_output(path: Path, suffix: str | tuple[str, ...] | None = None) -> Path:
+def check_output(
+    path: Path, suffix: str | tuple[str, ...] | None = None, *, read_from: Path | None = None
+) -> Path:
     """Refuse an output path that could not be written, before any work is done for it.
 
     Raises:
-        InputError: if the folder is missing, the path is a folder, or the suffix is another.
+        InputError: if the folder is missing, the path is a folder, the suffix is another, or it is
+            the file `read_from`, which would be lost.
     """
+    if read_from is not None and path.exists() and read_from.exists() and path.samefile(read_from):
+        raise InputError(f"{path}: is the input itself; give another output")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.is_dir():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
@@ -42,9 +44,11 @@ class ModelSpec:
 
     @property
     def is_file(self) -> bool:
-        """Whether MODEL is a checkpoint's path rather than a name."""
-        path = Path(self.model)
-        return not self.is_factory and (bool(path.suffix) or path.exists() or len(path.parts) > 1)
+        """Whether MODEL is a checkpoint's path rather than a name.
+
+        A bare name is never one, whatever lies in the current folder.
+        """
+        return not self.is_factory and (bool(Path(self.model).suffix) or os.sep in self.model)
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,17 @@ def load_network(
     require("torch", "torchvision", "safetensors")
     if spec.is_file:
         spec = _checkpoint_spec(spec)
+    build = _builder(spec.model)
     state, stored = _weights(spec)
     contract = _contract(spec, stored, dataset, default_size)
-    module = _build(spec.model, len(contract.classes), contract.arguments)
+    module = build(len(contract.classes), contract.arguments)
 
-    from segdeploy.models.checkpoint import load_weights
+    from segdeploy.models.checkpoint import check_finite, load_weights
     from segdeploy.models.network import Network
 
-    if state is not None:
+    if state is None:
+        check_finite(module, spec.model)
+    else:
         load_weights(module, state, str(spec.weights), spec.model)
     network = Network(module, len(contract.classes), contract.size, spec.model)
     network.eval()
@@ -202,17 +209,21 @@ def check_classes(contract: Contract, dataset: DataSet, source: str) -> None:
         raise InputError(_other_classes(source, contract.classes, dataset))
 
 
-def _build(model: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
+def _builder(model: str) -> Callable[[int, Mapping[str, Any]], nn.Module]:
+    """Find what makes the network: a function of the number of classes and the arguments.
+
+    Raises:
+        InputError, ModelInputError: if no such name is registered, or no such factory found.
+    """
     if ":" in model:
-        return _call_factory(model, num_classes, arguments)
-    from segdeploy.models.registry import build
+        return partial(_call_factory, model, _find_factory(model))
+    from segdeploy.models.registry import build, check_name
 
-    return build(model, num_classes, arguments)
+    check_name(model)
+    return partial(build, model)
 
 
-def _call_factory(reference: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
-    from torch import nn
-
+def _find_factory(reference: str) -> Callable[..., Any]:
     module_name, _, factory_name = reference.partition(":")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, folder)
@@ -227,10 +238,16 @@ def _call_factory(reference: str, num_classes: int, arguments: Mapping[str, Any]
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise InputError(f"{reference}: {module_name} has no callable '{factory_name}'")
-    parameters = inspect.signature(factory).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return cast("Callable[..., Any]", factory)
+
+
+def _call_factory(
+    reference: str, factory: Callable[..., Any], num_classes: int, arguments: Mapping[str, Any]
+) -> nn.Module:
+    from torch import nn
+
     wanted = dict(arguments)
-    if takes_any or "num_classes" in parameters:
+    if _takes_num_classes(factory):
         wanted["num_classes"] = num_classes
     try:
         network = factory(**wanted)
@@ -242,3 +259,11 @@ def _call_factory(reference: str, num_classes: int, arguments: Mapping[str, Any]
     if not isinstance(network, nn.Module):
         raise InputError(f"{reference}: returned {type(network).__name__}, not an nn.Module")
     return network
+
+
+def _takes_num_classes(factory: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a built-in tells nothing of itself
+        return False
+    return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

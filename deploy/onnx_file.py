@@ -33,7 +33,9 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path}: is not a readable ONNX file ({error})") from error
     if not model.graph.node:
         raise InputError(f"{path}: holds no ONNX graph; is it an ONNX file, and complete?")
-    if any(uses_external_data(tensor) for tensor in model.graph.initializer):
+    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+    tensors = [*model.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
+    if any(uses_external_data(tensor) for tensor in tensors):
         raise InputError(
             f"{path}: keeps weights in another file, which this version does not read; "
             "save it as one file"
@@ -47,10 +49,20 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> bytes:
     Raises:
         InputError: if it is larger than the 2 GiB that one ONNX file can hold.
     """
+    data = serialized(model, path)
+    write_atomically(path, data)
+    return data
+
+
+def serialized(model: onnx.ModelProto, path: Path) -> bytes:
+    """The bytes of a model that is to be written to `path`.
+
+    Raises:
+        InputError: if it is larger than the 2 GiB that one ONNX file can hold.
+    """
     if model.ByteSize() > _MAX_BYTES:
         raise InputError(f"{path}: the network is over 2 GiB, which one ONNX file cannot hold")
     data: bytes = model.SerializeToString(deterministic=True)
-    write_atomically(path, data)
     return data
 
 
@@ -82,3 +94,9 @@ def set_contract(model: onnx.ModelProto, contract: Contract) -> None:
 def is_quantized(model: onnx.ModelProto) -> bool:
     """Whether the graph holds Q/DQ nodes."""
     return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
+
+
+def tensor_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    """Shape of a graph's input or output; a dynamic dimension is its name."""
+    dims = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims)

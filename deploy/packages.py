@@ -46,4 +46,15 @@ def require(*modules: str) -> ModuleType:
 
 def versions(*distributions: str) -> dict[str, str]:
     """Versions of segdeploy and of the named distributions, for a file's provenance."""
-    return {name: importlib.metadata.version(name) for name in ("segdeploy", *distributions)}
+    found = {name: installed_version(name) for name in ("segdeploy", *distributions)}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of a distribution, or of the one that ships the same package for GPUs."""
+    for name in (distribution, f"{distribution}-gpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None

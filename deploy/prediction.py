@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segdeploy.errors import InputError
 from segdeploy.files import check_output, write_atomically
 from segdeploy.models.images import read_image
 from segdeploy.network import ModelSpec
@@ -31,9 +32,11 @@ def predict_file(
     Raises:
         InputError, ModelInputError: for a model, picture or output path that cannot be used.
     """
-    check_output(out, tuple(_FORMATS))
+    check_output(out, tuple(_FORMATS), read_from=image)
     if labels is not None:
-        check_output(labels, ".png")
+        check_output(labels, ".png", read_from=image)
+        if labels.resolve() == out.resolve():
+            raise InputError(f"{labels}: is the overlay's name too; give two files")
     picture = read_image(image)
     size = (picture.shape[0], picture.shape[1])
     with load(model, backend=backend, default_size=size) as predictor:

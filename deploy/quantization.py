@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.errors import InputError
-from segdeploy.files import check_output, sha256_of_file
+from segdeploy.files import check_output, sha256_of_file, write_atomically
 from segdeploy.models.dataset import Frame, open_dataset
 from segdeploy.network import check_classes
-from segdeploy.onnx_file import contract_of, load_onnx, save_onnx, set_contract
+from segdeploy.onnx_file import contract_of, load_onnx, serialized, set_contract
 from segdeploy.packages import require, versions
-from segdeploy.runtime.predictor import load
+from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.spec import Contract
 
@@ -56,7 +56,7 @@ def calibrate(
     """
     started = time.perf_counter()
     model = Path(model)
-    out = check_output(Path(out), ".onnx")
+    out = check_output(Path(out), ".onnx", read_from=model)
     graph = load_onnx(model)
     contract = contract_of(graph, model)
     dataset = open_dataset(Path(data))
@@ -76,15 +76,17 @@ def calibrate(
         sha256_of_file(model), versions("onnx", "onnxruntime"), precision="int8"
     )
     set_contract(quantised, derived)
-    written = save_onnx(quantised, out)
+    content = serialized(quantised, out)
     judged = frames[:: max(1, len(frames) // _JUDGED_FRAMES)][:_JUDGED_FRAMES]
+    agreement = _agreement(model, out, content, judged)
+    write_atomically(out, content)
     return CalibrationReport(
         path=out,
         frames=len(frames),
         convolutions=sum(node.op_type == "Conv" for node in graph.graph.node),
-        bytes=len(written),
+        bytes=len(content),
         bytes_before=model.stat().st_size,
-        agreement=_agreement(model, out, judged),
+        agreement=agreement,
         judged_frames=len(judged),
         seconds=time.perf_counter() - started,
     )
@@ -99,9 +101,13 @@ def _inputs(
         on_frame(done, len(frames))
 
 
-def _agreement(reference: Path, candidate: Path, frames: list[Frame]) -> float:
+def _agreement(reference: Path, candidate: Path, content: bytes, frames: list[Frame]) -> float:
+    """Share of equal labels; the candidate is run before it is written."""
+    from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
+
     shares = []
-    with load(reference) as fp32, load(candidate, literal=True) as int8:
+    session = OnnxRuntimeSession(candidate, literal=True, data=content)
+    with load(reference) as fp32, Predictor(session) as int8:
         for frame in frames:
             image, _ = frame.read()
             shares.append(np.mean(fp32.predict(image) == int8.predict(image)))

@@ -83,7 +83,8 @@ def read_contract(text: str, source: str) -> Contract:
     for name, is_valid in _CHECKS.items():
         if name not in values or not is_valid(values[name]):
             raise InputError(
-                f"{source}: the contract's '{name}' is missing or wrong; export the network again"
+                f"{source}: the contract's '{name}' is missing, wrong, or of a kind that this "
+                "version does not execute; export the network again"
             )
     if len(values["palette"]) != len(values["classes"]):
         raise InputError(f"{source}: the contract has another number of colours than classes")
@@ -139,13 +140,14 @@ _CHECKS = {
     "arguments": _is_mapping,
     "mean": _is_list(3, _is_number),
     "std": _is_list(3, _is_positive),
-    "colour": lambda value: value in ("RGB", "BGR"),
-    "layout": lambda value: value in ("NCHW", "NHWC"),
+    # What this version executes, and nothing that it would silently execute otherwise.
+    "colour": lambda value: value == "RGB",
+    "layout": lambda value: value == "NCHW",
     "resize": lambda value: value == "pillow-bilinear",
-    "output": lambda value: value in ("logits", "probabilities", "labels"),
-    "precision": lambda value: value in ("fp32", "fp16", "int8", "mixed"),
-    "scales": _is_list(None, _is_positive),
-    "flip": lambda value: isinstance(value, bool),
+    "output": lambda value: value == "logits",
+    "precision": lambda value: value in ("fp32", "int8"),
+    "scales": lambda value: value == [1.0],
+    "flip": lambda value: value is False,
     "provenance": _is_mapping,
 }
 

@@ -23,7 +23,10 @@ _SHOWN = 3
 
 def to_bytes(module: nn.Module, metadata: Mapping[str, str]) -> bytes:
     """Serialise a module's state dict as a safetensors file with `metadata` in its header."""
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    # Cloned, because safetensors refuses tied weights, which share their memory.
+    state = {
+        key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()
+    }
     data: bytes = serialise(state, metadata=dict(metadata))
     return data
 
@@ -75,7 +78,7 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors, and loading it could run code; "
             "save the state dict alone: torch.save(model.state_dict(), FILE)"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # the many ways in which foreign bytes fail to load
         raise ModelInputError(
             f"{path}: cannot be read as a PyTorch file ({first_line(error)})"
         ) from error
@@ -121,12 +124,21 @@ def load_weights(
             f"{source}: the weights are not those of {architecture}: {'; '.join(problems)}; "
             "check the architecture, --num-classes and --width"
         )
-    for key, value in given.items():
+    module.load_state_dict(given, strict=True)
+    check_finite(module, source)
+
+
+def check_finite(module: nn.Module, source: str) -> None:
+    """Refuse a network whose weights are not finite.
+
+    Raises:
+        ModelInputError: naming the first tensor that holds NaN or infinity.
+    """
+    for key, value in module.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ModelInputError(
                 f"{source}: tensor {key} holds NaN or infinity; retrain or mend it"
             )
-    module.load_state_dict(given, strict=True)
 
 
 def _listed(kind: str, keys: list[str]) -> list[str]:

@@ -102,11 +102,15 @@ def _list_folder(root: Path, split: str) -> list[tuple[Path, Path]]:
     images = sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
     if not images:
         raise ModelInputError(f"{folder}: the split is empty; put .jpg or .png images there")
-    pairs = [(image, root / split / "masks" / f"{image.stem}.png") for image in images]
-    for image, mask in pairs:
-        if not mask.is_file():
-            raise ModelInputError(f"{mask}: no such mask, but there is an image {image.name}")
-    return pairs
+    return [(image, _mask_of(image, root / split / "masks")) for image in images]
+
+
+def _mask_of(image: Path, folder: Path) -> Path:
+    for suffix in (".png", ".PNG"):
+        if (mask := folder / f"{image.stem}{suffix}").is_file():
+            return mask
+    missing = folder / f"{image.stem}.png"
+    raise ModelInputError(f"{missing}: no such mask, but there is an image {image.name}")
 
 
 def open_dataset(root: Path) -> DataSet:
@@ -125,8 +129,8 @@ def open_dataset(root: Path) -> DataSet:
     if not path.is_file():
         raise ModelInputError(f"{path}: no such file; a data set is a folder with a dataset.json")
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ModelInputError(f"{path}: is not JSON ({error})") from error
     if not isinstance(described, dict):
         raise ModelInputError(f"{path}: must hold a JSON object")
@@ -138,10 +142,15 @@ def open_dataset(root: Path) -> DataSet:
 
     def is_list_of_names(name: str) -> bool:
         value = described.get(name)
-        return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+        return (
+            isinstance(value, list)
+            and bool(value)
+            and all(isinstance(v, str) for v in value)
+            and len(set(value)) == len(value)
+        )
 
-    classes = field("classes", "a list of names", is_list_of_names("classes"))
-    splits = field("splits", "a list of folder names", is_list_of_names("splits"))
+    classes = field("classes", "a list of different names", is_list_of_names("classes"))
+    splits = field("splits", "a list of different folder names", is_list_of_names("splits"))
     colours = described.get("palette")
     palette = field(
         "palette",

@@ -6,22 +6,24 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segdeploy.models.errors import ModelInputError
 
 MAX_PIXELS = 100_000_000  # a decompression bomb, not a camera frame
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+# Phones and stereo cameras write a JPEG with more pictures behind it, which Pillow calls MPO.
+_FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",)}
 _COLOUR_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read a picture as `(H, W, 3) uint8` RGB.
+    """Read a picture as `(H, W, 3) uint8` RGB, turned upright where its EXIF data says so.
 
     Raises:
         ModelInputError: if the file is missing, not what its name says, too large or damaged.
     """
-    return np.array(_decoded(path, _COLOUR_MODES, "8-bit colour or grey").convert("RGB"))
+    decoded = _decoded(path, _COLOUR_MODES, "8-bit colour or grey")
+    return np.array(ImageOps.exif_transpose(decoded).convert("RGB"))
 
 
 def read_mask(
@@ -61,9 +63,9 @@ def _decoded(path: Path, modes: tuple[str, ...], content: str) -> Image.Image:
                     f"{path}: {width}x{height} pixels are over the limit of {MAX_PIXELS}; scale it"
                 )
             expected = _FORMATS.get(path.suffix.lower())
-            if expected and image.format != expected:
+            if expected and image.format not in expected:
                 raise ModelInputError(
-                    f"{path}: holds {image.format} data although its name says {expected}; "
+                    f"{path}: holds {image.format} data although its name says {expected[0]}; "
                     "rename or convert it"
                 )
             if image.mode not in modes:

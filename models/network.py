@@ -16,8 +16,8 @@ class Network(nn.Module):
     """Wraps a network so that it returns logits `(N, num_classes, H, W)` for `(N, 3, H, W)`.
 
     A mapping (torchvision's `{"out": ..., "aux": ...}`) or a tuple is reduced to its main output.
-    Logits of a smaller map are upsampled bilinearly to the input's size; whether that is needed
-    is found once, by a forward pass at `size`, so that an exported graph holds no branch.
+    Logits of another size are resized bilinearly to the input's; whether that is needed is found by
+    a forward pass at `size`, so that an exported graph holds no branch.
 
     Raises:
         ModelInputError: if the network cannot take `size`, or does not give one map a class.
@@ -27,29 +27,41 @@ class Network(nn.Module):
         super().__init__()
         self.module = module
         self.num_classes = num_classes
-        self.upsample = False
+        self.name = name
+        self.resize = False
+        self.fit(size)
+
+    def fit(self, size: tuple[int, int]) -> None:
+        """Try an image of `size` (H, W), and resize from now on if its logits have another.
+
+        Raises:
+            ModelInputError: as the class does.
+        """
         height, width = size
-        was_training = self.training
+        parameter = next(self.parameters(), torch.zeros(()))
+        image = torch.zeros(1, 3, height, width, device=parameter.device)
+        training = self.training
         self.eval()
-        with torch.no_grad():
-            try:
-                logits = _main_output(self.module(torch.zeros(1, 3, height, width)))
-            except (RuntimeError, ValueError, TypeError) as error:
-                raise ModelInputError(
-                    f"{name}: the network cannot take a {height}x{width} image "
-                    f"({first_line(error)}); give another --size"
-                ) from error
-        self.train(was_training)
-        if logits.ndim != 4 or logits.shape[1] != num_classes:
+        try:
+            with torch.no_grad():
+                logits = _main_output(self.module(image))
+        except Exception as error:  # the user's own code may fail in any way
             raise ModelInputError(
-                f"{name}: the output has shape {tuple(logits.shape)}; segmentation logits for "
-                f"{num_classes} classes have shape (N, {num_classes}, H, W)"
+                f"{self.name}: the network cannot take a {height}x{width} RGB image "
+                f"({type(error).__name__}: {first_line(error)}); give another --size"
+            ) from error
+        finally:
+            self.train(training)
+        if logits.ndim != 4 or logits.shape[1] != self.num_classes:
+            raise ModelInputError(
+                f"{self.name}: the output has shape {tuple(logits.shape)}; segmentation logits for "
+                f"{self.num_classes} classes have shape (N, {self.num_classes}, H, W)"
             )
-        self.upsample = tuple(logits.shape[2:]) != size
+        self.resize = self.resize or tuple(logits.shape[2:]) != size
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         logits = _main_output(self.module(x))
-        if not self.upsample:
+        if not self.resize:
             return logits
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
 
@@ -60,5 +72,5 @@ def _main_output(output: Any) -> Tensor:
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     if not isinstance(output, Tensor):
-        raise ValueError(f"it returned {type(output).__name__}, not a tensor")
+        raise ModelInputError(f"the network returned {type(output).__name__}, not a tensor")
     return output

@@ -95,16 +95,26 @@ _ENTRIES = (
 ARCHITECTURES: Mapping[str, Architecture] = {entry.name: entry for entry in _ENTRIES}
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that is not registered.
+
+    Raises:
+        ModelInputError: with the names that are.
+    """
+    if name not in ARCHITECTURES:
+        raise ModelInputError(
+            f"{name}: no such network; registered are {', '.join(sorted(ARCHITECTURES))}; "
+            "your own is package.module:factory, a checkpoint ends in .safetensors"
+        )
+
+
 def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
     """Make the registered network `name` with random weights.
 
     Raises:
         ModelInputError: for a name that is not registered or an option that it does not take.
     """
-    if name not in ARCHITECTURES:
-        raise ModelInputError(
-            f"{name}: no such network; registered are {', '.join(sorted(ARCHITECTURES))}"
-        )
+    check_name(name)
     entry = ARCHITECTURES[name]
     accepted = entry.accepted_arguments()
     for argument in arguments:

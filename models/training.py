@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader
 
 from segdeploy.models.augmentation import Augment, Augmentation
 from segdeploy.models.batches import Batch, epoch_loader
 from segdeploy.models.dataset import Frame
 from segdeploy.models.distributed import device, parallel
-from segdeploy.models.errors import ModelInputError
+from segdeploy.models.errors import ModelInputError, first_line
 from segdeploy.models.losses import weighted_sum
 
 SCHEDULES = ("one-cycle", "poly")
@@ -121,7 +122,7 @@ class Training:
         # Not channels_last: torch 2.14.1 corrupts memory in its backward pass on a CPU.
         self._network.train()
         started = time.perf_counter()
-        for index, batch in enumerate(loader):
+        for index, batch in enumerate(_survived(loader)):
             loaded = time.perf_counter()
             if isinstance(batch, ModelInputError):
                 raise batch
@@ -199,6 +200,18 @@ class Training:
             return nullcontext()
         dtype = torch.float16 if self._device.type == "cuda" else torch.bfloat16
         return torch.autocast(self._device.type, dtype)
+
+
+def _survived(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ModelInputError(
+            f"training: a process that loads data died ({first_line(error)}); out of memory? "
+            "Give --workers 0"
+        ) from error
 
 
 def _schedule(

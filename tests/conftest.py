@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,6 +17,23 @@ from segdeploy.network import ModelSpec
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SEGDEPLOY_SHARED", ROOT.parent / "shared"))
 SIZE = (48, 64)
+
+
+def skip(reason: str) -> None:
+    """Skip a test that cannot run here, unless SEGDEPLOY_SKIP_NOTHING says that it must."""
+    if os.environ.get("SEGDEPLOY_SKIP_NOTHING"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def tensorrt_rtx() -> ModuleType:
+    """TensorRT-RTX's bindings, where they are installed."""
+    try:
+        return importlib.import_module("tensorrt_rtx")
+    except ImportError as error:
+        skip(f"TensorRT-RTX cannot be imported ({error}); install the extra rtx")
+        raise
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +93,7 @@ def camvid() -> Path:
     """The CamVid data set, where it lies beside the checkout."""
     root = SHARED / "data" / "camvid"
     if not root.is_dir():
-        pytest.skip(f"CamVid is not at {root}; set SEGDEPLOY_SHARED to the folder that holds data/")
+        skip(f"CamVid is not at {root}; set SEGDEPLOY_SHARED to the folder that holds data/")
     return root
 
 
@@ -83,5 +102,5 @@ def camvid_weights() -> Path:
     """torchvision's network trained on CamVid, where it lies beside the checkout."""
     path = SHARED / "weights" / "camvid-deeplabv3_mobilenet_v3_large.pth"
     if not path.is_file():
-        pytest.skip(f"the CamVid weights are not at {path}; set SEGDEPLOY_SHARED")
+        skip(f"the CamVid weights are not at {path}; set SEGDEPLOY_SHARED")
     return path

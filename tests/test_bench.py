@@ -92,12 +92,12 @@ def test_a_named_network_is_a_reference_too(graph: Path, checkpoint: Path, datas
     [("size", (32, 32)), ("mean", (0.0, 0.0, 0.0)), ("classes", tuple("abcdefgh"))],
 )
 def test_a_candidate_of_another_contract_is_refused_with_the_difference(
-    graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path, field: str, value: tuple
+    dynamic_graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path, field: str, value: tuple
 ) -> None:
     from dataclasses import replace
 
-    model = onnx.load(graph)
-    set_contract(model, replace(contract_of(model, graph), **{field: value}))
+    model = onnx.load(dynamic_graph)
+    set_contract(model, replace(contract_of(model, dynamic_graph), **{field: value}))
     other = tmp_path / "other.onnx"
     onnx.save(model, other)
     with pytest.raises(
@@ -106,11 +106,39 @@ def test_a_candidate_of_another_contract_is_refused_with_the_difference(
         segdeploy.bench([other], reference=checkpoint, data=dataset, limit=1)
 
 
-def test_two_candidates_of_one_name_are_refused(
-    graph: Path, checkpoint: Path, dataset: Path
+def test_two_candidates_of_one_name_are_told_apart_by_their_paths(
+    graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="two candidates have one file name"):
-        segdeploy.bench([graph, graph], reference=checkpoint, data=dataset, limit=1)
+    other = tmp_path / graph.name
+    other.write_bytes(graph.read_bytes())
+    options = {"reference": checkpoint, "data": dataset, "limit": 1}
+    with pytest.raises(InputError, match="a candidate is named twice"):
+        segdeploy.bench([graph, graph], **options)
+    verdict = segdeploy.bench([graph, other], burst_seconds=0.01, **options)
+    assert [row.name for row in verdict.rows] == ["reference", str(graph), str(other)]
+
+
+def test_files_in_the_current_folder_are_not_run(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("random", "click", "queue"):
+        (tmp_path / f"{name}.py").write_text("from pathlib import Path; Path('ran').touch()")
+    monkeypatch.chdir(tmp_path)
+    candidate = Candidate("m", ModelSpec(str(graph)), "onnxruntime")
+    (latency,) = measure_latencies([candidate], rounds=1, burst_seconds=0.01)
+    assert latency.calls >= 3
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_process_that_dies_says_its_last_words(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segdeploy.benchmark import latency
+
+    monkeypatch.setattr(latency, "START", "raise SystemExit('no more memory')")
+    candidate = Candidate("m", ModelSpec(str(graph)), "onnxruntime")
+    with pytest.raises(InputError, match="m: its process ended with code 1 .*: no more memory"):
+        measure_latencies([candidate])
 
 
 def test_a_candidate_that_cannot_be_timed_is_named(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from torch import nn
 
 import segdeploy
 from segdeploy.calibration.errors import CalibrationInputError
@@ -18,6 +20,7 @@ from segdeploy.calibration.quantize import quantize_convolutions, quantize_weigh
 from segdeploy.calibration.ranges import conv_inputs, observe_ranges
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import open_dataset
+from segdeploy.network import ModelSpec
 from segdeploy.runtime.preprocess import preprocess
 
 
@@ -147,3 +150,69 @@ def test_a_data_set_with_other_classes_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="was trained for the classes sky, .*camvid has sky"):
         segdeploy.calibrate(graph, camvid, tmp_path / "m.onnx")
+
+
+def test_the_graph_itself_is_not_overwritten(graph: Path, dataset: Path) -> None:
+    before = graph.read_bytes()
+    with pytest.raises(InputError, match="is the input itself; give another output"):
+        segdeploy.calibrate(graph, dataset, graph)
+    assert graph.read_bytes() == before
+
+
+def test_a_vanishing_channel_gets_a_positive_scale() -> None:
+    weight = np.full((2, 1, 1, 1), 1e-44, np.float32)
+    weight[1] = 1
+    integers, scales = quantize_weight(weight, "w")
+    assert scales[0] == 1
+    assert integers.ravel().tolist() == [0, 127]
+
+
+def test_a_convolution_on_the_image_alone(dataset: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(f"{__name__}:one_convolution", size=(48, 64))
+    graph = segdeploy.export(spec, tmp_path / "m.onnx", data=dataset).path
+    report = segdeploy.calibrate(graph, dataset, tmp_path / "m.int8.onnx", limit=2)
+    assert report.convolutions == 1
+
+
+def test_a_weight_with_another_reader_stays(dataset: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(f"{__name__}:tied", size=(48, 64))
+    graph = segdeploy.export(spec, tmp_path / "m.onnx", data=dataset).path
+    report = segdeploy.calibrate(graph, dataset, tmp_path / "m.int8.onnx", limit=2)
+    assert report.agreement > 0.8
+
+
+def test_the_gpu_package_counts_as_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    from segdeploy import packages
+
+    true_version = packages.importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise packages.importlib.metadata.PackageNotFoundError(name)
+        return "9.9" if name == "onnxruntime-gpu" else true_version(name)
+
+    monkeypatch.setattr(packages.importlib.metadata, "version", version)
+    assert packages.versions("onnxruntime")["onnxruntime"] == "9.9"
+    assert "nothing" not in packages.versions("nothing")
+
+
+class Tied(nn.Module):
+    """An encoder and a decoder that share one weight."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.code = nn.Conv2d(3, 6, 2, stride=2)
+        self.last = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        decoded = nn.functional.conv_transpose2d(self.code(x), self.code.weight, stride=2)
+        return self.last(decoded.relu())
+
+
+def tied(num_classes: int) -> nn.Module:
+    torch.manual_seed(0)
+    return Tied(num_classes)
+
+
+def one_convolution(num_classes: int) -> nn.Module:
+    return nn.Conv2d(3, num_classes, 3, padding=1)

@@ -64,9 +64,8 @@ def test_int8_stays_near_on_frames_that_it_was_not_calibrated_on(
 
 
 def test_tensorrt_rtx_builds_both_with_every_dilation(
-    exported: Path, int8: Path, tmp_path: Path
+    exported: Path, int8: Path, tmp_path: Path, tensorrt_rtx: object
 ) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra rtx)")
     for path in (exported, int8):
         report = segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86", "sm89"])
         assert len(report.convolutions) == 70

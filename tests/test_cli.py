@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -268,7 +269,9 @@ def test_a_size_that_the_network_cannot_take(
         *("export", "valid_only:make", "--num-classes", 2, "--size", "16x16"),
         *("-o", tmp_path / "m.onnx"),
     )
-    check_one_line(ran, "valid_only:make: the network cannot take a 16x16 image", "another --size")
+    check_one_line(
+        ran, "valid_only:make: the network cannot take a 16x16 RGB image", "another --size"
+    )
 
 
 @pytest.mark.parametrize(
@@ -341,3 +344,54 @@ def test_predicting_without_torch_loads_no_torch(
     out = tmp_path / "m.onnx"
     subprocess.run([sys.executable, "-c", program, graph, frame, dataset, out], check=True)
     assert out.exists()
+
+
+def test_random_weights_are_said_to_be_so(run: Callable[..., Ran], dataset: Path) -> None:
+    options = ("--width", 2, "--stride", 4, "--size", "32x32", "--limit", 1)
+    ran = run("evaluate", "deeplabv3", "--data", dataset, *options, "--json")
+    assert ran.err == "note: deeplabv3 has random weights; give --weights FILE\n"
+    assert json.loads(ran.out)["frames"] == 1
+
+
+def test_a_data_set_that_is_all_ignored_gives_null_and_not_nan(
+    run: Callable[..., Ran], checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(dataset, tmp_path / "set"))
+    for mask in (root / "val" / "masks").iterdir():
+        Image.new("L", (128, 96), 255).save(mask)
+    ran = run("evaluate", checkpoint, "--data", root, "--json")
+    assert "NaN" not in ran.out
+    assert json.loads(ran.out)["miou"] is None
+    assert "mean IoU" in run("evaluate", checkpoint, "--data", root).out
+
+
+def test_the_picture_itself_is_not_overwritten(
+    run: Callable[..., Ran], graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    shutil.copy(dataset / "val" / "images" / "val_0000.jpg", photo)
+    check_one_line(run("predict", graph, photo, "-o", photo), "is the input itself")
+    same = tmp_path / "o.png"
+    ran = run("predict", graph, photo, "-o", same, "--labels", same)
+    check_one_line(ran, "is the overlay's name too; give two files")
+
+
+def test_no_command_prints_the_help(run: Callable[..., Ran]) -> None:
+    for command in ((), ("data",)):
+        ran = run(*command)
+        assert ran.code == 2
+        assert "Usage: segdeploy" in ran.err
+        assert ran.err.count("\n") > 3
+
+
+def test_a_terminated_command_cleans_up(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "segdeploy", "data", "scenes", str(tmp_path / "set")]
+    started = subprocess.Popen([*command, "--train", "5000"], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(".set.*/train/images/*.jpg")):
+        assert started.poll() is None
+        time.sleep(0.05)
+    started.terminate()
+    _, err = started.communicate(timeout=30)
+    assert started.returncode == 130
+    assert err.strip() == "error: interrupted; nothing was left half-written"
+    assert list(tmp_path.iterdir()) == []

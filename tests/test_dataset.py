@@ -68,12 +68,13 @@ def test_an_existing_folder_is_not_overwritten(dataset: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": []}, "'classes' must be a list of names"),
-        ({"classes": ["a", 3]}, "'classes' must be a list of names"),
+        ({"classes": []}, "'classes' must be a list of different names"),
+        ({"classes": ["a"] * 8}, "'classes' must be a list of different names"),
+        ({"classes": ["a", 3]}, "'classes' must be a list of different names"),
         ({"palette": [[1, 2, 3]]}, r"'palette' must be one \[red, green, blue\]"),
         ({"palette": [[1, 2, 300]] * 8}, r"'palette' must be one \[red, green, blue\]"),
         ({"ignore_index": 3}, "'ignore_index' must be a number from 8 to 255"),
-        ({"splits": "train"}, "'splits' must be a list of folder names"),
+        ({"splits": "train"}, "'splits' must be a list of different folder names"),
     ],
 )
 def test_a_wrong_field_is_named(copy: Path, change: dict, message: str) -> None:
@@ -168,3 +169,30 @@ def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
         path = tmp_path / f"{mode}.png"
         Image.new(mode, (5, 4)).save(path)
         assert images.read_image(path).shape == (4, 5, 3)
+
+
+def test_a_phones_picture_is_read_upright(tmp_path: Path) -> None:
+    path = tmp_path / "phone.jpg"
+    image = Image.fromarray(np.tile(np.arange(0, 160, 4, dtype=np.uint8), (20, 1)))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    image.save(path, exif=exif)
+    assert images.read_image(path).shape == (40, 20, 3)
+    stereo = tmp_path / "stereo.jpg"
+    image.save(stereo, "MPO", save_all=True, append_images=[image])
+    assert images.read_image(stereo).shape == (20, 40, 3)
+
+
+def test_a_byte_order_mark_and_upper_case_suffixes_do_no_harm(copy: Path) -> None:
+    description = copy / "dataset.json"
+    description.write_text(description.read_text(), encoding="utf-8-sig")
+    for folder, suffix in (("images", ".JPG"), ("masks", ".PNG")):
+        for path in list((copy / "val" / folder).iterdir()):
+            path.rename(path.with_suffix(suffix))
+    assert len(open_dataset(copy).frames("val")) == 4
+
+
+def test_a_deeply_nested_description_is_no_crash(copy: Path) -> None:
+    (copy / "dataset.json").write_text("[" * 100_000)
+    with pytest.raises(ModelInputError, match="is not JSON"):
+        open_dataset(copy)

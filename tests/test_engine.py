@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import ModuleType
 
 import onnx
 import pytest
@@ -14,7 +15,7 @@ from segdeploy.engine.tensorrt_rtx import Profile, prove_network
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.spec import read_contract
 
-trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (extra rtx)")
+pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
 
 PROFILE = Profile((1, 3, 32, 32), (1, 3, 48, 64), (4, 3, 96, 128))
 
@@ -39,7 +40,9 @@ def test_graphs_build_for_every_target_with_their_dilations(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.engine", "m.engine.json"]
 
 
-def test_the_manifest_describes_the_engine(graph: Path, tmp_path: Path) -> None:
+def test_the_manifest_describes_the_engine(
+    graph: Path, tmp_path: Path, tensorrt_rtx: ModuleType
+) -> None:
     out = tmp_path / "m.engine"
     segdeploy.build_engine(graph, out, targets=["SM86"])
     manifest = read_manifest(out)
@@ -47,7 +50,7 @@ def test_the_manifest_describes_the_engine(graph: Path, tmp_path: Path) -> None:
     assert manifest["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert manifest["bytes"] == out.stat().st_size
     assert manifest["compute_capabilities"] == ["sm86"]
-    assert manifest["builder_version"] == trt.__version__
+    assert manifest["builder_version"] == tensorrt_rtx.__version__
     assert manifest["parent_sha256"] == hashlib.sha256(graph.read_bytes()).hexdigest()
     assert manifest["input_shape"] == [1, 3, 48, 64]
     contract = read_contract(json.dumps({"schema": 1, **manifest["contract"]}), "manifest")
@@ -72,7 +75,7 @@ def test_a_static_graph_takes_no_profile(graph: Path, tmp_path: Path) -> None:
         segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"], profile=PROFILE)
 
 
-def parsed(model: onnx.ModelProto):
+def parsed(trt: ModuleType, model: onnx.ModelProto):
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
@@ -80,9 +83,12 @@ def parsed(model: onnx.ModelProto):
     return builder, network
 
 
-def test_another_dilation_in_tensorrts_network_is_found(graph: Path) -> None:
+def test_another_dilation_in_tensorrts_network_is_found(
+    graph: Path, tensorrt_rtx: ModuleType
+) -> None:
+    trt = tensorrt_rtx
     model = onnx.load(graph)
-    builder, network = parsed(model)
+    builder, network = parsed(trt, model)
     assert all(proof.holds for proof in prove_network(trt, network, model))
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -104,11 +110,11 @@ def test_a_network_that_differs_is_not_written(
 
     true_layer = tensorrt_rtx._layer_geometry
 
-    def shifted(layer):
-        geometry = true_layer(layer)
+    def shifted(bindings, layer):
+        geometry = true_layer(bindings, layer)
         if geometry.dilation == (18, 18):
             layer.dilation_nd = (17, 17)
-        return true_layer(layer)
+        return true_layer(bindings, layer)
 
     monkeypatch.setattr(tensorrt_rtx, "_layer_geometry", shifted)
     with pytest.raises(CheckFailed, match=r"aspp\.conv4 .* dilation \(17, 17\) instead of"):

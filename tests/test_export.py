@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -52,7 +53,9 @@ def test_a_tampered_dilation_is_found_by_module(loaded, graph: Path, module: str
     dilation = loaded.network.module.get_submodule(module).dilation[0]
     set_ints(node, "dilations", [1, 1])
     set_ints(node, "pads", [1, 1, 1, 1])
-    failed = [p for p in prove_dilations(loaded.network.module, SIZE, model) if not p.holds]
+    failed = [
+        p for p in prove_dilations(loaded.network.module, SIZE, model).convolutions if not p.holds
+    ]
     assert [p.module for p in failed] == [module]
     assert f"has dilation (1, 1) instead of ({dilation}, {dilation})" in failed[0].complaint()
     # Parity alone would notice too: the numbers are no longer PyTorch's.
@@ -71,7 +74,9 @@ def test_tampered_padding_and_stride(
 ) -> None:
     model = onnx.load(graph)
     set_ints(conv(model, "backbone.1.conv2"), attribute, values)
-    failed = [p for p in prove_dilations(loaded.network.module, SIZE, model) if not p.holds]
+    failed = [
+        p for p in prove_dilations(loaded.network.module, SIZE, model).convolutions if not p.holds
+    ]
     assert len(failed) == 1
     assert said in failed[0].complaint()
 
@@ -79,7 +84,9 @@ def test_tampered_padding_and_stride(
 def test_a_convolution_that_is_gone_is_missed(loaded, graph: Path) -> None:
     model = onnx.load(graph)
     conv(model, "backbone.0.conv2").input[1] = "other"
-    failed = [p for p in prove_dilations(loaded.network.module, SIZE, model) if not p.holds]
+    failed = [
+        p for p in prove_dilations(loaded.network.module, SIZE, model).convolutions if not p.holds
+    ]
     assert failed[0].complaint() == "convolution backbone.0.conv2 has no node in the graph"
 
 
@@ -211,3 +218,114 @@ def test_a_constant_reference_is_no_division_by_zero() -> None:
     constant = np.ones((1, 2, 2, 2), np.float32)
     assert compare((1,), constant, constant).max_rel == 0
     assert not compare((1,), constant, constant + 1).holds
+
+
+def test_a_masked_class_does_not_hide_wrong_labels() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.normal(0, 1, (1, 5, 20, 20)).astype(np.float32)
+    reference[:, 4] = -1e4  # makes the range so large that any error is small beside it
+    assert compare((1,), reference, reference).holds
+    output = reference + rng.uniform(-0.9, 0.9, reference.shape).astype(np.float32)
+    result = compare((1,), reference, output)
+    assert result.max_rel < 1e-4
+    assert result.wrong_labels > 0
+    assert not result.holds
+
+
+def test_a_near_tie_may_fall_either_way() -> None:
+    reference = np.random.default_rng(0).normal(0, 1, (1, 2, 9, 9)).astype(np.float32)
+    reference[0, :, 4, 4] = (1.0, 1.0 + 1e-6)
+    output = reference.copy()
+    output[0, :, 4, 4] = (1.0 + 1e-6, 1.0)
+    result = compare((1,), reference, output)
+    assert result.agreement < 1
+    assert result.holds
+
+
+class Eighth(nn.Module):
+    """Right at multiples of 8, too large elsewhere: it enlarges by a factor, not to a size."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, num_classes, 3, stride=8, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(self.conv(x), scale_factor=8.0, mode="bilinear")
+
+
+def eighth(num_classes: int) -> nn.Module:
+    return Eighth(num_classes)
+
+
+def test_a_dynamic_graph_gives_the_inputs_size_everywhere(tmp_path: Path) -> None:
+    spec = ModelSpec(f"{__name__}:eighth", 3, {}, None, (48, 64))
+    out = tmp_path / "m.onnx"
+    report = segdeploy.export(spec, out, dynamic=True)
+    assert (1, 3, 61, 71) in [p.shape for p in report.parity]
+    session = onnxruntime.InferenceSession(str(out))
+    (logits,) = session.run(None, {"image": np.zeros((1, 3, 61, 71), np.float32)})
+    assert logits.shape == (1, 3, 61, 71)
+
+
+class Mixed(nn.Module):
+    """Convolutions that a weight's name alone would not find, or find for another module."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3, padding=1))
+        self.near = nn.Conv2d(4, 4, 3, padding=1)
+        self.far = nn.Conv2d(4, 4, 3, padding=5, dilation=5)
+        self.far.weight = self.near.weight
+        self.up = nn.ConvTranspose2d(4, 4, 3, padding=1)
+        self.image = nn.Parameter(torch.ones(1))
+        self.last = nn.Conv2d(4, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.normed(x * self.image).relu()
+        x = (self.near(x) + self.far(x)).relu()
+        x = nn.functional.conv2d(x, self.near.weight, padding=3, dilation=3).relu()
+        return self.last(self.up(x).relu())
+
+
+def mixed(num_classes: int) -> nn.Module:
+    return Mixed(num_classes)
+
+
+def test_shared_normed_and_transposed_weights_are_proven_and_functions_told(
+    tmp_path: Path,
+) -> None:
+    spec = ModelSpec(f"{__name__}:mixed", 3, {}, None, (20, 24))
+    report = segdeploy.export(spec, tmp_path / "m.onnx")
+    proofs = {p.module: p for p in report.convolutions}
+    assert set(proofs) == {"normed", "near", "far", "up", "last"}
+    assert proofs["near"].found.dilation == (1, 1)
+    assert proofs["far"].found.dilation == (5, 5)
+    assert proofs["up"].found.transposed
+    assert len(report.strangers) == 1
+    model = onnx.load(tmp_path / "m.onnx")
+    node = next(n for n in model.graph.node if n.op_type == "ConvTranspose")
+    set_ints(node, "pads", [0, 0, 2, 2])
+    network = mixed(3)
+    failed = [p for p in prove_dilations(network, (20, 24), model).convolutions if not p.holds]
+    assert [p.module for p in failed] == ["up"]
+
+
+def test_a_module_that_runs_twice_needs_two_nodes(tmp_path: Path) -> None:
+    spec = ModelSpec(f"{__name__}:odd_network", 3, {}, None, (20, 24))
+    segdeploy.export(spec, tmp_path / "odd.onnx", optimized=False)
+    model = onnx.load(tmp_path / "odd.onnx")
+    second = [n for n in model.graph.node if n.op_type == "Conv" and n.input[1] == "twice.weight"][
+        1
+    ]
+    second.op_type = "Identity"
+    failed = [p for p in prove_dilations(Odd(3), (20, 24), model).convolutions if not p.holds]
+    assert [p.module for p in failed] == ["twice"]
+
+
+def test_nothing_but_the_reason_is_printed_when_tracing_fails(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = ModelSpec(f"{__name__}:branching_network", 3, {}, None, (20, 24))
+    with pytest.raises(InputError):
+        segdeploy.export(spec, tmp_path / "m.onnx")
+    assert capfd.readouterr().err == ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -217,7 +218,7 @@ def test_a_file_may_not_decide_which_code_runs(project: Path) -> None:
 
 def test_a_size_that_the_network_cannot_take() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 9))
-    with pytest.raises(ModelInputError, match="cannot take a 4x4 image .* give another --size"):
+    with pytest.raises(ModelInputError, match="cannot take a 4x4 RGB image .* give another --size"):
         Network(network, 2, (4, 4), "net")
 
 
@@ -231,3 +232,55 @@ def test_a_contract_in_a_header_that_is_damaged(tmp_path: Path) -> None:
     path.write_bytes(to_bytes(nn.Conv2d(1, 1, 1), {METADATA_KEY: json.dumps({"schema": 99})}))
     with pytest.raises(InputError, match="schema 99"):
         load_network(ModelSpec(str(path)))
+
+
+def test_a_folder_of_a_networks_name_is_not_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deeplabv3").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_network(ModelSpec("deeplabv3", 3, SMALL, None, (32, 32))).contract.size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("deeplabv9", "no such network; registered are"),
+        ("nowhere:make", "module nowhere cannot be imported"),
+        ("builtins:dict", "returned dict, not an nn.Module"),
+    ],
+)
+def test_a_model_is_looked_up_before_its_options_are_asked_for(model: str, message: str) -> None:
+    options = {"num_classes": 3, "size": (8, 8)} if model == "builtins:dict" else {}
+    with pytest.raises((InputError, ModelInputError), match=message):
+        load_network(ModelSpec(model, **options))
+
+
+def test_any_failure_of_the_users_network_is_one_line() -> None:
+    class Strict(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[2] % 32 == 0, "height must be a multiple of 32"
+            return x
+
+    with pytest.raises(ModelInputError, match=r"AssertionError: height must be a multiple of 32"):
+        Network(Strict(), 3, (33, 32), "net")
+
+
+def test_tied_weights_are_saved_and_loaded(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    network[1].weight = network[0].weight
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(to_bytes(network, {}))
+    assert set(safe_open(path, "pt").keys()) == set(network.state_dict())
+
+
+def test_nan_in_a_factorys_own_weights_names_the_tensor(project: Path) -> None:
+    (project / "ill.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make(num_classes):\n"
+        "    net = nn.Conv2d(3, num_classes, 1)\n"
+        "    net.weight.data[0] = float('nan')\n"
+        "    return net\n"
+    )
+    with pytest.raises(ModelInputError, match="ill:make: tensor weight holds NaN"):
+        load_network(ModelSpec("ill:make", 2, {}, None, (8, 8)))

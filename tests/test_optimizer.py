@@ -8,6 +8,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -209,3 +211,95 @@ def test_a_graph_without_metadata_from_elsewhere_is_folded_too() -> None:
     assert operators(after) == ["Conv"]
     assert len(account.rewrites) == 1
     check_equal(before, after, image(1, 3, 12, 12))
+
+
+def random_head(draw: st.DrawFn) -> onnx.ModelProto:
+    """A linear head of random shape: maps of 1 to 5 channels, joined, added, convolved, shared."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    nodes: list[onnx.NodeProto] = []
+    weights: list[TensorProto] = []
+    maps = {"x": 3}
+
+    def new() -> str:
+        return f"v{len(nodes)}"
+
+    def convolve(source: str, kernel: int, shared: str | None = None) -> None:
+        dilation = draw(st.integers(1, 3))
+        out, wide = new(), draw(st.integers(1, 5))
+        name = shared or f"m{len(weights)}"
+        known = {t.name: t for t in weights}
+        if f"{name}.weight" in known:
+            wide, narrow, kernel, _ = known[f"{name}.weight"].dims
+            if narrow != maps[source]:
+                return
+        else:
+            shape = (wide, maps[source], kernel, kernel)
+            weights.append(
+                numpy_helper.from_array(
+                    rng.normal(0, 1, shape).astype(np.float32), f"{name}.weight"
+                )
+            )
+            bias = rng.normal(0, 1, wide).astype(np.float32)
+            weights.append(numpy_helper.from_array(bias, f"{name}.bias"))
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                [source, f"{name}.weight", f"{name}.bias"],
+                [out],
+                name=f"n{len(nodes)}" if draw(st.booleans()) else "",
+                dilations=[dilation] * 2,
+                pads=[dilation * (kernel // 2)] * 4,
+                kernel_shape=[kernel] * 2,
+            )
+        )
+        maps[out] = wide
+
+    for _ in range(draw(st.integers(2, 9))):
+        source = draw(st.sampled_from(sorted(maps)))
+        kind = draw(st.sampled_from(("conv3", "conv1", "conv1", "cat", "add", "relu", "shared")))
+        if kind == "shared" and weights:
+            named = draw(st.sampled_from([t.name for t in weights if t.name.endswith("weight")]))
+            convolve(source, 3, named.removesuffix(".weight"))
+        elif kind.startswith("conv"):
+            convolve(source, int(kind[-1]))
+        elif kind == "cat":
+            parts = [source, *draw(st.lists(st.sampled_from(sorted(maps)), min_size=1, max_size=3))]
+            out = new()
+            nodes.append(helper.make_node("Concat", parts, [out], axis=1))
+            maps[out] = sum(maps[part] for part in parts)
+        elif kind == "add":
+            alike = [m for m, channels in maps.items() if channels == maps[source]]
+            out = new()
+            nodes.append(
+                helper.make_node("Add", [source, draw(st.sampled_from(sorted(alike)))], [out])
+            )
+            maps[out] = maps[source]
+        elif kind == "relu":
+            out = new()
+            nodes.append(helper.make_node("Relu", [source], [out]))
+            maps[out] = maps[source]
+    last = f"v{len(nodes) - 1}" if nodes else "x"
+    convolve(last, 1)
+    if draw(st.booleans()):
+        convolve(f"v{len(nodes) - 1}", 1)
+    output = nodes[-1].output[0]
+    graph = helper.make_graph(
+        nodes,
+        "head",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 9, 10])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, maps[output], 9, 10])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@given(st.composite(random_head)())
+def test_random_linear_heads_stay_what_they_are(before: onnx.ModelProto) -> None:
+    after, account = optimize(before)
+    onnx.checker.check_model(after, full_check=True)
+    x = image(1, 3, 9, 10)
+    expected, found = run(before, x), run(after, x)
+    assert np.abs(found - expected).max() <= 2e-5 * max(float(np.abs(expected).max()), 1e-3)
+    assert account.after.macs <= account.before.macs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from torchvision.transforms import v2
 import segdeploy
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import open_dataset
+from segdeploy.network import ModelSpec
+from segdeploy.onnx_file import contract_of, set_contract
 from segdeploy.runtime.postprocess import labels_at, overlay, upsample
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import open_session
@@ -142,3 +145,26 @@ def test_an_engine_is_not_run_from_python_and_says_so(tmp_path: Path) -> None:
     path.write_bytes(b"plan")
     with pytest.raises(InputError, match="does not run them from Python; give the .onnx"):
         open_session(path)
+
+
+def test_a_contract_that_is_not_the_graphs_is_refused(graph: Path, tmp_path: Path) -> None:
+    model = onnx.load(graph)
+    contract = contract_of(model, graph)
+    changes = (
+        {"size": (40, 40)},
+        {"classes": ("a", "b"), "palette": ((0, 0, 0), (1, 1, 1))},
+    )
+    for change in changes:
+        set_contract(model, replace(contract, **change))
+        path = tmp_path / "other.onnx"
+        onnx.save(model, path)
+        for backend in ("onnxruntime", "openvino"):
+            with pytest.raises(InputError, match="but its contract says"):
+                open_session(path, backend)
+        with pytest.raises(InputError, match="but its contract says"):
+            segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86"])
+
+
+def test_a_size_is_not_given_to_a_file_that_has_one(graph: Path) -> None:
+    with pytest.raises(InputError, match="its size stands in the file"):
+        segdeploy.load(ModelSpec(str(graph), size=(32, 32)))

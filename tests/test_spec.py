@@ -46,7 +46,7 @@ def test_a_derived_contract_names_its_parent_and_keeps_the_rest() -> None:
         ("[1]", "is not a JSON object"),
         ("{}", "has schema None, this segdeploy reads 1"),
         ('{"schema": 2}', "has schema 2, this segdeploy reads 1"),
-        ('{"schema": 1}', "'architecture' is missing or wrong"),
+        ('{"schema": 1}', "'architecture' is missing, wrong"),
     ],
 )
 def test_what_is_no_contract_is_told(text: str, message: str) -> None:
@@ -64,14 +64,18 @@ def test_what_is_no_contract_is_told(text: str, message: str) -> None:
         ("mean", [1, 2, float("nan")]),
         ("ignore_index", 256),
         ("palette", [[1, 2]]),
-        ("output", "boxes"),
+        ("output", "labels"),
+        ("colour", "BGR"),
+        ("layout", "NHWC"),
+        ("flip", True),
+        ("scales", [0.5, 1.0]),
         ("resize", "nearest"),
         ("scales", []),
     ],
 )
 def test_a_wrong_field_is_named(field: str, value: object) -> None:
     text = json.dumps({**json.loads(CONTRACT.to_json()), field: value})
-    with pytest.raises(InputError, match=f"file: the contract's '{field}' is missing or wrong"):
+    with pytest.raises(InputError, match=f"file: the contract's '{field}' is missing, wrong"):
         read_contract(text, "file")
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-_PACKAGES = ("segdeploy", "torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx_cu13", "numpy")
+from segdeploy.packages import versions
+
+_PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx_cu13", "numpy")
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,8 @@ def describe_environment(threads: int | None) -> Environment:
         cores=cores or 1,
         threads=threads,
         python=platform.python_version(),
-        packages=_installed(),
+        packages=versions(*_PACKAGES),
     )
-
-
-def _installed() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _cpu_name() -> str:

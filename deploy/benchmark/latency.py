@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from segdeploy.benchmark.worker import spec_to_json
+from segdeploy.benchmark.worker import START, spec_to_json
 from segdeploy.errors import InputError
 from segdeploy.network import ModelSpec
 
@@ -77,11 +78,12 @@ class _Worker:
 
     def __init__(self, candidate: Candidate, threads: int | None):
         self._name = candidate.name
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "segdeploy.benchmark.worker"],
+            [sys.executable, "-c", START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._complaints,
             text=True,
         )
         self.ask(
@@ -102,24 +104,30 @@ class _Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            self._process.kill()
-            raise InputError(
-                f"{self._name}: its process ended while it was timed "
-                f"(exit code {self._process.wait()}); out of memory?"
-            )
+            raise InputError(self._ended())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            self._process.kill()
-            self._process.wait()
+            self.__exit__()
             raise InputError(f"{self._name}: cannot be timed: {answer['error']}")
         return answer
+
+    def _ended(self) -> str:
+        self._complaints.seek(0)
+        said = self._complaints.read().decode(errors="replace").strip().splitlines()
+        self._process.kill()
+        code = self._process.wait()
+        self.__exit__()
+        reason = said[-1] if said else "it said nothing; out of memory?"
+        return f"{self._name}: its process ended with code {code} while it was timed: {reason}"
 
     def __enter__(self) -> _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._complaints.close()
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from segdeploy.benchmark.accuracy import Sample
-from segdeploy.benchmark.run import Row, Verdict
+from segdeploy.benchmark.run import Row, Verdict, miou_drop
 from segdeploy.errors import InputError
 from segdeploy.files import write_atomically
 from segdeploy.runtime.postprocess import overlay
@@ -49,6 +50,8 @@ def check_folder(folder: Path) -> None:
     """
     if not folder.parent.is_dir():
         raise InputError(f"{folder}: the folder {folder.parent} does not exist; make it first")
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder for the report")
 
@@ -58,16 +61,14 @@ def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path
     import jinja2
 
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    page = (
-        jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-        .from_string(template)
-        .render(
-            verdict=verdict,
-            rows=[_row(row, verdict.reference) for row in verdict.rows],
-            samples=[_sample(sample, verdict) for sample in verdict.samples],
-            classes=list(zip(verdict.dataset.classes, verdict.dataset.palette, strict=True)),
-            command=" ".join(command),
-        )
+    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    pages.filters["percent"] = _percent
+    page = pages.from_string(template).render(
+        verdict=verdict,
+        rows=[_row(row, verdict.reference) for row in verdict.rows],
+        samples=[_sample(sample, verdict) for sample in verdict.samples],
+        classes=list(zip(verdict.dataset.classes, verdict.dataset.palette, strict=True)),
+        command=" ".join(command),
     )
     check_folder(folder)
     folder.mkdir(exist_ok=True)
@@ -76,6 +77,10 @@ def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path
     write_atomically(folder / "bench.json", to_json(verdict).encode() + b"\n")
     write_atomically(folder / "samples.jpg", _picture(verdict))
     return index
+
+
+def _percent(share: float | None, digits: int) -> str:
+    return "undefined" if share is None else f"{100 * share:.{digits}f}"
 
 
 def _row(row: Row, reference: Row) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def _row(row: Row, reference: Row) -> dict[str, Any]:
         "precision": row.precision,
         "bytes": row.bytes,
         "miou": accuracy.miou,
-        "miou_drop": reference.judgement.accuracy.miou - accuracy.miou,
+        "miou_drop": miou_drop(reference, row),
         "pixel_accuracy": accuracy.pixel_accuracy,
         "iou": accuracy.iou,
         "agreement": fidelity.agreement if fidelity else None,

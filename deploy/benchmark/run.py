@@ -32,6 +32,12 @@ class Row:
     latency: Latency
 
 
+def miou_drop(reference: Row, row: Row) -> float | None:
+    """How much mIoU is lost, in 0..1; None where it is not defined."""
+    before, after = reference.judgement.accuracy.miou, row.judgement.accuracy.miou
+    return None if before is None or after is None else before - after
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The reference's row first, then the candidates' in the order given."""
@@ -76,13 +82,14 @@ def bench(
     frames = dataset.frames(split, limit)
     spec = reference if isinstance(reference, ModelSpec) else ModelSpec(str(reference))
     first, _ = frames[0].read()
+    paths = [Path(path) for path in candidates]
+    if len(set(paths)) < len(paths):
+        raise InputError("bench: a candidate is named twice")
     named = [
-        Candidate(_name(Path(path), backend, backends), ModelSpec(str(path)), backend)
-        for path in candidates
+        Candidate(_name(path, paths, backend, backends), ModelSpec(str(path)), backend)
+        for path in paths
         for backend in backends
     ]
-    if len({candidate.name for candidate in named}) < len(named):
-        raise InputError("bench: two candidates have one file name; rename one of them")
     with ExitStack() as stack:
         truth = stack.enter_context(
             load(spec, literal=True, dataset=dataset, default_size=first.shape[:2])
@@ -110,8 +117,11 @@ def bench(
     )
 
 
-def _name(path: Path, backend: str, backends: Sequence[str]) -> str:
-    return path.name if len(backends) == 1 else f"{path.name} ({backend})"
+def _name(path: Path, paths: Sequence[Path], backend: str, backends: Sequence[str]) -> str:
+    """The file's name, or its path where two have one name, and the runtime where there are two."""
+    alike = [other for other in paths if other.name == path.name]
+    name = path.name if len(alike) == 1 else str(path)
+    return name if len(backends) == 1 else f"{name} ({backend})"
 
 
 def _open(stack: ExitStack, candidate: Candidate, truth: Predictor) -> Contestant:

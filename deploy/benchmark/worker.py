@@ -1,7 +1,7 @@
 """A process that times one candidate, a burst at a time, when it is told to.
 
-`python -m segdeploy.benchmark.worker` reads JSON lines from stdin and answers on stdout: first a
-candidate to load, then `{"seconds": S}` for each burst, answered with the times of its calls.
+It reads JSON lines from stdin and answers on stdout: first a candidate to load, then
+`{"seconds": S}` for each burst, answered with the times of its calls.
 Between bursts it sleeps in `readline`, so that its threads do not disturb the others.
 """
 
@@ -20,6 +20,12 @@ from segdeploy.models.errors import first_line
 from segdeploy.network import ModelSpec
 from segdeploy.runtime.predictor import load
 
+# The process's program. Python puts the current folder first on the path, and would so run whatever
+# lies there under a library's name; it is taken off before anything else is imported.
+START = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    "from segdeploy.benchmark.worker import main; main()"
+)
 _WARM_UP_SECONDS = 0.5
 _FEWEST_CALLS = 3
 
@@ -78,7 +84,3 @@ def spec_from_json(values: dict[str, Any]) -> ModelSpec:
         weights=Path(values["weights"]) if values["weights"] else None,
         size=tuple(values["size"]) if values["size"] else None,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed, 2 usage or bad input, 3 a bug of ours, 130
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -38,6 +39,8 @@ for command in (models, data, train, evaluate, export, calibrate, build_engine, 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # Ended by a supervisor, we clean up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_run(given))
 
 
@@ -45,6 +48,9 @@ def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments[:1]
     try:
         result = cli.main(arguments, prog_name="segdeploy", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.Abort:
         return _complain("interrupted; nothing was left half-written", _INTERRUPTED)
     except KeyboardInterrupt:

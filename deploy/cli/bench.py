@@ -15,6 +15,7 @@ from segdeploy.cli.options import (
     limit_option,
     network_options,
     network_spec,
+    note_untrained,
     quiet_option,
     split_option,
 )
@@ -61,13 +62,15 @@ def bench(
 
     if report is not None:
         check_folder(report)
+    spec = network_spec(reference, options)
+    note_untrained(spec)
     with (
         progress("accuracy", quiet) as on_frame,
         progress("latency", quiet) as on_burst,
     ):
         verdict = segdeploy.bench(
             candidates,
-            reference=network_spec(reference, options),
+            reference=spec,
             data=data,
             split=split,
             limit=limit,
@@ -104,11 +107,13 @@ def _print(verdict: Verdict) -> None:
 
 
 def _row(row: Row, reference: Row) -> tuple[str, ...]:
+    from segdeploy.benchmark.run import miou_drop
+
     accuracy, fidelity, latency = row.judgement.accuracy, row.judgement.fidelity, row.latency
     compared = ("-", "-", "-", "-")
     if fidelity is not None:
         compared = (
-            percent(reference.judgement.accuracy.miou - accuracy.miou),
+            percent(miou_drop(reference, row)),
             percent(fidelity.agreement, 3),
             f"{fidelity.max_abs:.2g}",
             f"{fidelity.max_rel:.2g}",

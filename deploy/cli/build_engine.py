@@ -63,4 +63,4 @@ def build_engine(
         f"{', '.join(report.targets)}, by {backend} {report.version} in {report.seconds:.1f} s; "
         f"manifest {report.manifest.name}"
     )
-    click.echo(f"in TensorRT's network {count_proofs(report.convolutions)} as in the graph")
+    click.echo(f"in TensorRT's network {count_proofs(report.convolutions)}")

@@ -17,6 +17,7 @@ from segdeploy.cli.options import (
     limit_option,
     network_options,
     network_spec,
+    note_untrained,
     quiet_option,
     split_option,
 )
@@ -44,9 +45,11 @@ def evaluate(
     """Measure mIoU of MODEL (a network or an .onnx file) at the frames' own size."""
     import segdeploy
 
+    spec = network_spec(model, options)
+    note_untrained(spec)
     with progress("evaluating", quiet) as update:
         result = segdeploy.evaluate(
-            network_spec(model, options),
+            spec,
             data,
             split=split,
             limit=limit,

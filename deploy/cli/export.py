@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segdeploy.cli.console import megabytes, percent, print_table
-from segdeploy.cli.options import json_option, network_options, network_spec, out_option
+from segdeploy.cli.options import (
+    json_option,
+    network_options,
+    network_spec,
+    note_untrained,
+    out_option,
+)
 
 if TYPE_CHECKING:
     from segdeploy.exporter.dilation import ConvProof
@@ -39,9 +45,9 @@ def export(
     """Export MODEL to ONNX, and prove that the file is the same network."""
     import segdeploy
 
-    report = segdeploy.export(
-        network_spec(model, options), out, dynamic=dynamic, optimized=not no_optimize, data=data
-    )
+    spec = network_spec(model, options)
+    note_untrained(spec)
+    report = segdeploy.export(spec, out, dynamic=dynamic, optimized=not no_optimize, data=data)
     if as_json:
         click.echo(json.dumps(_described(report)))
         return
@@ -49,8 +55,10 @@ def export(
         print_table(("module", *_GEOMETRY, "node"), [_proof_row(p) for p in report.convolutions])
     click.echo(
         f"{report.path}: {megabytes(report.bytes)} MB, {report.seconds:.1f} s; "
-        f"{count_proofs(report.convolutions)} as in PyTorch"
+        f"{count_proofs(report.convolutions)}"
     )
+    if report.strangers:
+        click.echo(_strangers(report))
     if report.account:
         for line in report.account.rewrites:
             click.echo(line)
@@ -76,11 +84,21 @@ _GEOMETRY = ("kernel", "dilation", "stride", "padding", "groups")
 
 def count_proofs(proofs: tuple[ConvProof, ...]) -> str:
     """Say how many convolutions keep their geometry, and which dilations there are."""
+    if not proofs:
+        return "no convolution has a module to be compared with: its dilation is not proven"
     dilations = sorted({max(proof.expected.dilation) for proof in proofs})
     held = sum(proof.holds for proof in proofs)
     return (
         f"{held} of {len(proofs)} convolutions keep dilation, padding, stride and groups "
         f"(dilations {', '.join(map(str, dilations))})"
+    )
+
+
+def _strangers(report: ExportReport) -> str:
+    count = len(report.strangers)
+    return (
+        f"note: {count} convolutions of the graph belong to no module, as when called as functions "
+        f"({', '.join(report.strangers[:3])}): not compared, parity alone speaks for them"
     )
 
 

@@ -101,6 +101,13 @@ def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
     return ModelSpec(model, options["num_classes"], arguments, options["weights"], options["size"])
 
 
+def note_untrained(spec: ModelSpec) -> None:
+    """Say on stderr that a named network without weights gives random results."""
+    # A factory may have loaded weights of its own.
+    if not spec.is_file and not spec.is_factory and spec.weights is None:
+        click.echo(f"note: {spec.model} has random weights; give --weights FILE", err=True)
+
+
 data_option = click.option(
     "--data", type=Path, required=True, help="Data set: a folder with dataset.json."
 )

@@ -14,6 +14,7 @@ from segdeploy.cli.options import (
     json_option,
     network_options,
     network_spec,
+    note_untrained,
     out_option,
 )
 
@@ -38,7 +39,9 @@ def predict(
     """Segment IMAGE with MODEL (a network or an .onnx file)."""
     from segdeploy.prediction import predict_file
 
-    shares = predict_file(network_spec(model, options), image, out, labels=labels, backend=backend)
+    spec = network_spec(model, options)
+    note_untrained(spec)
+    shares = predict_file(spec, image, out, labels=labels, backend=backend)
     if as_json:
         click.echo(json.dumps({"overlay": str(out), "shares": shares}))
         return

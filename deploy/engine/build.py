@@ -7,17 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from segdeploy.engine.manifest import Manifest, manifest_path
 from segdeploy.engine.tensorrt_rtx import BuiltPlan, Profile, build_plan, compute_capabilities
 from segdeploy.errors import InputError
 from segdeploy.exporter.dilation import ConvProof
 from segdeploy.files import check_output, sha256_of_file, write_atomically
-from segdeploy.onnx_file import contract_of, load_onnx
-
-if TYPE_CHECKING:
-    import onnx
+from segdeploy.onnx_file import contract_of, load_onnx, tensor_shape
+from segdeploy.runtime.session import check_tensors
 
 BACKENDS = ("tensorrt-rtx",)
 
@@ -60,10 +57,12 @@ def build_engine(
         raise InputError(f"{backend}: this version builds with {', '.join(BACKENDS)}")
     if not targets:
         raise InputError("build-engine: name the GPU's compute capability, such as --target sm86")
+    targets = tuple(dict.fromkeys(target.lower() for target in targets))
     compute_capabilities(targets)
     graph = load_onnx(model)
     contract = contract_of(graph, model)
-    shape = _input_shape(graph)
+    shape = tensor_shape(graph.graph.input[0])
+    check_tensors(model, contract, shape, tensor_shape(graph.graph.output[0]))
     _check_profile(model, shape, profile)
     built = build_plan(graph, str(model), targets, profile)
     manifest = Manifest(
@@ -72,7 +71,7 @@ def build_engine(
         bytes=len(built.plan),
         builder=backend,
         builder_version=built.version,
-        compute_capabilities=tuple(target.lower() for target in targets),
+        compute_capabilities=targets,
         precision=contract.precision,
         input_shape=shape,
         profile=asdict(profile) if profile else None,
@@ -94,11 +93,6 @@ def build_engine(
         seconds=time.perf_counter() - started,
         convolutions=built.convolutions,
     )
-
-
-def _input_shape(graph: onnx.ModelProto) -> tuple[int | str, ...]:
-    dims = graph.graph.input[0].type.tensor_type.shape.dim
-    return tuple(dim.dim_param or dim.dim_value for dim in dims)
 
 
 def _check_profile(model: Path, shape: tuple[int | str, ...], profile: Profile | None) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.exporter.dilation import ConvGeometry, ConvProof, node_geometry
+from segdeploy.exporter.dilation import CONVOLUTIONS, ConvGeometry, ConvProof, node_geometry
 from segdeploy.packages import require
 from segdeploy.spec import MODULE_KEY
 
@@ -102,25 +102,35 @@ def prove_network(trt: Any, network: Any, graph: onnx.ModelProto) -> list[ConvPr
     layers = {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
+        # Setting the class is the binding's way to reach the subclass.
         if layer.type == trt.LayerType.CONVOLUTION:
-            layer.__class__ = trt.IConvolutionLayer  # the binding's way to reach the subclass
-            layers[layer.name] = _layer_geometry(layer)
+            layer.__class__ = trt.IConvolutionLayer
+            layers[layer.name] = _layer_geometry(trt, layer)
+        elif layer.type == trt.LayerType.DECONVOLUTION:
+            layer.__class__ = trt.IDeconvolutionLayer
+            layers[layer.name] = replace(_layer_geometry(trt, layer), transposed=True)
     proofs = []
     for node in graph.graph.node:
-        if node.op_type != "Conv":
+        if node.op_type not in CONVOLUTIONS:
             continue
-        expected = node_geometry(node, graph)
+        expected, found = node_geometry(node, graph), layers.get(node.name)
+        if expected.transposed and found is not None:
+            # TensorRT puts the output padding into the padding behind; its shape check sees that.
+            found = replace(found, padding=expected.padding)
         if len(expected.kernel) == 2:
-            proofs.append(ConvProof(_module_of(node), node.name, expected, layers.get(node.name)))
+            proofs.append(ConvProof(_module_of(node), node.name, expected, found))
     return proofs
 
 
-def _layer_geometry(layer: Any) -> ConvGeometry:
+def _layer_geometry(trt: Any, layer: Any) -> ConvGeometry:
+    padding: tuple[int | str, ...] = (*layer.pre_padding, *layer.post_padding)
+    if layer.padding_mode in (trt.PaddingMode.SAME_UPPER, trt.PaddingMode.SAME_LOWER):
+        padding = (layer.padding_mode.name,)
     return ConvGeometry(
         kernel=tuple(layer.kernel_size_nd),
         dilation=tuple(layer.dilation_nd),
         stride=tuple(layer.stride_nd),
-        padding=(*layer.pre_padding, *layer.post_padding),
+        padding=padding,
         groups=layer.num_groups,
     )
 
@@ -137,7 +147,7 @@ def _with_names(graph: onnx.ModelProto) -> onnx.ModelProto:
     named.CopyFrom(graph)
     seen: set[str] = set()
     for index, node in enumerate(named.graph.node):
-        if node.op_type == "Conv" and (not node.name or node.name in seen):
+        if node.op_type in CONVOLUTIONS and (not node.name or node.name in seen):
             node.name = f"{node.name or 'conv'}_{index}"
         seen.add(node.name)
     return named

@@ -22,8 +22,9 @@ class ConvGeometry:
     kernel: tuple[int, ...]
     dilation: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[int | str, ...]
     groups: int
+    transposed: bool = False
 
     @property
     def is_pointwise(self) -> bool:
@@ -34,7 +35,7 @@ class ConvGeometry:
         """Say in words where `other` departs from this geometry; empty if nowhere."""
         return ", ".join(
             f"{name} {getattr(other, name)} instead of {getattr(self, name)}"
-            for name in ("kernel", "dilation", "stride", "padding", "groups")
+            for name in ("kernel", "dilation", "stride", "padding", "groups", "transposed")
             if getattr(other, name) != getattr(self, name)
         )
 
@@ -71,50 +72,74 @@ class ConvProof:
         )
 
 
+@dataclass(frozen=True)
+class DilationProof:
+    """All convolutions that a network runs, and the graph's nodes that belong to none of them."""
+
+    convolutions: tuple[ConvProof, ...]
+    strangers: tuple[str, ...]
+
+
 def prove_dilations(
     network: nn.Module, size: tuple[int, int], graph: onnx.ModelProto
-) -> list[ConvProof]:
-    """Compare every 2-D convolution that `network` runs with the Conv nodes of `graph`.
+) -> DilationProof:
+    """Compare every 2-D convolution that `network` runs, plain or transposed, with `graph`'s nodes.
 
-    A node belongs to the module whose weight it reads: a node fused with BatchNorm keeps that name,
-    while its scope names the BatchNorm. A node that a rewrite made says its module itself. A module
-    that is run several times has several nodes, and each must agree. What a rewrite folded away
-    is traced to the nodes that took it in.
+    A node belongs to the module that its scope names. A node that was fused with BatchNorm has the
+    BatchNorm's scope but still the convolution's weight, and goes by that; a node that a rewrite
+    made says its module itself. A module that runs several times has as many nodes, and each must
+    agree. What a rewrite folded away is traced to the nodes that took it in. A convolution that is
+    called as a function, without a module, has nothing to be compared with: a stranger.
     """
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    ran = module_geometries(network, size)
+    modules = dict(network.named_modules())
     nodes: dict[str, list[tuple[str, ConvGeometry]]] = {}
     folded: dict[str, list[str]] = {}
+    strangers = []
     for node in graph.graph.node:
-        if node.op_type == "Conv":
-            notes = {entry.key: entry.value for entry in node.metadata_props}
+        if node.op_type not in CONVOLUTIONS:
+            continue
+        geometry = node_geometry(node, graph)
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        if FOLDED_KEY in notes:
+            for absorbed in notes[FOLDED_KEY].split(","):
+                folded.setdefault(absorbed, []).append(node.name)
+        module = notes.get(MODULE_KEY)
+        if module is None or isinstance(modules.get(module), _BatchNorm):
             module = node.input[1].removesuffix(".weight")
-            if FOLDED_KEY in notes:
-                module = notes[MODULE_KEY]
-                for absorbed in notes[FOLDED_KEY].split(","):
-                    folded.setdefault(absorbed, []).append(node.name)
-            nodes.setdefault(module, []).append((node.name, node_geometry(node, graph)))
+        if module in ran:
+            nodes.setdefault(module, []).append((node.name, geometry))
+        elif not (FOLDED_KEY in notes and geometry.is_pointwise):
+            strangers.append(node.name)
     proofs = []
-    for module, expected in module_geometries(network, size).items():
-        if module in nodes:
-            proofs += [ConvProof(module, name, expected, geo) for name, geo in nodes[module]]
-        else:
-            into = tuple(folded.get(module, ()))
-            proofs.append(ConvProof(module, None, expected, None, into))
-    return proofs
+    for module, calls in ran.items():
+        found = nodes.get(module, [])
+        into = tuple(dict.fromkeys(folded.get(module, ())))
+        proofs += [ConvProof(module, name, calls[0], geometry) for name, geometry in found]
+        missing = len(calls) - len(found)
+        if missing > 0:
+            proofs += [ConvProof(module, None, calls[0], None, into)] * (1 if into else missing)
+    return DilationProof(tuple(proofs), tuple(strangers))
 
 
-def module_geometries(network: nn.Module, size: tuple[int, int]) -> dict[str, ConvGeometry]:
-    """Geometry of every `nn.Conv2d` that a forward pass at `size` (H, W) really runs, by name."""
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def module_geometries(network: nn.Module, size: tuple[int, int]) -> dict[str, list[ConvGeometry]]:
+    """Geometry of every 2-D convolution that a forward pass at `size` (H, W) runs, once a call."""
     import torch
     from torch import nn
 
-    ran: dict[str, ConvGeometry] = {}
+    ran: dict[str, list[ConvGeometry]] = {}
     hooks = []
     for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
 
             def note(conv: nn.Module, *_: Any, name: str = name) -> None:
-                assert isinstance(conv, nn.Conv2d)
-                ran[name] = _module_geometry(conv)
+                assert isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d))
+                ran.setdefault(name, []).append(_module_geometry(conv))
 
             hooks.append(module.register_forward_hook(note))
     try:
@@ -126,19 +151,31 @@ def module_geometries(network: nn.Module, size: tuple[int, int]) -> dict[str, Co
     return ran
 
 
-def _module_geometry(conv: nn.Conv2d) -> ConvGeometry:
-    # PyTorch's own order is (left, right, top, bottom), and holds "same" padding resolved.
-    left, right, top, bottom = conv._reversed_padding_repeated_twice
-    padding = (top, left, bottom, right)
-    if conv.padding_mode != "zeros":
+def _module_geometry(conv: nn.Conv2d | nn.ConvTranspose2d) -> ConvGeometry:
+    if conv.transposed:
+        top, left = (int(side) for side in conv.padding)
+        padding: tuple[int | str, ...] = (top, left, top, left)
+    elif conv.padding_mode != "zeros":
         padding = (0, 0, 0, 0)  # a Pad node before the convolution does it
+    else:
+        # PyTorch's own order is (left, right, top, bottom), and holds "same" padding resolved.
+        left, right, top, bottom = conv._reversed_padding_repeated_twice
+        padding = (top, left, bottom, right)
     return ConvGeometry(
-        tuple(conv.kernel_size), tuple(conv.dilation), tuple(conv.stride), padding, conv.groups
+        kernel=tuple(conv.kernel_size),
+        dilation=tuple(conv.dilation),
+        stride=tuple(conv.stride),
+        padding=padding,
+        groups=conv.groups,
+        transposed=conv.transposed,
     )
 
 
 def node_geometry(node: onnx.NodeProto, graph: onnx.ModelProto) -> ConvGeometry:
-    """Read the geometry of an ONNX Conv node, with the operator's defaults filled in."""
+    """Read the geometry of a Conv or ConvTranspose node, with the operator's defaults filled in.
+
+    Where the node leaves the padding to the runtime, its `auto_pad` stands in its place.
+    """
     import onnx
 
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -146,12 +183,17 @@ def node_geometry(node: onnx.NodeProto, graph: onnx.ModelProto) -> ConvGeometry:
     if kernel is None:
         kernel = _kernel_of_weight(node.input[1], graph)
     rank = len(kernel)
+    padding = tuple(attributes.get("pads", (0,) * 2 * rank))
+    automatic = attributes.get("auto_pad", b"NOTSET").decode()
+    if automatic not in ("NOTSET", "VALID"):
+        padding = (automatic,)
     return ConvGeometry(
         kernel=tuple(kernel),
         dilation=tuple(attributes.get("dilations", (1,) * rank)),
         stride=tuple(attributes.get("strides", (1,) * rank)),
-        padding=tuple(attributes.get("pads", (0,) * 2 * rank)),
+        padding=padding,
         groups=attributes.get("group", 1),
+        transposed=node.op_type == "ConvTranspose",
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+import io
 import time
 import warnings
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.exporter.dilation import ConvProof, prove_dilations
+from segdeploy.exporter.dilation import ConvProof, DilationProof, prove_dilations
 from segdeploy.exporter.parity import SMALLEST_SIDE, Parity, check_parity, probe_shapes
 from segdeploy.files import check_output
 from segdeploy.models.dataset import open_dataset
@@ -36,12 +38,16 @@ _LARGEST_SIDE = 8192
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export` proved of the file that it wrote."""
+    """What `export` proved of the file that it wrote.
+
+    `strangers` are convolutions of the graph that no module made: parity alone speaks for them.
+    """
 
     path: Path
     bytes: int
     seconds: float
     convolutions: tuple[ConvProof, ...]
+    strangers: tuple[str, ...]
     parity: tuple[Parity, ...]
     account: Account | None
 
@@ -70,19 +76,29 @@ def export(
     spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
     require("torch", "onnxscript", "onnxruntime")
     loaded = load_network(spec, open_dataset(Path(data)) if data else None)
+    for shape in probe_shapes(loaded.contract.size, dynamic=dynamic):
+        loaded.network.fit(shape[2:])
     graph = trace(loaded.network, loaded.contract.size, dynamic=dynamic, name=spec.model)
     account = None
     if optimized:
         graph, account = optimize(graph)
     contract = loaded.contract.derived(loaded.sha256 or "", versions("torch", "onnx", "onnxscript"))
     set_contract(graph, contract)
-    convolutions, parity = prove(loaded, graph, dynamic=dynamic)
-    if failures := _failures(convolutions, parity):
+    dilations, parity = prove(loaded, graph, dynamic=dynamic)
+    if failures := _failures(dilations.convolutions, parity):
         rejected = out.with_name(f"{out.stem}.rejected.onnx")
         save_onnx(graph, rejected)
         raise CheckFailed(f"{out}: not written; {failures}; the graph is kept as {rejected}")
     size = len(save_onnx(graph, out))
-    return ExportReport(out, size, time.perf_counter() - started, convolutions, parity, account)
+    return ExportReport(
+        path=out,
+        bytes=size,
+        seconds=time.perf_counter() - started,
+        convolutions=dilations.convolutions,
+        strangers=dilations.strangers,
+        parity=parity,
+        account=account,
+    )
 
 
 def trace(network: Network, size: tuple[int, int], *, dynamic: bool, name: str) -> onnx.ModelProto:
@@ -106,7 +122,8 @@ def trace(network: Network, size: tuple[int, int], *, dynamic: bool, name: str) 
         dynamic_shapes = ({0: batch, 2: height, 3: width},)
     network.eval()
     try:
-        with warnings.catch_warnings():
+        # PyTorch prints a failing graph, with the user's paths, before it raises the reason.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network,
@@ -129,12 +146,12 @@ def trace(network: Network, size: tuple[int, int], *, dynamic: bool, name: str) 
 
 def prove(
     loaded: LoadedNetwork, graph: onnx.ModelProto, *, dynamic: bool
-) -> tuple[tuple[ConvProof, ...], tuple[Parity, ...]]:
+) -> tuple[DilationProof, tuple[Parity, ...]]:
     """Compare a graph with the network it came from: convolution by convolution, and in numbers."""
     size = loaded.contract.size
-    convolutions = prove_dilations(loaded.network.module, size, graph)
+    dilations = prove_dilations(loaded.network.module, size, graph)
     parity = check_parity(loaded.network, graph, probe_shapes(size, dynamic=dynamic))
-    return tuple(convolutions), tuple(parity)
+    return dilations, tuple(parity)
 
 
 def _failures(convolutions: tuple[ConvProof, ...], parity: tuple[Parity, ...]) -> str:
@@ -157,17 +174,17 @@ def _annotate(graph: onnx.ModelProto) -> None:
         notes = {entry.key: entry.value for entry in node.metadata_props}
         del node.metadata_props[:]
         module = _module_path(notes.get("pkg.torch.onnx.name_scopes"))
-        if module:
+        if module is not None:
             node.metadata_props.add(key=MODULE_KEY, value=module)
         node.doc_string = ""
-        node.input[:] = [name.removeprefix(_WRAPPER) for name in node.input]
+        node.input[:] = [_own_name(name) for name in node.input]
     for tensor in graph.graph.initializer:
-        tensor.name = tensor.name.removeprefix(_WRAPPER)
+        tensor.name = _own_name(tensor.name)
         tensor.doc_string = ""
         del tensor.metadata_props[:]
     values: list[Any] = [*graph.graph.input, *graph.graph.output, *graph.graph.value_info]
     for value in values:
-        value.name = value.name.removeprefix(_WRAPPER)
+        value.name = _own_name(value.name)
         value.doc_string = ""
         del value.metadata_props[:]
     del graph.graph.metadata_props[:]
@@ -177,6 +194,12 @@ def _annotate(graph: onnx.ModelProto) -> None:
     graph.graph.name = "segdeploy"
 
 
+def _own_name(name: str) -> str:
+    """A weight's name in the user's state dict, unless it is one that the graph's ends have."""
+    own = name.removeprefix(_WRAPPER)
+    return name if own in ("image", "logits") else own
+
+
 def _module_path(scopes: str | None) -> str | None:
     if scopes is None:
         return None
@@ -184,4 +207,4 @@ def _module_path(scopes: str | None) -> str | None:
     path = ast.literal_eval(scopes)
     if len(path) < 2:
         return None
-    return str(path[-2]).removeprefix(_WRAPPER.rstrip(".")).removeprefix(".") or None
+    return str(path[-2]).removeprefix(_WRAPPER.rstrip(".")).removeprefix(".")

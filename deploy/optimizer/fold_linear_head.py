@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from segdeploy.optimizer.names import Names
 from segdeploy.spec import FOLDED_KEY, MODULE_KEY
 
 Matrix = NDArray[np.float64]
@@ -126,6 +127,7 @@ def _unfold_convolution(
 def _replace(graph: ir.Graph, root: ir.Node, folding: _Folding) -> str:
     """Put the sum of terms in the root's place, and remove what nothing reads any more."""
     name = _module(root)
+    names = Names(graph)
     kept = {id(term.convolution) for term in folding.terms}
     gone = [_module(node) for node in folding.absorbed if id(node) not in kept]
     # The broadcast branches come last: adding them costs least once the map is summed.
@@ -134,19 +136,19 @@ def _replace(graph: ir.Graph, root: ir.Node, folding: _Folding) -> str:
     total: ir.Value | None = None
     for index, term in enumerate(terms):
         bias = folding.bias if index == 0 else None
-        convolution = _emit(graph, root, term, bias, index, gone)
+        convolution = _emit(graph, root, term, bias, gone, names)
         new.append(convolution)
         if total is None:
             total = convolution.outputs[0]
             continue
-        total = _add(root, total, convolution.outputs[0], index)
+        total = _add(root, total, convolution.outputs[0], names)
         producer = total.producer()
         assert producer is not None
         new.append(producer)
     assert total is not None
     before, after = folding.work_before, folding.work_after
     output = root.outputs[0]
-    total.name, output.name = output.name, f"{output.name}_unfolded"
+    total.name, output.name = output.name, names.new(f"{output.name}_unfolded")
     total.shape, total.type = output.shape, output.type
     graph.insert_before(root, new)
     output.replace_all_uses_with(total, replace_graph_outputs=True)
@@ -163,11 +165,11 @@ def _emit(
     root: ir.Node,
     term: _Term,
     bias: Matrix | None,
-    index: int,
     gone: list[str],
+    names: Names,
 ) -> ir.Node:
     like = term.convolution or root
-    module = _module(like) if term.convolution else f"{_module(root)}.slice{index}"
+    module = _module(like) if term.convolution else names.new(f"{_module(root)}.slice")
     inputs = [term.source, _constant(graph, f"{module}.weight", term.weight)]
     if bias is not None:
         inputs.append(_constant(graph, f"{module}.bias", bias))
@@ -176,8 +178,8 @@ def _emit(
         "Conv",
         inputs,
         list(like.attributes.values()),
-        name=f"{like.name}_folded" if term.convolution else f"{root.name}_slice{index}",
-        outputs=[ir.Value(name=f"{module}_scores", type=root.outputs[0].type)],
+        name=names.new(f"{like.name}_folded" if term.convolution else f"{root.name}_slice"),
+        outputs=[ir.Value(name=names.new(f"{module}_scores"), type=root.outputs[0].type)],
     )
     reference = root.outputs[0].shape
     if reference is not None:
@@ -187,10 +189,10 @@ def _emit(
     return node
 
 
-def _add(root: ir.Node, left: ir.Value, right: ir.Value, index: int) -> ir.Value:
-    out = ir.Value(name=f"{root.name}_sum{index}", type=left.type)
+def _add(root: ir.Node, left: ir.Value, right: ir.Value, names: Names) -> ir.Value:
+    out = ir.Value(name=names.new(f"{root.name}_sum"), type=left.type)
     out.shape = left.shape
-    node = ir.Node("", "Add", [left, right], name=f"{root.name}_sum{index}", outputs=[out])
+    node = ir.Node("", "Add", [left, right], name=out.name, outputs=[out])
     node.metadata_props[MODULE_KEY] = _module(root)
     return out
 

@@ -11,7 +11,7 @@ from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.session import TensorSpec
+from segdeploy.runtime.session import TensorSpec, check_tensors
 from segdeploy.spec import METADATA_KEY, read_contract
 
 
@@ -19,12 +19,19 @@ class OnnxRuntimeSession(Closing):
     """An ONNX file under ONNX Runtime's CPU provider. Safe to call from several threads.
 
     `literal` switches every graph optimisation off; `threads` bounds the threads inside an
-    operator (all cores if None).
+    operator (all cores if None). `data` is the file's content where it is not written yet.
     """
 
     backend = "onnxruntime"
 
-    def __init__(self, path: Path, *, literal: bool = False, threads: int | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        literal: bool = False,
+        threads: int | None = None,
+        data: bytes | None = None,
+    ):
         ort = require("onnxruntime")
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -34,7 +41,7 @@ class OnnxRuntimeSession(Closing):
             options.intra_op_num_threads = threads
         try:
             self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path) if data is None else data, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the binding's classes share no base below Exception
             raise InputError(
@@ -52,6 +59,7 @@ class OnnxRuntimeSession(Closing):
         self.contract = read_contract(text, str(path))
         self.input = _spec(inputs[0])
         self.output = _spec(outputs[0])
+        check_tensors(path, self.contract, self.input.shape, self.output.shape)
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Run once on an array of the input's shape and dtype."""

@@ -11,7 +11,7 @@ from segdeploy.errors import InputError
 from segdeploy.onnx_file import contract_of, load_onnx
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.session import TensorSpec
+from segdeploy.runtime.session import TensorSpec, check_tensors
 
 
 class OpenVinoSession(Closing):
@@ -34,6 +34,7 @@ class OpenVinoSession(Closing):
         self._request = compiled.create_infer_request()
         self.input = _spec(compiled.input(0))
         self.output = _spec(compiled.output(0))
+        check_tensors(path, self.contract, self.input.shape, self.output.shape)
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Run once on an array of the input's shape and dtype."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.errors import InputError
+from segdeploy.models.dataset import DataSet
 from segdeploy.network import ModelSpec, load_network
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.postprocess import labels_at
@@ -73,11 +73,12 @@ def load(
     backend: str | None = None,
     literal: bool = False,
     threads: int | None = None,
-    **network_options: Any,
+    dataset: DataSet | None = None,
+    default_size: tuple[int, int] | None = None,
 ) -> Predictor:
     """Open an exported file, a checkpoint or a named network, ready to predict.
 
-    `network_options` are those of `load_network` (`dataset`, `default_size`).
+    `dataset` and `default_size` complete a named network, as in `load_network`.
 
     Raises:
         InputError, ModelInputError: if it cannot be found, read or run here.
@@ -90,6 +91,8 @@ def load(
                 f"{path}: knows its classes and weights; --weights, --num-classes, --width and "
                 "--stride go with a network's name"
             )
+        if spec.size:
+            raise InputError(f"{path}: its size stands in the file; export it again with --size")
         return Predictor(open_session(path, backend, literal=literal, threads=threads))
     if backend not in (None, "torch"):
         raise InputError(f"{spec.model}: a PyTorch network runs in torch; export it for {backend}")
@@ -98,5 +101,5 @@ def load(
     require("torch")
     from segdeploy.runtime.torch_session import TorchSession
 
-    loaded = load_network(spec, **network_options)
+    loaded = load_network(spec, dataset, default_size)
     return Predictor(TorchSession(loaded.network, loaded.contract, threads=threads))

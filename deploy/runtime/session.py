@@ -51,6 +51,34 @@ class Session(Protocol):
     ) -> None: ...
 
 
+def check_tensors(
+    path: Path,
+    contract: Contract,
+    input_shape: tuple[int | str, ...],
+    output_shape: tuple[int | str, ...],
+) -> None:
+    """Refuse a graph whose tensors are not what its contract says; a name is any size.
+
+    Raises:
+        InputError: with the contract's shape and the graph's.
+    """
+    wanted = (None, 3, *contract.size)
+    channels = (None, len(contract.classes), *contract.size)
+    for what, shape, expected in (
+        ("input", input_shape, wanted),
+        ("output", output_shape, channels),
+    ):
+        fits = len(shape) == 4 and all(
+            isinstance(size, str) or size_wanted in (None, size)
+            for size, size_wanted in zip(shape, expected, strict=True)
+        )
+        if not fits:
+            raise InputError(
+                f"{path}: its {what} has shape {shape}, but its contract says (N, "
+                f"{expected[1]}, {contract.size[0]}, {contract.size[1]}); export it again"
+            )
+
+
 def open_session(
     path: Path, backend: str | None = None, *, literal: bool = False, threads: int | None = None
 ) -> Session:
