@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,15 +35,42 @@ class DeepLabV3(nn.Module):
 
 
 class MemoryEfficientDeepLabV3(DeepLabV3):
-    """DeepLabV3 that keeps no activations of backbone and ASPP: they are computed again.
+    """DeepLabV3 that keeps few activations for the backward pass: they are computed again.
 
-    Same attributes, state dict, outputs and gradients as `DeepLabV3`. BatchNorm's running
-    statistics move once a step although the forward pass runs twice.
+    Same attributes, state dict, outputs and gradients as `DeepLabV3`, up to rounding. Each block of
+    the backbone is checkpointed, and so is each branch of the ASPP: the joined map of the five
+    branches, the largest of the network, is never made, since the 1x1 convolution of a Concat is
+    the sum of its slices' convolutions. BatchNorm's running statistics move once a step although
+    the forward pass runs twice.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(x)
-        features = run_checkpointed(self.backbone, x)
-        logits = self.classifier(run_checkpointed(self.aspp, features))
+        features = x
+        for block in self.backbone:
+            features = run_checkpointed(block, features)
+        logits = self.classifier(_aspp_by_branch(self.aspp, features))
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=True)
+
+
+def _aspp_by_branch(aspp: ASPP, x: Tensor) -> Tensor:
+    def pooled(x: Tensor) -> Tensor:
+        # A 1x1 map is broadcast by the sum, so it need not be resized.
+        map_of_one: Tensor = aspp.conv5(aspp.pool(x))
+        return map_of_one
+
+    branches: tuple[Callable[[Tensor], Tensor], ...]
+    branches = (aspp.conv1, aspp.conv2, aspp.conv3, aspp.conv4, pooled)
+    combine = aspp.conv_combine
+    slices = combine.weight.chunk(len(branches), dim=1)
+    assert combine.bias is not None
+    total = combine.bias.view(1, -1, 1, 1)
+    for branch, weight in zip(branches, slices, strict=True):
+        part = partial(_branch_share, branch, weight)
+        total = total + run_checkpointed(aspp, x, forward=part)
+    return total
+
+
+def _branch_share(branch: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor) -> Tensor:
+    return F.conv2d(branch(x), weight)

@@ -84,7 +84,8 @@ class DilatedResidualBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        summed: Tensor = self.relu(out + shortcut)
+        out += shortcut  # in place: BatchNorm's output is not needed for its gradient
+        summed: Tensor = self.relu(out)
         return summed
 
 
