@@ -77,9 +77,10 @@ def train(
     import torch
 
     from segdeploy.models.augmentation import Augmentation
+    from segdeploy.models.checkpoint import check_finite
     from segdeploy.models.checkpointing import checkpoint_blocks
     from segdeploy.models.dataset import open_dataset
-    from segdeploy.models.distributed import process_group, rank
+    from segdeploy.models.distributed import process_group, rank, world_size
     from segdeploy.models.training import Training, TrainingSettings
 
     dataset = open_dataset(Path(data))
@@ -94,25 +95,39 @@ def train(
     weights, unseen = _class_weights(dataset, frames, class_weights)
     if checkpointing:
         checkpoint_blocks(loaded.network)
-    files = _Files(out, loaded, validated=bool(validate_every))
+    run = {
+        "architecture": contract.architecture,
+        "arguments": repr(sorted(contract.arguments.items())),
+        "classes": ", ".join(contract.classes),
+        "frames": ", ".join(frame.name for frame in frames),
+        "weights": loaded.sha256 or "",
+        "validation": f"every {validate_every} epochs on {val_split}",
+        "class weights": class_weights,
+        "number of processes": str(world_size()),
+        **_comparable(chosen),
+    }
+    files = _Files(out, loaded, run, validated=bool(validate_every))
     progress = _Progress()
     with ExitStack() as stack:
         stack.enter_context(process_group())
         training = Training(loaded.network, frames, dataset.ignore_index, chosen, weights)
         if resume:
-            progress = files.restore(training, chosen)
+            progress = files.restore(training)
         log = _event_log(stack, log_dir) if rank() == 0 else None
         while training.epochs_done < chosen.epochs:
             for step in training.epoch():
                 progress.count(step)
                 on_step(step)
             done = training.epochs_done
+            # A network that has diverged does not replace the last good one.
+            check_finite(loaded.network, f"training: epoch {done} is not saved")
+            loaded.network.fit(contract.size)
             miou = None
             if validate_every and (done % validate_every == 0 or done == chosen.epochs):
                 miou = _validate(loaded, dataset, validation)
                 progress.miou[done] = miou
             if rank() == 0:
-                files.write(training, chosen, progress)
+                files.write(training, progress)
             if log is not None:
                 _write_events(log, done, progress, miou)
             on_epoch(done, miou)
@@ -152,14 +167,17 @@ class _Progress:
 class _Files:
     """The checkpoint, the latest epoch's checkpoint, and the resume file."""
 
-    def __init__(self, out: Path, loaded: LoadedNetwork, *, validated: bool):
+    def __init__(
+        self, out: Path, loaded: LoadedNetwork, run: Mapping[str, str], *, validated: bool
+    ):
+        self._run = dict(run)
         stem = out.name.removesuffix(CHECKPOINT_SUFFIX)
         self._best = out
         self._last = out.with_name(f"{stem}.last{CHECKPOINT_SUFFIX}") if validated else out
         self._resume = out.with_name(f"{stem}.resume.pt")
         self._loaded = loaded
 
-    def write(self, training: Training, settings: TrainingSettings, progress: _Progress) -> None:
+    def write(self, training: Training, progress: _Progress) -> None:
         """Write an epoch's files, each atomically; the resume file last."""
         import torch
 
@@ -174,13 +192,13 @@ class _Files:
         state = {
             "training": training.state(),
             "progress": asdict(progress),
-            "settings": _comparable(settings),
+            "run": self._run,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(self._resume, buffer.getvalue())
 
-    def restore(self, training: Training, settings: TrainingSettings) -> _Progress:
+    def restore(self, training: Training) -> _Progress:
         """Continue from the resume file.
 
         Raises:
@@ -188,18 +206,24 @@ class _Files:
         """
         import torch
 
+        from segdeploy.models.errors import first_line
+
         check_input(self._resume)
         try:
             state = torch.load(self._resume, map_location="cpu", weights_only=True)
-            settings_then, progress = state["settings"], _Progress(**state["progress"])
+            then, progress = dict(state["run"]), _Progress(**state["progress"])
+            if different := [key for key, value in self._run.items() if then.get(key) != value]:
+                raise InputError(
+                    f"{self._resume}: was trained with another {', '.join(different)}; "
+                    "resume with the options that it was started with"
+                )
+            training.restore(state["training"])
+        except InputError:
+            raise
         except Exception as error:  # the many ways in which foreign bytes fail to load
-            raise InputError(f"{self._resume}: cannot be resumed from ({error})") from error
-        if different := [k for k, v in _comparable(settings).items() if settings_then.get(k) != v]:
             raise InputError(
-                f"{self._resume}: was trained with another {', '.join(different)}; "
-                "resume with the options that it was started with"
-            )
-        training.restore(state["training"])
+                f"{self._resume}: cannot be resumed from ({first_line(error)})"
+            ) from error
         return progress
 
 
@@ -224,9 +248,9 @@ def _class_weights(
 
     if method == "none":
         return None, ()
-    counts = class_counts(frames, len(dataset.classes))
+    counts, held = class_counts(frames, len(dataset.classes))
     unseen = tuple(n for n, c in zip(dataset.classes, counts, strict=True) if c == 0)
-    return class_weights_from(counts, method), unseen
+    return class_weights_from(counts, held, method), unseen
 
 
 def _validate(loaded: LoadedNetwork, dataset: DataSet, frames: Sequence[Frame]) -> float:
@@ -240,6 +264,8 @@ def _validate(loaded: LoadedNetwork, dataset: DataSet, frames: Sequence[Frame]) 
     predictor = Predictor(TorchSession(loaded.network, loaded.contract))
     matrix = confusion(predictor, dataset, frames[rank() :: world_size()])
     matrix.counts = summed(matrix.counts)
+    if not matrix.counts.any():
+        raise InputError(f"{dataset.root}: validation has no pixel that counts; all are ignored")
     return defined_mean(matrix.iou())
 
 

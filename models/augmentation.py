@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+
+from segdeploy.models.errors import ModelInputError
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Augmentation:
     vertical_flip: bool = False
     rotation: float = 0.0
     colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high < math.inf:
+            raise ModelInputError(f"scale {low} to {high}: must be positive, the lower one first")
 
 
 class Augment:

@@ -64,7 +64,11 @@ class _Shares(Sampler[list[_Key]]):
     """This process's part of each batch of an epoch, as `(epoch, frame)` keys."""
 
     def __init__(self, count: int, batch_size: int, seed: int, epoch: int):
-        self._batch_size = min(batch_size, count)
+        self._batch_size = min(batch_size, count // world_size() * world_size())
+        if self._batch_size == 0:
+            raise ModelInputError(
+                f"training: {count} frames cannot be shared by {world_size()} processes"
+            )
         self._epoch = epoch
         generator = torch.Generator().manual_seed(_mixed(seed, epoch))
         self._order = torch.randperm(count, generator=generator).tolist()

@@ -28,7 +28,7 @@ def multigrid_backbone(
         ValueError: for another output stride, or not one rate a block.
     """
     if output_stride not in _RATES:
-        raise ValueError(f"output_stride {output_stride} is neither 8 nor 16")
+        raise ValueError(f"output_stride {output_stride!r} is neither 8 nor 16")
     dilate = [False, output_stride == 8, True]
     network = build(weights=None, replace_stride_with_dilation=dilate)
     blocks = list(network.layer4)
@@ -45,9 +45,10 @@ def multigrid_backbone(
 
 
 class DeepLabV3ResNet(nn.Module):
-    """ResNet with multi-grid, ASPP with image pooling and BatchNorm, 3x3 and 1x1 classifier.
+    """ResNet with multi-grid, ASPP with image pooling and BatchNorm, 1x1 classifier.
 
-    Chen et al. 2017 (arXiv 1706.05587), figure 5.
+    Chen et al. 2017 (arXiv 1706.05587), section 3.3 and figure 5. The ASPP is torchvision's, which
+    adds a dropout of 0.5 behind its projection.
 
     Shape: `(N, 3, H, W)` normalised float to logits `(N, num_classes, H, W)`.
     """
@@ -63,7 +64,7 @@ class DeepLabV3ResNet(nn.Module):
         super().__init__()
         self.backbone = multigrid_backbone(build, output_stride, multi_grid)
         self.aspp = ASPP(2048, _RATES[output_stride], 256)
-        self.classifier = nn.Sequential(_conv_bn_relu(256, 256, 3), nn.Conv2d(256, num_classes, 1))
+        self.classifier = nn.Conv2d(256, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         logits = self.classifier(self.aspp(self.backbone(x)["out"]))
@@ -85,7 +86,7 @@ class DeepLabV3PlusResNet(nn.Module):
         num_classes: int,
         *,
         output_stride: int = 16,
-        multi_grid: Sequence[int] = (1, 1, 1),
+        multi_grid: Sequence[int] = (1, 2, 4),
     ):
         super().__init__()
         self.backbone = multigrid_backbone(build, output_stride, multi_grid)

@@ -39,6 +39,8 @@ def process_group() -> Iterator[None]:
     if world_size() == 1 or dist.is_initialized():
         yield
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
@@ -55,7 +57,16 @@ def parallel(network: nn.Module) -> nn.Module:
         return network
     if torch.cuda.is_available():
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    return nn.parallel.DistributedDataParallel(network)
+    # An auxiliary head that the loss does not use has no gradients to wait for.
+    return nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give all processes the first one's BatchNorm statistics, so that they hold one network."""
+    if world_size() == 1:
+        return
+    for buffer in network.buffers():
+        dist.broadcast(buffer, 0)
 
 
 def summed(counts: NDArray[np.int64]) -> NDArray[np.int64]:

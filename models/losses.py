@@ -122,11 +122,14 @@ def parse_terms(text: str) -> dict[str, float]:
 CLASS_WEIGHTS = ("none", "median-frequency", "inverse-log")
 
 
-def class_weights_from(counts: NDArray[np.int64], method: str) -> Tensor | None:
-    """Weights `(C,) float32` from pixel counts a class.
+def class_weights_from(
+    counts: NDArray[np.int64], held: NDArray[np.int64], method: str
+) -> Tensor | None:
+    """Weights `(C,) float32` from what `class_counts` gave.
 
-    `median-frequency` is the median share over the class's own (Eigen and Fergus 2015, arXiv
-    1411.4734, section 6.3.2); `inverse-log` is `1 / log(1.1 + share)` (Paszke et al. 2016, arXiv
+    `median-frequency` is the median frequency over the class's own, a frequency being a class's
+    share of the images that hold it (Eigen and Fergus 2015, arXiv 1411.4734, section 6.3.2);
+    `inverse-log` is `1 / log(1.1 + share)` (Paszke et al. 2016, arXiv
     1606.02147, section 5.1, whose constant 1.02 is gentler at 1.1). A class that no pixel has gets
     weight 0 from the first, and its limit from the second.
 
@@ -140,8 +143,9 @@ def class_weights_from(counts: NDArray[np.int64], method: str) -> Tensor | None:
         raise ModelInputError("class weights: no pixel of the split counts; all are ignored")
     shares = counts / total
     if method == "median-frequency":
-        seen = shares > 0
-        weights = np.where(seen, np.median(shares[seen]) / np.where(seen, shares, 1), 0)
+        seen = counts > 0
+        frequency = counts / np.maximum(held, 1)
+        weights = np.where(seen, np.median(frequency[seen]) / np.where(seen, frequency, 1), 0)
     elif method == "inverse-log":
         weights = 1 / np.log(1.1 + shares)
     else:

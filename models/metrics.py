@@ -54,12 +54,20 @@ class ConfusionMatrix:
         return float(np.diag(self.counts).sum() / total) if total else float("nan")
 
 
-def class_counts(frames: Sequence[Frame], num_classes: int) -> NDArray[np.int64]:
-    """Pixels of each class over all masks, `(num_classes,)`; ignored ones are not counted."""
-    counts = np.zeros(256, np.int64)
+def class_counts(
+    frames: Sequence[Frame], num_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels of each class over all masks, and all pixels of the masks that hold the class.
+
+    Both `(num_classes,)`; ignored pixels are not counted.
+    """
+    counts = np.zeros(num_classes, np.int64)
+    held = np.zeros(num_classes, np.int64)
     for frame in frames:
-        counts += np.bincount(frame.read_mask().ravel(), minlength=256)
-    return counts[:num_classes]
+        here = np.bincount(frame.read_mask().ravel(), minlength=256)[:num_classes]
+        counts += here
+        held += np.where(here > 0, here.sum(), 0)
+    return counts, held
 
 
 def defined_mean(values: NDArray[np.float64]) -> float:

@@ -20,7 +20,8 @@ class Network(nn.Module):
     a forward pass at `size`, so that an exported graph holds no branch.
 
     Raises:
-        ModelInputError: if the network cannot take `size`, or does not give one map a class.
+        ModelInputError: if the network cannot take `size`, does not give one map a class, or gives
+            values that are not finite.
     """
 
     def __init__(self, module: nn.Module, num_classes: int, size: tuple[int, int], name: str):
@@ -56,6 +57,11 @@ class Network(nn.Module):
             raise ModelInputError(
                 f"{self.name}: the output has shape {tuple(logits.shape)}; segmentation logits for "
                 f"{self.num_classes} classes have shape (N, {self.num_classes}, H, W)"
+            )
+        if not torch.isfinite(logits).all():
+            raise ModelInputError(
+                f"{self.name}: the network gives NaN or infinity for a plain grey image; "
+                "its weights have diverged"
             )
         self.resize = self.resize or tuple(logits.shape[2:]) != size
 

@@ -60,12 +60,16 @@ class Reach:
         last = self.last + self.stride * (receptive_field(kernel, dilation) - 1 - padding)
         return Reach(first, last, self.stride * stride, self.pooled)
 
-    def resized(self, factor: Fraction) -> Reach:
-        """The reach behind a bilinear resize: two neighbours, half a step to either side."""
+    def resized(self, factor: Fraction, *, align_corners: bool) -> Reach:
+        """The reach behind a bilinear resize: two neighbours, half a step to either side.
+
+        Unless corners are aligned, pixel centres lie at half, and the first one moves.
+        """
         if self.first is None or self.last is None:
             return self
-        half = self.stride / 2
-        return Reach(self.first - half, self.last + half, self.stride / factor, self.pooled)
+        half, stride = self.stride / 2, self.stride / factor
+        shift = Fraction(0) if align_corners else (stride - self.stride) / 2
+        return Reach(self.first + shift - half, self.last + shift + half, stride, self.pooled)
 
     def pooled_globally(self) -> Reach:
         """The reach behind a global pooling."""
@@ -197,7 +201,8 @@ class _Tracer(TorchFunctionMode):
             return before
         if behind == (1, 1):
             return before.pooled_globally()
-        return before.resized(Fraction(behind[0], spatial[0]))
+        aligned = bool(kwargs.get("align_corners"))
+        return before.resized(Fraction(behind[0], spatial[0]), align_corners=aligned)
 
     def _convolution(
         self, before: Reach, source: Tensor, output: Tensor, args: Any, kwargs: Any

@@ -16,11 +16,13 @@ from torch.utils.data import DataLoader
 from segdeploy.models.augmentation import Augment, Augmentation
 from segdeploy.models.batches import Batch, epoch_loader
 from segdeploy.models.dataset import Frame
-from segdeploy.models.distributed import device, parallel
+from segdeploy.models.distributed import device, parallel, rank, share_buffers
 from segdeploy.models.errors import ModelInputError, first_line
 from segdeploy.models.losses import weighted_sum
 
 SCHEDULES = ("one-cycle", "poly")
+# Beyond it float32 weights overflow in one step.
+_LARGEST_RATE = 1e36
 _POLY_POWER = 0.9  # Chen et al. 2016, arXiv 1606.00915, section 4.1
 
 
@@ -72,7 +74,7 @@ class Training:
     so that `restore(state())` continues exactly.
 
     Raises:
-        ModelInputError: for a schedule or loss that does not exist.
+        ModelInputError: for a schedule or loss that does not exist, or a senseless learning rate.
     """
 
     def __init__(
@@ -83,6 +85,10 @@ class Training:
         settings: TrainingSettings,
         class_weights: Tensor | None = None,
     ):
+        if not 0 < settings.learning_rate < _LARGEST_RATE:
+            raise ModelInputError(
+                f"learning rate {settings.learning_rate}: must be a positive number that float32 weights bear"
+            )
         self._settings = settings
         self._frames = frames
         self._device = device()
@@ -110,7 +116,7 @@ class Training:
                 latter before the weights are touched by it.
         """
         settings = self._settings
-        torch.manual_seed(settings.seed + self.epochs_done)  # dropout
+        torch.manual_seed(settings.seed + 1000 * self.epochs_done + rank())  # dropout
         loader = epoch_loader(
             self._frames,
             self._augment,
@@ -126,7 +132,9 @@ class Training:
             loaded = time.perf_counter()
             if isinstance(batch, ModelInputError):
                 raise batch
-            loss = self._backward(batch, index)
+            loss = self._backward(
+                batch, index, _group_size(index, len(loader), settings.accumulate)
+            )
             if (index + 1) % settings.accumulate == 0 or index + 1 == len(loader):
                 self._update()
             ended = time.perf_counter()
@@ -140,6 +148,7 @@ class Training:
                 loaded - started,
             )
             started = time.perf_counter()
+        share_buffers(self._network)
         self._network.eval()
         self.epochs_done += 1
 
@@ -161,7 +170,7 @@ class Training:
         self._scaler.load_state_dict(state["scaler"])
         self.epochs_done = state["epochs_done"]
 
-    def _backward(self, batch: Batch, index: int) -> float:
+    def _backward(self, batch: Batch, index: int, group: int) -> float:
         images = batch.images.to(self._device).float()
         masks = batch.masks.to(self._device).long()
         with self._precision():
@@ -173,7 +182,7 @@ class Training:
                 f"training: the loss is {loss.item()} in epoch {self.epochs_done + 1}, batch "
                 f"{index + 1} ({names}); lower --learning-rate, or look at these frames"
             )
-        scaled: Any = self._scaler.scale(loss / self._settings.accumulate)
+        scaled: Any = self._scaler.scale(loss / group)
         scaled.backward()
         return loss.item()
 
@@ -200,6 +209,12 @@ class Training:
             return nullcontext()
         dtype = torch.float16 if self._device.type == "cuda" else torch.bfloat16
         return torch.autocast(self._device.type, dtype)
+
+
+def _group_size(index: int, batches: int, accumulate: int) -> int:
+    """How many batches are accumulated together with this one; the last group may be smaller."""
+    rest = batches % accumulate
+    return rest if index >= batches - rest else accumulate
 
 
 def _survived(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -46,9 +46,37 @@ def _is_conv(module: nn.Module) -> bool:
 def test_a_fresh_context_network_is_the_identity_behind_a_relu(kind: str, tolerance: float) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 17, 19)
+    network = ContextNetwork(5, kind=kind)
     with torch.no_grad():
-        out = ContextNetwork(5, kind=kind)(x)
-    torch.testing.assert_close(out, x.relu(), rtol=0, atol=tolerance)
+        torch.testing.assert_close(network(x), x.relu(), rtol=0, atol=tolerance)
+        # The last layer is not truncated: scores may be negative.
+        network.layers[-1].bias.fill_(-9.0)
+        assert float(network(x).min()) < 0
+
+
+def test_a_wide_context_networks_equal_maps_may_come_apart() -> None:
+    torch.manual_seed(0)
+    for conv in (m for m in ContextNetwork(3, kind="large").modules() if _is_conv(m)):
+        joined = conv.weight.abs() > 1e-2
+        noise = conv.weight[~joined]
+        assert 0.5e-4 < noise.std().item() * conv.out_channels / 3 < 2e-4
+    for conv in (m for m in ContextNetwork(3).modules() if _is_conv(m)):
+        assert int((conv.weight != 0).sum()) == 3
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_weight_has_a_part_in_the_output(name: str) -> None:
+    torch.manual_seed(0)
+    small = {"width": 4, "hidden": 8, "context": "basic"}
+    accepted = ARCHITECTURES[name].accepted_arguments()
+    network = build(name, 3, {k: v for k, v in small.items() if k in accepted}).train()
+    out = network(torch.randn(2, 3, 64, 64))
+    out = out["out"] if isinstance(out, dict) else out
+    (out * torch.randn_like(out)).sum().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        # A bias before a BatchNorm is taken out again, so its gradient is rounding.
+        assert parameter.ndim == 1 or float(parameter.grad.abs().max()) > 0, key
 
 
 def test_the_front_end_is_vgg_without_two_poolings() -> None:
@@ -123,6 +151,9 @@ def test_wrong_strides_and_grids_are_refused() -> None:
         nn.Sequential(nn.Conv2d(3, 2, 3, dilation=2, padding=2), nn.Conv2d(2, 2, 5, stride=2)),
         nn.Sequential(nn.Conv2d(3, 2, 3, stride=2), nn.MaxPool2d(3, 2, 1), nn.Conv2d(2, 2, 3)),
         DeepLabV3(2, width=2).backbone,
+        nn.Sequential(
+            nn.Conv2d(3, 2, 3, stride=4, padding=1), nn.Upsample(scale_factor=4.0, mode="bilinear")
+        ),
     ],
 )
 def test_the_theoretical_field_is_where_gradients_are(module: nn.Module) -> None:
@@ -138,9 +169,13 @@ def test_the_theoretical_field_is_where_gradients_are(module: nn.Module) -> None
     rows = gradient[0].abs().sum((0, 2)).nonzero()[:, 0]
     first, last = reach.first + reach.stride * row, reach.last + reach.stride * row
     # A max pooling passes the gradient of one pixel of its window, so it may see less.
-    assert int(rows.min()) >= first
-    assert int(rows.max()) <= last
-    if not any(isinstance(m, nn.MaxPool2d) for m in module.modules()):
+    # The two neighbours of a resize stand half a step aside, more or less with the index.
+    resized = any(isinstance(m, nn.Upsample) for m in module.modules())
+    slack = 2 if resized else 0
+    assert int(rows.min()) >= first - slack
+    assert int(rows.max()) <= last + slack
+    assert not resized or int(rows.max() - rows.min()) + 1 <= reach.size
+    if not any(isinstance(m, (nn.MaxPool2d, nn.Upsample)) for m in module.modules()):
         assert (int(rows.min()), int(rows.max())) == (first, last)
 
 

@@ -121,12 +121,13 @@ def test_an_unknown_loss_names_those_that_exist() -> None:
 
 def test_class_weights() -> None:
     counts = np.array([600, 300, 100, 0])
-    median = class_weights_from(counts, "median-frequency")
-    np.testing.assert_allclose(median, [0.5, 1, 3, 0], rtol=1e-6)
-    inverse = class_weights_from(counts, "inverse-log")
+    held = np.array([1000, 1000, 200, 0])  # the third class is in one image of five
+    median = class_weights_from(counts, held, "median-frequency")
+    np.testing.assert_allclose(median, [0.5 / 0.6, 0.5 / 0.3, 1, 0], rtol=1e-6)
+    inverse = class_weights_from(counts, held, "inverse-log")
     np.testing.assert_allclose(inverse, 1 / np.log(1.1 + counts / 1000), rtol=1e-6)
-    assert class_weights_from(counts, "none") is None
+    assert class_weights_from(counts, held, "none") is None
     with pytest.raises(ModelInputError, match="there are none, median-frequency, inverse-log"):
-        class_weights_from(counts, "square")
+        class_weights_from(counts, held, "square")
     with pytest.raises(ModelInputError, match="no pixel of the split counts"):
-        class_weights_from(np.zeros(3, np.int64), "inverse-log")
+        class_weights_from(np.zeros(3, int), np.zeros(3, int), "inverse-log")

@@ -140,12 +140,63 @@ def test_unknown_schedules_are_refused(dataset: Path, tmp_path: Path) -> None:
         segdeploy.train(SMALL, dataset, tmp_path / "m.safetensors", schedule="cosine")
 
 
+def test_weights_that_are_no_longer_finite_are_not_saved(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    options = {"batch_size": 16, "workers": 0, "epochs": 3}
+    with pytest.raises(ModelInputError, match="gives NaN or infinity .* weights have diverged"):
+        segdeploy.train(SMALL, dataset, out, learning_rate=1e30, **options)
+    assert list(tmp_path.iterdir()) == []
+    for wrong in (float("nan"), float("inf"), 1e39):
+        with pytest.raises(ModelInputError, match="must be a positive number"):
+            segdeploy.train(SMALL, dataset, out, learning_rate=wrong, **options)
+    for scale in ((0, 0), (1.6, 1.0), (float("nan"), 1)):
+        with pytest.raises(ModelInputError, match="must be positive, the lower one first"):
+            segdeploy.train(SMALL, dataset, out, augmentation={"scale": scale}, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"spec": ModelSpec("deeplabv3", arguments={"width": 8}, size=(32, 48))}, "arguments"),
+        ({"validate_every": 1}, "validation"),
+        ({"class_weights": "inverse-log"}, "class weights"),
+        ({"split": "val"}, "frames"),
+    ],
+)
+def test_resuming_another_run_names_the_difference(
+    change: dict, said: str, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.safetensors"
+    options = {**SETTINGS, "epochs": 1}
+    segdeploy.train(SMALL, dataset, out, **options)
+    spec = change.pop("spec", SMALL)
+    with pytest.raises(InputError, match=f"was trained with another {said}"):
+        segdeploy.train(spec, dataset, out, resume=True, **options, **change)
+
+
+def test_the_poly_schedule_is_deeplabs(dataset: Path) -> None:
+    from segdeploy.models.augmentation import Augmentation
+    from segdeploy.models.training import Training, TrainingSettings
+
+    settings = TrainingSettings(
+        (32, 48), (0.5,) * 3, (0.5,) * 3, Augmentation((32, 48)), epochs=2, batch_size=4,
+        learning_rate=0.01, schedule="poly", workers=0,
+    )  # fmt: skip
+    frames = open_dataset(dataset).frames("train")
+    training = Training(plain(8), frames, 255, settings)
+    rates = []
+    for _ in range(2):
+        for _ in training.epoch():
+            rates.append(training._schedule.get_last_lr()[0])
+    assert rates == pytest.approx([0.01 * (1 - i / 8) ** 0.9 for i in range(1, 9)])
+
+
 PROGRAM = """
 import json, os, pathlib, sys, segdeploy
 from segdeploy.network import ModelSpec
 sys.path.insert(0, {root!r})
 report = segdeploy.train(
-    ModelSpec("tests.test_resume:plain", size=(32, 48)), {data!r}, {out!r}, epochs=2,
+    ModelSpec("tests.test_resume:{network}", size=(32, 48)), {data!r}, {out!r}, epochs=2,
     batch_size={batch}, workers=0, validate_every=1, augmentation={{"scale": (1.0, 1.0)}},
 )
 said = pathlib.Path({out!r}).with_name(os.environ.get("RANK", "0") + ".json")
@@ -161,7 +212,9 @@ def test_two_processes_train_what_one_does(dataset: Path, tmp_path: Path) -> Non
         folder.mkdir()
         program = folder / "program.py"
         out = str(folder / "m.safetensors")
-        program.write_text(PROGRAM.format(root=root, data=str(dataset), out=out, batch=4))
+        program.write_text(
+            PROGRAM.format(root=root, data=str(dataset), out=out, batch=4, network="plain")
+        )
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, *(launch if processes > 1 else []), str(program)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
@@ -189,3 +242,35 @@ def test_a_batch_that_two_processes_cannot_share(
     frames = open_dataset(dataset).frames("train")
     with pytest.raises(ModelInputError, match="--batch-size 5 cannot be shared by 2 processes"):
         epoch_loader(frames, augment, batch_size=5, seed=0, epoch=0, workers=0)
+
+
+def with_norm(num_classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, num_classes, 1)
+    )
+
+
+def test_two_processes_validate_the_network_that_is_saved(dataset: Path, tmp_path: Path) -> None:
+    root = str(Path(__file__).parent.parent)
+    program, out = tmp_path / "program.py", tmp_path / "m.safetensors"
+    network = "with_norm"
+    program.write_text(
+        PROGRAM.format(root=root, data=str(dataset), out=str(out), batch=4, network=network)
+    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    ran = subprocess.run(
+        [sys.executable, *launch], capture_output=True, text=True, check=False, cwd=root
+    )
+    assert ran.returncode == 0, ran.stderr
+    _, miou = json.loads((tmp_path / "0.json").read_text())
+    saved = ModelSpec(f"{__name__}:{network}", weights=out)
+    assert segdeploy.evaluate(saved, dataset).miou == pytest.approx(max(miou.values()), abs=1e-9)
+
+
+def test_one_frame_is_not_shared_by_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from segdeploy.models.batches import _Shares
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ModelInputError, match="1 frames cannot be shared by 2 processes"):
+        _Shares(1, 4, 0, 0)
+    assert [len(share) for share in _Shares(3, 4, 0, 0)] == [1]

@@ -142,6 +142,10 @@ def train(
             on_epoch=note_miou,
             **settings,
         )
+    from segdeploy.models.distributed import rank
+
+    if rank() != 0:
+        return
     if report.unseen:
         click.echo(f"note: in no mask of {split}: {', '.join(report.unseen)}", err=True)
     if as_json:
