@@ -87,7 +87,8 @@ class Training:
     ):
         if not 0 < settings.learning_rate < _LARGEST_RATE:
             raise ModelInputError(
-                f"learning rate {settings.learning_rate}: must be a positive number that float32 weights bear"
+                f"learning rate {settings.learning_rate}: must be a positive number that float32 "
+                "weights bear"
             )
         self._settings = settings
         self._frames = frames
