@@ -26,6 +26,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/data_loading.py
 	$(BIN)/python benchmarks/linear_head.py
+	$(BIN)/python benchmarks/checkpointing.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check $(SOURCES)
