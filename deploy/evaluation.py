@@ -48,7 +48,7 @@ def evaluate(
     """
     dataset = open_dataset(Path(data))
     frames = dataset.frames(split, limit)
-    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
+    spec = ModelSpec.of(model)
     first, _ = frames[0].read()
     predictor = load(
         spec,

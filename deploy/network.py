@@ -37,6 +37,23 @@ class ModelSpec:
     weights: Path | None = None
     size: tuple[int, int] | None = None
 
+    @classmethod
+    def of(cls, model: str | Path | ModelSpec) -> ModelSpec:
+        """A spec as it is, or the spec of a bare MODEL."""
+        return model if isinstance(model, ModelSpec) else cls(str(model))
+
+    def refuse_options(self) -> None:
+        """Refuse what only completes a named network, for a file that says it itself.
+
+        Raises:
+            InputError: if there are weights, classes or arguments besides the file.
+        """
+        if self.weights or self.num_classes or self.arguments:
+            raise InputError(
+                f"{self.model}: knows its classes and weights; --weights, --num-classes, --width, "
+                "--stride and --arg go with a network's name"
+            )
+
     @property
     def is_factory(self) -> bool:
         """Whether MODEL is `package.module:factory`."""
@@ -101,11 +118,7 @@ def _checkpoint_spec(spec: ModelSpec) -> ModelSpec:
             f"{path}: a checkpoint ends in {CHECKPOINT_SUFFIX}; "
             f"for plain weights name their network: NAME --weights {path}"
         )
-    if spec.weights or spec.num_classes or spec.arguments:
-        raise InputError(
-            f"{path}: a checkpoint knows its classes and width; "
-            "--weights, --num-classes, --width and --stride go with a network's name"
-        )
+    spec.refuse_options()
     contract = _stored_contract(path)
     if contract is None:
         raise InputError(

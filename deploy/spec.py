@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from segdeploy.errors import InputError
+from segdeploy.models.palette import voc_colour
 
 METADATA_KEY = "segdeploy.contract"
 # On a node of an ONNX graph: the PyTorch module that it came from, and the modules, joined by
@@ -155,13 +156,4 @@ _CHECKS = {
 def placeholder_classes(count: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """Names and well-spread colours for a network that came without a data set."""
     names = tuple(f"class_{index}" for index in range(count))
-    # The PASCAL VOC colour map: the class id's bits, spread over the three channels.
-    palette = []
-    for index in range(count):
-        rgb, bits = [0, 0, 0], index
-        for shift in range(7, -1, -1):
-            for channel in range(3):
-                rgb[channel] |= (bits & 1) << shift
-                bits >>= 1
-        palette.append((rgb[0], rgb[1], rgb[2]))
-    return names, tuple(palette)
+    return names, tuple(voc_colour(index) for index in range(count))

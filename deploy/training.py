@@ -86,7 +86,7 @@ def train(
     dataset = open_dataset(Path(data))
     frames = dataset.frames(split)
     validation = dataset.frames(val_split) if validate_every else []
-    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
+    spec = ModelSpec.of(model)
     torch.manual_seed(settings.get("seed", 0))  # the network's random initial weights
     loaded = _with_provenance(load_network(spec, dataset, DEFAULT_SIZE))
     contract = loaded.contract

@@ -14,6 +14,7 @@ from torchvision.datasets import Cityscapes, VOCSegmentation
 
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.errors import ModelInputError, first_line
+from segdeploy.models.palette import voc_colour
 
 _IGNORE = 255
 _VOC_CLASSES = (
@@ -54,7 +55,7 @@ def _voc(root: Path) -> DataSet:
     return DataSet(
         root,
         _VOC_CLASSES,
-        tuple(_voc_colour(index) for index in range(len(_VOC_CLASSES))),
+        tuple(voc_colour(index) for index in range(len(_VOC_CLASSES))),
         _IGNORE,
         ("train", "val", "trainval"),
         partial(_list_voc, root),
@@ -64,17 +65,6 @@ def _voc(root: Path) -> DataSet:
 def _list_voc(root: Path, split: str) -> list[tuple[Path, Path]]:
     found = _opened(root, partial(VOCSegmentation, str(root), year="2012", image_set=split))
     return _sorted(root, split, found.images, found.masks)
-
-
-def _voc_colour(index: int) -> tuple[int, int, int]:
-    """VOC's colour map: the class id's bits, spread over the three channels."""
-    red = green = blue = 0
-    for shift in range(7, -1, -1):
-        red |= (index & 1) << shift
-        green |= (index >> 1 & 1) << shift
-        blue |= (index >> 2 & 1) << shift
-        index >>= 3
-    return red, green, blue
 
 
 def _cityscapes(root: Path) -> DataSet:

@@ -60,11 +60,6 @@ class Step:
     seconds: float
     loading: float
 
-    @property
-    def ends_epoch(self) -> bool:
-        """Whether this was the last batch of its epoch."""
-        return self.index + 1 == self.steps_per_epoch
-
 
 class Training:
     """A network, its optimiser and its schedule, advanced by `epoch()`.

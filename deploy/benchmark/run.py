@@ -80,7 +80,7 @@ def bench(
     """
     dataset = open_dataset(Path(data))
     frames = dataset.frames(split, limit)
-    spec = reference if isinstance(reference, ModelSpec) else ModelSpec(str(reference))
+    spec = ModelSpec.of(reference)
     first, _ = frames[0].read()
     paths = [Path(path) for path in candidates]
     if len(set(paths)) < len(paths):

@@ -73,11 +73,12 @@ def export(
     """
     started = time.perf_counter()
     out = check_output(Path(out), ".onnx")
-    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
+    spec = ModelSpec.of(model)
     require("torch", "onnxscript", "onnxruntime")
     loaded = load_network(spec, open_dataset(Path(data)) if data else None)
-    for shape in probe_shapes(loaded.contract.size, dynamic=dynamic):
-        loaded.network.fit(shape[2:])
+    probed = {shape[2:] for shape in probe_shapes(loaded.contract.size, dynamic=dynamic)}
+    for size in sorted(probed - {loaded.contract.size}):  # its own was tried when it was loaded
+        loaded.network.fit(size)
     graph = trace(loaded.network, loaded.contract.size, dynamic=dynamic, name=spec.model)
     account = None
     if optimized:
@@ -89,10 +90,10 @@ def export(
         rejected = out.with_name(f"{out.stem}.rejected.onnx")
         save_onnx(graph, rejected)
         raise CheckFailed(f"{out}: not written; {failures}; the graph is kept as {rejected}")
-    size = len(save_onnx(graph, out))
+    written = len(save_onnx(graph, out))
     return ExportReport(
         path=out,
-        bytes=size,
+        bytes=written,
         seconds=time.perf_counter() - started,
         convolutions=dilations.convolutions,
         strangers=dilations.strangers,

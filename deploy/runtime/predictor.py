@@ -83,14 +83,10 @@ def load(
     Raises:
         InputError, ModelInputError: if it cannot be found, read or run here.
     """
-    spec = model if isinstance(model, ModelSpec) else ModelSpec(str(model))
+    spec = ModelSpec.of(model)
     path = Path(spec.model)
     if path.suffix in (".onnx", ".engine", ".plan"):
-        if spec.weights or spec.num_classes or spec.arguments:
-            raise InputError(
-                f"{path}: knows its classes and weights; --weights, --num-classes, --width and "
-                "--stride go with a network's name"
-            )
+        spec.refuse_options()
         if spec.size:
             raise InputError(f"{path}: its size stands in the file; export it again with --size")
         return Predictor(open_session(path, backend, literal=literal, threads=threads))
