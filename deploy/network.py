@@ -94,8 +94,9 @@ def load_network(
     if spec.is_file:
         spec = _checkpoint_spec(spec)
     build = _builder(spec.model)
+    spec, published = _published(spec, default_size)
     state, stored = _weights(spec)
-    contract = _contract(spec, stored, dataset, default_size)
+    contract = _contract(spec, stored or published, dataset, default_size)
     module = build(len(contract.classes), contract.arguments)
 
     from segdeploy.models.checkpoint import check_finite, load_weights
@@ -138,6 +139,31 @@ def _stored_contract(path: Path) -> Contract | None:
 
     text = read_metadata(path).get(METADATA_KEY)
     return None if text is None else read_contract(text, str(path))
+
+
+def _published(
+    spec: ModelSpec, default_size: tuple[int, int] | None
+) -> tuple[ModelSpec, Contract | None]:
+    """Turn the name of published weights into their file, and the contract that they imply."""
+    weights = spec.weights
+    if weights is None or weights.suffix or len(weights.parts) > 1 or weights.exists():
+        return spec, None
+    from segdeploy.models.published import fetch
+
+    path, classes = fetch(spec.model, str(weights))
+    size = spec.size or default_size
+    if size is None:
+        raise InputError(f"{spec.model}: published weights need --size HxW")
+    contract = Contract(
+        architecture=spec.model,
+        classes=classes,
+        palette=placeholder_classes(len(classes))[1],
+        ignore_index=255,
+        size=size,
+        arguments=dict(spec.arguments),
+        provenance={"weights": str(weights)},
+    )
+    return replace(spec, weights=path), contract
 
 
 def _weights(spec: ModelSpec) -> tuple[Mapping[str, Tensor] | None, Contract | None]:

@@ -51,10 +51,10 @@ def train(
     val_split: str = "val",
     validate_every: int = 0,
     class_weights: str = "none",
-    checkpointing: bool = False,
     resume: bool = False,
     log_dir: Path | None = None,
     augmentation: Mapping[str, Any] | None = None,
+    on_start: Callable[[tuple[str, ...]], None] = lambda unseen: None,
     on_step: Callable[[Step], None] = lambda step: None,
     on_epoch: Callable[[int, float | None], None] = lambda epoch, miou: None,
     **settings: Any,
@@ -66,6 +66,7 @@ def train(
     the latest epoch. `NAME.resume.pt` holds what `resume` needs to continue after the last whole
     epoch as if nothing had happened. `settings` are fields of `TrainingSettings` (`epochs`,
     `batch_size`, `learning_rate`, `loss`, `schedule`, ...), `augmentation` those of `Augmentation`.
+    `on_start` is told the classes that are in no mask, once every mask has been read.
 
     Under `torchrun` all processes share each batch and the validation; the first one writes.
 
@@ -78,7 +79,6 @@ def train(
 
     from segdeploy.models.augmentation import Augmentation
     from segdeploy.models.checkpoint import check_finite
-    from segdeploy.models.checkpointing import checkpoint_blocks
     from segdeploy.models.dataset import open_dataset
     from segdeploy.models.distributed import process_group, rank, world_size
     from segdeploy.models.training import Training, TrainingSettings
@@ -93,8 +93,7 @@ def train(
     wanted = Augmentation(**{"crop": contract.size, **(augmentation or {})})
     chosen = TrainingSettings(contract.size, contract.mean, contract.std, wanted, **settings)
     weights, unseen = _class_weights(dataset, frames, class_weights)
-    if checkpointing:
-        checkpoint_blocks(loaded.network)
+    on_start(unseen)
     run = {
         "architecture": contract.architecture,
         "arguments": repr(sorted(contract.arguments.items())),
@@ -132,6 +131,11 @@ def train(
                 _write_events(log, done, progress, miou)
             on_epoch(done, miou)
     return progress.report(out, chosen.epochs, unseen)
+
+
+def resume_file(out: Path) -> Path:
+    """Where a training that writes the checkpoint `out` keeps what `resume` needs."""
+    return out.with_name(f"{out.name.removesuffix(CHECKPOINT_SUFFIX)}.resume.pt")
 
 
 @dataclass
@@ -174,7 +178,7 @@ class _Files:
         stem = out.name.removesuffix(CHECKPOINT_SUFFIX)
         self._best = out
         self._last = out.with_name(f"{stem}.last{CHECKPOINT_SUFFIX}") if validated else out
-        self._resume = out.with_name(f"{stem}.resume.pt")
+        self._resume = resume_file(out)
         self._loaded = loaded
 
     def write(self, training: Training, progress: _Progress) -> None:
@@ -242,12 +246,10 @@ def _with_provenance(loaded: LoadedNetwork) -> LoadedNetwork:
 def _class_weights(
     dataset: DataSet, frames: Sequence[Frame], method: str
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Weights by `method`, and the classes that no mask holds (known only when masks are read)."""
+    """Weights by `method`, and the classes that no mask holds."""
     from segdeploy.models.losses import class_weights_from
     from segdeploy.models.metrics import class_counts
 
-    if method == "none":
-        return None, ()
     counts, held = class_counts(frames, len(dataset.classes))
     unseen = tuple(n for n, c in zip(dataset.classes, counts, strict=True) if c == 0)
     return class_weights_from(counts, held, method), unseen

@@ -18,6 +18,10 @@ from segdeploy.models.errors import ModelInputError, first_line
 # Heads that only training uses: present in a published file, absent from our network, or not.
 _TRAINING_ONLY = ("aux_classifier.",)
 _PICKLED = (".pth", ".pt")
+# Where training frameworks keep the state dict in a file that holds more, and what they put before
+# its keys.
+_ENVELOPES = ("state_dict", "model_state_dict", "model")
+_PREFIX = "module."
 _SHOWN = 3
 
 
@@ -82,11 +86,16 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
         raise ModelInputError(
             f"{path}: cannot be read as a PyTorch file ({first_line(error)})"
         ) from error
+    if isinstance(loaded, dict):
+        inner = [loaded[key] for key in _ENVELOPES if isinstance(loaded.get(key), dict)]
+        loaded = inner[0] if inner else loaded
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise ModelInputError(
             f"{path}: is not a plain state dict (names to tensors); "
             "save it with torch.save(model.state_dict(), FILE)"
         )
+    if loaded and all(key.startswith(_PREFIX) for key in loaded):  # DistributedDataParallel's
+        return {key.removeprefix(_PREFIX): value for key, value in loaded.items()}
     return loaded
 
 
@@ -122,10 +131,20 @@ def load_weights(
     if problems:
         raise ModelInputError(
             f"{source}: the weights are not those of {architecture}: {'; '.join(problems)}; "
-            "check the architecture, --num-classes and --width"
+            f"{_advice(state, architecture)}"
         )
     module.load_state_dict(given, strict=True)
     check_finite(module, source)
+
+
+def _advice(state: Mapping[str, Tensor], architecture: str) -> str:
+    from segdeploy.models.registry import likeliest
+
+    keys = {key for key in state if not key.startswith(_TRAINING_ONLY)}
+    likely = likeliest(keys)
+    if likely and likely != architecture:
+        return f"they look like those of {likely}"
+    return "check the architecture, --num-classes, --width and --arg"
 
 
 def check_finite(module: nn.Module, source: str) -> None:

@@ -37,12 +37,24 @@ class Frame:
     ignore_index: int
     lookup: bytes | None = None
 
+    def check_mask(self) -> None:
+        """Refuse an image without a mask.
+
+        Raises:
+            ModelInputError: if the mask is no file.
+        """
+        if not self.mask.is_file():
+            raise ModelInputError(
+                f"{self.mask}: no such mask, but there is an image {self.image.name}"
+            )
+
     def read_mask(self) -> NDArray[np.uint8]:
         """Read the mask alone, `(H, W) uint8`.
 
         Raises:
-            ModelInputError: for a file that cannot be used.
+            ModelInputError: for a file that is missing or cannot be used.
         """
+        self.check_mask()
         return read_mask(self.mask, self.num_classes, self.ignore_index, self.lookup)
 
     def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -87,13 +99,24 @@ class DataSet:
         Raises:
             ModelInputError: for an unknown or empty split, or an image without a mask.
         """
+        frames = self.listed(split)[:limit]
+        for frame in frames:
+            frame.check_mask()
+        return frames
+
+    def listed(self, split: str) -> list[Frame]:
+        """List a split's frames by name, also those whose mask is missing.
+
+        Raises:
+            ModelInputError: for an unknown or empty split.
+        """
         if split not in self.splits:
             raise ModelInputError(
-                f"{self.root}: has no split '{split}'; dataset.json lists {', '.join(self.splits)}"
+                f"{self.root}: has no split '{split}'; it has {', '.join(self.splits) or 'none'}"
             )
         return [
             Frame(image.stem, image, mask, len(self.classes), self.ignore_index, self.lookup)
-            for image, mask in self.listing(split)[:limit]
+            for image, mask in self.listing(split)
         ]
 
 
@@ -106,11 +129,17 @@ def _list_folder(root: Path, split: str) -> list[tuple[Path, Path]]:
 
 
 def _mask_of(image: Path, folder: Path) -> Path:
-    for suffix in (".png", ".PNG"):
-        if (mask := folder / f"{image.stem}{suffix}").is_file():
-            return mask
-    missing = folder / f"{image.stem}.png"
-    raise ModelInputError(f"{missing}: no such mask, but there is an image {image.name}")
+    capital = folder / f"{image.stem}.PNG"
+    return capital if capital.is_file() else folder / f"{image.stem}.png"
+
+
+def masks_without_image(dataset: DataSet, split: str) -> list[Path]:
+    """Masks of a split that no image goes with; public data sets share folders, and have none."""
+    if not (dataset.root / "dataset.json").is_file():
+        return []
+    used = {frame.mask for frame in dataset.listed(split)}
+    found = sorted((dataset.root / split / "masks").glob("*"))
+    return [p for p in found if p.suffix.lower() == ".png" and p not in used]
 
 
 def open_dataset(root: Path) -> DataSet:

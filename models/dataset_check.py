@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.models.dataset import DataSet
+from segdeploy.models.dataset import DataSet, masks_without_image
 from segdeploy.models.errors import ModelInputError
 
 
@@ -32,10 +32,13 @@ class SplitCheck:
 def check_split(dataset: DataSet, split: str, result: SplitCheck) -> Iterator[tuple[int, int]]:
     """Read every frame of a split into `result`; yields `(done, total)` after each."""
     try:
-        frames = dataset.frames(split)
+        frames = dataset.listed(split)
     except ModelInputError as error:
         result.problems.append(str(error))
         return
+    result.problems += [
+        f"{mask}: there is no image for this mask" for mask in masks_without_image(dataset, split)
+    ]
     for done, frame in enumerate(frames, 1):
         try:
             _, mask = frame.read()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,13 +32,13 @@ class DeepLabV3(nn.Module):
 
 
 class MemoryEfficientDeepLabV3(DeepLabV3):
-    """DeepLabV3 that keeps few activations for the backward pass: they are computed again.
+    """DeepLabV3 that keeps few activations for the backward pass.
 
-    Same attributes, state dict, outputs and gradients as `DeepLabV3`, up to rounding. Each block of
-    the backbone is checkpointed, and so is each branch of the ASPP: the joined map of the five
-    branches, the largest of the network, is never made, since the 1x1 convolution of a Concat is
-    the sum of its slices' convolutions. BatchNorm's running statistics move once a step although
-    the forward pass runs twice.
+    Same attributes, state dict, outputs and gradients as `DeepLabV3`, up to rounding. The backbone
+    is checkpointed: its activations are computed again, and BatchNorm's running statistics move
+    once a step although the forward pass runs twice. The ASPP and the classifier behind it are
+    linear, so in training, too, their weights are multiplied first (`optimize` does it for good):
+    the joined map of the five branches, the largest of the network, is never made.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -50,27 +47,27 @@ class MemoryEfficientDeepLabV3(DeepLabV3):
         features = x
         for block in self.backbone:
             features = run_checkpointed(block, features)
-        logits = self.classifier(_aspp_by_branch(self.aspp, features))
+        logits = _linear_head(self.aspp, self.classifier, features)
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=True)
 
 
-def _aspp_by_branch(aspp: ASPP, x: Tensor) -> Tensor:
-    def pooled(x: Tensor) -> Tensor:
-        # A 1x1 map is broadcast by the sum, so it need not be resized.
-        map_of_one: Tensor = aspp.conv5(aspp.pool(x))
-        return map_of_one
-
-    branches: tuple[Callable[[Tensor], Tensor], ...]
-    branches = (aspp.conv1, aspp.conv2, aspp.conv3, aspp.conv4, pooled)
+def _linear_head(aspp: ASPP, classifier: nn.Conv2d, x: Tensor) -> Tensor:
+    """`classifier(aspp(x))`, each branch as one convolution that gives the classes directly."""
     combine = aspp.conv_combine
-    slices = combine.weight.chunk(len(branches), dim=1)
     assert combine.bias is not None
-    total = combine.bias.view(1, -1, 1, 1)
-    for branch, weight in zip(branches, slices, strict=True):
-        part = partial(_branch_share, branch, weight)
-        total = total + run_checkpointed(aspp, x, forward=part)
-    return total
-
-
-def _branch_share(branch: Callable[[Tensor], Tensor], weight: Tensor, x: Tensor) -> Tensor:
-    return F.conv2d(branch(x), weight)
+    assert classifier.bias is not None
+    with torch.autocast(x.device.type, enabled=False):  # products of weights need their precision
+        last = classifier.weight.flatten(1)
+        shares = (last @ combine.weight.flatten(1)).chunk(5, dim=1)
+        bias = classifier.bias + last @ combine.bias
+        branches = (aspp.conv1, aspp.conv2, aspp.conv3, aspp.conv4, aspp.conv5)
+        weights = []
+        for branch, share in zip(branches, shares, strict=True):
+            assert branch.bias is not None
+            weights.append((share @ branch.weight.flatten(1)).view(-1, *branch.weight.shape[1:]))
+            bias = bias + share @ branch.bias
+    # A 1x1 map is broadcast by the sum, so it need not be resized.
+    logits = F.conv2d(aspp.pool(x), weights[4], bias)
+    for branch, weight in zip(branches[:4], weights[:4], strict=True):
+        logits = logits + F.conv2d(x, weight, None, 1, branch.padding, branch.dilation)
+    return logits

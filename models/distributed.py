@@ -13,7 +13,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+
+from segdeploy.models.errors import ModelInputError, first_line
 
 
 def rank() -> int:
@@ -44,19 +46,32 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ModelInputError(
+            "training: another of its processes has ended; what that one said is the reason "
+            f"({first_line(error)})"
+        ) from error
     finally:
         dist.destroy_process_group()
 
 
-def parallel(network: nn.Module) -> nn.Module:
-    """Average gradients over all processes; on GPUs BatchNorm sees the whole batch too.
+def with_shared_norms(network: nn.Module) -> nn.Module:
+    """Let BatchNorm see the whole batch, not one process's share of it.
 
     SyncBatchNorm runs on GPUs alone, so on CPUs each process normalises by its own images.
     """
+    if world_size() == 1 or not torch.cuda.is_available():
+        return network
+    shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return shared
+
+
+def parallel(network: nn.Module) -> nn.Module:
+    """Average gradients over all processes."""
     if world_size() == 1:
         return network
-    if torch.cuda.is_available():
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     # An auxiliary head that the loss does not use has no gradients to wait for.
     return nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
 
@@ -67,6 +82,15 @@ def share_buffers(network: nn.Module) -> None:
         return
     for buffer in network.buffers():
         dist.broadcast(buffer, 0)
+
+
+def averaged(value: Tensor) -> Tensor:
+    """Mean of a number over all processes; no gradient flows through it."""
+    if world_size() == 1 or not dist.is_initialized():
+        return value.detach()
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
 
 
 def summed(counts: NDArray[np.int64]) -> NDArray[np.int64]:

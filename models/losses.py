@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segdeploy.models.distributed import averaged
 from segdeploy.models.errors import ModelInputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -163,4 +164,5 @@ def _total_weight(targets: Tensor, ignore_index: int, class_weights: Tensor | No
         total = (targets != ignore_index).sum().to(torch.float32)
     else:
         total = _pixel_weights(targets, ignore_index, class_weights).sum()
-    return total.clamp_min(1e-12)
+    # The mean over processes, so that their averaged gradients are those of all pixels together.
+    return averaged(total).clamp_min(1e-12)

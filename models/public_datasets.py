@@ -47,17 +47,24 @@ def open_public(kind: str, root: Path) -> DataSet:
 
     VOC's folder holds `VOCdevkit/VOC2012`; Cityscapes' holds `leftImg8bit` and `gtFine`, whose
     label ids become the 19 train ids.
+
+    Raises:
+        ModelInputError: if VOC's lists of splits are not there; for what else is missing, when its
+            frames are listed.
     """
     return _voc(root) if kind == "voc" else _cityscapes(root)
 
 
 def _voc(root: Path) -> DataSet:
+    lists = root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    if not lists.is_dir():
+        raise ModelInputError(f"{lists}: no such folder; give the one that holds VOCdevkit")
     return DataSet(
         root,
         _VOC_CLASSES,
         tuple(voc_colour(index) for index in range(len(_VOC_CLASSES))),
         _IGNORE,
-        ("train", "val", "trainval"),
+        tuple(s for s in ("train", "val", "trainval") if (lists / f"{s}.txt").is_file()),
         partial(_list_voc, root),
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision.models import resnet50, resnet101
 from torchvision.models import segmentation as torchvision_segmentation
@@ -28,10 +29,27 @@ class Architecture:
     build: Callable[..., nn.Module]
     about: str
 
-    def accepted_arguments(self) -> list[str]:
-        """Names of the keyword-only options that `build` takes."""
+    def accepted_arguments(self) -> dict[str, str]:
+        """The keyword-only options that `build` takes, each with its annotation."""
         parameters = inspect.signature(self.build).parameters.values()
-        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        return {p.name: str(p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_count, value))
+
+
+# What an option's annotation stands for, and how to tell. Networks built with zero channels or no
+# branch would fail later, and blame the input's size.
+_KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "int": ("a number from 1 up", _is_count),
+    "Sequence[int]": ("a list of numbers from 1 up, such as [6,12]", _is_counts),
+    "str": ("text", lambda value: isinstance(value, str)),
+}
 
 
 def _torchvision(name: str, num_classes: int) -> nn.Module:
@@ -92,6 +110,7 @@ _ENTRIES = (
         )
     ),
 )
+_ALIKE = 0.9
 ARCHITECTURES: Mapping[str, Architecture] = {entry.name: entry for entry in _ENTRIES}
 
 
@@ -108,6 +127,17 @@ def check_name(name: str) -> None:
         )
 
 
+def likeliest(keys: Set[str]) -> str | None:
+    """The registered network whose state dict has most of these names; None if none has 9 of 10."""
+    shares = {}
+    with torch.device("meta"):  # nothing is computed or stored
+        for entry in _ENTRIES:
+            own = entry.build(2).state_dict().keys()
+            shares[entry.name] = len(keys & own) / len(keys | own)
+    best = max(shares, key=lambda name: shares[name])
+    return best if shares[best] >= _ALIKE else None
+
+
 def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
     """Make the registered network `name` with random weights.
 
@@ -117,10 +147,15 @@ def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Modul
     check_name(name)
     entry = ARCHITECTURES[name]
     accepted = entry.accepted_arguments()
-    for argument in arguments:
+    for argument, value in arguments.items():
         if argument not in accepted:
             takes = f"it takes {', '.join(accepted)}" if accepted else "it takes none"
             raise ModelInputError(f"{name}: no option '{argument}'; {takes}")
+        wanted = accepted[argument]
+        if wanted in _KINDS and not _KINDS[wanted][1](value):
+            raise ModelInputError(
+                f"{name}: the option {argument} is {_KINDS[wanted][0]}, not {value!r}"
+            )
     try:
         return entry.build(num_classes, **arguments)
     except (ValueError, TypeError, RuntimeError) as error:

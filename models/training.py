@@ -15,8 +15,17 @@ from torch.utils.data import DataLoader
 
 from segdeploy.models.augmentation import Augment, Augmentation
 from segdeploy.models.batches import Batch, epoch_loader
+from segdeploy.models.checkpointing import checkpoint_blocks
 from segdeploy.models.dataset import Frame
-from segdeploy.models.distributed import device, parallel, rank, share_buffers
+from segdeploy.models.distributed import (
+    averaged,
+    device,
+    parallel,
+    rank,
+    share_buffers,
+    with_shared_norms,
+    world_size,
+)
 from segdeploy.models.errors import ModelInputError, first_line
 from segdeploy.models.losses import weighted_sum
 
@@ -44,13 +53,14 @@ class TrainingSettings:
     schedule: str = "one-cycle"
     loss: Mapping[str, float] = field(default_factory=lambda: {"cross-entropy": 1.0})
     amp: bool = False
+    checkpointing: bool = False
     seed: int = 0
     workers: int = 1
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one batch did; times are seconds, `loading` is the wait for data in it."""
+    """What one batch of all processes did; times are seconds, `loading` the wait for data in it."""
 
     epoch: int
     index: int
@@ -88,13 +98,15 @@ class Training:
         self._settings = settings
         self._frames = frames
         self._device = device()
-        self._network = network.to(self._device)
+        self._network = with_shared_norms(network.to(self._device))
+        if settings.checkpointing:
+            checkpoint_blocks(self._network)
         self._parallel = parallel(self._network)
         weights = None if class_weights is None else class_weights.to(self._device)
         self._loss = weighted_sum(settings.loss, ignore_index, weights)
         self._augment = Augment(settings.augmentation, settings.size, settings.mean, ignore_index)
         self._optimizer = torch.optim.AdamW(
-            network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+            self._network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
         batches = max(1, len(frames) // min(settings.batch_size, len(frames)))
         updates = -(-batches // settings.accumulate) * settings.epochs
@@ -139,7 +151,7 @@ class Training:
                 index,
                 len(loader),
                 loss,
-                len(batch.names),
+                len(batch.names) * world_size(),
                 ended - started,
                 loaded - started,
             )
@@ -178,9 +190,12 @@ class Training:
                 f"training: the loss is {loss.item()} in epoch {self.epochs_done + 1}, batch "
                 f"{index + 1} ({names}); lower --learning-rate, or look at these frames"
             )
+        shown = averaged(loss)
+        if not torch.isfinite(shown):
+            raise ModelInputError("training: the loss of another process is not finite; see there")
         scaled: Any = self._scaler.scale(loss / group)
         scaled.backward()
-        return loss.item()
+        return shown.item()
 
     def _logits(self, images: Tensor, batch: Batch) -> Tensor:
         try:

@@ -97,7 +97,7 @@ def test_missing_description_split_frames_and_mask(copy: Path, tmp_path: Path) -
     with pytest.raises(ModelInputError, match="a data set is a folder with a dataset.json"):
         open_dataset(tmp_path)
     opened = open_dataset(copy)
-    with pytest.raises(ModelInputError, match="has no split 'test'; dataset.json lists train, val"):
+    with pytest.raises(ModelInputError, match="has no split 'test'; it has train, val"):
         opened.frames("test")
     (copy / "val" / "masks" / "val_0002.png").unlink()
     with pytest.raises(ModelInputError, match=r"val_0002.png: no such mask"):

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import segmentation as torchvision_segmentation
 
 from segdeploy.errors import InputError
 from segdeploy.models.checkpoint import to_bytes
@@ -26,6 +27,7 @@ SMALL = {"width": 4, "stride": 4}
 FACTORY = '''
 import torch
 from torch import nn
+from torchvision.models import segmentation as torchvision_segmentation
 
 class Half(nn.Module):
     """Logits at half the size, as a tuple."""
@@ -130,7 +132,90 @@ def test_weights_of_another_architecture_name_the_first_keys(tmp_path: Path) -> 
     assert "missing: classifier.bias; surplus: extra; of another shape: aspp.conv1.weight (1,)" in (
         message
     )
-    assert "check the architecture, --num-classes and --width" in message
+    assert "check the architecture, --num-classes, --width and --arg" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "likely"),
+    [("deeplabv3_resnet101", "deeplabv3_resnet101"), ("deeplabv2_vgg16", "deeplabv2_vgg16")],
+)
+def test_weights_of_another_architecture_name_the_likeliest(
+    given: str, likely: str, tmp_path: Path
+) -> None:
+    small = {"width": 4, "hidden": 8} if "vgg" in given else {}
+    path = plain(tmp_path, build(given, 3, small).state_dict())
+    spec = ModelSpec("deeplabv3_resnet50", 3, {}, path, (64, 64))
+    with pytest.raises(ModelInputError, match=f"they look like those of {likely}$"):
+        load_network(spec)
+
+
+@pytest.mark.parametrize("envelope", ["state_dict", "model", None])
+def test_a_training_frameworks_file_is_opened(envelope: str | None, tmp_path: Path) -> None:
+    state = {f"module.{k}": v for k, v in DeepLabV3(3, **SMALL).state_dict().items()}
+    content = {envelope: state, "epoch": 3} if envelope else state
+    spec = ModelSpec("deeplabv3", 3, SMALL, plain(tmp_path, content), (32, 32))
+    loaded = load_network(spec).network.module.state_dict()
+    assert all(torch.equal(loaded[k.removeprefix("module.")], v) for k, v in state.items())
+
+
+def test_published_weights_are_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torchvision's own cache; what lies there stands in for the 42 MB of the real file.
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = "deeplabv3_mobilenet_v3_large"
+    published = torchvision_segmentation.deeplabv3_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=21, aux_loss=True
+    )
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    path = tmp_path / "hub" / "checkpoints" / f"{name}-fc3c493d.pth"
+    torch.save(published.state_dict(), path)
+    loaded = load_network(ModelSpec(name, weights=Path("COCO_WITH_VOC_LABELS_V1"), size=(64, 64)))
+    assert loaded.contract.classes[:2] == ("background", "aeroplane")
+    assert loaded.contract.palette[1] == (128, 0, 0)
+    assert torch.equal(
+        loaded.network.module.classifier[4].weight, published.state_dict()["classifier.4.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "said"),
+    [
+        ("deeplabv3", "V1", "V1: no such file, and deeplabv3 has no published weights"),
+        ("fcn_resnet50", "V9", "published are COCO_WITH_VOC_LABELS_V1"),
+    ],
+)
+def test_weights_that_nobody_published(name: str, weights: str, said: str) -> None:
+    with pytest.raises(ModelInputError, match=said):
+        load_network(ModelSpec(name, 3, {}, Path(weights), (64, 64)))
+
+
+def test_published_weights_that_cannot_be_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for proxy in ("http_proxy", "https_proxy"):  # a port that nothing listens at
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    spec = ModelSpec("fcn_resnet50", weights=Path("COCO_WITH_VOC_LABELS_V1"), size=(64, 64))
+    with pytest.raises(ModelInputError, match=r"cannot be downloaded .* put it at .*1167a1af\.pth"):
+        load_network(spec)
+    assert not list(tmp_path.rglob("*.pth*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("deeplabv2_vgg16", {"rates": []}, r"rates is a list of numbers from 1 up, .* not \[\]"),
+        ("deeplabv2_vgg16", {"hidden": 0}, "hidden is a number from 1 up, not 0"),
+        ("deeplabv3_multigrid_resnet50", {"multi_grid": "abc"}, "multi_grid is a list of numbers"),
+        ("deeplabv3_multigrid_resnet50", {"output_stride": 12}, "neither 8 nor 16"),
+        ("deeplabv3", {"width": True}, "width is a number from 1 up, not True"),
+        ("dilated_vgg16", {"context": 3}, "context is text, not 3"),
+    ],
+)
+def test_senseless_options_are_named(name: str, arguments: dict, said: str) -> None:
+    with pytest.raises(ModelInputError, match=said):
+        build(name, 3, arguments)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -72,9 +72,26 @@ def test_cityscapes_label_ids_become_train_ids(cityscapes: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["voc", "cityscapes"])
 def test_another_folder_is_told(kind: str, tmp_path: Path) -> None:
-    dataset = open_dataset(Path(f"{kind}:{tmp_path}"))
-    with pytest.raises(ModelInputError, match="is not the folder that the data set is published"):
-        dataset.frames("val")
+    said = {"voc": "give the one that holds VOCdevkit", "cityscapes": "is not the folder that"}
+    with pytest.raises(ModelInputError, match=said[kind]):
+        open_dataset(Path(f"{kind}:{tmp_path}")).frames("val")
+
+
+def test_every_frame_is_checked_and_what_has_no_partner_named(
+    run,  # noqa: F811
+    dataset: Path,
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(dataset, root := tmp_path / "data")
+    (root / "val" / "masks" / "val_0001.png").unlink()
+    (root / "val" / "images" / "val_0002.jpg").unlink()
+    ran: Ran = run("data", "check", root, "--json")
+    assert ran.code == 1
+    _, val = json.loads(ran.out)
+    assert val["frames"] == 2
+    first, second = sorted(val["problems"])
+    assert "val_0001.png: no such mask, but there is an image val_0001.jpg" in first
+    assert "val_0002.png: there is no image for this mask" in second
 
 
 def test_a_whole_data_set_is_checked(run, dataset: Path) -> None:  # noqa: F811

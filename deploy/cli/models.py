@@ -45,7 +45,7 @@ def models(context: click.Context, size: tuple[int, int], as_json: bool) -> None
                     "receptive_field": seen.output.size,
                     "image_pooling": seen.output.pooled,
                     "dilations": list(seen.dilations),
-                    "options": entry.accepted_arguments(),
+                    "options": list(entry.accepted_arguments()),
                     "about": entry.about,
                 }
             )

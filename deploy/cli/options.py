@@ -82,7 +82,10 @@ def network_options(command: Command) -> Command:
                 help="Any other option of its constructor, as KEY=VALUE (VALUE is JSON or text).",
             ),
             click.option(
-                "--weights", type=Path, help="Its weights: .safetensors, or a .pth state dict."
+                "--weights",
+                type=Path,
+                help="Its weights: .safetensors, a .pth state dict, or torchvision's name for them "
+                "(COCO_WITH_VOC_LABELS_V1).",
             ),
             click.option("--size", type=Size(), help="Input size, height x width."),
         )
@@ -109,7 +112,10 @@ def note_untrained(spec: ModelSpec) -> None:
 
 
 data_option = click.option(
-    "--data", type=Path, required=True, help="Data set: a folder with dataset.json."
+    "--data",
+    type=Path,
+    required=True,
+    help="Data set: a folder with dataset.json, voc:FOLDER or cityscapes:FOLDER.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")

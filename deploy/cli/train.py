@@ -104,7 +104,9 @@ def train(
     from segdeploy.packages import require
 
     require("torch")
+    from segdeploy.models.distributed import rank
     from segdeploy.models.losses import parse_terms
+    from segdeploy.training import resume_file
 
     epochs = options["epochs"]
     spec = network_spec(model, options)
@@ -131,23 +133,29 @@ def train(
             if miou is not None:
                 measured = f", mIoU {100 * miou:.2f} after epoch {epoch}"
 
-        report = segdeploy.train(
-            spec,
-            data,
-            out,
-            split=split,
-            loss=parse_terms(loss),
-            augmentation=augmentation,
-            on_step=show,
-            on_epoch=note_miou,
-            **settings,
-        )
-    from segdeploy.models.distributed import rank
+        def note_unseen(unseen: tuple[str, ...]) -> None:
+            if unseen and rank() == 0:
+                click.echo(f"note: in no mask of {split}: {', '.join(unseen)}", err=True)
 
+        try:
+            report = segdeploy.train(
+                spec,
+                data,
+                out,
+                split=split,
+                loss=parse_terms(loss),
+                augmentation=augmentation,
+                on_start=note_unseen,
+                on_step=show,
+                on_epoch=note_miou,
+                **settings,
+            )
+        except KeyboardInterrupt:
+            if resume_file(out).is_file():
+                click.echo("note: the same command with --resume continues", err=True)
+            raise
     if rank() != 0:
         return
-    if report.unseen:
-        click.echo(f"note: in no mask of {split}: {', '.join(report.unseen)}", err=True)
     if as_json:
         click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
         return
