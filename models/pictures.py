@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from segdeploy.models.receptive_field import Anatomy, receptive_field
+from segdeploy.models.anatomy import Anatomy
+from segdeploy.models.receptive_field import receptive_field
 
 _CELL, _GAP, _TITLE = 6, 12, 22
 _TAP, _HOLE, _FRAME = (118, 185, 0), (225, 225, 225), (220, 60, 40)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import resnet50, vgg16
 
+from segdeploy.models.anatomy import anatomy
 from segdeploy.models.checkpointing import checkpoint_blocks
 from segdeploy.models.context_network import ContextNetwork, DilatedVGGFrontEnd
 from segdeploy.models.deeplab_v2 import ASPP_L, DeepLabV2ResNet101, DeepLabV2VGG16
@@ -18,7 +19,6 @@ from segdeploy.models.deeplabv3 import DeepLabV3
 from segdeploy.models.deeplabv3_resnet import DeepLabV3PlusResNet, DeepLabV3ResNet
 from segdeploy.models.multi_scale import MultiScaleInput
 from segdeploy.models.pictures import dilated_kernel, draw_network, effective_receptive_field
-from segdeploy.models.receptive_field import anatomy
 from segdeploy.models.registry import ARCHITECTURES, build
 
 
@@ -143,64 +143,6 @@ def test_wrong_strides_and_grids_are_refused() -> None:
         DeepLabV3ResNet(resnet50, 3, multi_grid=(1, 2))
     with pytest.raises(ValueError, match="neither basic nor large"):
         ContextNetwork(3, kind="huge")
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        nn.Sequential(nn.Conv2d(3, 2, 3, dilation=2, padding=2), nn.Conv2d(2, 2, 5, stride=2)),
-        nn.Sequential(nn.Conv2d(3, 2, 3, stride=2), nn.MaxPool2d(3, 2, 1), nn.Conv2d(2, 2, 3)),
-        DeepLabV3(2, width=2).backbone,
-        nn.Sequential(
-            nn.Conv2d(3, 2, 3, stride=4, padding=1), nn.Upsample(scale_factor=4.0, mode="bilinear")
-        ),
-    ],
-)
-def test_the_theoretical_field_is_where_gradients_are(module: nn.Module) -> None:
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.uniform_(parameter, 0.1, 1)  # positive: nothing cancels, no ReLU closes
-    size = (97, 97)
-    reach = anatomy(module, size).output
-    image = torch.rand(1, 3, *size, requires_grad=True)
-    out = module.eval()(image)
-    row = out.shape[2] // 2
-    (gradient,) = torch.autograd.grad(out[0, :, row, out.shape[3] // 2].sum(), image)
-    rows = gradient[0].abs().sum((0, 2)).nonzero()[:, 0]
-    first, last = reach.first + reach.stride * row, reach.last + reach.stride * row
-    # A max pooling passes the gradient of one pixel of its window, so it may see less.
-    # The two neighbours of a resize stand half a step aside, more or less with the index.
-    resized = any(isinstance(m, nn.Upsample) for m in module.modules())
-    slack = 2 if resized else 0
-    assert int(rows.min()) >= first - slack
-    assert int(rows.max()) <= last + slack
-    assert not resized or int(rows.max() - rows.min()) + 1 <= reach.size
-    if not any(isinstance(m, (nn.MaxPool2d, nn.Upsample)) for m in module.modules()):
-        assert (int(rows.min()), int(rows.max())) == (first, last)
-
-
-def test_work_is_counted_by_hand() -> None:
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=4)
-    )
-    assert anatomy(network, (10, 20)).macs == 5 * 10 * (8 * 27 + 8 * 2 * 9)
-
-
-def test_a_global_pooling_sees_the_image_and_is_said_so() -> None:
-    seen = anatomy(DeepLabV3(2, width=2), (40, 40))
-    pooled = next(la for la in seen.layers if la.name == "aspp.conv5")
-    assert pooled.reach.size is None
-    assert seen.output.pooled
-    assert seen.output.size == 65
-    assert seen.dilations == (1, 2, 4, 6, 12, 18)
-
-
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_every_registered_network_has_an_anatomy(name: str) -> None:
-    with torch.device("meta"):
-        seen = anatomy(build(name, 21, {}), (128, 128))
-    assert seen.macs > 1e8
-    assert max(seen.dilations) > 1
 
 
 def test_the_kernel_picture_has_the_slides_holes() -> None:

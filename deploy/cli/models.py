@@ -28,7 +28,7 @@ def models(context: click.Context, size: tuple[int, int], as_json: bool) -> None
     require("torch", "torchvision")
     import torch
 
-    from segdeploy.models.receptive_field import anatomy
+    from segdeploy.models.anatomy import anatomy
     from segdeploy.models.registry import ARCHITECTURES
 
     listed: list[dict[str, Any]] = []
@@ -92,7 +92,7 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
         spec = replace(spec, size=size, num_classes=None if spec.weights else classes)
     loaded = load_network(spec)
 
-    from segdeploy.models.receptive_field import anatomy
+    from segdeploy.models.anatomy import anatomy
 
     seen = anatomy(loaded.network, loaded.contract.size)
     if picture:
@@ -107,6 +107,7 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
             "layer": layer.name.removeprefix("module."),
             "kind": layer.kind,
             "kernel": layer.kernel,
+            "kernel_width": layer.kernel_width,
             "dilation": layer.dilation,
             "stride": layer.stride,
             "effective_stride": float(layer.reach.stride),
@@ -120,12 +121,13 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
         described = {"receptive_field": seen.output.size, "image_pooling": seen.output.pooled}
         click.echo(json.dumps({**described, "macs": seen.macs, "layers": rows}, indent=2))
         return
-    columns = ("layer", "kind", "kernel", "dilation", "stride")
+    columns = ("layer", "kind", "dilation", "stride")
     print_table(
-        (*columns, "effective stride", "receptive field", "centre", "MMAC"),
+        (*columns, "kernel", "effective stride", "receptive field", "centre", "MMAC"),
         [
             (
                 *(str(row[name]) for name in columns),
+                f"{layer.kernel}x{layer.kernel_width}",
                 f"{row['effective_stride']:g}",
                 "image" if row["receptive_field"] is None else str(row["receptive_field"]),
                 "-" if row["centre"] is None else f"{row['centre']:g}",

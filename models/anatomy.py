@@ -1,0 +1,268 @@
+"""A network's layers as they run: dilation, receptive field, effective stride, work.
+
+Shapes and geometry come from watching one forward pass, so any network can be looked into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from segdeploy.models.errors import ModelInputError, first_line
+from segdeploy.models.receptive_field import Reach, receptive_field
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or pooling as it ran: its geometry, its reach, its work.
+
+    `dilation`, `stride` and `reach` are along the rows; `kernel` and `kernel_width` are both sides.
+    """
+
+    name: str
+    kind: str
+    kernel: int
+    kernel_width: int
+    dilation: int
+    stride: int
+    macs: int
+    reach: Reach
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A network's layers in the order in which they ran, and the reach of its output."""
+
+    layers: tuple[Layer, ...]
+    output: Reach
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all convolutions, for one image."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def output_stride(self) -> int:
+        """Input pixels a step of the coarsest map that a convolution gives."""
+        strides = [layer.reach.stride for layer in self.layers if layer.reach.first is not None]
+        return int(max(strides, default=Fraction(1)))
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """The dilations of the convolutions, each once, in order."""
+        wide = [layer for layer in self.layers if max(layer.kernel, layer.kernel_width) > 1]
+        return tuple(sorted({layer.dilation for layer in wide}))
+
+
+def anatomy(network: nn.Module, size: tuple[int, int]) -> Anatomy:
+    """Run `network` once on an image of `size` (H, W) and follow what each value depends on.
+
+    A network on the meta device is followed without computing anything.
+
+    Raises:
+        ModelInputError: if the network cannot take the size.
+    """
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, 3, *size, device=device)
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad(), _Tracer() as tracer, _named(network, tracer):
+            tracer.mark(image, Reach())
+            output = network(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelInputError(
+            f"the network cannot take a {size[0]}x{size[1]} image ({first_line(error)})"
+        ) from error
+    finally:
+        network.train(training)
+    return Anatomy(tuple(tracer.layers), tracer.of([output]))
+
+
+_PLAIN = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = (
+    "input",
+    "weight",
+    "bias",
+    "stride",
+    "padding",
+    "output_padding",
+    "groups",
+    "dilation",
+)
+# Functions after which a value may depend on any position of the map.
+_MIXING = (
+    *("matmul", "__matmul__", "bmm", "baddbmm", "einsum", "roll"),
+    *("scaled_dot_product_attention", "multi_head_attention_forward"),
+)
+_REDUCING = (
+    "mean",
+    "sum",
+    "amax",
+    "max",
+    "var",
+    "std",
+    "logsumexp",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+)
+_RESIZING = ("interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "grid_sample")
+
+
+class _Tracer(TorchFunctionMode):
+    """Carries a `Reach` from the inputs of every torch function to its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: list[Layer] = []
+        self.module = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        before = self.of([*args, *kwargs.values()])
+        output = func(*args, **kwargs)
+        for tensor in _tensors([output]):
+            maps = [a for a in _tensors(args) if a.ndim == 4]
+            # Of a map and a 1x1 map that scales or shifts it, the map says how large the result is.
+            source = max(maps, key=lambda a: a.shape[2] * a.shape[3], default=None)
+            self.mark(tensor, self._behind(func, before, source, tensor, args, kwargs))
+        return output
+
+    def mark(self, tensor: Tensor, reach: Reach) -> None:
+        """Remember what a feature map depends on."""
+        tensor._segdeploy_reach = reach  # type: ignore[attr-defined]
+
+    def of(self, values: Iterable[Any]) -> Reach:
+        """The joined reach of all tensors among `values`, however deep."""
+        reaches = list(_reaches(values))
+        if not reaches:
+            return Reach()
+        joined = reaches[0]
+        for reach in reaches[1:]:
+            joined = joined.joined(reach)
+        return joined
+
+    def _behind(
+        self,
+        func: Any,
+        before: Reach,
+        source: Tensor | None,
+        output: Tensor,
+        args: Any,
+        kwargs: Any,
+    ) -> Reach:
+        name = getattr(func, "__name__", "")
+        if name in _MIXING or (name == "linear" and args[0].ndim == 2):
+            return before.pooled_globally()
+        if source is None:
+            return before
+        if name in ("conv2d", "conv_transpose2d"):
+            return self._convolution(name, before, source, output, args, kwargs)
+        if name in ("max_pool2d", "avg_pool2d"):
+            return self._pooling(name, before, args, kwargs)
+        rows = source.shape[2]
+        if name.startswith("adaptive_") and output.shape[2:] != (1, 1):
+            bins = Fraction(rows, output.shape[2])
+            return before.through(-(-rows // output.shape[2]), bins, 0, 1)
+        if name in _REDUCING and rows * source.shape[3] > 1 and output.shape[2:] in ((), (1, 1)):
+            return before.pooled_globally()
+        if name in _RESIZING and output.shape[2] != rows:
+            aligned = bool(kwargs.get("align_corners"))
+            return before.resized(Fraction(output.shape[2], rows), align_corners=aligned)
+        return before  # value by value, or the same values in another layout
+
+    def _convolution(
+        self, name: str, before: Reach, source: Tensor, output: Tensor, args: Any, kwargs: Any
+    ) -> Reach:
+        transposed = name == "conv_transpose2d"
+        given = {"stride": 1, "padding": 0, "dilation": 1, **kwargs}
+        given.update(zip(_TRANSPOSED if transposed else _PLAIN, args, strict=False))
+        weight: Tensor = given["weight"]
+        kernel, stride, dilation = (
+            weight.shape[2],
+            _first(given["stride"]),
+            _first(given["dilation"]),
+        )
+        reach = receptive_field(kernel, dilation)
+        padding = given["padding"]
+        if isinstance(padding, str):
+            padding = (reach - 1) // 2 if padding == "same" else 0
+        behind = before.through_transposed if transposed else before.through
+        after = behind(kernel, stride, _first(padding), dilation)
+        # A transposed convolution spreads each of its inputs over a kernel of outputs.
+        values = source if transposed else output
+        macs = values.numel() // len(values) * weight[0].numel()
+        kind, width = "conv transposed" if transposed else "conv", weight.shape[3]
+        name = self.module or "(functional)"
+        self.layers.append(Layer(name, kind, kernel, width, dilation, stride, macs, after))
+        return after
+
+    def _pooling(self, name: str, before: Reach, args: Any, kwargs: Any) -> Reach:
+        given = {"padding": 0, "dilation": 1, **kwargs}
+        given.update(zip(("input", "kernel_size", "stride", "padding"), args, strict=False))
+        kernel = _first(given["kernel_size"])
+        stride = _first(given.get("stride") or kernel)
+        after = before.through(kernel, stride, _first(given["padding"]), _first(given["dilation"]))
+        kind, width = name.removesuffix("2d"), _last(given["kernel_size"])
+        self.layers.append(Layer(self.module or kind, kind, kernel, width, 1, stride, 0, after))
+        return after
+
+
+def _reaches(values: Iterable[Any]) -> Iterator[Reach]:
+    for value in values:
+        if isinstance(value, Tensor):
+            reach = getattr(value, "_segdeploy_reach", None)
+            if reach is not None:
+                yield reach
+        elif isinstance(value, dict):
+            yield from _reaches(value.values())
+        elif isinstance(value, (list, tuple)):
+            yield from _reaches(value)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _first(value: Any) -> int:
+    return int(value[0] if isinstance(value, (tuple, list)) else value)
+
+
+def _last(value: Any) -> int:
+    return int(value[-1] if isinstance(value, (tuple, list)) else value)
+
+
+@contextmanager
+def _named(network: nn.Module, tracer: _Tracer) -> Iterator[None]:
+    """Tell the tracer which convolution or pooling module runs."""
+
+    def entering(name: str) -> Callable[..., None]:
+        def enter(*_: Any) -> None:
+            tracer.module = name
+
+        return enter
+
+    def leave(*_: Any) -> None:
+        tracer.module = ""
+
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d)):
+            hooks.append(module.register_forward_pre_hook(entering(name)))
+            hooks.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
