@@ -286,6 +286,8 @@ def _call_factory(
     from torch import nn
 
     wanted = dict(arguments)
+    if "num_classes" in wanted:
+        raise InputError(f"{reference}: give num_classes as --num-classes, not as --arg")
     if _takes_num_classes(factory):
         wanted["num_classes"] = num_classes
     try:

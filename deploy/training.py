@@ -73,7 +73,10 @@ def train(
     Raises:
         InputError, ModelInputError: for a model, data set, setting or output that cannot be used.
     """
-    out = check_output(Path(out), CHECKPOINT_SUFFIX)
+    spec = ModelSpec.of(model)
+    out = check_output(
+        Path(out), CHECKPOINT_SUFFIX, read_from=Path(spec.model) if spec.is_file else spec.weights
+    )
     require("torch", "torchvision", "safetensors")
     import torch
 
@@ -81,12 +84,12 @@ def train(
     from segdeploy.models.checkpoint import check_finite
     from segdeploy.models.dataset import open_dataset
     from segdeploy.models.distributed import process_group, rank, world_size
+    from segdeploy.models.errors import ModelInputError
     from segdeploy.models.training import Training, TrainingSettings
 
     dataset = open_dataset(Path(data))
     frames = dataset.frames(split)
     validation = dataset.frames(val_split) if validate_every else []
-    spec = ModelSpec.of(model)
     torch.manual_seed(settings.get("seed", 0))  # the network's random initial weights
     loaded = _with_provenance(load_network(spec, dataset, DEFAULT_SIZE))
     contract = loaded.contract
@@ -120,7 +123,10 @@ def train(
             done = training.epochs_done
             # A network that has diverged does not replace the last good one.
             check_finite(loaded.network, f"training: epoch {done} is not saved")
-            loaded.network.fit(contract.size)
+            try:
+                loaded.network.fit(contract.size)
+            except ModelInputError as error:
+                raise ModelInputError(f"training: epoch {done} is not saved; {error}") from error
             miou = None
             if validate_every and (done % validate_every == 0 or done == chosen.epochs):
                 miou = _validate(loaded, dataset, validation)

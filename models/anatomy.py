@@ -23,7 +23,7 @@ from segdeploy.models.receptive_field import Reach, receptive_field
 class Layer:
     """One convolution or pooling as it ran: its geometry, its reach, its work.
 
-    `dilation`, `stride` and `reach` are along the rows; `kernel` and `kernel_width` are both sides.
+    `stride` and `reach` are along the rows; what ends in `_width` is along the columns.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Layer:
     kernel: int
     kernel_width: int
     dilation: int
+    dilation_width: int
     stride: int
     macs: int
     reach: Reach
@@ -57,8 +58,9 @@ class Anatomy:
     @property
     def dilations(self) -> tuple[int, ...]:
         """The dilations of the convolutions, each once, in order."""
-        wide = [layer for layer in self.layers if max(layer.kernel, layer.kernel_width) > 1]
-        return tuple(sorted({layer.dilation for layer in wide}))
+        rows = {layer.dilation for layer in self.layers if layer.kernel > 1}
+        columns = {layer.dilation_width for layer in self.layers if layer.kernel_width > 1}
+        return tuple(sorted(rows | columns))
 
 
 def anatomy(network: nn.Module, size: tuple[int, int]) -> Anatomy:
@@ -162,7 +164,13 @@ class _Tracer(TorchFunctionMode):
         if name in _MIXING or (name == "linear" and args[0].ndim == 2):
             return before.pooled_globally()
         if source is None:
-            return before
+            shrunk = name in _REDUCING and output.numel() < args[0].numel()
+            return before.pooled_globally() if shrunk else before
+        if name == "pad":
+            return before.shifted(-args[1][2] if len(args[1]) > 2 else 0)
+        if name == "__getitem__":
+            start, step = _rows_taken(args[1], source.shape[2])
+            return before.shifted(start).through(1, step, 0, 1)
         if name in ("conv2d", "conv_transpose2d"):
             return self._convolution(name, before, source, output, args, kwargs)
         if name in ("max_pool2d", "avg_pool2d"):
@@ -201,7 +209,8 @@ class _Tracer(TorchFunctionMode):
         macs = values.numel() // len(values) * weight[0].numel()
         kind, width = "conv transposed" if transposed else "conv", weight.shape[3]
         name = self.module or "(functional)"
-        self.layers.append(Layer(name, kind, kernel, width, dilation, stride, macs, after))
+        across = _last(given["dilation"])
+        self.layers.append(Layer(name, kind, kernel, width, dilation, across, stride, macs, after))
         return after
 
     def _pooling(self, name: str, before: Reach, args: Any, kwargs: Any) -> Reach:
@@ -211,7 +220,7 @@ class _Tracer(TorchFunctionMode):
         stride = _first(given.get("stride") or kernel)
         after = before.through(kernel, stride, _first(given["padding"]), _first(given["dilation"]))
         kind, width = name.removesuffix("2d"), _last(given["kernel_size"])
-        self.layers.append(Layer(self.module or kind, kind, kernel, width, 1, stride, 0, after))
+        self.layers.append(Layer(self.module or kind, kind, kernel, width, 1, 1, stride, 0, after))
         return after
 
 
@@ -233,6 +242,18 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+
+
+def _rows_taken(index: Any, rows: int) -> tuple[int, int]:
+    """First row and step of a slice of a map `(N, C, H, W)`; (0, 1) of another index."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in parts:
+        gap = parts.index(Ellipsis)
+        parts[gap : gap + 1] = [slice(None)] * (5 - len(parts))
+    if len(parts) < 3 or not isinstance(parts[2], slice):
+        return 0, 1
+    start, _, step = parts[2].indices(rows)
+    return start, step
 
 
 def _first(value: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from segdeploy.models.errors import ModelInputError
+from segdeploy.models.images import MAX_PIXELS
+
+_LARGEST_SCALE = 32
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,33 @@ class Augmentation:
         low, high = self.scale
         if not 0 < low <= high < math.inf:
             raise ModelInputError(f"scale {low} to {high}: must be positive, the lower one first")
+        if high > _LARGEST_SCALE or math.prod(self.crop) > MAX_PIXELS:
+            raise ModelInputError(
+                f"scale up to {high} and crop {self.crop[0]}x{self.crop[1]}: a scale above "
+                f"{_LARGEST_SCALE} or a crop of more than {MAX_PIXELS} pixels is no use; lower it"
+            )
+
+
+class _RandomScale(v2.Transform):  # type: ignore[misc]
+    """Scale a frame to fit `size` (H, W), times a random factor.
+
+    Not torchvision's ScaleJitter, which takes the target as (W, H) and can scale to nothing.
+    """
+
+    def __init__(self, size: tuple[int, int], factors: tuple[float, float]):
+        super().__init__()
+        self._size = size
+        self._factors = factors
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        low, high = self._factors
+        height, width = v2.query_size(flat_inputs)
+        factor = min(self._size[0] / height, self._size[1] / width)
+        factor *= low + float(torch.rand(())) * (high - low)
+        return {"size": [max(1, round(side * factor)) for side in (height, width)]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resize(inpt, size=params["size"], antialias=True)
 
 
 class Augment:
@@ -50,7 +81,7 @@ class Augment:
             tv_tensors.Image: [round(255 * value) for value in mean],
             tv_tensors.Mask: ignore_index,
         }
-        steps: list[v2.Transform] = [v2.ScaleJitter(size, wanted.scale, antialias=True)]
+        steps: list[v2.Transform] = [_RandomScale(size, wanted.scale)]
         if wanted.rotation:
             steps.append(
                 v2.RandomRotation(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from segdeploy.models.augmentation import Augment
 from segdeploy.models.dataset import Frame
 from segdeploy.models.distributed import rank, world_size
-from segdeploy.models.errors import ModelInputError
+from segdeploy.models.errors import ModelInputError, first_line
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,14 @@ class _Crops(Dataset[_Crop | ModelInputError]):
             return error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mixed(self._seed, epoch, index))
-            crop, labels = self._augment(
-                torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
-            )
+            picture = torch.from_numpy(image).permute(2, 0, 1)
+            try:
+                crop, labels = self._augment(picture, torch.from_numpy(mask))
+            except RuntimeError as error:
+                return ModelInputError(
+                    f"{frame.image}: cannot be scaled and cropped ({first_line(error)}); "
+                    "change --scale or --crop, or take the frame out"
+                )
         return crop, labels, frame.name
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from segdeploy.models.errors import ModelInputError, first_line
 
@@ -88,14 +89,16 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(loaded, dict):
         inner = [loaded[key] for key in _ENVELOPES if isinstance(loaded.get(key), dict)]
-        loaded = inner[0] if inner else loaded
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        loaded = next((state for state in inner if state), loaded)
+    if not isinstance(loaded, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
+    ):
         raise ModelInputError(
             f"{path}: is not a plain state dict (names to tensors); "
             "save it with torch.save(model.state_dict(), FILE)"
         )
-    if loaded and all(key.startswith(_PREFIX) for key in loaded):  # DistributedDataParallel's
-        return {key.removeprefix(_PREFIX): value for key, value in loaded.items()}
+    while loaded and all(key.startswith(_PREFIX) for key in loaded):  # DistributedDataParallel's
+        loaded = {key.removeprefix(_PREFIX): value for key, value in loaded.items()}
     return loaded
 
 
@@ -116,6 +119,13 @@ def load_weights(
         for key, value in state.items()
         if key in wanted or not key.startswith(_TRAINING_ONLY)
     }
+    for key, value in given.items():
+        same_kind = key not in wanted or value.is_floating_point() == _is_float(wanted[key])
+        if value.layout != torch.strided or value.is_meta or not same_kind:
+            raise ModelInputError(
+                f"{source}: tensor {key} is {value.dtype}, {value.layout} on {value.device}, which "
+                "cannot be a weight here; save plain dense tensors of the network's own types"
+            )
     problems = [
         *_listed("missing", [key for key in wanted if key not in given]),
         *_listed("surplus", [key for key in given if key not in wanted]),
@@ -142,22 +152,37 @@ def _advice(state: Mapping[str, Tensor], architecture: str) -> str:
 
     keys = {key for key in state if not key.startswith(_TRAINING_ONLY)}
     likely = likeliest(keys)
-    if likely and likely != architecture:
-        return f"they look like those of {likely}"
+    if likely and architecture not in likely:
+        return f"they look like those of {likely[0]}"
     return "check the architecture, --num-classes, --width and --arg"
 
 
 def check_finite(module: nn.Module, source: str) -> None:
-    """Refuse a network whose weights are not finite.
+    """Refuse a network whose weights are not finite float32 numbers.
 
     Raises:
-        ModelInputError: naming the first tensor that holds NaN or infinity.
+        ModelInputError: naming the first tensor that holds NaN or infinity, has another float type
+            or, in a lazy layer, no shape yet.
     """
+    for key, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise ModelInputError(
+                f"{source}: parameter {key} has no shape yet; run the network once in its factory"
+            )
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise ModelInputError(
+                f"{source}: parameter {key} is {parameter.dtype}; give a float32 network, lower "
+                "precision is chosen later"
+            )
     for key, value in module.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if _is_float(value) and not torch.isfinite(value).all():
             raise ModelInputError(
                 f"{source}: tensor {key} holds NaN or infinity; retrain or mend it"
             )
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _listed(kind: str, keys: list[str]) -> list[str]:

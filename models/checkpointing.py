@@ -95,12 +95,12 @@ def _convolutions(module: nn.Module) -> int:
 
 
 def _forward(
-    block: nn.Module, plain: Callable[..., Any], parts: list[nn.Module], *inputs: Any
+    block: nn.Module, plain: Callable[..., Any], parts: list[nn.Module], *inputs: Any, **named: Any
 ) -> Any:
     if not (block.training and torch.is_grad_enabled()):
-        return plain(*inputs)
+        return plain(*inputs, **named)
     if parts == [block]:
-        return run_checkpointed(block, *inputs, forward=plain)
+        return run_checkpointed(block, *inputs, forward=partial(plain, **named))
     (value,) = inputs
     for part in parts:
         value = run_checkpointed(part, value)

@@ -23,6 +23,7 @@ from PIL import Image
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.images import read_image, read_mask
 
+_LONGEST_NAME = 100
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -174,12 +175,18 @@ def open_dataset(root: Path) -> DataSet:
         return (
             isinstance(value, list)
             and bool(value)
-            and all(isinstance(v, str) for v in value)
+            and all(isinstance(v, str) and _is_name(v) for v in value)
             and len(set(value)) == len(value)
         )
 
     classes = field("classes", "a list of different names", is_list_of_names("classes"))
-    splits = field("splits", "a list of different folder names", is_list_of_names("splits"))
+    splits = field(
+        "splits",
+        "a list of different folder names",
+        is_list_of_names("splits")
+        and not any(set(v) & set("/\\") for v in described["splits"])
+        and not {".", ".."} & set(described["splits"]),
+    )
     colours = described.get("palette")
     palette = field(
         "palette",
@@ -200,6 +207,10 @@ def open_dataset(root: Path) -> DataSet:
         tuple(splits),
         partial(_list_folder, root),
     )
+
+
+def _is_name(value: str) -> bool:
+    return 0 < len(value) <= _LONGEST_NAME and value.isprintable() and not value.isspace()
 
 
 def _is_rgb(value: object) -> bool:

@@ -20,12 +20,35 @@ from segdeploy.models.errors import ModelInputError, first_line
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _place()[0]
 
 
 def world_size() -> int:
     """How many processes work together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _place()[1]
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of processes, if the environment says both and where to meet.
+
+    A lone variable is left over from something else, and does not make this a part of a group.
+
+    Raises:
+        ModelInputError: if they are not what `torchrun` sets.
+    """
+    said = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
+    if None in said:
+        return 0, 1
+    try:
+        rank, processes = int(said[0] or ""), int(said[1] or "")
+    except ValueError:
+        rank, processes = -1, 0
+    if not 0 <= rank < processes:
+        raise ModelInputError(
+            f"RANK={said[0]!r} and WORLD_SIZE={said[1]!r} in the environment are not what torchrun "
+            "sets; start the processes with torchrun, or unset them"
+        )
+    return rank, processes
 
 
 def device() -> torch.device:

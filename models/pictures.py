@@ -11,18 +11,20 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from segdeploy.models.anatomy import Anatomy
+from segdeploy.models.errors import ModelInputError
 from segdeploy.models.receptive_field import receptive_field
 
 _CELL, _GAP, _TITLE = 6, 12, 22
 _TAP, _HOLE, _FRAME = (118, 185, 0), (225, 225, 225), (220, 60, 40)
 _DRAWS = 4
+_LARGEST_KERNEL = 400  # pixels across, of a kernel that is drawn
 
 
-def dilated_kernel(kernel_size: int, dilation: int) -> NDArray[np.uint8]:
-    """One dilated kernel as a square map: 1 where it has a tap, 0 in its holes."""
-    side = receptive_field(kernel_size, dilation)
-    taps = np.zeros((side, side), np.uint8)
-    taps[::dilation, ::dilation] = 1
+def dilated_kernel(kernel: tuple[int, int], dilation: tuple[int, int]) -> NDArray[np.uint8]:
+    """One dilated kernel, both (rows, columns), as a map: 1 where it has a tap, 0 in its holes."""
+    sides = [receptive_field(*axis) for axis in zip(kernel, dilation, strict=True)]
+    taps = np.zeros(sides, np.uint8)
+    taps[:: dilation[0], :: dilation[1]] = 1
     return taps
 
 
@@ -30,6 +32,9 @@ def effective_receptive_field(network: nn.Module, size: tuple[int, int]) -> NDAr
     """How strongly each pixel moves the middle of the output, `(H, W)`, largest value 1.
 
     Mean absolute gradient over random images (Luo et al. 2016, arXiv 1701.04128, section 2.2).
+
+    Raises:
+        ModelInputError: if no gradient flows through the network.
     """
     network.eval()
     height, width = size
@@ -38,6 +43,11 @@ def effective_receptive_field(network: nn.Module, size: tuple[int, int]) -> NDAr
     for _ in range(_DRAWS):
         image = torch.randn(1, 3, height, width, generator=generator).requires_grad_()
         middle: Tensor = network(image)[0, :, height // 2, width // 2]
+        if not middle.requires_grad:
+            raise ModelInputError(
+                "the network's output has no gradient, so its effective receptive field cannot be "
+                "drawn; leave --picture out"
+            )
         (gradient,) = torch.autograd.grad(middle.sum(), image)
         total += gradient[0].abs().sum(0).numpy()
     largest = total.max()
@@ -50,11 +60,17 @@ def draw_network(anatomy: Anatomy, field: NDArray[np.float64], title: str) -> Im
 
     The kernels are drawn to one scale; `field` is what `effective_receptive_field` gave.
     """
-    kinds = sorted({(la.kernel, la.dilation) for la in anatomy.layers if la.kind == "conv"})
-    kernels = [_kernel_panel(kernel, dilation) for kernel, dilation in kinds]
+    kinds = sorted(
+        {
+            ((la.kernel, la.kernel_width), (la.dilation, la.dilation_width))
+            for la in anatomy.layers
+            if la.kind == "conv"
+        }
+    )
+    kernels = [_kernel_panel(*kind) for kind in kinds]
     seen = _field_panel(anatomy, field)
     width = max(sum(k.width + _GAP for k in kernels) + _GAP, seen.width + 2 * _GAP)
-    top = _TITLE + max(k.height for k in kernels) + _GAP
+    top = _TITLE + max((k.height for k in kernels), default=0) + _GAP
     sheet = Image.new("RGB", (width, top + seen.height + _GAP), "white")
     ImageDraw.Draw(sheet).text((_GAP, 4), title, fill="black", font_size=14)
     _paste_row(sheet, kernels, _TITLE)
@@ -69,13 +85,18 @@ def _paste_row(sheet: Image.Image, panels: Sequence[Image.Image], top: int) -> N
         left += panel.width + _GAP
 
 
-def _kernel_panel(kernel: int, dilation: int) -> Image.Image:
-    taps = dilated_kernel(kernel, dilation)
-    cell = max(1, min(_CELL, 220 // len(taps)))
-    colours = np.array([_HOLE, _TAP], np.uint8)[taps]
-    drawn = Image.fromarray(colours.repeat(cell, 0).repeat(cell, 1))
+def _kernel_panel(kernel: tuple[int, int], dilation: tuple[int, int]) -> Image.Image:
+    rows, columns = dilation
+    label = f"{kernel[0]}x{kernel[1]}, dilation {rows if rows == columns else f'{rows}x{columns}'}"
+    if max(receptive_field(k, d) for k, d in zip(kernel, dilation, strict=True)) > _LARGEST_KERNEL:
+        drawn = Image.new("RGB", (116, 14), "white")
+        ImageDraw.Draw(drawn).text((0, 0), "too large to draw", fill="black", font_size=11)
+    else:
+        taps = dilated_kernel(kernel, dilation)
+        cell = max(1, min(_CELL, 220 // max(taps.shape)))
+        colours = np.array([_HOLE, _TAP], np.uint8)[taps]
+        drawn = Image.fromarray(colours.repeat(cell, 0).repeat(cell, 1))
     panel = Image.new("RGB", (max(drawn.width, 116), drawn.height + 18), "white")
-    label = f"{kernel}x{kernel}, dilation {dilation}"
     ImageDraw.Draw(panel).text((0, 2), label, fill="black", font_size=11)
     panel.paste(drawn, (0, 18))
     return panel

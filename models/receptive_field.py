@@ -59,6 +59,13 @@ class Reach:
         first = self.first + step * (padding + 1 - receptive_field(kernel, dilation))
         return Reach(first, self.last + step * padding, step, self.pooled)
 
+    def shifted(self, rows: int) -> Reach:
+        """The reach where row i is taken from row `i + rows`: behind a crop, or a padding (< 0)."""
+        if self.first is None or self.last is None:
+            return self
+        offset = self.stride * rows
+        return replace(self, first=self.first + offset, last=self.last + offset)
+
     def resized(self, factor: Fraction, *, align_corners: bool) -> Reach:
         """The reach behind a bilinear resize: two neighbours, half a step to either side.
 

@@ -111,6 +111,11 @@ _ENTRIES = (
     ),
 )
 _ALIKE = 0.9
+# Options with which a network has other layers.
+_VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "dilated_vgg16": ({"context": "basic"},),
+    "deeplabv2_vgg16": ({"rates": [6, 12, 18, 24]},),
+}
 ARCHITECTURES: Mapping[str, Architecture] = {entry.name: entry for entry in _ENTRIES}
 
 
@@ -127,15 +132,18 @@ def check_name(name: str) -> None:
         )
 
 
-def likeliest(keys: Set[str]) -> str | None:
-    """The registered network whose state dict has most of these names; None if none has 9 of 10."""
-    shares = {}
+def likeliest(keys: Set[str]) -> list[str]:
+    """The registered networks whose state dict has most of these names; none below 9 of 10."""
+    shares: dict[str, float] = {}
     with torch.device("meta"):  # nothing is computed or stored
         for entry in _ENTRIES:
-            own = entry.build(2).state_dict().keys()
-            shares[entry.name] = len(keys & own) / len(keys | own)
-    best = max(shares, key=lambda name: shares[name])
-    return best if shares[best] >= _ALIKE else None
+            variants: tuple[dict[str, Any], ...] = ({}, *_VARIANTS.get(entry.name, ()))
+            for arguments in variants:
+                own = entry.build(2, **arguments).state_dict().keys()
+                share = len(keys & own) / len(keys | own)
+                shares[entry.name] = max(share, shares.get(entry.name, 0))
+    best = max(shares.values())
+    return [name for name, share in shares.items() if share == best and share >= _ALIKE]
 
 
 def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:

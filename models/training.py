@@ -99,9 +99,14 @@ class Training:
         self._frames = frames
         self._device = device()
         self._network = with_shared_norms(network.to(self._device))
-        if settings.checkpointing:
-            checkpoint_blocks(self._network)
+        if settings.checkpointing and not checkpoint_blocks(self._network):
+            raise ModelInputError(
+                "training: the network has no block of two convolutions or more to checkpoint; "
+                "leave --checkpointing out"
+            )
         self._parallel = parallel(self._network)
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ModelInputError("training: the network has no weight that may be trained")
         weights = None if class_weights is None else class_weights.to(self._device)
         self._loss = weighted_sum(settings.loss, ignore_index, weights)
         self._augment = Augment(settings.augmentation, settings.size, settings.mean, ignore_index)
@@ -200,12 +205,17 @@ class Training:
     def _logits(self, images: Tensor, batch: Batch) -> Tensor:
         try:
             logits: Tensor = self._parallel(images)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
+        except Exception as error:  # the user's own code may fail in any way
+            if "more than 1 value per channel" in str(error):
+                raise ModelInputError(
+                    f"training: BatchNorm cannot normalise a batch of {len(batch.names)} behind a "
+                    "global pooling; give a larger --batch-size"
+                ) from error
+            if isinstance(error, RuntimeError) and world_size() > 1:
+                raise  # another process may have ended
             raise ModelInputError(
-                f"training: BatchNorm cannot normalise a batch of {len(batch.names)} behind a "
-                "global pooling; give a larger --batch-size"
+                f"training: the network fails in training mode on a batch of {len(batch.names)} "
+                f"({type(error).__name__}: {first_line(error)})"
             ) from error
         return logits
 
@@ -232,7 +242,7 @@ def _survived(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
         yield from loader
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
             raise
         raise ModelInputError(
             f"training: a process that loads data died ({first_line(error)}); out of memory? "

@@ -140,3 +140,33 @@ def test_transposed_and_narrow_convolutions_are_counted_by_hand() -> None:
     assert (first.kernel, first.kernel_width, first.macs) == (1, 7, 5 * 6 * 4 * 3 * 7)
     assert (second.kind, second.macs) == ("conv transposed", 5 * 6 * 4 * 2 * 16)
     assert second.reach.stride == 0.5
+
+
+class Focus(nn.Module):
+    """Space to depth by slices, as YOLOX has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2]], 1)
+
+
+def test_slices_and_paddings_move_the_reach() -> None:
+    seen = anatomy(nn.Sequential(Focus(), nn.Conv2d(9, 2, 3, padding=1)), (16, 16))
+    assert (seen.output.stride, seen.output.size, seen.output_stride) == (2, 6, 2)
+    for padded in (
+        nn.Sequential(nn.ZeroPad2d(2), nn.Conv2d(3, 2, 5)),
+        nn.Sequential(nn.Conv2d(3, 2, 5, padding=2, padding_mode="reflect")),
+    ):
+        assert (anatomy(padded, (16, 16)).output.centre, padded[-1].kernel_size[0]) == (0, 5)
+
+
+def test_a_mean_over_flattened_positions_is_a_global_pooling() -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x.flatten(2).mean(2)[:, :, None, None]
+
+    assert anatomy(nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), Mean()), (16, 16)).output.pooled
+
+
+def test_dilations_along_the_columns_are_listed() -> None:
+    layer = nn.Conv2d(3, 2, 3, dilation=(1, 4), padding=(1, 4))
+    assert anatomy(nn.Sequential(layer), (16, 16)).dilations == (1, 4)

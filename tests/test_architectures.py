@@ -146,7 +146,7 @@ def test_wrong_strides_and_grids_are_refused() -> None:
 
 
 def test_the_kernel_picture_has_the_slides_holes() -> None:
-    taps = dilated_kernel(3, 2)
+    taps = dilated_kernel((3, 3), (2, 2))
     assert taps.tolist() == [[1, 0, 1, 0, 1], [0] * 5, [1, 0, 1, 0, 1], [0] * 5, [1, 0, 1, 0, 1]]
 
 

@@ -196,3 +196,22 @@ def test_a_deeply_nested_description_is_no_crash(copy: Path) -> None:
     (copy / "dataset.json").write_text("[" * 100_000)
     with pytest.raises(ModelInputError, match="is not JSON"):
         open_dataset(copy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("classes", ["", "b", "c", "d", "e", "f", "g", "h"]),
+        ("classes", ["\x1b[31m", "b", "c", "d", "e", "f", "g", "h"]),
+        ("classes", ["\ud800", "b", "c", "d", "e", "f", "g", "h"]),
+        ("splits", ["/etc"]),
+        ("splits", ["../other/train"]),
+        ("splits", ["tr\0ain"]),
+        ("splits", [".."]),
+    ],
+)
+def test_names_are_printable_and_splits_lie_inside(copy: Path, field: str, value: list) -> None:
+    described = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps({**described, field: value}))
+    with pytest.raises(ModelInputError, match=f"'{field}' must be"):
+        open_dataset(copy)

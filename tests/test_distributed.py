@@ -19,6 +19,7 @@ from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
 from segdeploy.network import ModelSpec
 
+GROUP = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 PROGRAM = """
 import json, os, pathlib, sys, segdeploy
 from segdeploy.network import ModelSpec
@@ -68,7 +69,8 @@ def test_a_batch_that_two_processes_cannot_share(
     from segdeploy.models.augmentation import Augment, Augmentation
     from segdeploy.models.batches import epoch_loader
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in GROUP.items():
+        monkeypatch.setenv(name, value)
     augment = Augment(Augmentation((8, 8)), (8, 8), (0.5, 0.5, 0.5), 255)
     frames = open_dataset(dataset).frames("train")
     with pytest.raises(ModelInputError, match="--batch-size 5 cannot be shared by 2 processes"):
@@ -101,7 +103,8 @@ def test_two_processes_validate_the_network_that_is_saved(dataset: Path, tmp_pat
 def test_one_frame_is_not_shared_by_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     from segdeploy.models.batches import _Shares
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in GROUP.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ModelInputError, match="1 frames cannot be shared by 2 processes"):
         _Shares(1, 4, 0, 0)
     assert [len(share) for share in _Shares(3, 4, 0, 0)] == [1]

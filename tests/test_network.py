@@ -136,14 +136,14 @@ def test_weights_of_another_architecture_name_the_first_keys(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("given", "likely"),
-    [("deeplabv3_resnet101", "deeplabv3_resnet101"), ("deeplabv2_vgg16", "deeplabv2_vgg16")],
+    ("likely", "options"),
+    [("deeplabv3_resnet101", {}), ("deeplabv2_vgg16", {"rates": [6, 12, 18, 24]})],
 )
 def test_weights_of_another_architecture_name_the_likeliest(
-    given: str, likely: str, tmp_path: Path
+    likely: str, options: dict, tmp_path: Path
 ) -> None:
-    small = {"width": 4, "hidden": 8} if "vgg" in given else {}
-    path = plain(tmp_path, build(given, 3, small).state_dict())
+    small = {"width": 4, "hidden": 8} if "vgg" in likely else {}
+    path = plain(tmp_path, build(likely, 3, {**small, **options}).state_dict())
     spec = ModelSpec("deeplabv3_resnet50", 3, {}, path, (64, 64))
     with pytest.raises(ModelInputError, match=f"they look like those of {likely}$"):
         load_network(spec)
@@ -369,3 +369,30 @@ def test_nan_in_a_factorys_own_weights_names_the_tensor(project: Path) -> None:
     )
     with pytest.raises(ModelInputError, match="ill:make: tensor weight holds NaN"):
         load_network(ModelSpec("ill:make", 2, {}, None, (8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: {0: s["classifier.bias"]}, "is not a plain state dict"),
+        (lambda s: {**s, "classifier.bias": s["classifier.bias"].to_sparse()}, "sparse_coo"),
+        (lambda s: {**s, "classifier.bias": s["classifier.bias"].to(torch.cfloat)}, "complex64"),
+        (lambda s: {**s, "classifier.bias": s["classifier.bias"].int()}, "is torch.int32"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named(change, said: str, tmp_path: Path) -> None:
+    path = plain(tmp_path, change(DeepLabV3(3, **SMALL).state_dict()))
+    with pytest.raises(ModelInputError, match=said):
+        load_network(ModelSpec("deeplabv3", 3, SMALL, path, (32, 32)))
+
+
+def test_another_width_is_not_called_another_network(tmp_path: Path) -> None:
+    path = plain(tmp_path, DeepLabV3(3, width=8).state_dict())
+    for name in ("deeplabv3", "memory_efficient_deeplabv3"):
+        with pytest.raises(ModelInputError, match="check the architecture, --num-classes, --width"):
+            load_network(ModelSpec(name, 3, SMALL, path, (32, 32)))
+
+
+def test_num_classes_is_no_argument_of_a_factory(project: Path) -> None:
+    with pytest.raises(InputError, match="give num_classes as --num-classes"):
+        load_network(ModelSpec("mynet.seg:make", 3, {"num_classes": 5}, None, (32, 32)))

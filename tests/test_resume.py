@@ -247,13 +247,14 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(dataset: Path, tmp_path: Pa
         "from segdeploy.cli import main; main()"
     )
     command = [
-        *(sys.executable, "-c", limited, "train", out, "--data", dataset, "--epochs", "1"),
-        *("--batch-size", "4", "--workers", "0", "-q", "-o", out),
+        *(sys.executable, "-c", limited, "train", "deeplabv3", "--width", "4", "--stride", "4"),
+        *("--data", dataset, "--size", "32x48", "--epochs", "1", "--batch-size", "4"),
+        *("--workers", "0", "-q", "-o", out),
     ]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 2, ran.stderr
     assert ran.stderr.splitlines()[-1].startswith("error: ")
-    assert "File too large" in ran.stderr
+    assert "m.safetensors: File too large" in ran.stderr
     assert out.read_bytes() == good
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 import segdeploy
 from segdeploy.errors import InputError
@@ -109,3 +110,112 @@ def test_the_output_is_checked_before_the_work(dataset: Path, tmp_path: Path) ->
         segdeploy.train(SMALL, dataset, tmp_path / "no" / "m.safetensors")
     with pytest.raises(InputError, match=r"must end in \.safetensors"):
         segdeploy.train(SMALL, dataset, tmp_path / "m.pth")
+
+
+def test_a_checkpoint_is_not_trained_onto_itself(checkpoint: Path, dataset: Path) -> None:
+    before = checkpoint.read_bytes()
+    with pytest.raises(InputError, match="is the input itself; give another output"):
+        segdeploy.train(checkpoint, dataset, checkpoint, epochs=1)
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "said"),
+    [
+        ("frozen", {}, "no weight that may be trained"),
+        ("flat", {"checkpointing": True}, "no block of two convolutions or more"),
+        ("half", {}, "parameter weight is torch.float16; give a float32 network"),
+        ("lazy", {}, "parameter weight has no shape yet"),
+        ("moody", {}, r"fails in training mode on a batch of 4 \(KeyError: 'no'\)"),
+    ],
+)
+def test_networks_that_cannot_be_trained_say_why(
+    factory: str, options: dict, said: str, dataset: Path, tmp_path: Path
+) -> None:
+    spec = ModelSpec(f"{__name__}:{factory}", size=(32, 48))
+    with pytest.raises(ModelInputError, match=said):
+        segdeploy.train(
+            spec, dataset, tmp_path / "m.safetensors", batch_size=4, workers=0, **options
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def flat(num_classes: int) -> nn.Module:
+    return nn.Conv2d(3, num_classes, 1)
+
+
+def frozen(num_classes: int) -> nn.Module:
+    return flat(num_classes).requires_grad_(False)
+
+
+def half(num_classes: int) -> nn.Module:
+    return flat(num_classes).half()
+
+
+def lazy(num_classes: int) -> nn.Module:
+    return nn.LazyConv2d(num_classes, 1)
+
+
+class Moody(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise KeyError("no")
+        return super().forward(x)
+
+
+def moody(num_classes: int) -> nn.Module:
+    return Moody(3, num_classes, 1)
+
+
+class Scaled(nn.Module):
+    """Blocks that take an argument by its name."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.block = Block()
+        self.last = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.block(x, scale=2.0))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, scale: float) -> torch.Tensor:
+        return self.two(self.one(x).relu() * scale)
+
+
+def test_checkpointing_passes_named_arguments_on(dataset: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(f"{__name__}:Scaled", size=(32, 48))
+    losses = [
+        segdeploy.train(
+            spec, dataset, tmp_path / f"{on}.safetensors", epochs=1, workers=0, checkpointing=on
+        ).loss
+        for on in (False, True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_frame_that_cannot_be_cropped_is_named(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelInputError, match="scale up to 3000"):
+        segdeploy.train(
+            SMALL, dataset, tmp_path / "m.safetensors", augmentation={"scale": (1, 3000)}
+        )
+
+
+@pytest.mark.parametrize(
+    "said", [{"WORLD_SIZE": "x"}, {"RANK": "2"}, {"WORLD_SIZE": "0"}, {"RANK": ""}]
+)
+def test_a_senseless_environment_is_told(said: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    from segdeploy.models.distributed import rank, world_size
+
+    group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in {**group, **said}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ModelInputError, match="are not what torchrun sets"):
+        world_size()
+    monkeypatch.delenv("MASTER_PORT")
+    assert (rank(), world_size()) == (0, 1)

@@ -20,7 +20,7 @@ def progress(title: str, quiet: bool) -> Iterator[Callable[..., None]]:
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
@@ -41,12 +41,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     """Print a table to stdout; the first column is flush left, the others right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # a name may look like rich's markup
     if title:
         print(title)
     console = Console()

@@ -59,8 +59,13 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(asdict(result)))
         return
-    rows = [(name, percent(iou)) for name, iou in result.iou.items()]
-    rows += [("mean IoU", percent(result.miou)), ("pixel accuracy", percent(result.pixel_accuracy))]
-    print_table(("class", "IoU %"), rows, f"{model} on {result.frames} frames of {data}/{split}")
+    rows = [(name, percent(iou), percent(result.dice[name])) for name, iou in result.iou.items()]
+    rows += [
+        ("mean", percent(result.miou), percent(result.mean_dice)),
+        ("weighted by frequency", percent(result.frequency_weighted_iou), ""),
+    ]
+    title = f"{model} on {result.frames} frames of {data}/{split}"
+    print_table(("class", "IoU %", "Dice %"), rows, title)
+    click.echo(f"mean IoU {percent(result.miou)}, pixel accuracy {percent(result.pixel_accuracy)}")
     if undefined := [name for name, iou in result.iou.items() if iou is None]:
         click.echo(f"undefined, left out of the mean (in no mask, never predicted): {undefined}")

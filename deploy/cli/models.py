@@ -72,6 +72,14 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _pair(rows: int, columns: int) -> str:
+    return str(rows) if rows == columns else f"{rows}x{columns}"
+
+
+def _has_contract(weights: Path | None) -> bool:
+    return weights is not None and weights.suffix == ".safetensors"
+
+
 @models.command()
 @click.argument("model")
 @network_options
@@ -88,8 +96,11 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
         check_output(picture, ".png")
     spec = network_spec(model, options)
     if not spec.is_file:
-        size, classes = spec.size or (256, 256), spec.num_classes or 21
-        spec = replace(spec, size=size, num_classes=None if spec.weights else classes)
+        spec = replace(
+            spec,
+            size=spec.size or (None if _has_contract(spec.weights) else (256, 256)),
+            num_classes=spec.num_classes or (None if spec.weights else 21),
+        )
     loaded = load_network(spec)
 
     from segdeploy.models.anatomy import anatomy
@@ -109,6 +120,7 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
             "kernel": layer.kernel,
             "kernel_width": layer.kernel_width,
             "dilation": layer.dilation,
+            "dilation_width": layer.dilation_width,
             "stride": layer.stride,
             "effective_stride": float(layer.reach.stride),
             "receptive_field": layer.reach.size,
@@ -121,13 +133,14 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
         described = {"receptive_field": seen.output.size, "image_pooling": seen.output.pooled}
         click.echo(json.dumps({**described, "macs": seen.macs, "layers": rows}, indent=2))
         return
-    columns = ("layer", "kind", "dilation", "stride")
+    columns = ("layer", "kind", "stride")
     print_table(
-        (*columns, "kernel", "effective stride", "receptive field", "centre", "MMAC"),
+        (*columns, "kernel", "dilation", "effective stride", "receptive field", "centre", "MMAC"),
         [
             (
                 *(str(row[name]) for name in columns),
                 f"{layer.kernel}x{layer.kernel_width}",
+                _pair(layer.dilation, layer.dilation_width),
                 f"{row['effective_stride']:g}",
                 "image" if row["receptive_field"] is None else str(row["receptive_field"]),
                 "-" if row["centre"] is None else f"{row['centre']:g}",

@@ -100,7 +100,10 @@ NETWORK_OPTIONS = ("num_classes", "width", "stride", "extra", "weights", "size")
 def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
     """Gather what `network_options` collected."""
     arguments = {name: options[name] for name in ("width", "stride") if options[name] is not None}
-    arguments |= dict(options["extra"])
+    for name, value in options["extra"]:
+        if name in arguments:
+            raise click.UsageError(f"{name} is given twice; give it once")
+        arguments[name] = value
     return ModelSpec(model, options["num_classes"], arguments, options["weights"], options["size"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
 @click.option("--amp", is_flag=True, help="Mixed precision.")
 @click.option("--resume", is_flag=True, help="Continue after the last whole epoch.")
 @click.option("--log-dir", type=Path, help="Folder for TensorBoard event files.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option(
     "--workers",
     type=click.IntRange(0),
@@ -119,10 +120,11 @@ def train(
     }
     if crop:
         augmentation["crop"] = crop
-    with progress(f"training {model}", quiet) as update:
-        measured = ""
+    with progress(f"training {model}", quiet or rank() != 0) as update:
+        measured, note = "", ""
 
         def show(step: Step) -> None:
+            nonlocal note
             done = step.epoch * step.steps_per_epoch + step.index + 1
             rate = step.images / step.seconds
             note = f"loss {step.loss:.3f}, {rate:.1f} images/s{measured}"
@@ -132,6 +134,8 @@ def train(
             nonlocal measured
             if miou is not None:
                 measured = f", mIoU {100 * miou:.2f} after epoch {epoch}"
+            if not (quiet or sys.stderr.isatty() or rank() != 0):
+                click.echo(f"epoch {epoch} of {epochs}: {note}", err=True)
 
         def note_unseen(unseen: tuple[str, ...]) -> None:
             if unseen and rank() == 0:
