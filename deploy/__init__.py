@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from segdeploy.evaluation import evaluate
     from segdeploy.exporter.onnx_export import export
     from segdeploy.network import ModelSpec
+    from segdeploy.optimization import optimize
     from segdeploy.quantization import calibrate
     from segdeploy.runtime.predictor import load
     from segdeploy.training import train
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "optimize",
     "train",
 ]
 
@@ -40,6 +42,7 @@ _HOMES = {
     "evaluate": "segdeploy.evaluation",
     "export": "segdeploy.exporter.onnx_export",
     "load": "segdeploy.runtime.predictor",
+    "optimize": "segdeploy.optimization",
     "train": "segdeploy.training",
 }
 

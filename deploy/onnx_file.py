@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, write_atomically
+from segdeploy.models.errors import first_line
 from segdeploy.spec import METADATA_KEY, Contract, read_contract
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ _MAX_BYTES = 2**31 - 1
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file whole.
+    """Read an ONNX file whole, with the weights that it keeps in files beside it.
 
     Raises:
-        InputError: if it is missing, damaged, empty, or keeps weights outside the file.
+        InputError: if it is missing, damaged or empty, or points at data outside its folder.
     """
     import onnx
     from google.protobuf.message import DecodeError
-    from onnx.external_data_helper import uses_external_data
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
     check_input(path)
     try:
@@ -35,12 +36,29 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path}: holds no ONNX graph; is it an ONNX file, and complete?")
     attributes = [attribute for node in model.graph.node for attribute in node.attribute]
     tensors = [*model.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
-    if any(uses_external_data(tensor) for tensor in tensors):
-        raise InputError(
-            f"{path}: keeps weights in another file, which this version does not read; "
-            "save it as one file"
-        )
+    for tensor in tensors:
+        if not uses_external_data(tensor):
+            continue
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        _check_location(path, location)
+        try:
+            load_external_data_for_tensor(tensor, str(path.parent))
+        except Exception as error:  # onnx's own refusals share no base below Exception
+            raise InputError(
+                f"{path}: weight '{tensor.name}' cannot be read from {location} "
+                f"({first_line(error)})"
+            ) from error
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
     return model
+
+
+def _check_location(path: Path, location: str) -> None:
+    folder = path.parent.resolve()
+    if not location or not (folder / location).resolve().is_relative_to(folder):
+        raise InputError(
+            f"{path}: keeps weights at '{location}', outside its own folder; such a file is refused"
+        )
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> bytes:
@@ -72,13 +90,25 @@ def contract_of(model: onnx.ModelProto, path: Path) -> Contract:
     Raises:
         InputError: if there is none or it cannot be read.
     """
+    contract = find_contract(model, path)
+    if contract is None:
+        raise InputError(
+            f"{path}: carries no segdeploy contract (classes, mean, std, size); "
+            "export it with `segdeploy export`"
+        )
+    return contract
+
+
+def find_contract(model: onnx.ModelProto, path: Path) -> Contract | None:
+    """Read the contract from `metadata_props`, if there is one.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
     for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
             return read_contract(entry.value, str(path))
-    raise InputError(
-        f"{path}: carries no segdeploy contract (classes, mean, std, size); "
-        "export it with `segdeploy export`"
-    )
+    return None
 
 
 def set_contract(model: onnx.ModelProto, contract: Contract) -> None:

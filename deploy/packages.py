@@ -13,6 +13,7 @@ _EXTRAS = {
     "torchvision": "torch",
     "safetensors": "torch",
     "onnxscript": "torch",
+    "onnxslim": "torch",
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorboard": "tensorboard",

@@ -68,6 +68,8 @@ def test_tensorrt_rtx_builds_both_with_every_dilation(
 ) -> None:
     for path in (exported, int8):
         report = segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86", "sm89"])
-        assert len(report.convolutions) == 70
+        # 70, and the pooled branch's share of the projection; on the 23x30 map all taps but the
+        # centre of rate 36 are dead, and the upper and lower ones of rate 24.
+        assert len(report.convolutions) == 71
         assert all(proof.holds for proof in report.convolutions)
-        assert {max(p.found.dilation) for p in report.convolutions} == {1, 2, 12, 24, 36}
+        assert {max(p.found.dilation) for p in report.convolutions} == {1, 2, 12, 24}

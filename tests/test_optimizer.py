@@ -18,7 +18,7 @@ from segdeploy.models.deeplabv3 import DeepLabV3
 from segdeploy.models.network import Network
 from segdeploy.models.semantic_segmentation_model import SemanticSegmentationModel
 from segdeploy.optimizer.cost import cost_of
-from segdeploy.optimizer.optimize import optimize
+from segdeploy.optimizer.optimize import optimize_graph as optimize
 
 SIZE = (24, 32)
 
@@ -57,9 +57,9 @@ def test_the_slides_heads_fold_exactly(
     original = before.SerializeToString()
     after, account = optimize(before)
     assert before.SerializeToString() == original
-    assert len(account.rewrites) == 1
-    assert f"{branches} branches emit its 5 channels" in account.rewrites[0]
-    assert "conv_combine folded in" in account.rewrites[0]
+    (head,) = (line for line in account.rewrites if line.startswith("linear head"))
+    assert f"{branches} branches emit its 5 channels" in head
+    assert "conv_combine folded in" in head
     assert account.after.parameters < account.before.parameters
     shapes = [(1, 3, *SIZE)] + ([(2, 3, 40, 33), (1, 3, 65, 51)] if dynamic else [])
     for shape in shapes:
@@ -297,7 +297,7 @@ def random_head(draw: st.DrawFn) -> onnx.ModelProto:
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 @given(st.composite(random_head)())
 def test_random_linear_heads_stay_what_they_are(before: onnx.ModelProto) -> None:
-    after, account = optimize(before)
+    after, account = optimize(before, clean=False)
     onnx.checker.check_model(after, full_check=True)
     x = image(1, 3, 9, 10)
     expected, found = run(before, x), run(after, x)

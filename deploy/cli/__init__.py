@@ -19,6 +19,7 @@ from segdeploy.cli.data import data
 from segdeploy.cli.evaluate import evaluate
 from segdeploy.cli.export import export
 from segdeploy.cli.models import models
+from segdeploy.cli.optimize import optimize
 from segdeploy.cli.predict import predict
 from segdeploy.cli.train import train
 
@@ -32,7 +33,9 @@ def cli(debug: bool) -> None:
     """Take a dilated-convolution segmentation network from PyTorch to a TensorRT engine."""
 
 
-for command in (models, data, train, evaluate, export, calibrate, build_engine, bench, predict):
+for command in (
+    *(models, data, train, evaluate, export, optimize, calibrate, build_engine, bench, predict),
+):
     cli.add_command(command)
 
 

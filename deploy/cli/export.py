@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segdeploy.cli.console import megabytes, percent, print_table
+from segdeploy.cli.optimize import print_account
 from segdeploy.cli.options import (
     json_option,
     network_options,
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 @click.option("--no-optimize", is_flag=True, help="Leave the exact rewrites out.")
 @out_option("ONNX file to write.")
 @json_option
-@click.option("-v", "--verbose", is_flag=True, help="List every convolution.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="List every convolution, and where a pass declined."
+)
 def export(
     model: str,
     data: Path | None,
@@ -60,11 +63,7 @@ def export(
     if report.strangers:
         click.echo(_strangers(report))
     if report.account:
-        for line in report.account.rewrites:
-            click.echo(line)
-        before, after = report.account.before.macs, report.account.after.macs
-        if report.account.rewrites and before and after:
-            click.echo(f"multiply-accumulates of the network: {before:,} become {after:,}")
+        print_account(report.account, verbose=verbose)
     print_table(
         ("parity at input", "max abs", "max rel (of range)", "labels equal %"),
         [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.spec import FOLDED_KEY, MODULE_KEY
@@ -31,6 +31,33 @@ class ConvGeometry:
         """Whether it reads one pixel: a 1x1 convolution with stride 1 and no padding."""
         return (set(self.kernel), set(self.stride), set(self.padding)) == ({1}, {1}, {0})
 
+    def without_dead_taps(self, source: tuple[int, ...], output: tuple[int, ...]) -> ConvGeometry:
+        """What is left where only taps count that read a map of `source` (H, W), not its padding.
+
+        `output` is the size of what the convolution gives. Asked of every tap and output in turn.
+        """
+        kernel, front, back = [], [], []
+        for axis in (0, 1):
+            stride, rate = self.stride[axis], self.dilation[axis]
+            pad = int(self.padding[axis])
+            live = [
+                tap
+                for tap in range(self.kernel[axis])
+                if any(
+                    0 <= o * stride + tap * rate - pad < source[axis] for o in range(output[axis])
+                )
+            ]
+            first, last = (live[0], live[-1]) if live else (0, self.kernel[axis] - 1)
+            kernel.append(last - first + 1)
+            front.append(pad - first * rate)
+            end = (output[axis] - 1) * stride + last * rate - pad + 1 - source[axis]
+            back.append(max(0, end))
+        dilation = tuple(
+            d if k > 1 or was == 1 else 1
+            for d, k, was in zip(self.dilation, kernel, self.kernel, strict=True)
+        )
+        return replace(self, kernel=tuple(kernel), dilation=dilation, padding=(*front, *back))
+
     def differences(self, other: ConvGeometry) -> str:
         """Say in words where `other` departs from this geometry; empty if nowhere."""
         return ", ".join(
@@ -45,7 +72,8 @@ class ConvProof:
     """One PyTorch convolution beside what a graph made of it.
 
     `found` is None if there is no such node; a 1x1 convolution may have been multiplied into the
-    nodes `folded_into`, which changes no pixel that is read (parity proves the numbers).
+    nodes `folded_into`, which changes no pixel that is read (parity proves the numbers). `live` is
+    what `expected` is at a static size without the taps that read padding alone.
     """
 
     module: str
@@ -53,13 +81,14 @@ class ConvProof:
     expected: ConvGeometry
     found: ConvGeometry | None
     folded_into: tuple[str, ...] = ()
+    live: ConvGeometry | None = None
 
     @property
     def holds(self) -> bool:
         """Whether the graph computes the same convolution."""
         if self.folded_into:
             return self.expected.is_pointwise
-        return self.expected == self.found
+        return self.found is not None and self.found in (self.expected, self.live)
 
     def complaint(self) -> str:
         """One clause that names the module and what became of it."""
@@ -94,6 +123,7 @@ def prove_dilations(
     from torch.nn.modules.batchnorm import _BatchNorm
 
     ran = module_geometries(network, size)
+    static = _has_static_size(graph)
     modules = dict(network.named_modules())
     nodes: dict[str, list[tuple[str, ConvGeometry]]] = {}
     folded: dict[str, list[str]] = {}
@@ -117,29 +147,48 @@ def prove_dilations(
     for module, calls in ran.items():
         found = nodes.get(module, [])
         into = tuple(dict.fromkeys(folded.get(module, ())))
-        proofs += [ConvProof(module, name, calls[0], geometry) for name, geometry in found]
+        expected, live = calls[0]
+        live = live if static else None
+        proofs += [
+            ConvProof(module, name, expected, geometry, live=live) for name, geometry in found
+        ]
         missing = len(calls) - len(found)
         if missing > 0:
-            proofs += [ConvProof(module, None, calls[0], None, into)] * (1 if into else missing)
+            proofs += [ConvProof(module, None, expected, None, into)] * (1 if into else missing)
     return DilationProof(tuple(proofs), tuple(strangers))
 
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
-def module_geometries(network: nn.Module, size: tuple[int, int]) -> dict[str, list[ConvGeometry]]:
-    """Geometry of every 2-D convolution that a forward pass at `size` (H, W) runs, once a call."""
+def _has_static_size(graph: onnx.ModelProto) -> bool:
+    dims = [d for value in graph.graph.input for d in value.type.tensor_type.shape.dim[1:]]
+    return all(d.HasField("dim_value") for d in dims)
+
+
+def module_geometries(
+    network: nn.Module, size: tuple[int, int]
+) -> dict[str, list[tuple[ConvGeometry, ConvGeometry | None]]]:
+    """Geometry of every 2-D convolution that a forward pass at `size` (H, W) runs, once a call.
+
+    Beside it stands the geometry without dead taps at that size, where that is another one.
+    """
     import torch
     from torch import nn
 
-    ran: dict[str, list[ConvGeometry]] = {}
+    ran: dict[str, list[tuple[ConvGeometry, ConvGeometry | None]]] = {}
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
 
-            def note(conv: nn.Module, *_: Any, name: str = name) -> None:
+            def note(conv: nn.Module, given: Any, output: Any, name: str = name) -> None:
                 assert isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d))
-                ran.setdefault(name, []).append(_module_geometry(conv))
+                geometry = _module_geometry(conv)
+                live = None
+                if not conv.transposed and conv.padding_mode == "zeros":
+                    sizes = tuple(given[0].shape[2:]), tuple(output.shape[2:])
+                    live = geometry.without_dead_taps(*sizes)
+                ran.setdefault(name, []).append((geometry, None if live == geometry else live))
 
             hooks.append(module.register_forward_hook(note))
     try:

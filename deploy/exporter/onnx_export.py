@@ -19,7 +19,7 @@ from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import first_line
 from segdeploy.network import LoadedNetwork, ModelSpec, load_network
 from segdeploy.onnx_file import save_onnx, set_contract
-from segdeploy.optimizer.optimize import Account, optimize
+from segdeploy.optimizer.optimize import Account, optimize_graph
 from segdeploy.packages import require, versions
 from segdeploy.spec import MODULE_KEY
 
@@ -82,7 +82,7 @@ def export(
     graph = trace(loaded.network, loaded.contract.size, dynamic=dynamic, name=spec.model)
     account = None
     if optimized:
-        graph, account = optimize(graph)
+        graph, account = optimize_graph(graph)
     contract = loaded.contract.derived(loaded.sha256 or "", versions("torch", "onnx", "onnxscript"))
     set_contract(graph, contract)
     dilations, parity = prove(loaded, graph, dynamic=dynamic)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,14 +103,9 @@ def check_parity(
     Every image of a batch is different, so that one that is mixed up with another shows. Logits
     that are not of the input's size fail, whatever PyTorch gives.
     """
-    import onnxruntime as ort
     import torch
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = _session(graph)
     rng = np.random.default_rng(0)
     results = []
     for shape in shapes:
@@ -122,3 +117,41 @@ def check_parity(
             output = output[:, :, :0]
         results.append(compare(shape, reference, output))
     return results
+
+
+def compare_graphs(
+    before: onnx.ModelProto, after: onnx.ModelProto, shapes: Iterable[tuple[int, ...]]
+) -> list[Parity]:
+    """Run random inputs of each shape through two graphs, and compare every output.
+
+    Both take one input. An output is compared as `(N, C, ...)`, whatever it means.
+    """
+    sessions: list[Any] = []
+    rng = np.random.default_rng(0)
+    results = []
+    for shape in shapes:
+        sessions = sessions or [_session(before), _session(after)]
+        source = sessions[0].get_inputs()[0]
+        if source.type == "tensor(uint8)":
+            array: NDArray[Any] = rng.integers(0, 256, shape).astype(np.uint8)
+        else:
+            array = rng.normal(0, 1, shape).astype(np.float32)
+        outputs = [session.run(None, {source.name: array}) for session in sessions]
+        for one, other in zip(*outputs, strict=True):
+            results.append(compare(shape, _as_map(one), _as_map(other)))
+    return results
+
+
+def _as_map(output: NDArray[Any]) -> NDArray[np.float32]:
+    rank = output.ndim
+    return output.astype(np.float32).reshape(output.shape + (1,) * max(0, 4 - rank))
+
+
+def _session(graph: onnx.ModelProto) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(
+        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

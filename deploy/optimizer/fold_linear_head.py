@@ -20,12 +20,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from segdeploy.optimizer.names import Names
+from segdeploy.optimizer.convolution import (
+    Matrix,
+    channels_of,
+    enlarges_one_pixel,
+    is_pointwise,
+    joins_channels,
+    module_of,
+    weights_of,
+)
+from segdeploy.optimizer.editing import Names, add_constant, remove_dead
+from segdeploy.optimizer.outcome import Outcome
 from segdeploy.spec import FOLDED_KEY, MODULE_KEY
-
-Matrix = NDArray[np.float64]
 
 
 @dataclass
@@ -55,33 +62,39 @@ class _Folding:
         return sum(term.weight.size for term in self.terms if term.is_map)
 
 
-def fold_linear_heads(model: ir.Model) -> list[str]:
-    """Fold every linear head of `model` in place; returns a line for each that was folded."""
-    said = []
+def fold_linear_heads(model: ir.Model) -> Outcome:
+    """Fold every linear head of `model` in place."""
+    outcome = Outcome()
     # From the output inwards, so that a chain is folded at its outermost 1x1 convolution.
     for node in reversed(list(model.graph)):
-        if node.graph is None or not _is_pointwise(node):
+        if node.graph is None or not is_pointwise(node):
             continue
         folding = _Folding()
         _unfold(node.outputs[0], None, folding, is_map=True)
-        worthwhile = len(folding.absorbed) > 1 and folding.work_after < folding.work_before
-        if worthwhile and any(term.is_map for term in folding.terms):
-            said.append(_replace(model.graph, node, folding))
-    return said
+        if len(folding.absorbed) < 2 or not any(term.is_map for term in folding.terms):
+            continue
+        if folding.work_after < folding.work_before:
+            outcome.rewrites.append(_replace(model.graph, node, folding))
+        else:
+            outcome.refusals.append(
+                f"{node.name}: folded, its {folding.work_before:,} multiply-accumulates a pixel "
+                f"would be {folding.work_after:,}"
+            )
+    return outcome
 
 
 def _unfold(value: ir.Value, matrix: Matrix | None, folding: _Folding, *, is_map: bool) -> None:
     """Write `matrix` applied to `value` as terms; None is the identity, at the root."""
     node = value.producer()
     if node is not None and (matrix is None or _is_private(value, is_map=is_map)):
-        if node.op_type == "Conv" and (own := _weights(node)) is not None:
+        if node.op_type == "Conv" and (own := weights_of(node)) is not None:
             _unfold_convolution(node, own, matrix, folding, is_map=is_map)
             return
-        if matrix is not None and _joins_channels(node):
+        if matrix is not None and joins_channels(node):
             start = 0
             for part in node.inputs:
                 assert part is not None
-                width = _channels(part)
+                width = channels_of(part)
                 _unfold(part, matrix[:, start : start + width], folding, is_map=is_map)
                 start += width
             return
@@ -90,7 +103,7 @@ def _unfold(value: ir.Value, matrix: Matrix | None, folding: _Folding, *, is_map
                 assert part is not None
                 _unfold(part, matrix, folding, is_map=is_map)
             return
-        if matrix is not None and _resizes_one_pixel(node):
+        if matrix is not None and enlarges_one_pixel(node):
             source = node.inputs[0]
             assert source is not None
             _unfold(source, matrix, folding, is_map=False)
@@ -116,7 +129,7 @@ def _unfold_convolution(
     composed = weight if matrix is None else np.einsum("oc,cikl->oikl", matrix, weight)
     source = node.inputs[0]
     assert source is not None
-    if _is_pointwise(node):
+    if is_pointwise(node):
         _unfold(source, composed[:, :, 0, 0], folding, is_map=is_map)
         if folding.terms[-1].source is source and folding.terms[-1].convolution is None:
             folding.terms[-1].convolution = node  # its name and module live on
@@ -126,10 +139,10 @@ def _unfold_convolution(
 
 def _replace(graph: ir.Graph, root: ir.Node, folding: _Folding) -> str:
     """Put the sum of terms in the root's place, and remove what nothing reads any more."""
-    name = _module(root)
+    name = module_of(root)
     names = Names(graph)
     kept = {id(term.convolution) for term in folding.terms}
-    gone = [_module(node) for node in folding.absorbed if id(node) not in kept]
+    gone = [module_of(node) for node in folding.absorbed if id(node) not in kept]
     # The broadcast branches come last: adding them costs least once the map is summed.
     terms = sorted(folding.terms, key=lambda term: not term.is_map)
     new: list[ir.Node] = []
@@ -152,7 +165,7 @@ def _replace(graph: ir.Graph, root: ir.Node, folding: _Folding) -> str:
     total.shape, total.type = output.shape, output.type
     graph.insert_before(root, new)
     output.replace_all_uses_with(total, replace_graph_outputs=True)
-    _remove_dead(graph)
+    remove_dead(graph)
     return (
         f"linear head {name}: {len(terms)} branches emit its {len(terms[0].weight)} "
         f"channels, {', '.join(gone)} folded in; {before:,} multiply-accumulates a pixel "
@@ -169,10 +182,10 @@ def _emit(
     names: Names,
 ) -> ir.Node:
     like = term.convolution or root
-    module = _module(like) if term.convolution else names.new(f"{_module(root)}.slice")
-    inputs = [term.source, _constant(graph, f"{module}.weight", term.weight)]
+    module = module_of(like) if term.convolution else names.new(f"{module_of(root)}.slice")
+    inputs = [term.source, add_constant(graph, f"{module}.weight", term.weight)]
     if bias is not None:
-        inputs.append(_constant(graph, f"{module}.bias", bias))
+        inputs.append(add_constant(graph, f"{module}.bias", bias))
     node = ir.Node(
         "",
         "Conv",
@@ -193,59 +206,8 @@ def _add(root: ir.Node, left: ir.Value, right: ir.Value, names: Names) -> ir.Val
     out = ir.Value(name=names.new(f"{root.name}_sum"), type=left.type)
     out.shape = left.shape
     node = ir.Node("", "Add", [left, right], name=out.name, outputs=[out])
-    node.metadata_props[MODULE_KEY] = _module(root)
+    node.metadata_props[MODULE_KEY] = module_of(root)
     return out
-
-
-def _constant(graph: ir.Graph, name: str, values: Matrix) -> ir.Value:
-    """Add a float32 constant, or find the equal one that another fold of the module added."""
-    single = values.astype(np.float32)
-    candidates = (f"{name}_folded{suffix}" for suffix in ("", *range(len(graph.initializers))))
-    for name in candidates:
-        there = graph.initializers.get(name)
-        if there is None:
-            break
-        if there.const_value is not None and np.array_equal(there.const_value.numpy(), single):
-            return there
-    tensor = ir.tensor(single, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype))
-    value.const_value = tensor
-    graph.initializers[name] = value
-    return value
-
-
-def _remove_dead(graph: ir.Graph) -> None:
-    for node in reversed(list(graph)):
-        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
-            graph.remove(node, safe=True)
-    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
-        del graph.initializers[name]
-
-
-def _weights(node: ir.Node) -> tuple[Matrix, Matrix | None] | None:
-    """Constant weight `(out, in, kH, kW)` and bias `(out,)` of an ungrouped convolution."""
-    groups = node.attributes.get("group")
-    if groups is not None and groups.as_int() != 1:
-        return None
-    constants: list[Matrix | None] = [None, None]
-    for index, value in enumerate(node.inputs[1:3]):
-        if value is None:
-            continue
-        if value.const_value is None or value.dtype != ir.DataType.FLOAT:
-            return None
-        constants[index] = value.const_value.numpy().astype(np.float64)
-    weight, bias = constants
-    return (weight, bias) if weight is not None and weight.ndim == 4 else None
-
-
-def _is_pointwise(node: ir.Node) -> bool:
-    """Whether a node is a 1x1 convolution with stride 1 and no padding."""
-    if node.op_type != "Conv" or (own := _weights(node)) is None or own[0].shape[2:] != (1, 1):
-        return False
-    strides, pads = node.attributes.get("strides"), node.attributes.get("pads")
-    return (strides is None or set(strides.as_ints()) == {1}) and (
-        pads is None or set(pads.as_ints()) == {0}
-    )
 
 
 def _is_private(value: ir.Value, *, is_map: bool) -> bool:
@@ -260,50 +222,8 @@ def _is_private(value: ir.Value, *, is_map: bool) -> bool:
     return len(readers) == 1 and not value.is_graph_output()
 
 
-def _joins_channels(node: ir.Node) -> bool:
-    """Whether a node is a Concat of maps whose numbers of channels are all known."""
-    return (
-        node.op_type == "Concat"
-        and node.attributes["axis"].as_int() == 1
-        and all(
-            part is not None
-            and part.shape is not None
-            and part.shape.rank() == 4
-            and isinstance(part.shape[1], int)
-            for part in node.inputs
-        )
-    )
-
-
-def _channels(value: ir.Value) -> int:
-    assert value.shape is not None
-    width = value.shape[1]
-    assert isinstance(width, int)
-    return width
-
-
 def _same_shapes(node: ir.Node) -> bool:
     left, right = node.inputs
     if left is None or right is None or left.shape is None or right.shape is None:
         return False
     return left.shape == right.shape and left.const_value is None and right.const_value is None
-
-
-def _resizes_one_pixel(node: ir.Node) -> bool:
-    source = node.inputs[0] if node.inputs else None
-    if node.op_type != "Resize" or source is None or source.shape is None:
-        return False
-    mode = node.attributes.get("mode")
-    return (
-        source.shape.rank() == 4
-        and source.shape[2] == source.shape[3] == 1
-        and mode is not None
-        and mode.as_string() in ("linear", "nearest")
-        and "axes" not in node.attributes
-    )
-
-
-def _module(node: ir.Node) -> str:
-    weight = node.inputs[1]
-    assert weight is not None
-    return (weight.name or node.name or "convolution").removesuffix(".weight")

@@ -1,0 +1,60 @@
+"""Refusing a foreign ONNX graph before anything is done with it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segdeploy.errors import InputError
+from segdeploy.models.errors import first_line
+
+if TYPE_CHECKING:
+    import onnx
+
+_OWN_DOMAINS = ("", "ai.onnx")
+
+
+def check_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a graph that is not sound ONNX of the standard operators.
+
+    Raises:
+        InputError: for a weight that claims more data than it holds, an operator of another domain,
+            a cycle or any other thing that ONNX's checker refuses.
+    """
+    import onnx
+
+    for tensor in model.graph.initializer:
+        _check_size(tensor, path)
+    for node in model.graph.node:
+        if node.domain not in _OWN_DOMAINS:
+            raise InputError(
+                f"{path}: node '{node.name}' is {node.domain}.{node.op_type}, an operator that is "
+                "not ONNX's own, so nothing can be said of it; export without custom operators"
+            )
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: is not sound ONNX ({first_line(error)})") from error
+
+
+def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
+    """A claim of gigabytes in a small file would be allocated before it is found to be empty."""
+    import onnx
+
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or any(d < 0 for d in tensor.dims):
+        return  # read already, or left to the checker
+    size = math.prod(tensor.dims)
+    held = max(
+        8 * len(tensor.raw_data),  # a value takes at least four bits
+        *(
+            len(getattr(tensor, kind)) * 2
+            for kind in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+        ),
+        len(tensor.string_data),
+    )
+    if size > held:
+        raise InputError(
+            f"{path}: weight '{tensor.name}' claims {size:,} values and does not hold them; "
+            "the file is damaged"
+        )

@@ -1,0 +1,23 @@
+"""Constant folding, identities, dead nodes, fusions of common patterns: onnxslim's work."""
+
+from __future__ import annotations
+
+import onnx
+
+from segdeploy.packages import require
+
+
+def clean_up(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Run onnxslim on a copy, and give the nodes back the metadata that it drops.
+
+    A node is known again by the value that it gives.
+    """
+    onnxslim = require("onnxslim")
+    copied = onnx.ModelProto()
+    copied.CopyFrom(graph)
+    slim: onnx.ModelProto = onnxslim.slim(copied)
+    notes = {name: node.metadata_props for node in graph.graph.node for name in node.output}
+    for node in slim.graph.node:
+        if not node.metadata_props and node.output[0] in notes:
+            node.metadata_props.extend(notes[node.output[0]])
+    return slim

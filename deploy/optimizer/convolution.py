@@ -1,0 +1,103 @@
+"""Reading convolutions, and what joins them, in an onnx-ir graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+
+
+def weights_of(node: ir.Node) -> tuple[Matrix, Matrix | None] | None:
+    """Constant weight `(out, in, kH, kW)` and bias `(out,)` of an ungrouped convolution."""
+    groups = node.attributes.get("group")
+    if groups is not None and groups.as_int() != 1:
+        return None
+    constants: list[Matrix | None] = [None, None]
+    for index, value in enumerate(node.inputs[1:3]):
+        if value is None:
+            continue
+        if value.const_value is None or value.dtype != ir.DataType.FLOAT:
+            return None
+        constants[index] = value.const_value.numpy().astype(np.float64)
+    weight, bias = constants
+    return (weight, bias) if weight is not None and weight.ndim == 4 else None
+
+
+def is_pointwise(node: ir.Node) -> bool:
+    """Whether a node is a 1x1 convolution with stride 1 and no padding."""
+    if node.op_type != "Conv" or (own := weights_of(node)) is None or own[0].shape[2:] != (1, 1):
+        return False
+    strides, pads = node.attributes.get("strides"), node.attributes.get("pads")
+    return (strides is None or set(strides.as_ints()) == {1}) and (
+        pads is None or set(pads.as_ints()) == {0}
+    )
+
+
+def joins_channels(node: ir.Node) -> bool:
+    """Whether a node is a Concat of maps whose numbers of channels are all known."""
+    return (
+        node.op_type == "Concat"
+        and node.attributes["axis"].as_int() == 1
+        and all(
+            part is not None
+            and part.shape is not None
+            and part.shape.rank() == 4
+            and isinstance(part.shape[1], int)
+            for part in node.inputs
+        )
+    )
+
+
+def channels_of(value: ir.Value) -> int:
+    """Channels of a map whose number of them is known."""
+    assert value.shape is not None
+    width = value.shape[1]
+    assert isinstance(width, int)
+    return width
+
+
+def is_average(node: ir.Node) -> bool:
+    """Whether a node is a Resize of a map's rows and columns by weights that sum to one.
+
+    So are `linear` and `nearest`, unless what lies outside the map has a value of its own
+    (ONNX operator Resize, `tf_crop_and_resize`).
+    """
+    if node.op_type != "Resize" or node.inputs[0] is None or "axes" in node.attributes:
+        return False
+    source = node.inputs[0].shape
+    mode = node.attributes.get("mode")
+    coordinates = node.attributes.get("coordinate_transformation_mode")
+    return (
+        source is not None
+        and source.rank() == 4
+        and mode is not None  # the operator's default is nearest, with roundings of its own
+        and mode.as_string() in ("linear", "nearest")
+        and (coordinates is None or coordinates.as_string() != "tf_crop_and_resize")
+    )
+
+
+def enlarges_one_pixel(node: ir.Node) -> bool:
+    """Whether a node is a Resize of a 1x1 map: a broadcast."""
+    if not is_average(node):
+        return False
+    source = node.inputs[0]
+    assert source is not None
+    assert source.shape is not None
+    return source.shape[2] == source.shape[3] == 1
+
+
+def pixels_of(value: ir.Value | None) -> tuple[int, int] | None:
+    """Height and width of a map `(N, C, H, W)`, where both are known."""
+    if value is None or value.shape is None or value.shape.rank() != 4:
+        return None
+    height, width = value.shape[2], value.shape[3]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def module_of(node: ir.Node) -> str:
+    """Name of the module that a convolution's weight belongs to."""
+    weight = node.inputs[1]
+    assert weight is not None
+    return (weight.name or node.name or "convolution").removesuffix(".weight")

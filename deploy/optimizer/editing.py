@@ -1,0 +1,67 @@
+"""Changing an onnx-ir graph: free names, new constants, and the removal of what nothing reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+class Names:
+    """Names of nodes and values that are still free in a graph."""
+
+    def __init__(self, graph: ir.Graph):
+        self._taken = {value.name for value in graph.inputs} | set(graph.initializers)
+        for node in graph:
+            self._taken.add(node.name)
+            self._taken |= {value.name for value in node.outputs}
+
+    def new(self, wanted: str) -> str:
+        """`wanted`, or with the first number that makes it unique."""
+        name, number = wanted, 1
+        while name in self._taken:
+            name, number = f"{wanted}{number}", number + 1
+        self._taken.add(name)
+        return name
+
+
+def add_constant(graph: ir.Graph, name: str, values: NDArray[np.float64]) -> ir.Value:
+    """Add a float32 constant, or find the equal one that another fold of the module added."""
+    return _constant(graph, name, values.astype(np.float32))
+
+
+def add_integers(graph: ir.Graph, name: str, values: Sequence[int]) -> ir.Value:
+    """Add a constant of int64, such as a shape."""
+    return _constant(graph, name, np.array(values, np.int64))
+
+
+def _constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
+    candidates = (f"{name}_folded{suffix}" for suffix in ("", *range(len(graph.initializers))))
+    for name in candidates:
+        there = graph.initializers.get(name)
+        if there is None:
+            break
+        if there.const_value is not None and np.array_equal(there.const_value.numpy(), values):
+            return there
+    tensor = ir.tensor(values, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype))
+    value.const_value = tensor
+    graph.initializers[name] = value
+    return value
+
+
+def is_private(value: ir.Value) -> bool:
+    """Whether one node reads a value and nobody else does."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def remove_dead(graph: ir.Graph) -> None:
+    """Remove the nodes and constants that nothing reads."""
+    for node in reversed(list(graph)):
+        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
+        del graph.initializers[name]

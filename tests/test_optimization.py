@@ -1,0 +1,158 @@
+"""`segdeploy optimize` on graphs from elsewhere, and on files that mean harm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import segdeploy
+from segdeploy.errors import InputError
+from segdeploy.models.registry import build
+from segdeploy.onnx_file import contract_of, load_onnx
+
+from .test_cli import Ran, check_one_line, run  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """torchvision's network as PyTorch's own exporter writes it, without anything of ours."""
+    path = tmp_path_factory.mktemp("foreign") / "torchvision.onnx"
+    torch.manual_seed(0)
+    network = build("deeplabv3_mobilenet_v3_large", 5, {}).train()
+    with torch.no_grad():  # statistics without which every activation vanishes
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        network(torch.randn(2, 3, 96, 128))
+    network.eval()
+    torch.onnx.export(network, (torch.zeros(1, 3, 96, 128),), path, dynamo=True, verbose=False)
+    return path
+
+
+def test_a_foreign_graph_becomes_cheaper_and_stays_the_same(
+    run,  # noqa: F811
+    foreign: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "o.onnx"
+    ran: Ran = run("optimize", foreign, "-o", out, "--json")
+    assert ran.code == 0, ran.err
+    report = json.loads(ran.out)
+    before, after = report["account"]["before"], report["account"]["after"]
+    assert after["macs"] < 0.7 * before["macs"]
+    assert out.stat().st_size < 0.7 * report["bytes_before"]
+    assert all(
+        p["wrong_labels"] == 0 and 0 < p["max_rel"] < 1e-5 for p in report["account"]["parity"]
+    )
+    assert not load_onnx(out).metadata_props
+    assert "dead taps" in run("optimize", foreign, "-o", out).out
+    assert "left alone (fold linear heads)" in run("optimize", foreign, "-o", out, "-v").out
+
+
+def test_the_contract_is_carried_on(dynamic_graph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.onnx"
+    segdeploy.optimize(dynamic_graph, out)
+    contract = contract_of(load_onnx(out), out)
+    assert contract.classes == contract_of(load_onnx(dynamic_graph), dynamic_graph).classes
+    assert len(contract.provenance["parent_sha256"]) == 64
+    with pytest.raises(InputError, match="is the input itself"):
+        segdeploy.optimize(out, out)
+
+
+def hand_made(path: Path, *, x: list = [1, 3, 8, 8], change=lambda model: None) -> Path:  # noqa: B006
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["a"], name="one", pads=[1] * 4),
+            helper.make_node("Relu", ["a"], ["y"], name="two"),
+        ],
+        "hand",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 8, 8])],
+        [numpy_helper.from_array(np.ones((2, 3, 3, 3), np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def claim_gigabytes(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[:] = [1024, 1024, 1024, 3]
+
+
+def make_a_cycle(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[0] = "y"
+
+
+def leave_the_standard(model: onnx.ModelProto) -> None:
+    model.graph.node[1].domain = "com.example"
+
+
+def point_outside(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../secret.bin")
+
+
+def read_nothing(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[0] = "nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (claim_gigabytes, "weight 'w' claims 3,221,225,472 values and does not hold them"),
+        (make_a_cycle, "is not sound ONNX"),
+        (read_nothing, "is not sound ONNX"),
+        (leave_the_standard, "node 'two' is com.example.Relu, an operator that is not ONNX's own"),
+        (point_outside, "outside"),
+    ],
+)
+def test_a_hostile_graph_is_refused_in_one_line(
+    run,  # noqa: F811
+    change,
+    said: str,
+    tmp_path: Path,
+) -> None:
+    path, out = hand_made(tmp_path / "bad.onnx", change=change), tmp_path / "o.onnx"
+    check_one_line(run("optimize", path, "-o", out), "bad.onnx", said)
+    assert not out.exists()
+
+
+def test_external_data_beside_the_file_is_read(tmp_path: Path) -> None:
+    path = hand_made(tmp_path / "m.onnx")
+    whole = onnx.load(path)
+    outside = tmp_path / "external.onnx"
+    onnx.save_model(whole, outside, save_as_external_data=True, location="w.bin", size_threshold=0)
+    report = segdeploy.optimize(outside, tmp_path / "o.onnx")
+    assert report.account.after.parameters == 54
+    (tmp_path / "w.bin").write_bytes(b"short")
+    with pytest.raises(InputError, match=r"external\.onnx: .*w\.bin"):
+        segdeploy.optimize(outside, tmp_path / "o.onnx")
+    (tmp_path / "w.bin").unlink()
+    (tmp_path / "w.bin").symlink_to("/etc/hostname")
+    with pytest.raises(InputError, match="outside"):
+        segdeploy.optimize(outside, tmp_path / "o.onnx")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 200])
+def test_a_truncated_file_is_refused(run, cut: int, tmp_path: Path) -> None:  # noqa: F811
+    path = hand_made(tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes()[:cut])
+    check_one_line(run("optimize", path, "-o", tmp_path / "o.onnx"), "m.onnx")
+
+
+def test_an_input_that_is_no_image_is_refused(tmp_path: Path) -> None:
+    def two_inputs(model: onnx.ModelProto) -> None:
+        model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
+
+    path = hand_made(tmp_path / "m.onnx", change=two_inputs)
+    with pytest.raises(InputError, match="has 2 inputs"):
+        segdeploy.optimize(path, tmp_path / "o.onnx")

@@ -1,0 +1,267 @@
+"""The other exact rewrites: each rule, each refusal, and that nothing changes but the cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from segdeploy.errors import CheckFailed
+from segdeploy.exporter.dilation import ConvGeometry, prove_dilations
+from segdeploy.exporter.onnx_export import trace
+from segdeploy.models.network import Network
+from segdeploy.optimizer import optimize as optimizing
+from segdeploy.optimizer.outcome import Outcome
+from segdeploy.optimizer.remove_dead_taps import live_taps, remove_dead_taps
+
+from .test_optimizer import check_equal, image, operators, run, traced
+
+SIZE = (24, 32)
+
+
+def convolutions(model: onnx.ModelProto) -> list[list[int]]:
+    names = [n.input[1] for n in model.graph.node if n.op_type == "Conv"]
+    weights = {t.name: t for t in model.graph.initializer}
+    return [list(weights[name].dims) for name in names]
+
+
+def graph_of(nodes: list, output: list, weights: dict, x: list) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "hand",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
+
+
+def outcome_of(account: optimizing.Account, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    step = next(step for step in account.steps if step.name == name)
+    return step.rewrites, step.refusals
+
+
+class Rates(nn.Module):
+    """Four rates on a 6x8 map, with a ReLU behind each, as in DeepLab's pyramid."""
+
+    def __init__(self, rates: tuple[int, ...] = (2, 5, 7, 12)):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, stride=4, padding=1)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(4, 2, 3, padding=rate, dilation=rate) for rate in rates
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.first(x).relu()
+        total = sum(branch(features).relu() for branch in self.branches)
+        return F.interpolate(total, size=x.shape[2:], mode="bilinear")
+
+
+def test_dead_taps_go_and_the_proof_follows_them() -> None:
+    torch.manual_seed(0)
+    network = Network(Rates().eval(), 2, SIZE, "net")
+    before = trace(network, SIZE, dynamic=False, name="net")
+    after, account = optimizing.optimize_graph(before)
+    check_equal(before, after, image(1, 3, *SIZE))
+    shapes = sorted(shape[2:] for shape in convolutions(after))
+    assert shapes == [[1, 1], [1, 3], [3, 3], [3, 3], [3, 3]]
+    assert len(outcome_of(account, "remove dead taps")[0]) == 2
+    assert account.after.macs < account.before.macs
+    proof = prove_dilations(network.module, SIZE, after)
+    assert len(proof.convolutions) == 5
+    assert all(p.holds for p in proof.convolutions)
+    # Which is a proof at this size alone.
+    assert not all(p.holds for p in prove_dilations(network.module, (48, 64), after).convolutions)
+
+
+def test_a_dynamic_graph_keeps_every_tap_and_says_why() -> None:
+    torch.manual_seed(0)
+    before = traced(Rates(), 2, dynamic=True)
+    after, account = optimizing.optimize_graph(before)
+    rewrites, refusals = outcome_of(account, "remove dead taps")
+    assert rewrites == ()
+    assert len(refusals) == 4
+    assert all("has no static size, so every tap may live" in line for line in refusals)
+    for shape in ((1, 3, *SIZE), (2, 3, 40, 33)):
+        check_equal(before, after, image(*shape))
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(*[st.integers(0, 20)] * 4),
+    st.sampled_from((1, 2)),
+)
+def test_any_kernel_without_its_dead_taps_is_the_same(
+    size: tuple, kernel: tuple, dilation: tuple, stride: tuple, pads: tuple, groups: int
+) -> None:
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    out = [(size[a] + pads[a] + pads[a + 2] - spans[a]) // stride[a] + 1 for a in (0, 1)]
+    if min(out) < 1:
+        return
+    node = helper.make_node(
+        "Conv", ["x", "w", "b"], ["y"], name="c", dilations=dilation, strides=stride, pads=pads,
+        group=groups, kernel_shape=kernel,
+    )  # fmt: skip
+    weights = {"w": random(4, 2 // groups, *kernel), "b": random(4)}
+    before = graph_of([node], [1, 4, *out], weights, [1, 2, *size])
+    model = ir.from_proto(before)
+    remove_dead_taps(model)
+    after = ir.to_proto(model)
+    x = image(1, 2, *size)
+    np.testing.assert_allclose(run(after, x), run(before, x), atol=1e-5)
+    for axis in (0, 1):
+        first, last, *_ = live_taps(
+            kernel[axis], dilation[axis], stride[axis], pads[axis], size[axis], out[axis]
+        )
+        assert 0 <= first < last <= kernel[axis]
+
+
+def test_the_proof_counts_live_taps_for_itself() -> None:
+    wide = ConvGeometry((3, 3), (24, 24), (1, 1), (24, 24, 24, 24), 1)
+    assert wide.without_dead_taps((23, 30), (23, 30)) == ConvGeometry(
+        (1, 3), (1, 24), (1, 1), (0, 24, 0, 24), 1
+    )
+    assert wide.without_dead_taps((40, 40), (40, 40)) == wide
+
+
+class Upsampled(nn.Module):
+    """21 classes taken from 32 channels behind the upsampling, instead of before it."""
+
+    def __init__(self, mode: str, *, shared: bool = False, down: bool = False):
+        super().__init__()
+        self.mode, self.shared, self.down = mode, shared, down
+        self.features = nn.Conv2d(3, 32, 3, stride=1 if down else 4, padding=1)
+        self.classify = nn.Conv2d(32, 21, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.features(x).relu()
+        aligned = {"align_corners": True} if self.mode == "bilinear" else {}
+        size = [side // 4 for side in SIZE] if self.down else list(SIZE)
+        if self.down:
+            scores = F.interpolate(self.classify(features), size=size, mode=self.mode, **aligned)
+            return F.interpolate(scores.relu(), size=list(SIZE), mode="nearest")
+        large = F.interpolate(features, size=size, mode=self.mode, **aligned)
+        scores = self.classify(large)
+        return scores + large[:, :21] if self.shared else scores
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_the_classifier_moves_before_the_upsampling(mode: str) -> None:
+    torch.manual_seed(0)
+    before = traced(Upsampled(mode), 21)
+    after, account = optimizing.optimize_graph(before)
+    check_equal(before, after, image(1, 3, *SIZE))
+    assert operators(after)[-2:] == ["Conv", "Resize"]
+    assert len(outcome_of(account, "commute resizes")[0]) == 1
+    # The small map has a sixteenth of the pixels.
+    features = 32 * 27 * 6 * 8
+    assert account.before.macs == features + 21 * 32 * 24 * 32
+    assert account.after.macs == features + 21 * 32 * 6 * 8
+
+
+def test_a_shrinking_resize_moves_before_the_classifier() -> None:
+    torch.manual_seed(0)
+    before = traced(Upsampled("bilinear", down=True), 21)
+    after, account = optimizing.optimize_graph(before)
+    check_equal(before, after, image(1, 3, *SIZE))
+    assert account.after.macs < account.before.macs
+
+
+def test_an_upsampled_map_with_another_reader_stays() -> None:
+    torch.manual_seed(0)
+    before = traced(Upsampled("bilinear", shared=True), 21)
+    after, account = optimizing.optimize_graph(before)
+    check_equal(before, after, image(1, 3, *SIZE))
+    assert outcome_of(account, "commute resizes")[0] == ()
+    assert "has another reader" in outcome_of(account, "commute resizes")[1][0]
+
+
+def test_a_cubic_resize_is_not_an_average_of_neighbours() -> None:
+    torch.manual_seed(0)
+    before = traced(Upsampled("bicubic"), 21)
+    after, account = optimizing.optimize_graph(before)
+    check_equal(before, after, image(1, 3, *SIZE))
+    assert account.rewrites == ()
+
+
+class Pooled(nn.Module):
+    """Two branches and image pooling, each with a ReLU, joined and projected."""
+
+    def __init__(self, *, pooled: int = 1, maps: int = 2, bias: bool = True):
+        super().__init__()
+        self.pooled, self.maps = pooled, maps
+        self.features = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        self.branch = nn.Conv2d(8, 6, 3, padding=2, dilation=2)
+        self.pool = nn.Conv2d(8, 5, 1)
+        self.project = nn.Conv2d(5 * pooled + 6 * maps, 4, 1, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.features(x).relu()
+        vector = self.pool(features.mean((2, 3), keepdim=True)).relu()
+        wide = F.interpolate(vector, size=features.shape[2:], mode="bilinear")
+        maps = [self.branch(features).relu()] * self.maps
+        parts = [*maps[:1], *[wide] * self.pooled, *maps[1:]]
+        scores = self.project(torch.cat(parts, 1)).relu()
+        return F.interpolate(scores, size=x.shape[2:], mode="bilinear")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("options", [{}, {"pooled": 2, "bias": False}, {"maps": 1}])
+def test_the_pooled_branch_is_projected_once(options: dict, dynamic: bool) -> None:
+    torch.manual_seed(0)
+    network = Network(Pooled(**options).eval(), 4, SIZE, "net")
+    before = trace(network, SIZE, dynamic=dynamic, name="net")
+    after, account = optimizing.optimize_graph(before)
+    for shape in [(1, 3, *SIZE)] + ([(3, 3, 41, 57)] if dynamic else []):
+        check_equal(before, after, image(*shape))
+    assert len(outcome_of(account, "project pooled branches")[0]) == 1
+    assert operators(after).count("Resize") == 1
+    if not dynamic:
+        assert account.after.macs < account.before.macs
+    assert all(p.holds for p in prove_dilations(network.module, SIZE, after).convolutions)
+
+
+@pytest.mark.parametrize("reader", ["Mul", "Concat"])
+def test_a_1x1_map_is_broadcast_and_not_interpolated(reader: str) -> None:
+    sizes = np.array([1, 3, 6, 7], np.int64)
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["m"], keepdims=1),
+        helper.make_node("Resize", ["m", "", "", "sizes"], ["r"], name="r", mode="linear"),
+        helper.make_node(reader, ["x", "r"], ["y"], **({"axis": 1} if reader == "Concat" else {})),
+    ]
+    channels = 6 if reader == "Concat" else 3
+    constants = {"sizes": sizes, "axes": np.array([2, 3], np.int64)}
+    before = graph_of(nodes, [1, channels, 6, 7], constants, [1, 3, 6, 7])
+    after, account = optimizing.optimize_graph(before, clean=False)
+    check_equal(before, after, image(1, 3, 6, 7))
+    assert "Resize" not in operators(after)
+    assert ("Expand" in operators(after)) == (reader == "Concat")
+    assert len(outcome_of(account, "broadcast resizes")[0]) == 1
+
+
+def test_a_pass_that_is_not_exact_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: ir.Model) -> Outcome:
+        weight = next(iter(model.graph.initializers.values()))
+        weight.const_value = ir.tensor(weight.const_value.numpy() * 1.5)
+        return Outcome(["something"])
+
+    monkeypatch.setattr(optimizing, "PASSES", (*optimizing.PASSES, ("wrong", wrong)))
+    before = traced(Rates(), 2)
+    with pytest.raises(CheckFailed, match="the pass 'wrong' is not exact here: at input 1x3x24x32"):
+        optimizing.optimize_graph(before, checked_at=((1, 3, *SIZE),))
