@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,9 @@ def evaluate(
     split: str = "val",
     limit: int | None = None,
     backend: str | None = None,
+    scales: Sequence[float] = (),
+    flip: bool = False,
+    fuse: str = "mean",
     on_frame: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
     """Measure a network at each frame's own size: logits are upsampled, then the best is taken.
@@ -59,7 +63,8 @@ def evaluate(
     )
     with predictor:
         check_classes(predictor.contract, dataset, spec.model)
-        matrix = confusion(predictor, dataset, frames, on_frame)
+        options = {"scales": scales, "flip": flip, "fuse": fuse}
+        matrix = confusion(predictor, dataset, frames, on_frame, **options)
     return summarise(matrix, dataset.classes, len(frames))
 
 
@@ -68,12 +73,16 @@ def confusion(
     dataset: DataSet,
     frames: Sequence[Frame],
     on_frame: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
 ) -> ConfusionMatrix:
-    """Compare predictions with the truth on every frame, at the frame's own size."""
+    """Compare predictions with the truth on every frame, at the frame's own size.
+
+    `options` are those of `Predictor.predict`.
+    """
     matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
     for done, frame in enumerate(frames, 1):
         image, mask = frame.read()
-        matrix.add(mask, predictor.predict(image))
+        matrix.add(mask, predictor.predict(image, **options))
         on_frame(done, len(frames))
     return matrix
 

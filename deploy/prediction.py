@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ def predict_file(
     *,
     labels: Path | None = None,
     backend: str | None = None,
+    scales: Sequence[float] = (),
+    flip: bool = False,
+    fuse: str = "mean",
 ) -> dict[str, float]:
     """Segment a picture and write the overlay; returns each class's share of the pixels, 0..1.
 
@@ -40,7 +44,7 @@ def predict_file(
     picture = read_image(image)
     size = (picture.shape[0], picture.shape[1])
     with load(model, backend=backend, default_size=size) as predictor:
-        found = predictor.predict(picture)
+        found = predictor.predict(picture, scales=scales, flip=flip, fuse=fuse)
         contract = predictor.contract
     write_atomically(out, _encoded(overlay(picture, found, contract.palette), out))
     if labels is not None:

@@ -22,6 +22,7 @@ MODULE_KEY = "segdeploy.module"
 FOLDED_KEY = "segdeploy.folded"
 
 SCHEMA = 1
+OUTPUTS = ("logits", "probabilities", "labels")
 
 # torchvision's ImageNet statistics: what published weights expect of RGB in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -32,8 +33,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Contract:
     """Everything that a user of the network must know to feed it and to read its output.
 
-    An image is `(H, W, 3) uint8` in `colour` order; it is resized to `size` with `resize`,
-    divided by 255, normalised by `mean` and `std`, and laid out as `layout`. `size` is (H, W).
+    An image is `(H, W, 3) uint8` in `colour` order; it is resized to `size` (H, W) with `resize`,
+    divided by 255, normalised by `mean` and `std`, and laid out as `layout`. In the layout `NHWC`
+    the network takes the resized bytes themselves: the rest is in its graph.
+
+    `output` is `logits` or `probabilities` `(N, C, H, W) float32`, or `labels` `(N, H, W) uint8`.
+    With `upsampling` (`align-corners` or `half-pixel`) the graph gives the class scores
+    `(N, C, h, w)` of a smaller map, and whoever runs it makes the labels: bilinear to `size`, then
+    the best class. `scales`, `flip` and `fuse` are the multi-scale inference that is in the graph.
     """
 
     architecture: str
@@ -51,6 +58,8 @@ class Contract:
     precision: str = "fp32"
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    fuse: str = "mean"
+    upsampling: str | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def derived(self, parent_sha256: str, versions: Mapping[str, str], **changes: Any) -> Contract:
@@ -86,6 +95,11 @@ def read_contract(text: str, source: str) -> Contract:
             raise InputError(
                 f"{source}: the contract's '{name}' is missing, wrong, or of a kind that this "
                 "version does not execute; export the network again"
+            )
+    for name, is_valid in _LATER_CHECKS.items():
+        if name in values and not is_valid(values[name]):
+            raise InputError(
+                f"{source}: the contract's '{name}' is wrong; export the network again"
             )
     if len(values["palette"]) != len(values["classes"]):
         raise InputError(f"{source}: the contract has another number of colours than classes")
@@ -142,14 +156,19 @@ _CHECKS = {
     "mean": _is_list(3, _is_number),
     "std": _is_list(3, _is_positive),
     # What this version executes, and nothing that it would silently execute otherwise.
-    "colour": lambda value: value == "RGB",
-    "layout": lambda value: value == "NCHW",
+    "colour": lambda value: value in ("RGB", "BGR"),
+    "layout": lambda value: value in ("NCHW", "NHWC"),
     "resize": lambda value: value == "pillow-bilinear",
-    "output": lambda value: value == "logits",
+    "output": lambda value: value in OUTPUTS,
     "precision": lambda value: value in ("fp32", "int8"),
-    "scales": lambda value: value == [1.0],
-    "flip": lambda value: value is False,
+    "scales": _is_list(None, _is_positive),
+    "flip": lambda value: isinstance(value, bool),
     "provenance": _is_mapping,
+}
+# Fields that files of an earlier version lack.
+_LATER_CHECKS = {
+    "fuse": lambda value: value in ("mean", "max"),
+    "upsampling": lambda value: value in (None, "align-corners", "half-pixel"),
 }
 
 

@@ -21,12 +21,12 @@ class Fidelity:
 
     `max_abs` is the largest difference of a logit; `max_rel` is the largest over a frame's range
     of reference logits; `agreement` is the share of equal labels at the frames' own size, with
-    ignored pixels counted too.
+    ignored pixels counted too. A graph that ends in labels has no difference of logits: None.
     """
 
     agreement: float
-    max_abs: float
-    max_rel: float
+    max_abs: float | None
+    max_rel: float | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class _Tally:
         self.matrix = matrix
         self.pixels = self.equal = self.kernels_equal = 0
         self.max_abs = self.max_rel = 0.0
+        self.has_logits = True
 
     def add(
         self,
@@ -80,13 +81,20 @@ class _Tally:
         reference_labels: NDArray[np.uint8],
     ) -> NDArray[np.uint8]:
         """Count one frame; returns the contestant's labels."""
-        logits = self.contestant.predictor.logits(image)
-        labels = labels_at(logits, reference_labels.shape)
+        predictor = self.contestant.predictor
+        logits = predictor.logits(image) if predictor.contract.output == "logits" else None
+        if logits is None:
+            labels = predictor.predict(image)
+        else:
+            labels = labels_at(logits, reference_labels.shape)
         self.matrix.add(mask, labels)
         self.pixels += labels.size
         self.equal += int((labels == reference_labels).sum())
         if self.contestant.kernels is not None:
             self.kernels_equal += int((self.contestant.kernels.predict(image) == labels).sum())
+        if logits is None:
+            self.has_logits = False
+            return labels
         difference = float(np.abs(logits - reference).max())
         span = float(reference.max() - reference.min())
         relative = difference / span if span else (float("inf") if difference else 0.0)
@@ -98,7 +106,11 @@ class _Tally:
         """Turn the counts into figures."""
         return Judgement(
             summarise(self.matrix, classes, frames),
-            Fidelity(self.equal / self.pixels, self.max_abs, self.max_rel),
+            Fidelity(
+                self.equal / self.pixels,
+                self.max_abs if self.has_logits else None,
+                self.max_rel if self.has_logits else None,
+            ),
             self.kernels_equal / self.pixels if self.contestant.kernels is not None else None,
         )
 

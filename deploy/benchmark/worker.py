@@ -19,6 +19,7 @@ import numpy as np
 from segdeploy.models.errors import first_line
 from segdeploy.network import ModelSpec
 from segdeploy.runtime.predictor import load
+from segdeploy.runtime.preprocess import preprocess
 
 # The process's program. Python puts the current folder first on the path, and would so run whatever
 # lies there under a library's name; it is taken off before anything else is imported.
@@ -43,7 +44,8 @@ def main() -> None:
             threads=candidate["threads"],
         )
         height, width = predictor.contract.size
-        image = np.random.default_rng(0).normal(0, 1, (1, 3, height, width)).astype(np.float32)
+        picture = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+        image = preprocess(picture, predictor.contract)
         _burst(predictor.session.run, image, _WARM_UP_SECONDS)
         answer: Any = {"ready": True}
     except Exception as error:  # told to the parent, which says it to the user

@@ -115,8 +115,8 @@ def _row(row: Row, reference: Row) -> tuple[str, ...]:
         compared = (
             percent(miou_drop(reference, row)),
             percent(fidelity.agreement, 3),
-            f"{fidelity.max_abs:.2g}",
-            f"{fidelity.max_rel:.2g}",
+            "-" if fidelity.max_abs is None else f"{fidelity.max_abs:.2g}",
+            "-" if fidelity.max_rel is None else f"{fidelity.max_rel:.2g}",
         )
     return (
         row.name,

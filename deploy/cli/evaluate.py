@@ -19,6 +19,7 @@ from segdeploy.cli.options import (
     network_spec,
     note_untrained,
     quiet_option,
+    scales_options,
     split_option,
 )
 
@@ -30,6 +31,7 @@ from segdeploy.cli.options import (
 @limit_option
 @network_options
 @backend_option
+@scales_options
 @json_option
 @quiet_option
 def evaluate(
@@ -38,6 +40,9 @@ def evaluate(
     split: str,
     limit: int | None,
     backend: str | None,
+    scales: tuple[float, ...],
+    flip: bool,
+    fuse: str,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -54,6 +59,9 @@ def evaluate(
             split=split,
             limit=limit,
             backend=backend,
+            scales=scales,
+            flip=flip,
+            fuse=fuse,
             on_frame=update,
         )
     if as_json:

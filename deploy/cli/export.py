@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ import click
 from segdeploy.cli.console import megabytes, percent, print_table
 from segdeploy.cli.optimize import print_account
 from segdeploy.cli.options import (
+    NETWORK_OPTIONS,
+    Scales,
+    Size,
     json_option,
     network_options,
     network_spec,
@@ -22,6 +26,7 @@ from segdeploy.cli.options import (
 if TYPE_CHECKING:
     from segdeploy.exporter.dilation import ConvProof
     from segdeploy.exporter.onnx_export import ExportReport
+    from segdeploy.exporter.tracing import Bounds
 
 
 @click.command()
@@ -29,6 +34,29 @@ if TYPE_CHECKING:
 @network_options
 @click.option("--data", type=Path, help="Data set that names the classes of a named network.")
 @click.option("--dynamic", is_flag=True, help="Let batch, height and width vary.")
+@click.option("--min-size", type=Size(), help="Smallest size of a dynamic graph [32x32].")
+@click.option("--max-size", type=Size(), help="Largest size of a dynamic graph [8192x8192].")
+@click.option("--max-batch", type=click.IntRange(2, 1024), help="Its largest batch [32].")
+@click.option("--scales", type=Scales(), default="1", help="Fuse several scales, as 0.5,1,1.5.")
+@click.option("--flip", is_flag=True, help="Fuse the mirrored image, too.")
+@click.option("--fuse", type=click.Choice(["mean", "max"]), default="mean", show_default=True)
+@click.option(
+    "--output",
+    type=click.Choice(["logits", "probabilities", "labels"]),
+    default="logits",
+    show_default=True,
+)
+@click.option(
+    "--late-upsampling",
+    is_flag=True,
+    help="For labels: end at the small map's scores; our runtimes make the labels of it.",
+)
+@click.option(
+    "--preprocess",
+    type=click.Choice(["RGB", "BGR"]),
+    help="Take the camera's bytes (N, H, W, 3) in this order; mean and std go into the graph.",
+)
+@click.option("--opset", type=int, default=20, show_default=True)
 @click.option("--no-optimize", is_flag=True, help="Leave the exact rewrites out.")
 @out_option("ONNX file to write.")
 @json_option
@@ -39,6 +67,9 @@ def export(
     model: str,
     data: Path | None,
     dynamic: bool,
+    min_size: tuple[int, int] | None,
+    max_size: tuple[int, int] | None,
+    max_batch: int | None,
     no_optimize: bool,
     out: Path,
     as_json: bool,
@@ -50,7 +81,18 @@ def export(
 
     spec = network_spec(model, options)
     note_untrained(spec)
-    report = segdeploy.export(spec, out, dynamic=dynamic, optimized=not no_optimize, data=data)
+    if (min_size or max_size or max_batch) and not dynamic:
+        raise click.UsageError("--min-size, --max-size and --max-batch go with --dynamic")
+    graph_options = {key: value for key, value in options.items() if key not in NETWORK_OPTIONS}
+    report = segdeploy.export(
+        spec,
+        out,
+        dynamic=dynamic,
+        bounds=_bounds(min_size, max_size, max_batch),
+        optimized=not no_optimize,
+        data=data,
+        **graph_options,
+    )
     if as_json:
         click.echo(json.dumps(_described(report)))
         return
@@ -65,17 +107,30 @@ def export(
     if report.account:
         print_account(report.account, verbose=verbose)
     print_table(
-        ("parity at input", "max abs", "max rel (of range)", "labels equal %"),
+        ("parity at input", "with", "max abs", "max rel (of range)", "SNR dB", "labels equal %"),
         [
             (
                 "x".join(map(str, p.shape)),
+                p.against,
                 f"{p.max_abs:.2g}",
                 f"{p.max_rel:.2g}",
+                "-" if math.isinf(p.snr_db) else f"{p.snr_db:.0f}",
                 percent(p.agreement, 4),
             )
             for p in report.parity
         ],
     )
+
+
+def _bounds(
+    smallest: tuple[int, int] | None, largest: tuple[int, int] | None, batch: int | None
+) -> Bounds | None:
+    from segdeploy.exporter.tracing import Bounds
+
+    if not (smallest or largest or batch):
+        return None
+    default = Bounds()
+    return Bounds(smallest or default.smallest, largest or default.largest, batch or default.batch)
 
 
 _GEOMETRY = ("kernel", "dilation", "stride", "padding", "groups")

@@ -45,6 +45,24 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
         return int(match[1]), 3, int(match[2]), int(match[3])
 
 
+class Scales(click.ParamType):  # type: ignore[type-arg]
+    """Factors of the input's size, joined by commas."""
+
+    name = "S,S,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        """Parse, or fail with what was expected."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            scales = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            scales = ()
+        if not scales or not all(0 < scale < 100 for scale in scales):
+            self.fail(f"'{value}' is not a list of scales such as 0.5,1,1.5", param, ctx)
+        return scales
+
+
 class Argument(click.ParamType):  # type: ignore[type-arg]
     """`KEY=VALUE`; the value is JSON where it can be read as such, else text."""
 
@@ -137,6 +155,21 @@ def split_option(default: str) -> Callable[[Command], Command]:
     return click.option(
         "--split", default=default, show_default=True, help="Split of the data set."
     )
+
+
+def scales_options(command: Command) -> Command:
+    """`--scales`, `--flip`, `--fuse`: several runs of a network that takes any size."""
+    for option in reversed(
+        (
+            click.option(
+                "--scales", type=Scales(), default=(), help="Run at several scales, as 0.5,1,1.5."
+            ),
+            click.option("--flip", is_flag=True, help="Run on the mirrored image, too."),
+            click.option("--fuse", type=click.Choice(["mean", "max"]), default="mean"),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 limit_option = click.option(

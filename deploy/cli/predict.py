@@ -16,6 +16,7 @@ from segdeploy.cli.options import (
     network_spec,
     note_untrained,
     out_option,
+    scales_options,
 )
 
 
@@ -24,6 +25,7 @@ from segdeploy.cli.options import (
 @click.argument("image", type=Path)
 @network_options
 @backend_option
+@scales_options
 @out_option("Picture to write: the classes' colours over the image (.png or .jpg).")
 @click.option("--labels", type=Path, help="Also write the class ids (.png, one id a pixel).")
 @json_option
@@ -31,6 +33,9 @@ def predict(
     model: str,
     image: Path,
     backend: str | None,
+    scales: tuple[float, ...],
+    flip: bool,
+    fuse: str,
     out: Path,
     labels: Path | None,
     as_json: bool,
@@ -41,7 +46,9 @@ def predict(
 
     spec = network_spec(model, options)
     note_untrained(spec)
-    shares = predict_file(spec, image, out, labels=labels, backend=backend)
+    shares = predict_file(
+        spec, image, out, labels=labels, backend=backend, scales=scales, flip=flip, fuse=fuse
+    )
     if as_json:
         click.echo(json.dumps({"overlay": str(out), "shares": shares}))
         return

@@ -110,21 +110,22 @@ class DilationProof:
 
 
 def prove_dilations(
-    network: nn.Module, size: tuple[int, int], graph: onnx.ModelProto
+    network: nn.Module,
+    size: tuple[int, int],
+    graph: onnx.ModelProto,
+    run: nn.Module | None = None,
 ) -> DilationProof:
     """Compare every 2-D convolution that `network` runs, plain or transposed, with `graph`'s nodes.
 
-    A node belongs to the module that its scope names. A node that was fused with BatchNorm has the
-    BatchNorm's scope but still the convolution's weight, and goes by that; a node that a rewrite
-    made says its module itself. A module that runs several times has as many nodes, and each must
+    A node belongs to the module that its scope names; one that was fused with BatchNorm has the
+    BatchNorm's scope, and belongs to the convolution that feeds it. A node that a rewrite made says
+    its module itself. A module that runs several times has as many nodes, and each must
     agree. What a rewrite folded away is traced to the nodes that took it in. A convolution that is
-    called as a function, without a module, has nothing to be compared with: a stranger.
+    called as a function, without a module, has nothing to be compared with: a stranger. `run` is
+    what is called, if something wraps the network.
     """
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    ran = module_geometries(network, size)
+    ran, norms = module_geometries(network, size, run)
     static = _has_static_size(graph)
-    modules = dict(network.named_modules())
     nodes: dict[str, list[tuple[str, ConvGeometry]]] = {}
     folded: dict[str, list[str]] = {}
     strangers = []
@@ -135,10 +136,9 @@ def prove_dilations(
         notes = {entry.key: entry.value for entry in node.metadata_props}
         if FOLDED_KEY in notes:
             for absorbed in notes[FOLDED_KEY].split(","):
-                folded.setdefault(absorbed, []).append(node.name)
-        module = notes.get(MODULE_KEY)
-        if module is None or isinstance(modules.get(module), _BatchNorm):
-            module = node.input[1].removesuffix(".weight")
+                folded.setdefault(norms.get(absorbed, absorbed), []).append(node.name)
+        module = notes.get(MODULE_KEY, node.input[1].removesuffix(".weight"))
+        module = norms.get(module, module)
         if module in ran:
             nodes.setdefault(module, []).append((node.name, geometry))
         elif not (FOLDED_KEY in notes and geometry.is_pointwise):
@@ -147,11 +147,15 @@ def prove_dilations(
     for module, calls in ran.items():
         found = nodes.get(module, [])
         into = tuple(dict.fromkeys(folded.get(module, ())))
-        expected, live = calls[0]
-        live = live if static else None
-        proofs += [
-            ConvProof(module, name, expected, geometry, live=live) for name, geometry in found
-        ]
+        expected = calls[0][0]
+        lives = [live if static else None for _, live in calls]
+        for name, geometry in found:
+            # Of the calls at several scales, each explains one node that lost its dead taps.
+            live = geometry if geometry != expected and geometry in lives else lives[0]
+            if live in lives[1:] or live == geometry:
+                lives.remove(live)
+                lives = lives or [None]
+            proofs.append(ConvProof(module, name, expected, geometry, live=live))
         missing = len(calls) - len(found)
         if missing > 0:
             proofs += [ConvProof(module, None, expected, None, into)] * (1 if into else missing)
@@ -167,16 +171,20 @@ def _has_static_size(graph: onnx.ModelProto) -> bool:
 
 
 def module_geometries(
-    network: nn.Module, size: tuple[int, int]
-) -> dict[str, list[tuple[ConvGeometry, ConvGeometry | None]]]:
+    network: nn.Module, size: tuple[int, int], run: nn.Module | None = None
+) -> tuple[dict[str, list[tuple[ConvGeometry, ConvGeometry | None]]], dict[str, str]]:
     """Geometry of every 2-D convolution that a forward pass at `size` (H, W) runs, once a call.
 
-    Beside it stands the geometry without dead taps at that size, where that is another one.
+    Beside it stands the geometry without dead taps at that size, where that is another one. The
+    second mapping says which convolution feeds each BatchNorm.
     """
     import torch
     from torch import nn
+    from torch.nn.modules.batchnorm import _BatchNorm
 
     ran: dict[str, list[tuple[ConvGeometry, ConvGeometry | None]]] = {}
+    norms: dict[str, str] = {}
+    made: dict[int, tuple[str, Any]] = {}  # values are held, so that no id is given twice
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -189,15 +197,23 @@ def module_geometries(
                     sizes = tuple(given[0].shape[2:]), tuple(output.shape[2:])
                     live = geometry.without_dead_taps(*sizes)
                 ran.setdefault(name, []).append((geometry, None if live == geometry else live))
+                made[id(output)] = (name, output)
 
             hooks.append(module.register_forward_hook(note))
+        elif isinstance(module, _BatchNorm):
+
+            def trace_back(norm: nn.Module, given: Any, *, name: str = name) -> None:
+                if id(given[0]) in made:
+                    norms[name] = made[id(given[0])][0]
+
+            hooks.append(module.register_forward_pre_hook(trace_back))
     try:
         with torch.inference_mode():
-            network(torch.zeros(1, 3, *size))
+            (run or network)(torch.zeros(1, 3, *size))
     finally:
         for hook in hooks:
             hook.remove()
-    return ran
+    return ran, norms
 
 
 def _module_geometry(conv: nn.Conv2d | nn.ConvTranspose2d) -> ConvGeometry:

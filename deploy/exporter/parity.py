@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,21 +12,18 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import onnx
-
-    from segdeploy.models.network import Network
+    from torch import nn
 
 # Two float32 libraries sum in different orders; on these networks they differ by about 1e-6 of the
 # range. A wrong operator differs by 1e-2 and more.
 FP32_LIMIT = 1e-4
 # A label may differ where the reference's two best classes are this near, of their mean distance.
 NEAR_TIE = 1e-2
-# The smallest height and width of a dynamic graph, unless it was traced with smaller ones.
-SMALLEST_SIDE = 32
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Difference between two outputs; `max_rel` is `max_abs` over the reference's range.
+    """Difference from what is named by `against`; `max_rel` is `max_abs` over its range.
 
     `wrong_labels` counts the pixels whose best class differs although the reference is sure of it:
     one class that is far below all others makes the range large, and would hide them.
@@ -37,6 +35,8 @@ class Parity:
     agreement: float
     wrong_labels: int
     limit: float = FP32_LIMIT
+    snr_db: float = float("inf")
+    against: str = "PyTorch"
 
     @property
     def holds(self) -> bool:
@@ -47,28 +47,58 @@ class Parity:
         """One clause with the numbers."""
         shape = "x".join(map(str, self.shape))
         return (
-            f"at input {shape} the output differs by {self.max_rel:.2g} of its range "
-            f"(limit {self.limit:.0e}), {self.wrong_labels} labels are wrong and "
+            f"at input {shape} the output differs from {self.against} by {self.max_rel:.2g} of its "
+            f"range (limit {self.limit:.0e}), {self.wrong_labels} labels are wrong and "
             f"{self.agreement:.2%} equal"
         )
 
 
 def compare(
-    shape: tuple[int, ...], reference: NDArray[np.float32], output: NDArray[np.float32]
+    shape: tuple[int, ...],
+    reference: NDArray[np.float32],
+    output: NDArray[np.float32],
+    against: str = "PyTorch",
 ) -> Parity:
     """Compare logits `(N, C, H, W)`; an output that is not finite or of another shape is infinite.
 
     The range is the reference's largest minus its smallest value.
     """
     if output.shape != reference.shape or not np.isfinite(output).all():
-        return Parity(shape, float("inf"), float("inf"), 0.0, reference[:, 0].size)
+        worst = float("inf")
+        return Parity(
+            shape, worst, worst, 0.0, reference[:, 0].size, snr_db=-worst, against=against
+        )
     max_abs = float(np.abs(output - reference).max())
     span = float(reference.max() - reference.min())
     max_rel = max_abs / span if span else (float("inf") if max_abs else 0.0)
     different = output.argmax(1) != reference.argmax(1)
+    signal = float(np.square(reference, dtype=np.float64).sum())
+    noise = float(np.square(output - reference, dtype=np.float64).sum())
+    snr = 10 * math.log10(signal / noise) if signal and noise else float("inf")
     return Parity(
-        shape, max_abs, max_rel, float(1 - different.mean()), int(_sure(reference)[different].sum())
+        shape,
+        max_abs,
+        max_rel,
+        float(1 - different.mean()),
+        int(_sure(reference)[different].sum()),
+        snr_db=snr,
+        against=against,
     )
+
+
+def compare_labels(
+    shape: tuple[int, ...],
+    logits: NDArray[np.float32],
+    labels: NDArray[np.integer],
+    against: str,
+) -> Parity:
+    """Compare labels `(N, H, W)` with the best class of reference logits `(N, C, H, W)`."""
+    if labels.shape != logits[:, 0].shape:
+        worst = float("inf")
+        return Parity(shape, worst, worst, 0.0, logits[:, 0].size, snr_db=-worst, against=against)
+    different = labels != logits.argmax(1)
+    wrong = int(_sure(logits)[different].sum())
+    return Parity(shape, 0.0, 0.0, float(1 - different.mean()), wrong, against=against)
 
 
 def _sure(reference: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -81,42 +111,75 @@ def _sure(reference: NDArray[np.float32]) -> NDArray[np.bool_]:
     return sure
 
 
-def probe_shapes(size: tuple[int, int], *, dynamic: bool) -> list[tuple[int, int, int, int]]:
-    """Input shapes to compare at: the traced one and, for a dynamic graph, three it never saw."""
+Shape = tuple[int, int, int, int]
+
+
+def probe_shapes(
+    size: tuple[int, int], smallest: tuple[int, int] | None = None, batch: int = 1
+) -> list[Shape]:
+    """Input shapes to compare at: the traced one and, for a dynamic graph, four it never saw.
+
+    They are half of it with batch 2, an odd size, batch 3, and the largest `batch` at the
+    `smallest` size, which a static graph has not.
+    """
     height, width = size
-    if not dynamic:
+    if smallest is None:
         return [(1, 3, height, width)]
-    low, narrow = (max(side // 2, min(SMALLEST_SIDE, side)) for side in size)
+    low, narrow = (max(side // 2, least) for side, least in zip(size, smallest, strict=True))
     return [
         (1, 3, height, width),
         (2, 3, low, narrow),
         (1, 3, height + 13, width + 7),
         (3, 3, height, width),
+        (batch, 3, *smallest),
     ]
 
 
+def random_images(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Normal noise, another for each image of the batch, so that one that is mixed up shows."""
+    images: NDArray[np.float32] = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+    return images
+
+
 def check_parity(
-    network: Network, graph: onnx.ModelProto, shapes: Iterable[tuple[int, int, int, int]]
+    network: nn.Module, graph: onnx.ModelProto, shapes: Iterable[Shape]
 ) -> list[Parity]:
     """Run random images of each shape through both, and compare.
 
-    Every image of a batch is different, so that one that is mixed up with another shows. Logits
-    that are not of the input's size fail, whatever PyTorch gives.
+    Logits that are not of the input's size fail, whatever PyTorch gives. Of a batch, images are
+    also run alone and in another order, and must give what they gave in their place: builders have
+    been right for one image, and wrong for two (NVIDIA/TensorRT issue 4853).
     """
     import torch
 
-    session = _session(graph)
-    rng = np.random.default_rng(0)
+    session = open_graph(graph)
+    name = session.get_inputs()[0].name
     results = []
     for shape in shapes:
-        images = rng.normal(0, 1, shape).astype(np.float32)
+        images = random_images(shape)
         with torch.inference_mode():
             reference = network(torch.from_numpy(images)).numpy()
-        output = session.run(None, {session.get_inputs()[0].name: images})[0]
+        output = session.run(None, {name: images})[0]
         if output.shape[2:] != shape[2:]:
             output = output[:, :, :0]
         results.append(compare(shape, reference, output))
+        if shape[0] > 1 and results[-1].holds:
+            results += _check_rows(lambda x: session.run(None, {name: x})[0], images, output)
     return results
+
+
+def _check_rows(
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    images: NDArray[np.float32],
+    output: NDArray[np.float32],
+) -> list[Parity]:
+    rows = sorted({0, len(images) // 2, len(images) - 1})
+    alone = np.concatenate([run(images[row : row + 1]) for row in rows])
+    order = np.roll(np.arange(len(images)), 1)
+    return [
+        compare(images.shape, alone, output[rows], "the same image alone"),
+        compare(images.shape, output[order], run(images[order]), "its place in another order"),
+    ]
 
 
 def compare_graphs(
@@ -127,18 +190,16 @@ def compare_graphs(
     Both take one input. An output is compared as `(N, C, ...)`, whatever it means.
     """
     sessions: list[Any] = []
-    rng = np.random.default_rng(0)
     results = []
     for shape in shapes:
-        sessions = sessions or [_session(before), _session(after)]
+        sessions = sessions or [open_graph(before), open_graph(after)]
         source = sessions[0].get_inputs()[0]
+        array: NDArray[Any] = random_images(shape)
         if source.type == "tensor(uint8)":
-            array: NDArray[Any] = rng.integers(0, 256, shape).astype(np.uint8)
-        else:
-            array = rng.normal(0, 1, shape).astype(np.float32)
+            array = random_bytes(shape)
         outputs = [session.run(None, {source.name: array}) for session in sessions]
         for one, other in zip(*outputs, strict=True):
-            results.append(compare(shape, _as_map(one), _as_map(other)))
+            results.append(compare(shape, _as_map(one), _as_map(other), "the graph as given"))
     return results
 
 
@@ -147,9 +208,22 @@ def _as_map(output: NDArray[Any]) -> NDArray[np.float32]:
     return output.astype(np.float32).reshape(output.shape + (1,) * max(0, 4 - rank))
 
 
-def _session(graph: onnx.ModelProto) -> Any:
+def random_bytes(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Bytes of pictures, each another."""
+    values: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    return values
+
+
+def open_graph(graph: onnx.ModelProto, value: str | None = None) -> Any:
+    """An ONNX Runtime session on a graph in memory; `value` makes an inner value its output."""
+    import onnx
     import onnxruntime as ort
 
+    if value is not None:
+        copied = onnx.ModelProto()
+        copied.CopyFrom(graph)
+        copied.graph.output.append(onnx.ValueInfoProto(name=value))
+        graph = copied
     options = ort.SessionOptions()
     options.log_severity_level = 3
     return ort.InferenceSession(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import DeduplicateHashedInitializersPass
 
 from segdeploy.packages import require
 
@@ -10,7 +12,8 @@ from segdeploy.packages import require
 def clean_up(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Run onnxslim on a copy, and give the nodes back the metadata that it drops.
 
-    A node is known again by the value that it gives.
+    A node is known again by the value that it gives. Equal weights become one: a network that runs
+    at several scales has its BatchNorms fused once a scale.
     """
     onnxslim = require("onnxslim")
     copied = onnx.ModelProto()
@@ -20,4 +23,6 @@ def clean_up(graph: onnx.ModelProto) -> onnx.ModelProto:
     for node in slim.graph.node:
         if not node.metadata_props and node.output[0] in notes:
             node.metadata_props.extend(notes[node.output[0]])
-    return slim
+    model = ir.from_proto(slim)
+    DeduplicateHashedInitializersPass()(model)
+    return ir.to_proto(model)

@@ -6,6 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from segdeploy.spec import MODULE_KEY
+
 Matrix = NDArray[np.float64]
 
 
@@ -97,7 +99,13 @@ def pixels_of(value: ir.Value | None) -> tuple[int, int] | None:
 
 
 def module_of(node: ir.Node) -> str:
-    """Name of the module that a convolution's weight belongs to."""
+    """Name of the module that a convolution comes from.
+
+    Its weight says so, unless a fusion renamed it; then the scope does, or a fused BatchNorm's.
+    """
     weight = node.inputs[1]
     assert weight is not None
-    return (weight.name or node.name or "convolution").removesuffix(".weight")
+    name = weight.name or node.name or "convolution"
+    if name.endswith(".weight"):
+        return name.removesuffix(".weight")
+    return node.metadata_props.get(MODULE_KEY, name)

@@ -59,6 +59,7 @@ class OnnxRuntimeSession(Closing):
         self.contract = read_contract(text, str(path))
         self.input = _spec(inputs[0])
         self.output = _spec(outputs[0])
+        self.takes_any_size = isinstance(self.input.shape[2], str)
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:

@@ -34,6 +34,7 @@ class OpenVinoSession(Closing):
         self._request = compiled.create_infer_request()
         self.input = _spec(compiled.input(0))
         self.output = _spec(compiled.output(0))
+        self.takes_any_size = isinstance(self.input.shape[2], str)
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:

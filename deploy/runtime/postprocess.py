@@ -19,15 +19,30 @@ def labels_at(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.
     return best
 
 
-def upsample(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Bilinear resize of `(C, h, w)` to `(C, H, W)`, pixel centres at half (ONNX half_pixel)."""
+def nearest(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Nearest-neighbour resize of labels `(h, w)` to `(H, W)`, pixel centres at half."""
+    rows, columns = (
+        ((np.arange(target) + 0.5) * source / target).astype(np.intp)
+        for source, target in zip(labels.shape, size, strict=True)
+    )
+    resized: NDArray[np.uint8] = labels[rows][:, columns]
+    return resized
+
+
+def upsample(
+    maps: NDArray[np.float32], size: tuple[int, int], *, align_corners: bool = False
+) -> NDArray[np.float32]:
+    """Bilinear resize of `(C, h, w)` to `(C, H, W)`, as `F.interpolate` without antialiasing.
+
+    Pixel centres lie at half (ONNX half_pixel) unless `align_corners`.
+    """
     height, width = size
     if maps.shape[1] != height:
-        low, high, weight = _taps(maps.shape[1], height)
+        low, high, weight = _taps(maps.shape[1], height, align_corners)
         upper = maps[:, low]
         maps = upper + (maps[:, high] - upper) * weight[None, :, None]
     if maps.shape[2] != width:
-        low, high, weight = _taps(maps.shape[2], width)
+        low, high, weight = _taps(maps.shape[2], width, align_corners)
         left = maps[:, :, low]
         maps = left + (maps[:, :, high] - left) * weight[None, None, :]
     return maps
@@ -35,9 +50,12 @@ def upsample(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.flo
 
 @lru_cache(maxsize=16)
 def _taps(
-    source: int, target: int
+    source: int, target: int, align_corners: bool
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    centres = (np.arange(target) + 0.5) * (source / target) - 0.5
+    if align_corners:
+        centres = np.arange(target) * ((source - 1) / max(target - 1, 1))
+    else:
+        centres = (np.arange(target) + 0.5) * (source / target) - 0.5
     centres = np.clip(centres, 0, source - 1)
     low = np.floor(centres).astype(np.intp)
     return low, np.minimum(low + 1, source - 1), (centres - low).astype(np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -9,15 +11,21 @@ from PIL import Image
 from segdeploy.spec import Contract
 
 
-def preprocess(image: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
-    """Resize, scale to 0..1 and normalise `(H, W, 3) uint8` RGB to `(1, 3, H', W') float32`.
+def preprocess(image: NDArray[np.uint8], contract: Contract) -> NDArray[Any]:
+    """Make the network's input of `(H, W, 3) uint8` RGB, as the contract says.
 
-    `resize` is Pillow's bilinear filter, which averages when it shrinks (antialiasing).
+    That is `(1, 3, H', W') float32`, scaled to 0..1 and normalised, or `(1, H', W', 3) uint8` where
+    the graph does the rest. `resize` is Pillow's bilinear filter, which averages when it shrinks
+    (antialiasing).
     """
     height, width = contract.size
     if image.shape[:2] != (height, width):
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         image = np.asarray(resized)
+    if contract.colour == "BGR":
+        image = image[:, :, ::-1]
+    if contract.layout == "NHWC":
+        return np.ascontiguousarray(image[None])
     scale = np.float32(1) / (np.float32(255) * np.asarray(contract.std, np.float32))
     shift = np.asarray(contract.mean, np.float32) / np.asarray(contract.std, np.float32)
     normalised = image.astype(np.float32) * scale - shift

@@ -32,6 +32,7 @@ class Session(Protocol):
     contract: Contract
     input: TensorSpec
     output: TensorSpec
+    takes_any_size: bool
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Run once; takes and gives what `input` and `output` say."""
@@ -62,20 +63,24 @@ def check_tensors(
     Raises:
         InputError: with the contract's shape and the graph's.
     """
-    wanted = (None, 3, *contract.size)
-    channels = (None, len(contract.classes), *contract.size)
-    for what, shape, expected in (
-        ("input", input_shape, wanted),
-        ("output", output_shape, channels),
-    ):
-        fits = len(shape) == 4 and all(
+    height, width = contract.size
+    picture = (height, width, 3) if contract.layout == "NHWC" else (3, height, width)
+    classes = len(contract.classes)
+    given: tuple[int | None, ...] = (classes, height, width)
+    if contract.upsampling:
+        given = (classes, None, None)
+    elif contract.output == "labels":
+        given = (height, width)
+    for what, shape, expected in (("input", input_shape, picture), ("output", output_shape, given)):
+        fits = len(shape) == len(expected) + 1 and all(
             isinstance(size, str) or size_wanted in (None, size)
-            for size, size_wanted in zip(shape, expected, strict=True)
+            for size, size_wanted in zip(shape[1:], expected, strict=True)
         )
         if not fits:
+            wanted = ", ".join("any" if side is None else str(side) for side in expected)
             raise InputError(
-                f"{path}: its {what} has shape {shape}, but its contract says (N, "
-                f"{expected[1]}, {contract.size[0]}, {contract.size[1]}); export it again"
+                f"{path}: its {what} has shape {shape}, but its contract says (N, {wanted}); "
+                "export it again"
             )
 
 

@@ -19,6 +19,7 @@ class TorchSession(Closing):
     """A PyTorch network in eval mode, in float32, on the device where it lies."""
 
     backend = "torch"
+    takes_any_size = True
 
     def __init__(self, network: Network, contract: Contract, *, threads: int | None = None):
         self._torch = require("torch")

@@ -1,0 +1,174 @@
+"""From a PyTorch module to an ONNX graph whose nodes say which module they came from."""
+
+from __future__ import annotations
+
+import ast
+import io
+import traceback
+import warnings
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segdeploy.errors import InputError
+from segdeploy.models.errors import first_line
+from segdeploy.spec import MODULE_KEY
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+OPSET = 20
+OPSETS = range(18, 24)  # what PyTorch's exporter writes
+# Where `Network`, and `MultiScaleInput` around it, hold the user's own network.
+_WRAPPERS = ("base_model.module.", "module.")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Sizes that a dynamic graph takes, each (H, W), and its largest batch."""
+
+    smallest: tuple[int, int] = (32, 32)
+    largest: tuple[int, int] = (8192, 8192)
+    batch: int = 32
+
+    def around(self, size: tuple[int, int]) -> Bounds:
+        """The default bounds, moved where `size` lies outside."""
+        low = (min(self.smallest[0], size[0]), min(self.smallest[1], size[1]))
+        high = (max(self.largest[0], size[0]), max(self.largest[1], size[1]))
+        return Bounds(low, high, self.batch)
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Refuse bounds that contradict one another or the size.
+
+        Raises:
+            InputError: with the three sizes.
+        """
+        for axis, name in ((0, "height"), (1, "width")):
+            low, high = self.smallest[axis], self.largest[axis]
+            if not low <= size[axis] <= high or low == high:
+                raise InputError(
+                    f"--min-size, --size and --max-size: the {name} {low}, {size[axis]}, {high} "
+                    "must not fall, and must grow from the first to the last"
+                )
+
+
+def trace(
+    network: nn.Module,
+    size: tuple[int, int],
+    *,
+    dynamic: bool,
+    name: str,
+    bounds: Bounds | None = None,
+    opset: int = OPSET,
+) -> onnx.ModelProto:
+    """Trace a network into ONNX; every node says which PyTorch module it came from.
+
+    Raises:
+        InputError: if PyTorch cannot express the network, with its own reason.
+    """
+    import torch
+    from torch.export import Dim
+
+    # Batch 1 would be specialised by torch.export, so a dynamic graph is traced with 2.
+    sample = torch.zeros(2 if dynamic else 1, 3, *size)
+    dynamic_shapes = None
+    if dynamic:
+        bounds = bounds or Bounds().around(size)
+        batch = Dim("batch", min=1, max=bounds.batch)
+        height, width = (
+            Dim(name, min=low, max=high)
+            for name, low, high in zip(
+                ("height", "width"), bounds.smallest, bounds.largest, strict=True
+            )
+        )
+        dynamic_shapes = ({0: batch, 2: height, 3: width},)
+    network.eval()
+    try:
+        # PyTorch prints a failing graph, with the user's paths, before it raises the reason.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                (sample,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=dynamic_shapes,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise InputError(f"{name}: cannot be exported to ONNX: {_reason(error)}") from error
+    if program is None:
+        raise InputError(f"{name}: PyTorch's exporter returned no program")
+    graph: onnx.ModelProto = program.model_proto
+    _annotate(graph)
+    return graph
+
+
+def _reason(error: BaseException) -> str:
+    """What PyTorch says, and the line of the user's code that it was about."""
+    import torch
+
+    cause = error.__cause__ or error
+    said = f"{type(cause).__name__}: {first_line(cause)}"
+    libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
+    frames = traceback.extract_tb(cause.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    if own:
+        said += f"; at {Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}"
+    return said
+
+
+def _annotate(graph: onnx.ModelProto) -> None:
+    """Name weights as the user's state dict does, and keep of the exporter's notes the module.
+
+    The rest of the notes holds stack traces with the user's paths, which must not be shipped.
+    """
+    for node in graph.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        del node.metadata_props[:]
+        module = _module_path(notes.get("pkg.torch.onnx.name_scopes"))
+        if module is not None:
+            node.metadata_props.add(key=MODULE_KEY, value=module)
+        node.doc_string = ""
+        node.input[:] = [_own_name(name) for name in node.input]
+    for tensor in graph.graph.initializer:
+        tensor.name = _own_name(tensor.name)
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    values: list[Any] = [*graph.graph.input, *graph.graph.output, *graph.graph.value_info]
+    for value in values:
+        value.name = _own_name(value.name)
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del graph.graph.metadata_props[:]
+    del graph.metadata_props[:]
+    graph.graph.doc_string = ""
+    graph.doc_string = ""
+    graph.graph.name = "segdeploy"
+
+
+def _own_name(name: str) -> str:
+    """A weight's name in the user's state dict, unless it is one that the graph's ends have."""
+    own = _unwrapped(name)
+    return name if own in ("image", "logits") else own
+
+
+def _module_path(scopes: str | None) -> str | None:
+    if scopes is None:
+        return None
+    # A list's repr: the modules from the outermost in, then the operation itself.
+    path = ast.literal_eval(scopes)
+    if len(path) < 2:
+        return None
+    return _unwrapped(f"{path[-2]}.").rstrip(".")
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        if name.startswith(wrapper):
+            return name.removeprefix(wrapper)
+    return name

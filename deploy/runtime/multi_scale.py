@@ -1,0 +1,70 @@
+"""Multi-scale inference as a loop over one session that takes any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.errors import InputError
+from segdeploy.runtime.postprocess import upsample
+from segdeploy.runtime.session import Session
+
+Floats = NDArray[np.float32]
+
+
+def fused_logits(
+    session: Session, image: Floats, scales: Sequence[float], *, flip: bool, fuse: str
+) -> Floats:
+    """Logits `(C, H, W)` fused over scales of `(1, 3, H, W)`, and mirrored with `flip`.
+
+    Equal to `models.multi_scale.MultiScaleInput` up to rounding: bilinear with aligned corners both
+    ways, sizes rounded down, `mean` or `max` of a class and pixel.
+
+    Raises:
+        InputError: for a session that cannot take other sizes or gives no logits, scales that are
+            not positive or shrink the image to nothing, or another fusion.
+    """
+    contract = session.contract
+    if contract.layout != "NCHW" or contract.output != "logits" or contract.upsampling:
+        raise InputError(
+            f"{session.backend}: scales need float input and logits at run time; export without "
+            "--preprocess and --output, or with --scales in the graph"
+        )
+    if fuse not in ("mean", "max"):
+        raise InputError(f"fuse '{fuse}' is neither mean nor max")
+    size = (image.shape[2], image.shape[3])
+    total: Floats | None = None
+    for scale in scales or (1.0,):
+        target = _scaled(size, scale)
+        if target != size and not session.takes_any_size:
+            raise InputError(
+                f"{session.backend}: the graph is static at {size[0]}x{size[1]}, and scale {scale} "
+                "is another size; export with --dynamic"
+            )
+        scaled = upsample(image[0], target, align_corners=True)[None]
+        logits = session.run(scaled)[0]
+        if flip:  # before the resize, which a maximum does not commute with
+            mirrored = session.run(np.ascontiguousarray(scaled[..., ::-1]))[0][..., ::-1]
+            logits = np.maximum(logits, mirrored) if fuse == "max" else logits + mirrored
+        maps = upsample(logits, size, align_corners=True)
+        if total is None:
+            total = maps
+        else:
+            total = np.maximum(total, maps) if fuse == "max" else total + maps
+    assert total is not None
+    if fuse == "mean":
+        total /= len(scales or (1.0,)) * (2 if flip else 1)
+    return total
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    if not 0 < scale < 100:
+        raise InputError(f"scale {scale}: must be positive, and below 100")
+    ratio = Fraction(scale).limit_denominator(1000)
+    height, width = (side * ratio.numerator // ratio.denominator for side in size)
+    if min(height, width) == 0:
+        raise InputError(f"scale {scale} shrinks a {size[0]}x{size[1]} image to nothing")
+    return height, width

@@ -1,0 +1,276 @@
+"""Graphs that take bytes, fuse scales, or give labels: the runtimes' answer is PyTorch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import segdeploy
+from segdeploy.errors import CheckFailed, InputError
+from segdeploy.exporter import onnx_export
+from segdeploy.exporter.divergence import first_divergence
+from segdeploy.exporter.tracing import Bounds
+from segdeploy.models.dataset import open_dataset
+from segdeploy.models.multi_scale import MultiScaleInput
+from segdeploy.network import ModelSpec, load_network
+from segdeploy.onnx_file import contract_of, load_onnx
+
+from .conftest import SIZE
+from .test_cli import Ran, check_one_line, run  # noqa: F401
+from .test_export import conv, set_ints
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+def picture(dataset: Path) -> np.ndarray:
+    return open_dataset(dataset).frames("val")[0].read()[0]
+
+
+@pytest.mark.parametrize("colour", ["RGB", "BGR"])
+@pytest.mark.parametrize("output", ["logits", "probabilities", "labels"])
+def test_bytes_in_and_any_output_out(
+    checkpoint: Path, dataset: Path, tmp_path: Path, colour: str, output: str
+) -> None:
+    out = tmp_path / "m.onnx"
+    report = segdeploy.export(checkpoint, out, preprocess=colour, output=output)
+    assert [p.against for p in report.parity] == ["PyTorch", f"PyTorch's {output}"]
+    graph = load_onnx(out)
+    contract = contract_of(graph, out)
+    assert (contract.layout, contract.colour, contract.output) == ("NHWC", colour, output)
+    onnx.checker.check_model(graph, full_check=True)
+    image = picture(dataset)[: SIZE[0], : SIZE[1]]
+    with segdeploy.load(checkpoint) as torch_network:
+        expected = torch_network.predict(image)
+    for backend in ("onnxruntime", "openvino"):
+        with segdeploy.load(out, backend=backend) as predictor:
+            assert predictor.session.input.shape == (1, *SIZE, 3)
+            assert np.mean(predictor.predict(image) == expected) > 0.999
+
+
+def test_labels_of_a_larger_picture_are_enlarged_by_nearest(
+    checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    segdeploy.export(checkpoint, tmp_path / "m.onnx", output="labels")
+    image = picture(dataset)
+    with segdeploy.load(tmp_path / "m.onnx") as predictor:
+        labels = predictor.predict(image)
+        assert labels.shape == image.shape[:2]
+        assert np.array_equal(labels[::2, ::2], labels[1::2, 1::2])
+        with pytest.raises(InputError, match="the graph gives labels, not logits"):
+            predictor.logits(image)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_late_upsampling_gives_the_whole_graphs_labels(
+    checkpoint: Path, dataset: Path, tmp_path: Path, dynamic: bool
+) -> None:
+    full, late = tmp_path / "full.onnx", tmp_path / "late.onnx"
+    segdeploy.export(checkpoint, full, output="labels", dynamic=dynamic)
+    report = segdeploy.export(
+        checkpoint, late, output="labels", late_upsampling=True, dynamic=dynamic
+    )
+    assert report.contract.upsampling == "align-corners"
+    assert report.parity[-1].against == "PyTorch's labels"
+    assert not any(n.op_type in ("Resize", "ArgMax") for n in load_onnx(late).graph.node)
+    with segdeploy.load(full) as one, segdeploy.load(late) as other:
+        for frame in open_dataset(dataset).frames("val"):
+            image, _ = frame.read()
+            assert np.array_equal(one.predict(image), other.predict(image))
+        small = other.session.run(np.zeros((1, 3, *SIZE), np.float32))
+        assert small.shape == (1, 8, SIZE[0] // 2, SIZE[1] // 2)
+
+
+def test_what_does_not_end_in_a_resize_is_not_cut(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--late-upsampling: the graph does not end in"):
+        segdeploy.export(
+            checkpoint,
+            tmp_path / "m.onnx",
+            output="labels",
+            late_upsampling=True,
+            scales=(0.5, 1.0),
+        )
+    with pytest.raises(InputError, match="is for --output labels"):
+        segdeploy.export(checkpoint, tmp_path / "m.onnx", late_upsampling=True)
+
+
+@pytest.mark.parametrize(
+    ("flip", "fuse", "dynamic"),
+    [(False, "mean", False), (True, "max", False), (True, "mean", True)],
+)
+def test_several_scales_in_one_graph(
+    checkpoint: Path, tmp_path: Path, flip: bool, fuse: str, dynamic: bool
+) -> None:
+    out = tmp_path / "m.onnx"
+    report = segdeploy.export(checkpoint, out, scales=SCALES, flip=flip, fuse=fuse, dynamic=dynamic)
+    runs = len(SCALES) * (2 if flip else 1)
+    assert all(proof.holds for proof in report.convolutions)
+    assert len(report.convolutions) >= runs * 14
+    heads = [line for line in report.account.rewrites if line.startswith("linear head")]
+    assert len(heads) == runs
+    # The scales share their weights, folded or not.
+    names = [t.name for t in load_onnx(out).graph.initializer if "backbone.1.conv1" in t.name]
+    assert len(names) == len(set(names)) <= 2
+    if dynamic:
+        network = load_network(ModelSpec(str(checkpoint))).network
+        fused = MultiScaleInput(network, scales=SCALES, flip=flip, fuse=fuse).eval()
+        with segdeploy.load(out) as predictor:
+            for shape in ((1, 3, 77, 133), (2, 3, 50, 39)):  # never traced
+                x = torch.randn(shape)
+                with torch.no_grad():
+                    expected = fused(x).numpy()
+                found = predictor.session.run(x.numpy())
+                assert np.abs(found - expected).max() < 1e-4 * np.ptp(expected)
+
+
+@pytest.mark.parametrize("fuse", ["mean", "max"])
+def test_a_loop_over_a_dynamic_session_is_the_fused_graph(
+    checkpoint: Path, dynamic_graph: Path, dataset: Path, fuse: str
+) -> None:
+    network = load_network(ModelSpec(str(checkpoint)))
+    fused = MultiScaleInput(network.network, scales=SCALES, flip=True, fuse=fuse).eval()
+    image = picture(dataset)
+    from segdeploy.runtime.preprocess import preprocess
+
+    with torch.no_grad():
+        expected = fused(torch.from_numpy(preprocess(image, network.contract)))[0].numpy()
+    for model in (dynamic_graph, checkpoint):
+        with segdeploy.load(model) as predictor:
+            options = {"scales": SCALES, "flip": True, "fuse": fuse}
+            found = predictor.logits(image, **options)
+            assert np.abs(found - expected).max() < 1e-4 * np.ptp(expected)
+            assert predictor.predict(image, **options).shape == image.shape[:2]
+
+
+def test_scales_at_run_time_need_a_dynamic_graph_of_logits(
+    graph: Path, dataset: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    image = picture(dataset)
+    with segdeploy.load(graph) as predictor:
+        with pytest.raises(InputError, match="is static at 48x64, and scale 0.5 is another size"):
+            predictor.predict(image, scales=(0.5,))
+        with pytest.raises(InputError, match="shrinks a 48x64 image to nothing"):
+            predictor.predict(image, scales=(0.001,))
+        with pytest.raises(InputError, match="neither mean nor max"):
+            predictor.predict(image, flip=True, fuse="median")
+        assert np.mean(predictor.predict(image, flip=True) == predictor.predict(image)) > 0.7
+    segdeploy.export(checkpoint, tmp_path / "m.onnx", preprocess="RGB")
+    bytes_in = segdeploy.load(tmp_path / "m.onnx")
+    with bytes_in, pytest.raises(InputError, match="scales need float input and logits"):
+        bytes_in.predict(image, flip=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--scales", "0.5,x"), "is not a list of scales such as 0.5,1,1.5"),
+        (("--scales", "0.001,1"), "shrinks a 48x64 image to nothing"),
+        (("--opset", "9"), "PyTorch's exporter writes 18 to 23"),
+        (("--min-size", "32x32"), "--min-size, --max-size and --max-batch go with --dynamic"),
+        (("--dynamic", "--min-size", "64x64"), "the height 64, 48, 8192 must not fall"),
+        (("--dynamic", "--max-size", "40x400"), "the height 32, 48, 40 must not fall"),
+    ],
+)
+def test_contradictions_are_refused(
+    run,  # noqa: F811
+    checkpoint: Path,
+    tmp_path: Path,
+    options: tuple,
+    said: str,
+) -> None:
+    check_one_line(run("export", checkpoint, "-o", tmp_path / "m.onnx", *options), said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bounds_and_opset_are_kept(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    bounds = Bounds((40, 40), (100, 120), 4)
+    report = segdeploy.export(checkpoint, out, dynamic=True, bounds=bounds, opset=18)
+    assert (4, 3, 40, 40) in [p.shape for p in report.parity]
+    assert load_onnx(out).opset_import[0].version == 18
+
+
+class Shapely(nn.Module):
+    """A network that looks at its data to decide what to do."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) if x.mean() > 0 else -self.conv(x)
+
+
+def test_control_flow_on_data_is_named_with_its_line(tmp_path: Path) -> None:
+    spec = ModelSpec(f"{__name__}:Shapely", 2, size=(16, 16))
+    with pytest.raises(InputError, match=r"data-dependent.*test_deployed_graphs\.py, line \d+"):
+        segdeploy.export(spec, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def tampered_weight(model: onnx.ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == "backbone.1.conv2.weight")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0, 0, 1, 1] += 0.5
+    tensor.raw_data = values.tobytes()
+
+
+def tampered_dilation(model: onnx.ModelProto) -> None:
+    node = conv(model, "backbone.2.conv1")
+    set_ints(node, "dilations", [3, 3])
+    set_ints(node, "pads", [3, 3, 3, 3])
+
+
+def tampered_resize(model: onnx.ModelProto) -> None:
+    node = [n for n in model.graph.node if n.op_type == "Resize"][-1]
+    attribute = next(a for a in node.attribute if a.name == "coordinate_transformation_mode")
+    attribute.s = b"half_pixel"
+
+
+@pytest.mark.parametrize(
+    ("tamper", "said"),
+    [
+        (tampered_weight, r"first layer that differs is backbone\.1\.(conv2|bn2) "),
+        (tampered_dilation, r"backbone\.2\.conv1 .* dilation \(3, 3\) instead of \(4, 4\).*"
+         r"first layer that differs is backbone\.2\.(conv1|bn1) "),
+        (tampered_resize, "the output differs from PyTorch by"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("optimized", [False, True])
+def test_a_broken_graph_is_told_by_its_first_layer(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamper, said: str,
+    optimized: bool,
+) -> None:  # fmt: skip
+    true_trace = onnx_export.trace
+
+    def broken(*arguments, **options):
+        model = true_trace(*arguments, **options)
+        tamper(model)
+        return model
+
+    monkeypatch.setattr(onnx_export, "trace", broken)
+    with pytest.raises(CheckFailed, match=said):
+        segdeploy.export(checkpoint, tmp_path / "m.onnx", optimized=optimized)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.rejected.onnx"]
+
+
+def test_a_true_graph_has_no_first_divergence(checkpoint: Path, graph: Path) -> None:
+    network = load_network(ModelSpec(str(checkpoint))).network
+    assert first_divergence(network.module, network, load_onnx(graph), (1, 3, *SIZE)) is None
+
+
+def test_predict_from_the_command_line(
+    run,  # noqa: F811
+    dynamic_graph: Path,
+    dataset: Path,
+    tmp_path: Path,
+) -> None:
+    image = open_dataset(dataset).frames("val")[0].image
+    out = tmp_path / "o.png"
+    ran: Ran = run("predict", dynamic_graph, image, "--scales", "0.5,1", "--flip", "-o", out)
+    assert ran.code == 0, ran.err
+    assert out.exists()
