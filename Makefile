@@ -25,7 +25,7 @@ test: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/data_loading.py
-	$(BIN)/python benchmarks/linear_head.py
+	$(BIN)/python benchmarks/exact_rewrites.py
 	$(BIN)/python benchmarks/checkpointing.py
 
 lint: $(VENV)/.ready

@@ -90,16 +90,12 @@ def read_contract(text: str, source: str) -> Contract:
             f"{source}: its contract has schema {schema!r}, this segdeploy reads {SCHEMA}; "
             "install the segdeploy that wrote it, or export again"
         )
-    for name, is_valid in _CHECKS.items():
+    checks = {**_CHECKS, **{k: v for k, v in _LATER_CHECKS.items() if k in values}}
+    for name, is_valid in checks.items():
         if name not in values or not is_valid(values[name]):
             raise InputError(
                 f"{source}: the contract's '{name}' is missing, wrong, or of a kind that this "
                 "version does not execute; export the network again"
-            )
-    for name, is_valid in _LATER_CHECKS.items():
-        if name in values and not is_valid(values[name]):
-            raise InputError(
-                f"{source}: the contract's '{name}' is wrong; export the network again"
             )
     if len(values["palette"]) != len(values["classes"]):
         raise InputError(f"{source}: the contract has another number of colours than classes")

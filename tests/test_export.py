@@ -103,7 +103,7 @@ def test_one_changed_weight_fails_parity(loaded, graph: Path) -> None:
     tensor.raw_data = values.tobytes()
     result = check_parity(loaded.network, model, probe_shapes(SIZE))[0]
     assert not result.holds
-    assert "at input 1x3x48x64 the output differs by" in result.complaint()
+    assert "at input 1x3x48x64 the output differs from PyTorch by" in result.complaint()
 
 
 def test_a_failed_proof_keeps_the_graph_aside_and_the_old_file(
