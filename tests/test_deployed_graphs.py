@@ -274,3 +274,42 @@ def test_predict_from_the_command_line(
     ran: Ran = run("predict", dynamic_graph, image, "--scales", "0.5,1", "--flip", "-o", out)
     assert ran.code == 0, ran.err
     assert out.exists()
+
+
+class Amplifying(nn.Module):
+    """Rounding grows a hundredfold on its way through: a difference of large equal numbers."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, num_classes, 5, padding=2)
+        nn.init.normal_(self.conv.weight, generator=torch.Generator().manual_seed(0))
+        self.gain = nn.Parameter(torch.tensor(4000.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        large = self.conv(x * self.gain + 1e6)
+        return large - large.mean((2, 3), keepdim=True)
+
+
+def test_rounding_that_pytorch_has_too_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec(f"{__name__}:Amplifying", 2, size=(16, 16))
+    from segdeploy.exporter import parity
+
+    monkeypatch.setattr(parity, "FP32_LIMIT", 1e-9)
+    report = segdeploy.export(spec, tmp_path / "m.onnx")
+    assert 1e-9 < report.parity[0].max_rel < report.parity[0].limit < 1e-3
+    # A wrong weight is far beyond it.
+    true_trace = onnx_export.trace
+
+    def broken(*arguments, **options):
+        model = true_trace(*arguments, **options)
+        tensor = next(t for t in model.graph.initializer if t.name == "conv.weight")
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values[0, 0, 1, 1] *= 1.01
+        tensor.raw_data = values.tobytes()
+        return model
+
+    monkeypatch.setattr(onnx_export, "trace", broken)
+    with pytest.raises(CheckFailed, match="the output differs from PyTorch by"):
+        segdeploy.export(spec, tmp_path / "m.onnx")

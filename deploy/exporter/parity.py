@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 # Two float32 libraries sum in different orders; on these networks they differ by about 1e-6 of the
 # range. A wrong operator differs by 1e-2 and more.
 FP32_LIMIT = 1e-4
+# Where PyTorch's own rounding is larger, four times that is the limit, up to this one.
+_LARGEST_LIMIT = 1e-2
 # A label may differ where the reference's two best classes are this near, of their mean distance.
 NEAR_TIE = 1e-2
 
@@ -162,10 +165,28 @@ def check_parity(
         output = session.run(None, {name: images})[0]
         if output.shape[2:] != shape[2:]:
             output = output[:, :, :0]
-        results.append(compare(shape, reference, output))
+        result = compare(shape, reference, output)
+        if FP32_LIMIT < result.max_rel < _LARGEST_LIMIT:
+            rounding = _own_rounding(network, images, reference)
+            result = replace(result, limit=min(max(FP32_LIMIT, 4 * rounding), _LARGEST_LIMIT))
+        results.append(result)
         if shape[0] > 1 and results[-1].holds:
             results += _check_rows(lambda x: session.run(None, {name: x})[0], images, output)
     return results
+
+
+def _own_rounding(
+    network: nn.Module, images: NDArray[np.float32], reference: NDArray[np.float32]
+) -> float:
+    """How far PyTorch's float32 is from its float64, of the range.
+
+    A deep network that was not trained amplifies rounding, in PyTorch as in any other library.
+    """
+    import torch
+
+    with torch.inference_mode():
+        exact = copy.deepcopy(network).double()(torch.from_numpy(images).double()).numpy()
+    return compare(images.shape, exact.astype(np.float32), reference).max_rel
 
 
 def _check_rows(
