@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
+from segdeploy.onnx_file import all_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -24,17 +25,19 @@ def check_graph(model: onnx.ModelProto, path: Path) -> None:
     """
     import onnx
 
-    for tensor in model.graph.initializer:
-        _check_size(tensor, path)
-    for node in model.graph.node:
-        if node.domain not in _OWN_DOMAINS:
-            raise InputError(
-                f"{path}: node '{node.name}' is {node.domain}.{node.op_type}, an operator that is "
-                "not ONNX's own, so nothing can be said of it; export without custom operators"
-            )
+    for graph in all_graphs(model.graph):
+        for tensor in graph.initializer:
+            _check_size(tensor, path)
+        for node in graph.node:
+            if node.domain not in _OWN_DOMAINS:
+                raise InputError(
+                    f"{path}: node '{node.name}' is {node.domain}.{node.op_type}, an operator that "
+                    "is not ONNX's own, so nothing can be said of it; export without custom "
+                    "operators"
+                )
     try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # checker and shape inference share no base below Exception
         raise InputError(f"{path}: is not sound ONNX ({first_line(error)})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path}: is not a readable ONNX file ({error})") from error
     if not model.graph.node:
         raise InputError(f"{path}: holds no ONNX graph; is it an ONNX file, and complete?")
-    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
-    tensors = [*model.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
+    tensors = []
+    for graph in all_graphs(model.graph):
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        tensors += [*graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
     for tensor in tensors:
         if not uses_external_data(tensor):
             continue
@@ -51,6 +54,15 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return model
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside it: the bodies of If, Loop and Scan."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+                yield from all_graphs(inner)
 
 
 def _check_location(path: Path, location: str) -> None:

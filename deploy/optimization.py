@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from segdeploy.errors import InputError
+from segdeploy.exporter.parity import run_graph
 from segdeploy.files import check_output, sha256_of_file
+from segdeploy.models.errors import first_line
 from segdeploy.onnx_check import check_graph
 from segdeploy.onnx_file import find_contract, load_onnx, save_onnx, set_contract
 from segdeploy.optimizer.optimize import Account, optimize_graph
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 
 # Of a dynamic graph that says nothing of its size.
 _SIDE = 64
+_LARGEST_INPUT = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,6 @@ def optimize(
 
     Raises:
         InputError: for a file that cannot be read or run, or that has not one image input.
-        CheckFailed: if a pass changed the outputs; nothing is written.
     """
     started = time.perf_counter()
     model = Path(model)
@@ -50,8 +55,11 @@ def optimize(
     check_graph(graph, model)
     require("onnxslim", "onnxruntime")
     contract = find_contract(graph, model)
-    shapes = _shapes(model, graph, size or (contract.size if contract else None))
+    _keep_weights_in(graph)
+    size = size or (contract.size if contract else None)
+    shapes = _runnable(model, graph, _shapes(model, graph, size))
     rewritten, account = optimize_graph(graph, checked_at=shapes)
+    check_graph(rewritten, model)
     if contract is not None:
         set_contract(
             rewritten, contract.derived(sha256_of_file(model), versions("onnx", "onnxslim"))
@@ -62,26 +70,68 @@ def optimize(
     )
 
 
+def _keep_weights_in(graph: onnx.ModelProto) -> None:
+    """Old exporters list weights among the inputs, which lets a caller replace them: they stay."""
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    images = [value for value in graph.graph.input if value.name not in weights]
+    del graph.graph.input[:]
+    graph.graph.input.extend(images)
+
+
 def _shapes(
     path: Path, graph: onnx.ModelProto, size: tuple[int, int] | None
-) -> tuple[tuple[int, ...], ...]:
-    """Input shapes to compare outputs at: the graph's own, or two where it leaves sizes open."""
-    weights = {tensor.name for tensor in graph.graph.initializer}
-    inputs = [value for value in graph.graph.input if value.name not in weights]
+) -> list[list[tuple[int, ...]]]:
+    """Input shapes to compare outputs at: the graph's own, or two where it leaves sizes open.
+
+    Each is a list to choose from: not every network takes an odd size, or more than one image.
+    """
+    inputs = graph.graph.input
     if len(inputs) != 1:
         raise InputError(f"{path}: has {len(inputs)} inputs; a segmentation network has one image")
-    dims = inputs[0].type.tensor_type.shape.dim
-    fixed = [d.dim_value for d in dims]  # 0 where it is dynamic
+    taken = inputs[0].type.tensor_type
+    if taken.elem_type not in (1, 2):  # TensorProto.FLOAT, UINT8
+        raise InputError(f"{path}: its input is neither float32 nor uint8")
+    fixed = [max(0, d.dim_value) for d in taken.shape.dim]  # 0 where it is dynamic
     if len(fixed) != 4:
         raise InputError(f"{path}: its input has {len(fixed)} dimensions; an image has four")
-    if all(fixed):
-        return (tuple(fixed),)
+    if math.prod(side or 1 for side in fixed) > _LARGEST_INPUT:
+        raise InputError(f"{path}: its input {fixed} is too large to be run here")
     height, width = size or (_SIDE, _SIDE)
-    shapes = []
-    for batch, more in ((1, 0), (2, 13)):
-        if fixed[3] in (1, 3):
-            open_sides = (batch, height + more, width + more, 3)
-        else:
-            open_sides = (batch, 3, height + more, width + more)
-        shapes.append(tuple(side or free for side, free in zip(fixed, open_sides, strict=True)))
-    return tuple(shapes)
+
+    def shape(batch: int, more: int) -> tuple[int, ...]:
+        sides = (height + more, width + more)
+        free = (batch, *sides, 3) if fixed[3] in (1, 3) else (batch, 3, *sides)
+        return tuple(side or other for side, other in zip(fixed, free, strict=True))
+
+    if all(fixed):
+        return [[tuple(fixed)]]
+    return [[shape(1, 0)], [shape(2, 13), shape(2, 32), shape(1, 13), shape(1, 32)]]
+
+
+def _runnable(
+    path: Path, graph: onnx.ModelProto, choices: list[list[tuple[int, ...]]]
+) -> tuple[tuple[int, ...], ...]:
+    """The first shape of each list that the graph as given can be run at.
+
+    Raises:
+        InputError: if there is none for the first list, or the outputs are not finite.
+    """
+    chosen = []
+    for shapes in choices:
+        problem = Exception("no shape to try")
+        for shape in shapes:
+            try:
+                finite = all(np.isfinite(output).all() for output in run_graph(graph, shape))
+            except Exception as error:  # ONNX Runtime's classes share no base below Exception
+                problem = error
+                continue
+            if not finite:
+                raise InputError(f"{path}: the graph as given yields NaN or infinity for noise")
+            chosen.append(shape)
+            break
+        if not chosen:
+            raise InputError(
+                f"{path}: cannot be run at {'x'.join(map(str, shapes[0]))} "
+                f"({first_line(problem)}); give another --size"
+            )
+    return tuple(chosen)

@@ -41,6 +41,7 @@ class Contract:
     With `upsampling` (`align-corners` or `half-pixel`) the graph gives the class scores
     `(N, C, h, w)` of a smaller map, and whoever runs it makes the labels: bilinear to `size`, then
     the best class. `scales`, `flip` and `fuse` are the multi-scale inference that is in the graph.
+    `bounds` of a dynamic graph are its smallest and largest (H, W), and its largest batch.
     """
 
     architecture: str
@@ -60,6 +61,7 @@ class Contract:
     flip: bool = False
     fuse: str = "mean"
     upsampling: str | None = None
+    bounds: tuple[tuple[int, int], tuple[int, int], int] | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def derived(self, parent_sha256: str, versions: Mapping[str, str], **changes: Any) -> Contract:
@@ -138,6 +140,13 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16
 
 
+def _are_bounds(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    sizes = _is_list(2, _is_size)
+    return bool(sizes(value[0]) and sizes(value[1]) and _is_size(value[2]))
+
+
 def _is_positive(value: object) -> bool:
     return _is_number(value) and float(value) > 0  # type: ignore[arg-type]
 
@@ -165,6 +174,7 @@ _CHECKS = {
 _LATER_CHECKS = {
     "fuse": lambda value: value in ("mean", "max"),
     "upsampling": lambda value: value in (None, "align-corners", "half-pixel"),
+    "bounds": lambda value: value is None or _are_bounds(value),
 }
 
 

@@ -86,14 +86,12 @@ def test_late_upsampling_gives_the_whole_graphs_labels(
 
 
 def test_what_does_not_end_in_a_resize_is_not_cut(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--late-upsampling: the graph does not end in"):
-        segdeploy.export(
-            checkpoint,
-            tmp_path / "m.onnx",
-            output="labels",
-            late_upsampling=True,
-            scales=(0.5, 1.0),
-        )
+    report = segdeploy.export(
+        checkpoint, tmp_path / "m.onnx", output="labels", late_upsampling=True, scales=(0.5, 1.0)
+    )
+    assert report.contract.upsampling is None
+    assert "--late-upsampling left out" in report.notes[0]
+    assert load_onnx(tmp_path / "m.onnx").graph.output[0].name == "labels"
     with pytest.raises(InputError, match="is for --output labels"):
         segdeploy.export(checkpoint, tmp_path / "m.onnx", late_upsampling=True)
 
@@ -169,6 +167,7 @@ def test_scales_at_run_time_need_a_dynamic_graph_of_logits(
     [
         (("--scales", "0.5,x"), "is not a list of scales such as 0.5,1,1.5"),
         (("--scales", "0.001,1"), "shrinks a 48x64 image to nothing"),
+        (("--scales", "1,1.001"), "1.0 and 1.001 both give 48x64; leave one out"),
         (("--opset", "9"), "PyTorch's exporter writes 18 to 23"),
         (("--min-size", "32x32"), "--min-size, --max-size and --max-batch go with --dynamic"),
         (("--dynamic", "--min-size", "64x64"), "the height 64, 48, 8192 must not fall"),
@@ -186,11 +185,30 @@ def test_contradictions_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_scales_are_not_fused_twice_nor_beyond_the_bounds(
+    checkpoint: Path, dynamic_graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    segdeploy.export(checkpoint, tmp_path / "m.onnx", scales=(0.5, 1.0))
+    fused = segdeploy.load(tmp_path / "m.onnx")
+    with fused, pytest.raises(InputError, match=r"fuses scales \(0.5, 1.0\) already"):
+        fused.predict(picture(dataset), flip=True)
+    with segdeploy.load(dynamic_graph) as predictor:
+        assert predictor.contract.bounds == ((24, 32), (8192, 8192), 32)
+        with pytest.raises(InputError, match="outside the graph's 24x32 to 8192x8192"):
+            predictor.predict(picture(dataset), scales=(0.25,))
+
+
+def test_a_real_frame_is_compared_too(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    report = segdeploy.export(checkpoint, tmp_path / "m.onnx", data=dataset)
+    assert report.parity[-1].against == "PyTorch, on val_0000"
+
+
 def test_bounds_and_opset_are_kept(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"
     bounds = Bounds((40, 40), (100, 120), 4)
     report = segdeploy.export(checkpoint, out, dynamic=True, bounds=bounds, opset=18)
-    assert (4, 3, 40, 40) in [p.shape for p in report.parity]
+    shapes = [p.shape for p in report.parity]
+    assert {(4, 3, 40, 40), (1, 3, 61, 71), (1, 3, 100, 120)} <= set(shapes)
     assert load_onnx(out).opset_import[0].version == 18
 
 
@@ -254,8 +272,10 @@ def test_a_broken_graph_is_told_by_its_first_layer(
 
     monkeypatch.setattr(onnx_export, "trace", broken)
     with pytest.raises(CheckFailed, match=said):
-        segdeploy.export(checkpoint, tmp_path / "m.onnx", optimized=optimized)
+        segdeploy.export(checkpoint, tmp_path / "m.onnx", optimized=optimized, output="labels")
     assert [p.name for p in tmp_path.iterdir()] == ["m.rejected.onnx"]
+    kept = tmp_path / "m.rejected.onnx"
+    assert contract_of(load_onnx(kept), kept).output == "logits"
 
 
 def test_a_true_graph_has_no_first_divergence(checkpoint: Path, graph: Path) -> None:

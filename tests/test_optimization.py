@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -156,3 +157,111 @@ def test_an_input_that_is_no_image_is_refused(tmp_path: Path) -> None:
     path = hand_made(tmp_path / "m.onnx", change=two_inputs)
     with pytest.raises(InputError, match="has 2 inputs"):
         segdeploy.optimize(path, tmp_path / "o.onnx")
+
+
+def test_weights_in_the_body_of_an_if_are_read_and_checked(tmp_path: Path) -> None:
+    def branch(name: str, location: str | None) -> onnx.GraphProto:
+        weight = numpy_helper.from_array(np.full((1, 3, 8, 8), 2.0, np.float32), f"{name}_w")
+        if location:
+            (tmp_path / "body.bin").write_bytes(weight.raw_data)
+            weight.ClearField("raw_data")
+            weight.data_location = TensorProto.EXTERNAL
+            weight.external_data.add(key="location", value=location)
+        return helper.make_graph(
+            [helper.make_node("Mul", ["x", f"{name}_w"], [f"{name}_y"], name=name)],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, [1, 3, 8, 8])],
+            [weight],
+        )
+
+    for location, said in (("body.bin", None), ("../body.bin", "outside")):
+        graph = helper.make_graph(
+            [
+                helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+                helper.make_node("Greater", ["m", "zero"], ["c"]),
+                helper.make_node(
+                    "If", ["c"], ["y"],
+                    then_branch=branch("yes", location), else_branch=branch("no", None),
+                ),
+            ],
+            "branching",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 8, 8])],
+            [numpy_helper.from_array(np.array(0, np.float32), "zero")],
+        )  # fmt: skip
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        path = tmp_path / "if.onnx"
+        path.write_bytes(model.SerializeToString())
+        if said:
+            with pytest.raises(InputError, match=said):
+                segdeploy.optimize(path, tmp_path / "o.onnx")
+        else:
+            segdeploy.optimize(path, tmp_path / "o.onnx")
+            (tmp_path / "body.bin").unlink()
+            session = ort.InferenceSession(tmp_path / "o.onnx")
+            x = np.ones((1, 3, 8, 8), np.float32)
+            assert (session.run(None, {"x": x})[0] == 2).all()
+
+
+def float16_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def nan_weight(model: onnx.ModelProto) -> None:
+    values = np.full((2, 3, 3, 3), np.nan, np.float32)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
+
+
+def wrong_pads(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute[0].ints[:] = [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (float16_input, "neither float32 nor uint8|not sound ONNX"),
+        (nan_weight, "the graph as given yields NaN"),
+        (wrong_pads, "is not sound ONNX|cannot be run"),
+    ],
+)
+def test_a_graph_that_cannot_be_run_is_refused(change, said: str, tmp_path: Path) -> None:
+    path = hand_made(tmp_path / "m.onnx", change=change)
+    with pytest.raises(InputError, match=said):
+        segdeploy.optimize(path, tmp_path / "o.onnx")
+
+
+def test_a_network_that_needs_even_sizes_and_one_image_is_compared_where_it_runs(
+    tmp_path: Path,
+) -> None:
+    class Even(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = torch.nn.Conv2d(3, 4, 3, stride=4, padding=1)
+            self.up = torch.nn.ConvTranspose2d(4, 3, 4, stride=4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.up(self.down(x))
+
+    torch.manual_seed(0)
+    path = tmp_path / "m.onnx"
+    dims = {"x": {2: "h", 3: "w"}}
+    torch.onnx.export(
+        Even().eval(), (torch.zeros(1, 3, 32, 32),), path, dynamo=False, input_names=["x"],
+        dynamic_axes=dims,
+    )  # fmt: skip
+    report = segdeploy.optimize(path, tmp_path / "o.onnx", size=(32, 48))
+    assert [p.shape for p in report.account.parity] == [(1, 3, 32, 48), (1, 3, 64, 80)] or (
+        report.account.parity == ()
+    )
+
+
+def test_weights_that_are_inputs_too_become_constants(tmp_path: Path) -> None:
+    def listed(model: onnx.ModelProto) -> None:
+        model.graph.input.append(
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 3, 3, 3])
+        )
+
+    path = hand_made(tmp_path / "m.onnx", change=listed)
+    segdeploy.optimize(path, tmp_path / "o.onnx")
+    assert [v.name for v in load_onnx(tmp_path / "o.onnx").graph.input] == ["x"]

@@ -50,6 +50,8 @@ def evaluate(
     """Measure mIoU of MODEL (a network or an .onnx file) at the frames' own size."""
     import segdeploy
 
+    if fuse == "max" and not scales and not flip:
+        raise click.UsageError("--fuse goes with --scales or --flip")
     spec = network_spec(model, options)
     note_untrained(spec)
     with progress("evaluating", quiet) as update:

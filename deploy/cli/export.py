@@ -102,6 +102,8 @@ def export(
         f"{report.path}: {megabytes(report.bytes)} MB, {report.seconds:.1f} s; "
         f"{count_proofs(report.convolutions)}"
     )
+    for note in report.notes:
+        click.echo(f"note: {note}")
     if report.strangers:
         click.echo(_strangers(report))
     if report.account:

@@ -34,11 +34,12 @@ def optimize(
         click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
         return
     print_account(report.account, verbose=verbose)
-    worst = max(report.account.parity, key=lambda result: result.max_rel)
+    said = "no pass found anything to do"
+    if parity := report.account.parity:
+        said = f"outputs equal within {max(p.max_rel for p in parity):.1g} of their range"
     click.echo(
         f"{report.path}: {megabytes(report.bytes)} MB (before {megabytes(report.bytes_before)}), "
-        f"{report.seconds:.1f} s; outputs equal within {worst.max_rel:.1g} of their range, "
-        f"{worst.wrong_labels} labels wrong"
+        f"{report.seconds:.1f} s; {said}"
     )
 
 
@@ -47,8 +48,9 @@ def print_account(account: Account, *, verbose: bool) -> None:
     for step in account.steps:
         for line in step.rewrites:
             click.echo(line)
-        for line in step.refusals if verbose else ():
-            click.echo(f"left alone ({step.name}): {line}")
+        for line in step.refusals:
+            if verbose or line.startswith("undone"):  # a pass that was wrong here is news
+                click.echo(f"left alone ({step.name}): {line}")
     if not account.rewrites:
         return
     rows = [("as given", *_row(account.before))]

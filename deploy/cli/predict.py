@@ -44,6 +44,8 @@ def predict(
     """Segment IMAGE with MODEL (a network or an .onnx file)."""
     from segdeploy.prediction import predict_file
 
+    if fuse == "max" and not scales and not flip:
+        raise click.UsageError("--fuse goes with --scales or --flip")
     spec = network_spec(model, options)
     note_untrained(spec)
     shares = predict_file(

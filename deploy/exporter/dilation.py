@@ -47,11 +47,18 @@ class ConvGeometry:
                     0 <= o * stride + tap * rate - pad < source[axis] for o in range(output[axis])
                 )
             ]
-            first, last = (live[0], live[-1]) if live else (0, self.kernel[axis] - 1)
+            first, last = (live[0], live[-1]) if live else (self.kernel[axis] - 1,) * 2
+            first = min(first, pad // rate)  # a dead tap stays where the padding would be negative
+
+            def end(last: int, axis: int = axis) -> int:
+                reach = (output[axis] - 1) * self.stride[axis] + last * self.dilation[axis]
+                return reach - int(self.padding[axis]) + 1 - source[axis]
+
+            while end(last) <= -stride:  # or where another output would appear
+                last += 1
             kernel.append(last - first + 1)
             front.append(pad - first * rate)
-            end = (output[axis] - 1) * stride + last * rate - pad + 1 - source[axis]
-            back.append(max(0, end))
+            back.append(max(0, end(last)))
         dilation = tuple(
             d if k > 1 or was == 1 else 1
             for d, k, was in zip(self.dilation, kernel, self.kernel, strict=True)

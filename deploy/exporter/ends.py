@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segdeploy.errors import InputError
 from segdeploy.spec import Contract
 
 if TYPE_CHECKING:
@@ -90,11 +89,10 @@ def append_output(graph: onnx.ModelProto, kind: str) -> None:
     given.type.tensor_type.shape.dim.extend(dims)
 
 
-def cut_last_upsampling(graph: onnx.ModelProto) -> str:
+def cut_last_upsampling(graph: onnx.ModelProto) -> str | None:
     """End `graph` before its last bilinear Resize, in place; returns how that aligned pixels.
 
-    Raises:
-        InputError: if the graph does not end in such a Resize.
+    None, and the graph as it was, if it does not end in such a Resize.
     """
     import onnx
     import onnx_ir as ir
@@ -104,10 +102,7 @@ def cut_last_upsampling(graph: onnx.ModelProto) -> str:
     resize = output.producer()
     alignment = None if resize is None else _alignment(resize)
     if resize is None or alignment is None:
-        raise InputError(
-            "--late-upsampling: the graph does not end in a bilinear Resize of class scores, as "
-            "after several scales; leave it out"
-        )
+        return None
     scores = resize.inputs[0]
     assert scores is not None
     model.graph.outputs[0] = scores

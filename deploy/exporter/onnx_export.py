@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +14,20 @@ from segdeploy.exporter.dilation import ConvProof, prove_dilations
 from segdeploy.exporter.divergence import first_divergence
 from segdeploy.exporter.end_parity import check_ends
 from segdeploy.exporter.ends import append_output, cut_last_upsampling, prepend_preprocessing
-from segdeploy.exporter.parity import Parity, check_parity, probe_shapes
+from segdeploy.exporter.parity import Parity, check_parity, compare_on, probe_shapes
 from segdeploy.exporter.tracing import OPSET, OPSETS, Bounds, trace
 from segdeploy.files import check_output
-from segdeploy.models.dataset import open_dataset
+from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import ModelInputError
 from segdeploy.network import LoadedNetwork, ModelSpec, load_network
 from segdeploy.onnx_file import save_onnx, set_contract
 from segdeploy.optimizer.optimize import Account, optimize_graph
 from segdeploy.packages import require, versions
+from segdeploy.runtime.preprocess import preprocess as preprocess_image
 from segdeploy.spec import OUTPUTS, Contract
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
 
@@ -43,6 +46,7 @@ class ExportReport:
     parity: tuple[Parity, ...]
     account: Account | None
     contract: Contract
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -78,17 +82,19 @@ def export(
         CheckFailed: if a proof fails; the graph is then kept as `NAME.rejected.onnx`.
     """
     started = time.perf_counter()
+    notes: list[str] = []
     out = check_output(Path(out), ".onnx")
     spec = ModelSpec.of(model)
     _check_options(output, late_upsampling, preprocess, opset)
     require("torch", "onnxscript", "onnxruntime", "onnxslim")
-    loaded = load_network(spec, open_dataset(Path(data)) if data else None)
+    dataset = open_dataset(Path(data)) if data else None
+    loaded = load_network(spec, dataset)
     size = loaded.contract.size
     bounds = (bounds or Bounds().around(size)) if dynamic else None
     if bounds:
         bounds.check(size)
     run = _multi_scale(loaded, tuple(scales), flip=flip, fuse=fuse)
-    shapes = probe_shapes(size, *((bounds.smallest, bounds.batch) if bounds else ()))
+    shapes = probe_shapes(size, bounds)
     _fit(loaded, {shape[2:] for shape in shapes}, scales)
     graph = trace(run, size, dynamic=dynamic, name=spec.model, bounds=bounds, opset=opset)
     account = None
@@ -99,21 +105,28 @@ def export(
         scales=tuple(float(scale) for scale in scales),
         flip=flip,
         fuse=fuse,
-        output=output,
+        bounds=(bounds.smallest, bounds.largest, bounds.batch) if bounds else None,
     )
     network = loaded.network.module
     dilations = prove_dilations(network, size, graph, run)
     parity = check_parity(run, graph, shapes)
+    if dataset is not None:
+        parity += _check_frame(run, graph, dataset, loaded.contract)
     failures = _failures(dilations.convolutions, parity)
     if failures:
         worst = next((p for p in parity if not p.holds and p.against == "PyTorch"), None)
         divergence = worst and first_divergence(network, run, graph, worst.shape)
         failures += f"; {divergence.complaint()}" if divergence else ""
     else:
-        if late_upsampling:
-            contract = replace(contract, upsampling=cut_last_upsampling(graph))
-        elif output != "logits":
+        alignment = cut_last_upsampling(graph) if late_upsampling else None
+        if late_upsampling and alignment is None:
+            notes.append(
+                "--late-upsampling left out: the graph does not end in one bilinear Resize of "
+                "class scores; the labels are made in the graph"
+            )
+        if output != "logits" and alignment is None:
             append_output(graph, output)
+        contract = replace(contract, output=output, upsampling=alignment)
         if preprocess:
             contract = replace(contract, layout="NHWC", colour=preprocess)
             prepend_preprocessing(graph, contract)
@@ -135,7 +148,17 @@ def export(
         parity=tuple(parity),
         account=account,
         contract=contract,
+        notes=tuple(notes),
     )
+
+
+def _check_frame(
+    run: nn.Module, graph: onnx.ModelProto, dataset: DataSet, contract: Contract
+) -> list[Parity]:
+    """Compare on the first frame of the last split, which noise does not stand for."""
+    frame = dataset.frames(dataset.splits[-1], 1)[0]
+    image, _ = frame.read()
+    return [compare_on(run, graph, preprocess_image(image, contract), f"PyTorch, on {frame.name}")]
 
 
 def _check_options(output: str, late_upsampling: bool, preprocess: str | None, opset: int) -> None:
@@ -168,6 +191,16 @@ def _fit(
     """Try every size that the network will be shown, so that a graph holds no branch."""
     from segdeploy.models.multi_scale import scaled_size
 
+    try:
+        given = [scaled_size(loaded.contract.size, scale) for scale in scales]
+    except ValueError as error:
+        raise InputError(f"--scales: {error}") from error
+    for one, other in itertools.combinations(range(len(scales)), 2):
+        if given[one] == given[other]:
+            raise InputError(
+                f"--scales: {scales[one]} and {scales[other]} both give "
+                f"{given[one][0]}x{given[one][1]}; leave one out"
+            )
     wanted = set()
     for height, width in sizes:
         for scale in scales:

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from segdeploy.exporter.tracing import Bounds
+
 # Two float32 libraries sum in different orders; on these networks they differ by about 1e-6 of the
 # range. A wrong operator differs by 1e-2 and more.
 FP32_LIMIT = 1e-4
 # Where PyTorch's own rounding is larger, four times that is the limit, up to this one.
 _LARGEST_LIMIT = 1e-2
+_PROBED_PIXELS = 1 << 20
 # A label may differ where the reference's two best classes are this near, of their mean distance.
 NEAR_TIE = 1e-2
 
@@ -117,31 +120,43 @@ def _sure(reference: NDArray[np.float32]) -> NDArray[np.bool_]:
 Shape = tuple[int, int, int, int]
 
 
-def probe_shapes(
-    size: tuple[int, int], smallest: tuple[int, int] | None = None, batch: int = 1
-) -> list[Shape]:
-    """Input shapes to compare at: the traced one and, for a dynamic graph, four it never saw.
+def probe_shapes(size: tuple[int, int], bounds: Bounds | None = None) -> list[Shape]:
+    """Input shapes to compare at: the traced one and, within `bounds`, others it never saw.
 
-    They are half of it with batch 2, an odd size, batch 3, and the largest `batch` at the
-    `smallest` size, which a static graph has not.
+    They are half of it with batch 2, an odd size, batch 3, the largest batch at the smallest size,
+    and the largest size if it is no larger than a million pixels.
     """
     height, width = size
-    if smallest is None:
+    if bounds is None:
         return [(1, 3, height, width)]
-    low, narrow = (max(side // 2, least) for side, least in zip(size, smallest, strict=True))
-    return [
+    (low, narrow), (high, wide) = bounds.smallest, bounds.largest
+    shapes = [
         (1, 3, height, width),
-        (2, 3, low, narrow),
-        (1, 3, height + 13, width + 7),
-        (3, 3, height, width),
-        (batch, 3, *smallest),
+        (min(2, bounds.batch), 3, max(height // 2, low), max(width // 2, narrow)),
+        (1, 3, min(height + 13, high), min(width + 7, wide)),
+        (min(3, bounds.batch), 3, height, width),
+        (bounds.batch, 3, low, narrow),
     ]
+    return shapes + ([(1, 3, high, wide)] if high * wide <= _PROBED_PIXELS else [])
 
 
 def random_images(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Normal noise, another for each image of the batch, so that one that is mixed up shows."""
     images: NDArray[np.float32] = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     return images
+
+
+def compare_on(
+    network: nn.Module, graph: onnx.ModelProto, images: NDArray[np.float32], against: str
+) -> Parity:
+    """Compare both on images `(N, 3, H, W)` that are given."""
+    import torch
+
+    session = open_graph(graph)
+    with torch.inference_mode():
+        reference = network(torch.from_numpy(images)).numpy()
+    output = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return compare(images.shape, reference, output, against)
 
 
 def check_parity(
@@ -210,18 +225,21 @@ def compare_graphs(
 
     Both take one input. An output is compared as `(N, C, ...)`, whatever it means.
     """
-    sessions: list[Any] = []
     results = []
     for shape in shapes:
-        sessions = sessions or [open_graph(before), open_graph(after)]
-        source = sessions[0].get_inputs()[0]
-        array: NDArray[Any] = random_images(shape)
-        if source.type == "tensor(uint8)":
-            array = random_bytes(shape)
-        outputs = [session.run(None, {source.name: array}) for session in sessions]
-        for one, other in zip(*outputs, strict=True):
+        for one, other in zip(run_graph(before, shape), run_graph(after, shape), strict=True):
             results.append(compare(shape, _as_map(one), _as_map(other), "the graph as given"))
     return results
+
+
+def run_graph(graph: onnx.ModelProto, shape: tuple[int, ...]) -> list[NDArray[Any]]:
+    """All outputs of a graph for a random input: noise, or bytes where it takes them."""
+    session = open_graph(graph)
+    source = session.get_inputs()[0]
+    takes_bytes = source.type == "tensor(uint8)"
+    array = random_bytes(shape) if takes_bytes else random_images(shape)
+    outputs: list[NDArray[Any]] = session.run(None, {source.name: array})
+    return outputs
 
 
 def _as_map(output: NDArray[Any]) -> NDArray[np.float32]:
@@ -246,7 +264,7 @@ def open_graph(graph: onnx.ModelProto, value: str | None = None) -> Any:
         copied.graph.output.append(onnx.ValueInfoProto(name=value))
         graph = copied
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it says is in the exception, too
     return ort.InferenceSession(
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -34,8 +34,8 @@ class Bounds:
     batch: int = 32
 
     def around(self, size: tuple[int, int]) -> Bounds:
-        """The default bounds, moved where `size` lies outside."""
-        low = (min(self.smallest[0], size[0]), min(self.smallest[1], size[1]))
+        """The default bounds, moved so that `size` and half of it lie inside."""
+        low = (min(self.smallest[0], size[0] // 2), min(self.smallest[1], size[1] // 2))
         high = (max(self.largest[0], size[0]), max(self.largest[1], size[1]))
         return Bounds(low, high, self.batch)
 

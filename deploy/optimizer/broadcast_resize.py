@@ -66,6 +66,7 @@ def _broadcasts(reader: ir.Node, value: ir.Value) -> bool:
         and others[0] is not None
         and others[0].shape is not None
         and value.shape is not None
+        and not value.shape.has_unknown_dim()
         and others[0].shape == value.shape
         and reader.outputs[0].shape == value.shape
     )

@@ -41,7 +41,7 @@ def joins_channels(node: ir.Node) -> bool:
     """Whether a node is a Concat of maps whose numbers of channels are all known."""
     return (
         node.op_type == "Concat"
-        and node.attributes["axis"].as_int() == 1
+        and node.attributes["axis"].as_int() in (1, -3)
         and all(
             part is not None
             and part.shape is not None
@@ -68,12 +68,18 @@ def is_average(node: ir.Node) -> bool:
     """
     if node.op_type != "Resize" or node.inputs[0] is None or "axes" in node.attributes:
         return False
-    source = node.inputs[0].shape
+    source, output = node.inputs[0].shape, node.outputs[0].shape
     mode = node.attributes.get("mode")
+    policy = node.attributes.get("keep_aspect_ratio_policy")
     coordinates = node.attributes.get("coordinate_transformation_mode")
     return (
         source is not None
-        and source.rank() == 4
+        and output is not None
+        and source.rank() == output.rank() == 4
+        and isinstance(source[1], int)
+        and source[1] == output[1]
+        and not (isinstance(source[0], int) and source[0] != output[0])
+        and (policy is None or policy.as_string() == "stretch")
         and mode is not None  # the operator's default is nearest, with roundings of its own
         and mode.as_string() in ("linear", "nearest")
         and (coordinates is None or coordinates.as_string() != "tf_crop_and_resize")

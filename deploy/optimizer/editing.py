@@ -44,7 +44,8 @@ def _constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
         there = graph.initializers.get(name)
         if there is None:
             break
-        if there.const_value is not None and np.array_equal(there.const_value.numpy(), values):
+        stored = None if there.const_value is None else there.const_value.numpy()
+        if stored is not None and stored.dtype == values.dtype and np.array_equal(stored, values):
             return there
     tensor = ir.tensor(values, name=name)
     value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype))

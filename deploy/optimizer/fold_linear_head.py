@@ -28,6 +28,7 @@ from segdeploy.optimizer.convolution import (
     is_pointwise,
     joins_channels,
     module_of,
+    pixels_of,
     weights_of,
 )
 from segdeploy.optimizer.editing import Names, add_constant, remove_dead
@@ -53,6 +54,7 @@ class _Folding:
     bias: Matrix | None = None
     absorbed: list[ir.Node] = field(default_factory=list)
     work_before: int = 0  # multiply-accumulates a pixel of the head's map
+    pooled_before: int = 0  # and of 1x1 maps, which have one pixel
 
     def add_bias(self, bias: Matrix) -> None:
         self.bias = bias if self.bias is None else self.bias + bias
@@ -60,6 +62,11 @@ class _Folding:
     @property
     def work_after(self) -> int:
         return sum(term.weight.size for term in self.terms if term.is_map)
+
+    def saves(self, pixels: int) -> bool:
+        """Whether a head on a map of so many pixels becomes cheaper."""
+        pooled = sum(term.weight.size for term in self.terms if not term.is_map)
+        return pixels * (self.work_before - self.work_after) > pooled - self.pooled_before
 
 
 def fold_linear_heads(model: ir.Model) -> Outcome:
@@ -73,7 +80,8 @@ def fold_linear_heads(model: ir.Model) -> Outcome:
         _unfold(node.outputs[0], None, folding, is_map=True)
         if len(folding.absorbed) < 2 or not any(term.is_map for term in folding.terms):
             continue
-        if folding.work_after < folding.work_before:
+        size = pixels_of(node.outputs[0]) or (1, 1)
+        if folding.work_after < folding.work_before and folding.saves(size[0] * size[1]):
             outcome.rewrites.append(_replace(model.graph, node, folding))
         else:
             outcome.refusals.append(
@@ -124,6 +132,8 @@ def _unfold_convolution(
     folding.absorbed.append(node)
     if is_map:
         folding.work_before += weight.size
+    else:
+        folding.pooled_before += weight.size
     if bias is not None:
         folding.add_bias(bias if matrix is None else matrix @ bias)
     composed = weight if matrix is None else np.einsum("oc,cikl->oikl", matrix, weight)
@@ -225,5 +235,7 @@ def _is_private(value: ir.Value, *, is_map: bool) -> bool:
 def _same_shapes(node: ir.Node) -> bool:
     left, right = node.inputs
     if left is None or right is None or left.shape is None or right.shape is None:
+        return False
+    if left.shape.has_unknown_dim():  # two unknown sides are not equal
         return False
     return left.shape == right.shape and left.const_value is None and right.const_value is None

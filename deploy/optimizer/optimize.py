@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from segdeploy.errors import CheckFailed
 from segdeploy.exporter.parity import Parity, compare_graphs
 from segdeploy.optimizer.broadcast_resize import broadcast_resizes
 from segdeploy.optimizer.clean_up import clean_up
@@ -19,10 +18,9 @@ from segdeploy.optimizer.remove_dead_taps import remove_dead_taps
 
 if TYPE_CHECKING:
     import onnx
-    import onnx_ir as ir
 
 # A head is folded before what is left of it is looked at; kernels are cut once no pass needs them.
-PASSES: tuple[tuple[str, Callable[[ir.Model], Outcome]], ...] = (
+PASSES: tuple[tuple[str, Callable[[Any], Outcome]], ...] = (
     ("commute resizes", commute_resizes),
     ("fold linear heads", fold_linear_heads),
     ("project pooled branches", project_pooled_branches),
@@ -66,45 +64,68 @@ def optimize_graph(
     """Rewrite a graph into a cheaper one that computes the same; the argument is left alone.
 
     `clean` runs onnxslim first, which also finds shapes that the graph does not tell. At each of
-    the input shapes `checked_at`, outputs are compared behind every pass that changed something.
-
-    Raises:
-        CheckFailed: naming the pass, if its outputs are not the graph's own.
+    the input shapes `checked_at`, outputs are compared behind every pass that changed something. A
+    pass that failed, changed an output or raised the multiply-accumulates is undone, and its
+    refusals say so.
     """
     import onnx
     import onnx_ir as ir
 
-    copied = onnx.ModelProto()  # onnx-ir renames tensors in the message that it was given
-    copied.CopyFrom(graph)
-    start = onnx.shape_inference.infer_shapes(copied, data_prop=True)
-    before = now = cost_of(ir.from_proto(start))
+    current = onnx.shape_inference.infer_shapes(graph, data_prop=True)
+    before = now = cost_of(ir.from_proto(_copy(current)))
     steps: list[Step] = []
     parity: list[Parity] = []
-    if clean:
-        start = onnx.shape_inference.infer_shapes(clean_up(graph), data_prop=True)
-        then, now = now, cost_of(ir.from_proto(start))
-        steps.append(Step("clean up", (), (), then, now))
-        parity = _checked("clean up", graph, start, checked_at)
-    model = ir.from_proto(start)
-    for name, rewrite in PASSES:
-        outcome = rewrite(model)
-        then, now = now, cost_of(model)
-        steps.append(Step(name, tuple(outcome.rewrites), tuple(outcome.refusals), then, now))
-        if outcome.rewrites and checked_at:
-            parity = _checked(name, graph, ir.to_proto(model), checked_at)
-    return ir.to_proto(model), Account(tuple(steps), before, now, tuple(parity))
+    for name, rewrite in (("clean up", clean_up), *PASSES) if clean else PASSES:
+        try:
+            candidate, outcome = _applied(rewrite, current)
+        except Exception as error:  # a library's, or ours, on a graph that nobody foresaw
+            steps.append(Step(name, (), (_undone(f"{type(error).__name__}: {error}"),), now, now))
+            continue
+        if not outcome.rewrites:
+            steps.append(Step(name, (), tuple(outcome.refusals), now, now))
+            continue
+        then = cost_of(ir.from_proto(_copy(candidate)))
+        checked, problem = _checked(graph, candidate, checked_at)
+        if now.macs is not None and then.macs is not None and then.macs > now.macs:
+            problem = f"multiply-accumulates rise from {now.macs:,} to {then.macs:,}"
+        if problem:
+            steps.append(Step(name, (), (*outcome.refusals, _undone(problem)), now, now))
+            continue
+        steps.append(Step(name, tuple(outcome.rewrites), tuple(outcome.refusals), now, then))
+        current, now, parity = candidate, then, checked
+    return current, Account(tuple(steps), before, now, tuple(parity))
+
+
+def _applied(
+    rewrite: Callable[..., Any], graph: onnx.ModelProto
+) -> tuple[onnx.ModelProto, Outcome]:
+    import onnx_ir as ir
+
+    if rewrite is clean_up:
+        return clean_up(graph)
+    model = ir.from_proto(_copy(graph))
+    outcome = rewrite(model)
+    return (ir.to_proto(model) if outcome.rewrites else graph), outcome
+
+
+def _copy(graph: onnx.ModelProto) -> onnx.ModelProto:
+    # onnx-ir renames tensors in the message that it was given.
+    copied = type(graph)()
+    copied.CopyFrom(graph)
+    return copied
+
+
+def _undone(reason: str) -> str:
+    return f"undone: {' '.join(reason.split())}"
 
 
 def _checked(
-    name: str,
-    graph: onnx.ModelProto,
-    rewritten: onnx.ModelProto,
-    shapes: tuple[tuple[int, ...], ...],
-) -> list[Parity]:
-    parity = compare_graphs(graph, rewritten, shapes)
-    for result in parity:
-        if not result.holds:
-            raise CheckFailed(
-                f"optimize: the pass '{name}' is not exact here: {result.complaint()}"
-            )
-    return parity
+    graph: onnx.ModelProto, rewritten: onnx.ModelProto, shapes: tuple[tuple[int, ...], ...]
+) -> tuple[list[Parity], str]:
+    """The outputs compared, and what is wrong with them."""
+    try:
+        parity = compare_graphs(graph, rewritten, shapes)
+    except Exception as error:  # ONNX Runtime's classes share no base below Exception
+        return [], f"the rewritten graph cannot be run ({error})"
+    failed = [result.complaint() for result in parity if not result.holds]
+    return parity, failed[0] if failed else ""

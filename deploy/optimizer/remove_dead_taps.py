@@ -22,7 +22,7 @@ from segdeploy.optimizer.editing import Names, add_constant, remove_dead
 from segdeploy.optimizer.outcome import Outcome
 from segdeploy.spec import MODULE_KEY
 
-_GEOMETRY = ("pads", "kernel_shape", "dilations")
+_GEOMETRY = ("auto_pad", "pads", "kernel_shape", "dilations")
 
 
 def remove_dead_taps(model: ir.Model) -> Outcome:
@@ -49,7 +49,7 @@ def _cut(graph: ir.Graph, node: ir.Node, outcome: Outcome) -> None:
     assert weight is not None
     constant = weight.const_value
     automatic = node.attributes.get("auto_pad")
-    explicit = automatic is None or automatic.as_string() == "NOTSET"
+    explicit = automatic is None or automatic.as_string() in ("NOTSET", "VALID")
     if not explicit or constant is None or weight.dtype != ir.DataType.FLOAT:
         outcome.refusals.append(f"{node.name}: its padding or float32 weight is not constant")
         return

@@ -33,6 +33,10 @@ def fused_logits(
             f"{session.backend}: scales need float input and logits at run time; export without "
             "--preprocess and --output, or with --scales in the graph"
         )
+    if contract.scales != (1.0,) or contract.flip:
+        raise InputError(
+            f"{session.backend}: the graph fuses scales {contract.scales} already; run it as it is"
+        )
     if fuse not in ("mean", "max"):
         raise InputError(f"fuse '{fuse}' is neither mean nor max")
     size = (image.shape[2], image.shape[3])
@@ -44,6 +48,7 @@ def fused_logits(
                 f"{session.backend}: the graph is static at {size[0]}x{size[1]}, and scale {scale} "
                 "is another size; export with --dynamic"
             )
+        _check_bounds(target, contract.bounds, scale)
         scaled = upsample(image[0], target, align_corners=True)[None]
         logits = session.run(scaled)[0]
         if flip:  # before the resize, which a maximum does not commute with
@@ -58,6 +63,21 @@ def fused_logits(
     if fuse == "mean":
         total /= len(scales or (1.0,)) * (2 if flip else 1)
     return total
+
+
+def _check_bounds(
+    size: tuple[int, int],
+    bounds: tuple[tuple[int, int], tuple[int, int], int] | None,
+    scale: float,
+) -> None:
+    if bounds is None:
+        return
+    low, high, _ = bounds
+    if not all(a <= side <= b for a, side, b in zip(low, size, high, strict=True)):
+        raise InputError(
+            f"scale {scale} gives {size[0]}x{size[1]}, outside the graph's {low[0]}x{low[1]} to "
+            f"{high[0]}x{high[1]}; export it with other --min-size and --max-size"
+        )
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
