@@ -8,7 +8,6 @@ the CamVid data set and torchvision's network trained on it, add the cases of re
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ ROUNDS, SECONDS = 3, 2.0
 
 def child(path: str, backend: str, mode: str, image: str) -> None:
     """Time one side: `run` the session, make `labels`, or `loop` over scales."""
-    before = _resident()
+    before = _kib("VmRSS")
     predictor = segdeploy.load(path, backend=backend)
     from segdeploy.runtime.late_upsampling import labels_of_small_map
     from segdeploy.runtime.multi_scale import fused_logits
@@ -58,13 +57,14 @@ def child(path: str, backend: str, mode: str, image: str) -> None:
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    print(json.dumps({"ms": 1e3 * statistics.median(times), "mib": peak / 2**20}))
+    peak = _kib("VmHWM") - before
+    print(json.dumps({"ms": 1e3 * statistics.median(times), "mib": peak / 1024}))
 
 
-def _resident() -> int:
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * resource.getpagesize()
+def _kib(field: str) -> int:
+    """Resident memory now (VmRSS) or at most (VmHWM); getrusage would count the parent's, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def compare(case: str, image: Path, backend: str, *sides: tuple[Path, str]) -> None:

@@ -200,6 +200,45 @@ def test_a_shrinking_resize_moves_before_the_classifier() -> None:
     assert account.after.macs < account.before.macs
 
 
+class Enlarged(nn.Module):
+    """A linear head that is enlarged before it is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(3, 8, 3, stride=2, padding=rate, dilation=rate) for rate in (1, 2)
+        )
+        self.combine, self.classify = nn.Conv2d(16, 12, 1), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joined = self.combine(torch.cat([branch(x) for branch in self.branches], 1))
+        large = F.interpolate(joined, size=list(SIZE), mode="bilinear", align_corners=True)
+        return self.classify(large)
+
+
+def test_a_classifier_that_moved_to_its_head_is_folded_into_it() -> None:
+    torch.manual_seed(0)
+    before = traced(Enlarged(), 2)
+    after, account = optimizing.optimize_graph(before)
+    check_equal(before, after, image(1, 3, *SIZE))
+    assert convolutions(after) == [[2, 3, 3, 3], [2, 3, 3, 3]]
+    assert outcome_of(account, "fold linear heads again")[0]
+
+
+def test_a_shrinking_resize_does_not_take_the_classifier_from_its_head() -> None:
+    from segdeploy.models.multi_scale import MultiScaleInput
+    from segdeploy.models.semantic_segmentation_model import SemanticSegmentationModel
+
+    torch.manual_seed(0)
+    scales = (0.5, 1.0, 1.5)
+    network = MultiScaleInput(SemanticSegmentationModel(5, width=4), scales=scales)
+    before = traced(network, 5)
+    after, account = optimizing.optimize_graph(before)
+    check_equal(before, after, image(1, 3, *SIZE))
+    assert len(outcome_of(account, "fold linear heads")[0]) == 3
+    assert all(len(shape) == 4 and shape[0] != 32 for shape in convolutions(after)[-4:])
+
+
 def test_an_upsampled_map_with_another_reader_stays() -> None:
     torch.manual_seed(0)
     before = traced(Upsampled("bilinear", shared=True), 21)

@@ -19,10 +19,12 @@ from segdeploy.optimizer.remove_dead_taps import remove_dead_taps
 if TYPE_CHECKING:
     import onnx
 
-# A head is folded before what is left of it is looked at; kernels are cut once no pass needs them.
+# A head is folded before its classifier may be moved away from it, behind a resize that shrinks, and
+# again once one was moved to it. Kernels are cut when no pass needs them whole any more.
 PASSES: tuple[tuple[str, Callable[[Any], Outcome]], ...] = (
-    ("commute resizes", commute_resizes),
     ("fold linear heads", fold_linear_heads),
+    ("commute resizes", commute_resizes),
+    ("fold linear heads again", fold_linear_heads),
     ("project pooled branches", project_pooled_branches),
     ("broadcast resizes", broadcast_resizes),
     ("remove dead taps", remove_dead_taps),
