@@ -19,8 +19,8 @@ from segdeploy.optimizer.remove_dead_taps import remove_dead_taps
 if TYPE_CHECKING:
     import onnx
 
-# A head is folded before its classifier may be moved away from it, behind a resize that shrinks, and
-# again once one was moved to it. Kernels are cut when no pass needs them whole any more.
+# A head is folded before its classifier may be moved away from it, behind a resize that shrinks,
+# and again once one was moved to it. Kernels are cut when no pass needs them whole any more.
 PASSES: tuple[tuple[str, Callable[[Any], Outcome]], ...] = (
     ("fold linear heads", fold_linear_heads),
     ("commute resizes", commute_resizes),

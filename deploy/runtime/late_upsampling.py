@@ -25,7 +25,7 @@ def labels_of_small_map(
     """Best class of each pixel, `(H, W) uint8`, for class scores `(C, h, w) float32`."""
     rows, columns = (_cells(scores.shape[axis + 1], size[axis], align_corners) for axis in (0, 1))
     best = scores.argmax(0)
-    labels: NDArray[np.uint8] = best.astype(np.uint8)[rows.low][:, columns.low]
+    labels: NDArray[np.uint8] = best.astype(np.uint8).take(rows.low, 0).take(columns.low, 1)
     below, right = rows.next, columns.next
     mixed = best != best[below]
     mixed |= (best != best[:, right]) | (best != best[below][:, right])
@@ -97,9 +97,12 @@ def _settle(
             lead = _blend([v[:, 1:] - v[:, :1] for v in values], across, down)
             found = np.where(lead > 0, classes[:, 1, None, None], classes[:, 0, None, None])
         else:
-            maps = [_blend([v[:, k : k + 1] for v in values], across, down) for k in range(count)]
-            winner = np.stack(maps, 1).argmax(1).reshape(len(chosen), -1)
-            found = np.take_along_axis(classes, winner, 1).reshape(maps[0].shape)
+            top = _blend([v[:, :1] for v in values], across, down)
+            found = np.broadcast_to(classes[:, 0, None, None], top.shape)
+            for k in range(1, count):
+                rival = _blend([v[:, k : k + 1] for v in values], across, down)
+                found = np.where(rival > top, classes[:, k, None, None], found)
+                np.maximum(top, rival, out=top)
         labels[y[:, :, None], x[:, None, :]] = found
 
 
