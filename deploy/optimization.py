@@ -121,7 +121,9 @@ def _runnable(
         problem = Exception("no shape to try")
         for shape in shapes:
             try:
-                finite = all(np.isfinite(output).all() for output in run_graph(graph, shape))
+                finite = all(
+                    np.isfinite(output).all() for output in run_graph(graph, [shape])[shape]
+                )
             except Exception as error:  # ONNX Runtime's classes share no base below Exception
                 problem = error
                 continue

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from segdeploy.models.scales import checked_scaled_size, scaled_size
 
 FUSIONS = ("mean", "max")
 
@@ -54,7 +55,9 @@ class MultiScaleInput(nn.Module):
 
     def _at_scale(self, x: Tensor, scale: float) -> Tensor:
         height, width = x.shape[2:]
-        size = scaled_size((height, width), scale)
+        # A check would be a branch on the size in an exported graph.
+        sized = scaled_size if torch.compiler.is_compiling() else checked_scaled_size
+        size = sized((height, width), scale)
         scaled = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
         logits: Tensor = self.base_model(scaled)
         if self.flip:
@@ -64,18 +67,3 @@ class MultiScaleInput(nn.Module):
 
     def _fused(self, one: Tensor, other: Tensor) -> Tensor:
         return torch.maximum(one, other) if self.fuse == "max" else one + other
-
-
-def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """A size (H, W) times `scale`, rounded down.
-
-    Raises:
-        ValueError: if nothing is left of it.
-    """
-    # Integer arithmetic: `int(h * scale)` would bake the traced size into an exported graph with
-    # dynamic height and width, silently.
-    ratio = Fraction(scale).limit_denominator(1000)
-    height, width = (side * ratio.numerator // ratio.denominator for side in size)
-    if not torch.compiler.is_compiling() and min(height, width) == 0:
-        raise ValueError(f"scale {scale} shrinks a {size[0]}x{size[1]} image to nothing")
-    return height, width

@@ -12,6 +12,7 @@ import click
 from segdeploy.cli.console import percent, print_table, progress
 from segdeploy.cli.options import (
     backend_option,
+    check_fuse,
     data_option,
     json_option,
     limit_option,
@@ -50,8 +51,7 @@ def evaluate(
     """Measure mIoU of MODEL (a network or an .onnx file) at the frames' own size."""
     import segdeploy
 
-    if fuse == "max" and not scales and not flip:
-        raise click.UsageError("--fuse goes with --scales or --flip")
+    check_fuse(fuse, scales, flip)
     spec = network_spec(model, options)
     note_untrained(spec)
     with progress("evaluating", quiet) as update:

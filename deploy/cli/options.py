@@ -172,6 +172,12 @@ def scales_options(command: Command) -> Command:
     return command
 
 
+def check_fuse(fuse: str, scales: tuple[float, ...], flip: bool) -> None:
+    """Refuse `--fuse` where there is nothing to fuse."""
+    if fuse == "max" and not scales and not flip:
+        raise click.UsageError("--fuse goes with --scales or --flip")
+
+
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), help="Take the first N frames of the split."
 )

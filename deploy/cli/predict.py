@@ -11,6 +11,7 @@ import click
 from segdeploy.cli.console import print_table
 from segdeploy.cli.options import (
     backend_option,
+    check_fuse,
     json_option,
     network_options,
     network_spec,
@@ -44,8 +45,7 @@ def predict(
     """Segment IMAGE with MODEL (a network or an .onnx file)."""
     from segdeploy.prediction import predict_file
 
-    if fuse == "max" and not scales and not flip:
-        raise click.UsageError("--fuse goes with --scales or --flip")
+    check_fuse(fuse, scales, flip)
     spec = network_spec(model, options)
     note_untrained(spec)
     shares = predict_file(

@@ -19,6 +19,7 @@ from segdeploy.exporter.tracing import OPSET, OPSETS, Bounds, trace
 from segdeploy.files import check_output
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import ModelInputError
+from segdeploy.models.scales import checked_scaled_size
 from segdeploy.network import LoadedNetwork, ModelSpec, load_network
 from segdeploy.onnx_file import save_onnx, set_contract
 from segdeploy.optimizer.optimize import Account, optimize_graph
@@ -189,10 +190,8 @@ def _fit(
     loaded: LoadedNetwork, sizes: Collection[tuple[int, ...]], scales: Sequence[float]
 ) -> None:
     """Try every size that the network will be shown, so that a graph holds no branch."""
-    from segdeploy.models.multi_scale import scaled_size
-
     try:
-        given = [scaled_size(loaded.contract.size, scale) for scale in scales]
+        given = [checked_scaled_size(loaded.contract.size, scale) for scale in scales]
     except ValueError as error:
         raise InputError(f"--scales: {error}") from error
     for one, other in itertools.combinations(range(len(scales)), 2):
@@ -205,7 +204,7 @@ def _fit(
     for height, width in sizes:
         for scale in scales:
             try:
-                wanted.add(scaled_size((height, width), scale))
+                wanted.add(checked_scaled_size((height, width), scale))
             except ValueError as error:
                 raise InputError(f"--scales: {error}; give a larger --min-size or scale") from error
     for size in sorted(wanted - {loaded.contract.size}):  # its own was tried when it was loaded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +70,7 @@ def compare(
     The range is the reference's largest minus its smallest value.
     """
     if output.shape != reference.shape or not np.isfinite(output).all():
-        worst = float("inf")
-        return Parity(
-            shape, worst, worst, 0.0, reference[:, 0].size, snr_db=-worst, against=against
-        )
+        return _incomparable(shape, reference, against)
     max_abs = float(np.abs(output - reference).max())
     span = float(reference.max() - reference.min())
     max_rel = max_abs / span if span else (float("inf") if max_abs else 0.0)
@@ -100,11 +97,16 @@ def compare_labels(
 ) -> Parity:
     """Compare labels `(N, H, W)` with the best class of reference logits `(N, C, H, W)`."""
     if labels.shape != logits[:, 0].shape:
-        worst = float("inf")
-        return Parity(shape, worst, worst, 0.0, logits[:, 0].size, snr_db=-worst, against=against)
+        return _incomparable(shape, logits, against)
     different = labels != logits.argmax(1)
     wrong = int(_sure(logits)[different].sum())
     return Parity(shape, 0.0, 0.0, float(1 - different.mean()), wrong, against=against)
+
+
+def _incomparable(shape: tuple[int, ...], reference: NDArray[np.float32], against: str) -> Parity:
+    """As far apart as can be: another shape, or values that are not finite."""
+    worst = float("inf")
+    return Parity(shape, worst, worst, 0.0, reference[:, 0].size, snr_db=-worst, against=against)
 
 
 def _sure(reference: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -218,28 +220,31 @@ def _check_rows(
     ]
 
 
-def compare_graphs(
-    before: onnx.ModelProto, after: onnx.ModelProto, shapes: Iterable[tuple[int, ...]]
+Outputs = list[NDArray[Any]]
+
+
+def compare_outputs(
+    references: Mapping[tuple[int, ...], Outputs], graph: onnx.ModelProto
 ) -> list[Parity]:
-    """Run random inputs of each shape through two graphs, and compare every output.
+    """Run random inputs of each shape through a graph, and compare every output with what is given.
 
-    Both take one input. An output is compared as `(N, C, ...)`, whatever it means.
+    The graph takes one input. An output is compared as `(N, C, ...)`, whatever it means.
     """
-    results = []
-    for shape in shapes:
-        for one, other in zip(run_graph(before, shape), run_graph(after, shape), strict=True):
-            results.append(compare(shape, _as_map(one), _as_map(other), "the graph as given"))
-    return results
+    return [
+        compare(shape, _as_map(one), _as_map(other), "the graph as given")
+        for shape, outputs in run_graph(graph, references).items()
+        for one, other in zip(references[shape], outputs, strict=True)
+    ]
 
 
-def run_graph(graph: onnx.ModelProto, shape: tuple[int, ...]) -> list[NDArray[Any]]:
-    """All outputs of a graph for a random input: noise, or bytes where it takes them."""
+def run_graph(
+    graph: onnx.ModelProto, shapes: Iterable[tuple[int, ...]]
+) -> dict[tuple[int, ...], Outputs]:
+    """All outputs of a graph for a random input a shape: noise, or bytes where it takes them."""
     session = open_graph(graph)
     source = session.get_inputs()[0]
-    takes_bytes = source.type == "tensor(uint8)"
-    array = random_bytes(shape) if takes_bytes else random_images(shape)
-    outputs: list[NDArray[Any]] = session.run(None, {source.name: array})
-    return outputs
+    random = random_bytes if source.type == "tensor(uint8)" else random_images
+    return {shape: session.run(None, {source.name: random(shape)}) for shape in shapes}
 
 
 def _as_map(output: NDArray[Any]) -> NDArray[np.float32]:

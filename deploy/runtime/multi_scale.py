@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.errors import InputError
+from segdeploy.models.scales import checked_scaled_size
 from segdeploy.runtime.postprocess import upsample
 from segdeploy.runtime.session import Session
 
@@ -83,8 +83,7 @@ def _check_bounds(
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
     if not 0 < scale < 100:
         raise InputError(f"scale {scale}: must be positive, and below 100")
-    ratio = Fraction(scale).limit_denominator(1000)
-    height, width = (side * ratio.numerator // ratio.denominator for side in size)
-    if min(height, width) == 0:
-        raise InputError(f"scale {scale} shrinks a {size[0]}x{size[1]} image to nothing")
-    return height, width
+    try:
+        return checked_scaled_size(size, scale)
+    except ValueError as error:
+        raise InputError(str(error)) from error

@@ -1,0 +1,31 @@
+"""Sizes of a scaled image: the one arithmetic of training, exported graphs and runtimes.
+
+Without torch, so that a robot computes the same.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """A size (H, W) times `scale`, rounded down.
+
+    Integer arithmetic: `int(h * scale)` would bake the traced size into an exported graph with
+    dynamic height and width, silently.
+    """
+    ratio = Fraction(scale).limit_denominator(1000)
+    height, width = (side * ratio.numerator // ratio.denominator for side in size)
+    return height, width
+
+
+def checked_scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """`scaled_size`, where something must be left.
+
+    Raises:
+        ValueError: if nothing is.
+    """
+    scaled = scaled_size(size, scale)
+    if min(scaled) == 0:
+        raise ValueError(f"scale {scale} shrinks a {size[0]}x{size[1]} image to nothing")
+    return scaled
