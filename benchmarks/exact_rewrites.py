@@ -146,6 +146,19 @@ def camvid(folder: Path, data: Path, weights: Path) -> None:
             )
             compare(f"{case} late upsampling", image, backend, (plain, "labels"), (late, "labels"))
         after_the_small_map(name, late, frame)
+    mirrored(folder, spec, image, options)
+
+
+def mirrored(folder: Path, spec: ModelSpec, image: Path, options: dict[str, Any]) -> None:
+    """The network and its mirrored run in one graph: what delaying the resizes saves."""
+    name = f"{spec.model} mirrored"
+    plain = exported(folder, f"{name}_plain", spec, flip=True, optimized=False, **options)
+    ours = exported(folder, f"{name}_ours", spec, flip=True, **options)
+    late = exported(
+        folder, f"{name}_late", spec, flip=True, output="labels", late_upsampling=True, **options
+    )
+    compare(f"{name}, rewrites", image, "onnxruntime", (plain, "run"), (ours, "run"))
+    compare(f"{name}, labels late", image, "onnxruntime", (plain, "labels"), (late, "labels"))
 
 
 def after_the_small_map(name: str, late: Path, frame: np.ndarray) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from segdeploy.errors import InputError
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`: after a crash there is the old file or the new one, never a part."""
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write `data`, or its pieces, to `path`: a crash leaves the old file or the new one whole."""
     path = path.resolve()  # through a link, to what it points at
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for piece in (data,) if isinstance(data, bytes) else data:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private; give this one what an ordinary new file would have.

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
-from segdeploy.onnx_file import all_graphs
+from segdeploy.onnx_file import all_graphs, check_size
 
 if TYPE_CHECKING:
     import onnx
 
 _OWN_DOMAINS = ("", "ai.onnx")
+_MOST_VALUES = 2**31
 
 
 def check_graph(model: onnx.ModelProto, path: Path) -> None:
@@ -21,13 +22,13 @@ def check_graph(model: onnx.ModelProto, path: Path) -> None:
 
     Raises:
         InputError: for a weight that claims more data than it holds, an operator of another domain,
-            a cycle or any other thing that ONNX's checker refuses.
+            a tensor beyond all memory, a cycle or any other thing that ONNX's checker refuses.
     """
     import onnx
 
     for graph in all_graphs(model.graph):
         for tensor in graph.initializer:
-            _check_size(tensor, path)
+            _check_claim(tensor, path)
         for node in graph.node:
             if node.domain not in _OWN_DOMAINS:
                 raise InputError(
@@ -35,13 +36,22 @@ def check_graph(model: onnx.ModelProto, path: Path) -> None:
                     "is not ONNX's own, so nothing can be said of it; export without custom "
                     "operators"
                 )
+    check_size(model, path)
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # checker and shape inference share no base below Exception
         raise InputError(f"{path}: is not sound ONNX ({first_line(error)})") from error
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    for value in inferred.graph.value_info:
+        # A few bytes can ask for a tensor that no machine holds (ConstantOfShape, Expand, Tile).
+        values = math.prod(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
+        if values > _MOST_VALUES:
+            raise InputError(
+                f"{path}: '{value.name}' would have {values:,} values; nothing here can hold that"
+            )
 
 
-def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
+def _check_claim(tensor: onnx.TensorProto, path: Path) -> None:
     """A claim of gigabytes in a small file would be allocated before it is found to be empty."""
     import onnx
 

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdeploy.errors import InputError
+from segdeploy.external_data import is_too_large, save_with_external_data
 from segdeploy.files import check_input, write_atomically
 from segdeploy.models.errors import first_line
 from segdeploy.spec import METADATA_KEY, Contract, read_contract
 
 if TYPE_CHECKING:
     import onnx
-
-# Protobuf's own limit; larger weights need external data.
-_MAX_BYTES = 2**31 - 1
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -73,15 +71,13 @@ def _check_location(path: Path, location: str) -> None:
         )
 
 
-def save_onnx(model: onnx.ModelProto, path: Path) -> bytes:
-    """Write a model atomically; returns the bytes written.
-
-    Raises:
-        InputError: if it is larger than the 2 GiB that one ONNX file can hold.
-    """
+def save_onnx(model: onnx.ModelProto, path: Path) -> int:
+    """Write a model atomically, weights beside it if it is over 2 GiB; returns its bytes."""
+    if is_too_large(model):
+        return save_with_external_data(model, path)
     data = serialized(model, path)
     write_atomically(path, data)
-    return data
+    return len(data)
 
 
 def serialized(model: onnx.ModelProto, path: Path) -> bytes:
@@ -90,10 +86,22 @@ def serialized(model: onnx.ModelProto, path: Path) -> bytes:
     Raises:
         InputError: if it is larger than the 2 GiB that one ONNX file can hold.
     """
-    if model.ByteSize() > _MAX_BYTES:
-        raise InputError(f"{path}: the network is over 2 GiB, which one ONNX file cannot hold")
+    check_size(model, path)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
+
+
+def check_size(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a model for a step whose libraries take one protobuf message.
+
+    Raises:
+        InputError: if it is larger than the 2 GiB that a message can hold.
+    """
+    if is_too_large(model):
+        raise InputError(
+            f"{path}: is over 2 GiB, which ONNX's own tools cannot take as a whole here; "
+            "export it, and run it, as it is"
+        )
 
 
 def contract_of(model: onnx.ModelProto, path: Path) -> Contract:

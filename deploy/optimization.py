@@ -64,7 +64,7 @@ def optimize(
         set_contract(
             rewritten, contract.derived(sha256_of_file(model), versions("onnx", "onnxslim"))
         )
-    written = len(save_onnx(rewritten, out))
+    written = save_onnx(rewritten, out)
     return OptimizationReport(
         out, graph.ByteSize(), written, time.perf_counter() - started, account
     )

@@ -14,7 +14,7 @@ from segdeploy.errors import InputError
 from segdeploy.files import check_output, sha256_of_file, write_atomically
 from segdeploy.models.dataset import Frame, open_dataset
 from segdeploy.network import check_classes
-from segdeploy.onnx_file import contract_of, load_onnx, serialized, set_contract
+from segdeploy.onnx_file import check_size, contract_of, load_onnx, serialized, set_contract
 from segdeploy.packages import require, versions
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.preprocess import preprocess
@@ -58,6 +58,7 @@ def calibrate(
     model = Path(model)
     out = check_output(Path(out), ".onnx", read_from=model)
     graph = load_onnx(model)
+    check_size(graph, model)
     contract = contract_of(graph, model)
     dataset = open_dataset(Path(data))
     check_classes(contract, dataset, str(model))

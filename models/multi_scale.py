@@ -55,15 +55,20 @@ class MultiScaleInput(nn.Module):
 
     def _at_scale(self, x: Tensor, scale: float) -> Tensor:
         height, width = x.shape[2:]
+        if scale == 1:
+            return self._run(x)
         # A check would be a branch on the size in an exported graph.
         sized = scaled_size if torch.compiler.is_compiling() else checked_scaled_size
         size = sized((height, width), scale)
         scaled = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-        logits: Tensor = self.base_model(scaled)
-        if self.flip:
-            mirrored = self.base_model(scaled.flip(3)).flip(3)
-            logits = self._fused(logits, mirrored)
+        logits = self._run(scaled)
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=True)
+
+    def _run(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.base_model(x)
+        if self.flip:
+            logits = self._fused(logits, self.base_model(x.flip(3)).flip(3))
+        return logits
 
     def _fused(self, one: Tensor, other: Tensor) -> Tensor:
         return torch.maximum(one, other) if self.fuse == "max" else one + other

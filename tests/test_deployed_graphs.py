@@ -87,7 +87,7 @@ def test_late_upsampling_gives_the_whole_graphs_labels(
 
 def test_what_does_not_end_in_a_resize_is_not_cut(checkpoint: Path, tmp_path: Path) -> None:
     report = segdeploy.export(
-        checkpoint, tmp_path / "m.onnx", output="labels", late_upsampling=True, scales=(0.5, 1.0)
+        checkpoint, tmp_path / "m.onnx", output="labels", late_upsampling=True, scales=(0.75, 1.0)
     )
     assert report.contract.upsampling is None
     assert "--late-upsampling left out" in report.notes[0]

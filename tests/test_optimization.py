@@ -102,6 +102,15 @@ def point_outside(model: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="../../secret.bin")
 
 
+def ask_for_a_terabyte(model: onnx.ModelProto) -> None:
+    shape = numpy_helper.from_array(np.array([1, 2, 2**18, 2**18]), "shape")
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], ["huge"]))
+    model.graph.node.insert(1, helper.make_node("ReduceSum", ["huge"], ["sum"], keepdims=0))
+    model.graph.node.append(helper.make_node("Add", ["r", "sum"], ["y"]))
+    model.graph.node[-2].output[0] = "r"
+
+
 def read_nothing(model: onnx.ModelProto) -> None:
     model.graph.node[0].input[0] = "nothing"
 
@@ -111,6 +120,7 @@ def read_nothing(model: onnx.ModelProto) -> None:
     [
         (claim_gigabytes, "weight 'w' claims 3,221,225,472 values and does not hold them"),
         (make_a_cycle, "is not sound ONNX"),
+        (ask_for_a_terabyte, "'huge' would have 137,438,953,472 values"),
         (read_nothing, "is not sound ONNX"),
         (leave_the_standard, "node 'two' is com.example.Relu, an operator that is not ONNX's own"),
         (point_outside, "outside"),

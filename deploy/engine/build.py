@@ -13,7 +13,7 @@ from segdeploy.engine.tensorrt_rtx import BuiltPlan, Profile, build_plan, comput
 from segdeploy.errors import InputError
 from segdeploy.exporter.dilation import ConvProof
 from segdeploy.files import check_output, sha256_of_file, write_atomically
-from segdeploy.onnx_file import contract_of, load_onnx, tensor_shape
+from segdeploy.onnx_file import check_size, contract_of, load_onnx, tensor_shape
 from segdeploy.runtime.session import check_tensors
 
 BACKENDS = ("tensorrt-rtx",)
@@ -60,6 +60,7 @@ def build_engine(
     targets = tuple(dict.fromkeys(target.lower() for target in targets))
     compute_capabilities(targets)
     graph = load_onnx(model)
+    check_size(graph, model)
     contract = contract_of(graph, model)
     shape = tensor_shape(graph.graph.input[0])
     check_tensors(model, contract, shape, tensor_shape(graph.graph.output[0]))

@@ -158,10 +158,9 @@ def prove_dilations(
         lives = [live if static else None for _, live in calls]
         for name, geometry in found:
             # Of the calls at several scales, each explains one node that lost its dead taps.
-            live = geometry if geometry != expected and geometry in lives else lives[0]
-            if live in lives[1:] or live == geometry:
+            live = geometry if geometry in lives else next(filter(None, lives), None)
+            if live == geometry:
                 lives.remove(live)
-                lives = lives or [None]
             proofs.append(ConvProof(module, name, expected, geometry, live=live))
         missing = len(calls) - len(found)
         if missing > 0:

@@ -16,6 +16,7 @@ from segdeploy.exporter.end_parity import check_ends
 from segdeploy.exporter.ends import append_output, cut_last_upsampling, prepend_preprocessing
 from segdeploy.exporter.parity import Parity, check_parity, compare_on, probe_shapes
 from segdeploy.exporter.tracing import OPSET, OPSETS, Bounds, trace
+from segdeploy.external_data import is_too_large
 from segdeploy.files import check_output
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import ModelInputError
@@ -99,7 +100,9 @@ def export(
     _fit(loaded, {shape[2:] for shape in shapes}, scales)
     graph = trace(run, size, dynamic=dynamic, name=spec.model, bounds=bounds, opset=opset)
     account = None
-    if optimized:
+    if optimized and is_too_large(graph):
+        notes.append("rewrites left out: over 2 GiB, shapes cannot be inferred")
+    elif optimized:
         graph, account = optimize_graph(graph)
     contract = replace(
         loaded.contract.derived(loaded.sha256 or "", versions("torch", "onnx", "onnxscript")),
@@ -139,7 +142,7 @@ def export(
         rejected = out.with_name(f"{out.stem}.rejected.onnx")
         save_onnx(graph, rejected)
         raise CheckFailed(f"{out}: not written; {failures}; the graph is kept as {rejected}")
-    written = len(save_onnx(graph, out))
+    written = save_onnx(graph, out)
     return ExportReport(
         path=out,
         bytes=written,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from segdeploy.external_data import is_too_large, save_with_external_data
 
 if TYPE_CHECKING:
     import onnx
@@ -270,6 +274,10 @@ def open_graph(graph: onnx.ModelProto, value: str | None = None) -> Any:
         graph = copied
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what it says is in the exception, too
-    return ort.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    providers = ["CPUExecutionProvider"]
+    if not is_too_large(graph):
+        return ort.InferenceSession(graph.SerializeToString(), options, providers=providers)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        save_with_external_data(graph, path)
+        return ort.InferenceSession(path, options, providers=providers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import traceback
 import warnings
 from contextlib import redirect_stderr
@@ -113,12 +114,34 @@ def _reason(error: BaseException) -> str:
     import torch
 
     cause = error.__cause__ or error
+    missing = _missing_operator(cause)
+    if missing:
+        return missing
     said = f"{type(cause).__name__}: {first_line(cause)}"
     libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
     frames = traceback.extract_tb(cause.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(libraries)]
     if own:
         said += f"; at {Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}"
+    return said
+
+
+def _missing_operator(error: BaseException) -> str | None:
+    """The operator that PyTorch cannot write as ONNX, and the user's line that calls it.
+
+    The exception tells neither; the exporter's own frames still hold the node.
+    """
+    import torch
+
+    frames = traceback.walk_tb(error.__traceback__)
+    nodes = [v for f, _ in frames for v in f.f_locals.values() if isinstance(v, torch.fx.Node)]
+    if not nodes:
+        return None
+    said = f"operator {nodes[-1].target} has no ONNX form; write it with others"
+    places = re.findall(r'File "(.+)", line (\d+), .*\n(.*)', str(nodes[-1].stack_trace))
+    if places:
+        path, number, line = places[-1]
+        said += f"; at {Path(path).name}, line {number}: {line.strip()}"
     return said
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from segdeploy.optimizer.convolution import enlarges_one_pixel
-from segdeploy.optimizer.editing import Names, add_integers, remove_dead
+from segdeploy.optimizer.editing import Names, add_integers, remove_dead, replace
 from segdeploy.optimizer.outcome import Outcome
 
 _BROADCASTING = ("Add", "Mul", "Sub", "Div")
@@ -48,11 +48,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> str | None:
     expanded.shape = output.shape
     new = ir.Node("", "Expand", [source, sizes], name=node.name, outputs=[expanded])
     new.metadata_props.update(node.metadata_props)
-    graph.insert_before(node, new)
-    name = output.name
-    output.replace_all_uses_with(expanded, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    expanded.name = name
+    replace(graph, node, [new])
     return f"{node.name}: a broadcast 1x1 map, expanded"
 
 

@@ -20,7 +20,14 @@ from segdeploy.optimizer.convolution import (
     pixels_of,
     weights_of,
 )
-from segdeploy.optimizer.editing import Names, add_integers, is_private, remove_dead
+from segdeploy.optimizer.editing import (
+    Names,
+    add_integers,
+    copy_of,
+    is_private,
+    remove_dead,
+    replace,
+)
 from segdeploy.optimizer.outcome import Outcome
 
 _WORK_OF_RESIZE = 4
@@ -86,28 +93,13 @@ def _swap(graph: ir.Graph, before: ir.Node, after: ir.Node) -> None:
     middle.shape = ir.Shape(between)
     final = ir.Value(name=names.new(f"{output.name}_swapped"), type=output.type)
     final.shape = output.shape
-    first, second = _copy(after, source, middle), _copy(before, middle, final)
+    first = copy_of(after, [source, *after.inputs[1:]], middle)
+    second = copy_of(before, [middle, *before.inputs[1:]], final)
     resize = second if is_average(before) else first
     if len(resize.inputs) > 3 and resize.inputs[3] is not None:  # it is told its output's sizes
         shape = resize.outputs[0].shape
         assert shape is not None
         new = add_integers(graph, f"{resize.name}_sizes", shape.numpy())
         resize.replace_input_with(3, new)
-    graph.insert_before(after, [first, second])
-    name = output.name
-    output.replace_all_uses_with(final, replace_graph_outputs=True)
-    graph.remove(after, safe=True)
+    replace(graph, after, [first, second])
     graph.remove(before, safe=True)
-    final.name = name
-
-
-def _copy(node: ir.Node, source: ir.Value, output: ir.Value) -> ir.Node:
-    return ir.Node(
-        "",
-        node.op_type,
-        [source, *node.inputs[1:]],
-        list(node.attributes.values()),
-        name=node.name,
-        outputs=[output],
-        metadata_props=dict(node.metadata_props),
-    )

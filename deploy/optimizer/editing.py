@@ -54,6 +54,29 @@ def _constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
     return value
 
 
+def copy_of(node: ir.Node, inputs: Sequence[ir.Value | None], output: ir.Value) -> ir.Node:
+    """The same operation on other values, with the same notes."""
+    return ir.Node(
+        "",
+        node.op_type,
+        inputs,
+        list(node.attributes.values()),
+        name=node.name,
+        outputs=[output],
+        metadata_props=dict(node.metadata_props),
+    )
+
+
+def replace(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> None:
+    """Put `new` in a node's place: its output's name and readers go to the last one's output."""
+    output, final = node.outputs[0], new[-1].outputs[0]
+    name = output.name
+    graph.insert_before(node, new)
+    output.replace_all_uses_with(final, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    final.name = name
+
+
 def is_private(value: ir.Value) -> bool:
     """Whether one node reads a value and nobody else does."""
     return len(value.uses()) == 1 and not value.is_graph_output()

@@ -11,6 +11,7 @@ from segdeploy.optimizer.broadcast_resize import broadcast_resizes
 from segdeploy.optimizer.clean_up import clean_up
 from segdeploy.optimizer.commute_resize import commute_resizes
 from segdeploy.optimizer.cost import Cost, cost_of
+from segdeploy.optimizer.delay_resizes import delay_resizes
 from segdeploy.optimizer.fold_linear_head import fold_linear_heads
 from segdeploy.optimizer.outcome import Outcome
 from segdeploy.optimizer.project_pooled_branch import project_pooled_branches
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # A head is folded before its classifier may be moved away from it, behind a resize that shrinks,
 # and again once one was moved to it. Kernels are cut when no pass needs them whole any more.
 PASSES: tuple[tuple[str, Callable[[Any], Outcome]], ...] = (
+    ("delay resizes", delay_resizes),
     ("fold linear heads", fold_linear_heads),
     ("commute resizes", commute_resizes),
     ("fold linear heads again", fold_linear_heads),

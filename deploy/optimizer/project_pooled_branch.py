@@ -18,7 +18,7 @@ from segdeploy.optimizer.convolution import (
     module_of,
     weights_of,
 )
-from segdeploy.optimizer.editing import Names, add_constant, is_private, remove_dead
+from segdeploy.optimizer.editing import Names, add_constant, is_private, remove_dead, replace
 from segdeploy.optimizer.outcome import Outcome
 from segdeploy.spec import MODULE_KEY
 
@@ -100,11 +100,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, join: ir.Node) -> str:
             constants.append(add_constant(graph, f"{module}.bias", bias))
         share = emit("Conv", [pixel, *constants], value("pooled_share", batch_and_one), node)
         total = emit("Add", [total, share], value("sum", output.shape), node)
-    graph.insert_before(node, new)
-    name = output.name
-    output.replace_all_uses_with(total, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    total.name = name
+    replace(graph, node, new)
     return (
         f"{node.name}: {sum(len(columns) for _, columns in shares)} of its {start} channels are a "
         "broadcast 1x1 map, convolved once and added"

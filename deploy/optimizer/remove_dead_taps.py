@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from segdeploy.optimizer.convolution import module_of, pixels_of
-from segdeploy.optimizer.editing import Names, add_constant, remove_dead
+from segdeploy.optimizer.editing import Names, add_constant, remove_dead, replace
 from segdeploy.optimizer.outcome import Outcome
 from segdeploy.spec import MODULE_KEY
 
@@ -82,11 +82,7 @@ def _cut(graph: ir.Graph, node: ir.Node, outcome: Outcome) -> None:
     )
     new.metadata_props[MODULE_KEY] = module_of(node)
     new.outputs[0].shape = output.shape
-    graph.insert_before(node, new)
-    final = output.name
-    output.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    new.outputs[0].name = final
+    replace(graph, node, [new])
     outcome.rewrites.append(
         f"dead taps of {node.name}: its {values.shape[2]}x{values.shape[3]} kernel reads padding "
         f"alone beyond {cut.shape[2]}x{cut.shape[3]} taps on a {before[0]}x{before[1]} map"

@@ -2,7 +2,7 @@
 
 Bilinear values are convex combinations of a cell's four corners. So a class that leads at all four
 corners leads in the whole cell, and only where corners disagree is anything interpolated, and there
-only the classes that no single other class matches or beats at all four corners.
+only the classes that reach, at some corner, what another class has at every corner.
 
 Equal to `F.interpolate(scores, size, mode="bilinear").argmax(1)`, but where two classes differ by
 less than float32 rounding.
@@ -24,21 +24,24 @@ def labels_of_small_map(
 ) -> NDArray[np.uint8]:
     """Best class of each pixel, `(H, W) uint8`, for class scores `(C, h, w) float32`."""
     rows, columns = (_cells(scores.shape[axis + 1], size[axis], align_corners) for axis in (0, 1))
-    best = scores.argmax(0)
-    labels: NDArray[np.uint8] = best.astype(np.uint8).take(rows.low, 0).take(columns.low, 1)
-    below, right = rows.next, columns.next
-    mixed = best != best[below]
-    mixed |= (best != best[:, right]) | (best != best[below][:, right])
-    cell_rows, cell_columns = (mixed & rows.used[:, None] & columns.used).nonzero()
+    best = scores.argmax(0).astype(np.uint8)
+    top, bottom = best.take(rows.low, 0), best.take(rows.high, 0)
+    leader = top.take(columns.low, 1)
+    labels: NDArray[np.uint8] = leader.take(columns.cell, 1).take(rows.cell, 0)
+    mixed = leader != top.take(columns.high, 1)
+    mixed |= leader != bottom.take(columns.low, 1)
+    mixed |= leader != bottom.take(columns.high, 1)
+    cell_rows, cell_columns = mixed.nonzero()
     if len(cell_rows):
         _settle(labels, scores, rows, columns, cell_rows, cell_columns)
     return labels
 
 
 class _Cells:
-    """Along one axis: which cell each output lies in, where in it, and each cell's outputs.
+    """Along one axis: the cells between neighbouring source indices, and each cell's outputs.
 
-    A cell runs from a source index to the next; beyond the last one it has no width.
+    A cell of no width lies before the first index and beyond the last: there, values are clamped.
+    Only cells that hold outputs are kept.
     """
 
     def __init__(self, source: int, target: int, align_corners: bool):
@@ -49,16 +52,22 @@ class _Cells:
             place = index * scale
         else:
             scale = np.float32(source) / np.float32(target)
-            place = np.maximum((index + np.float32(0.5)) * scale - np.float32(0.5), np.float32(0))
-        self.low: Indices = np.minimum(place.astype(np.intp), source - 1)
-        self.share: Floats = np.minimum(place - self.low.astype(np.float32), np.float32(1))
-        self.next: Indices = np.minimum(np.arange(source) + 1, source - 1)
-        counts = np.bincount(self.low, minlength=source)
-        self.used = counts > 0
-        # Outputs of a cell stand side by side; short cells repeat their last one.
+            place = (index + np.float32(0.5)) * scale - np.float32(0.5)
+        held, self.cell, counts = np.unique(
+            np.minimum(np.floor(place), source - 1).astype(np.intp),
+            return_inverse=True,
+            return_counts=True,
+        )
+        self.low: Indices = np.maximum(held, 0)
+        self.high: Indices = np.minimum(held + 1, source - 1)
         first = np.cumsum(counts) - counts
-        steps = np.minimum(np.arange(max(1, counts.max())), np.maximum(counts - 1, 0)[:, None])
-        self.outputs: Indices = np.minimum(first[:, None] + steps, target - 1)
+        self.span: Indices = np.stack((first, first + counts), 1)  # outputs from, to
+        # Cells with fewer outputs repeat their last one.
+        steps = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+        share = np.clip(place - self.low[self.cell].astype(np.float32), 0, 1)
+        share = share[first[:, None] + steps]
+        # The weights of a cell's two sides for its outputs, (cells, 2, outputs).
+        self.weights: Floats = np.stack((1 - share, share), 1)
 
 
 @lru_cache(maxsize=16)
@@ -75,56 +84,32 @@ def _settle(
     cell_columns: Indices,
 ) -> None:
     """Interpolate in the cells whose corners disagree, and write their labels."""
-    below, right = rows.next[cell_rows], columns.next[cell_columns]
-    corners = [
-        scores[:, row, column].T  # (cells, C)
-        for row, column in (
-            (cell_rows, cell_columns),
-            (cell_rows, right),
-            (below, cell_columns),
-            (below, right),
-        )
-    ]
-    candidates = _unbeaten(corners)
-    counts = candidates.sum(1)
-    for count in np.unique(counts):
-        chosen = (counts == count).nonzero()[0]
-        classes = candidates[chosen].nonzero()[1].reshape(len(chosen), count).astype(np.uint8)
-        y, x = rows.outputs[cell_rows[chosen]], columns.outputs[cell_columns[chosen]]
-        down, across = rows.share[y][:, :, None], columns.share[x]
-        values = [corner[chosen[:, None], classes] for corner in corners]  # (cells, count) each
-        if count == 2:  # nearly all: the sign of one interpolated difference
-            lead = _blend([v[:, 1:] - v[:, :1] for v in values], across, down)
-            found = np.where(lead > 0, classes[:, 1, None, None], classes[:, 0, None, None])
-        else:
-            top = _blend([v[:, :1] for v in values], across, down)
-            found = np.broadcast_to(classes[:, 0, None, None], top.shape)
-            for k in range(1, count):
-                rival = _blend([v[:, k : k + 1] for v in values], across, down)
-                found = np.where(rival > top, classes[:, k, None, None], found)
-                np.maximum(top, rival, out=top)
-        labels[y[:, :, None], x[:, None, :]] = found
-
-
-def _blend(corners: list[Floats], across: Floats, down: Floats) -> Floats:
-    """Bilinear values `(cells, rows, columns)` between four corners `(cells, 1)` each."""
-    upper = corners[0] * (1 - across) + corners[1] * across
-    lower = corners[2] * (1 - across) + corners[3] * across
-    blended: Floats = (upper[:, None] * (1 - down) + lower[:, None] * down).astype(np.float32)
-    return blended
-
-
-def _unbeaten(corners: list[Floats]) -> NDArray[np.bool_]:
-    """Classes `(cells, C)` that no other class matches at all four corners `(cells, C)`.
-
-    Of classes that are equal at all four, the first stands for all, as in argmax.
-    """
-    classes = corners[0].shape[1]
-    no_less = np.ones((len(corners[0]), classes, classes), bool)  # row over column
-    for corner in corners:
-        no_less &= corner[:, :, None] >= corner[:, None]
-    equal = no_less & no_less.transpose(0, 2, 1)
-    later = np.triu(np.ones((classes, classes), bool), 1)
-    beaten = (no_less & ~equal) | (equal & later)
-    result: NDArray[np.bool_] = ~beaten.any(1)
-    return result
+    width = scores.shape[2]
+    upper, lower = rows.low[cell_rows] * width, rows.high[cell_rows] * width
+    left, right = columns.low[cell_columns], columns.high[cell_columns]
+    places = np.stack((upper + left, upper + right, lower + left, lower + right))
+    corners = scores.reshape(len(scores), -1).take(places, 1)  # (C, 4, cells)
+    rivals = corners.max(1) >= corners.min(1).max(0)
+    counts = rivals.sum(0)
+    order = np.argsort(-counts)  # so that the cells that have a k-th rival are the first ones
+    counts, corners = counts[order], corners[:, :, order]
+    cell_rows, cell_columns = cell_rows[order], cell_columns[order]
+    ranked = np.argsort(~rivals[:, order], axis=0, kind="stable").astype(np.uint8)
+    down, across = rows.weights[cell_rows].transpose(0, 2, 1), columns.weights[cell_columns]
+    cells = np.arange(len(order))
+    first = corners[ranked[0], :, cells]  # (cells, 4)
+    shape = (len(order), down.shape[1], across.shape[2])
+    found = np.empty(shape, np.uint8)
+    found[:] = ranked[0][:, None, None]
+    best, lead = np.zeros(shape, np.float32), np.empty(shape, np.float32)  # over the first class
+    for k in range(1, counts[0]):
+        n = int((counts > k).sum())
+        ahead = (corners[ranked[k, :n], :, cells[:n]] - first[:n]).reshape(n, 2, 2)
+        np.matmul(down[:n], ahead @ across[:n], out=lead[:n])
+        change = ranked[k, :n, None, None] - found[:n]
+        change *= lead[:n] > best[:n]
+        found[:n] += change  # modulo 256
+        np.maximum(best[:n], lead[:n], out=best[:n])
+    spans = zip(rows.span[cell_rows].tolist(), columns.span[cell_columns].tolist(), strict=True)
+    for block, ((top, bottom), (start, end)) in zip(found, spans, strict=True):
+        labels[top:bottom, start:end] = block[: bottom - top, : end - start]

@@ -1,0 +1,75 @@
+"""Weights in a file beside the graph, for models beyond the 2 GiB that protobuf can hold.
+
+The file's name holds a hash of its content, so that a new version never writes into the weights
+that the old graph still points at: whenever a write is cut off, one whole model is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segdeploy.files import write_atomically
+
+if TYPE_CHECKING:
+    import onnx
+
+LIMIT = 2**31 - 2**24  # protobuf's own, and room for the nodes
+_SMALL = 1024  # bytes; shapes and scales stay in the graph
+_ALIGNED = 4096  # so that runtimes can map the weights
+
+
+def is_too_large(model: onnx.ModelProto) -> bool:
+    """Whether a model cannot be one protobuf message."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    # The message cannot be asked: it finds its size by writing itself.
+    weights: int = sum(
+        math.prod(tensor.dims) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in model.graph.initializer
+    )
+    return weights > LIMIT
+
+
+def save_with_external_data(model: onnx.ModelProto, path: Path) -> int:
+    """Write the large weights to `STEM.HASH.weights` beside `path`, then the graph; returns bytes.
+
+    `model` is left as it was. The weights of an older version are removed last.
+    """
+    import onnx
+
+    large = [t for t in model.graph.initializer if len(t.raw_data) >= _SMALL]
+    digest = hashlib.sha256()
+    for tensor in large:
+        digest.update(tensor.raw_data)
+    name = f"{path.stem}.{digest.hexdigest()[:16]}.weights"
+    places, end = [], 0
+    for tensor in large:
+        places.append((end, len(tensor.raw_data)))
+        end += -(-len(tensor.raw_data) // _ALIGNED) * _ALIGNED
+
+    def content() -> Iterator[bytes]:
+        for tensor in large:
+            yield tensor.raw_data
+            yield bytes(-len(tensor.raw_data) % _ALIGNED)
+
+    write_atomically(path.with_name(name), content())
+    graph = onnx.ModelProto()
+    graph.CopyFrom(model)
+    moved = [t for t in graph.graph.initializer if len(t.raw_data) >= _SMALL]
+    for tensor, (offset, length) in zip(moved, places, strict=True):
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", name), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+    data = graph.SerializeToString(deterministic=True)
+    write_atomically(path, data)
+    own = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{16}\.weights")
+    for other in path.parent.glob("*.weights"):
+        if own.fullmatch(other.name) and other.name != name:
+            other.unlink()
+    return end + len(data)

@@ -1,0 +1,167 @@
+"""Linear work goes to the small map: every rule, every refusal, and the same output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnx import helper
+
+import segdeploy
+from segdeploy.models.dataset import open_dataset
+from segdeploy.models.deeplabv3 import DeepLabV3
+from segdeploy.models.multi_scale import MultiScaleInput
+from segdeploy.onnx_file import load_onnx
+from segdeploy.optimizer.delay_resizes import delay_resizes
+from segdeploy.optimizer.outcome import Outcome
+
+from .test_optimizer import SIZE, check_equal, image, operators, run, traced
+from .test_passes import graph_of
+
+END = np.iinfo(np.int64).min
+CONSTANTS = {
+    "sizes": np.array([1, 2, 11, 17]),
+    "own": np.array([1, 2, 4, 5]),
+    "half": np.array([1, 2, 2, 3]),
+    "last": np.array([-1]),
+    "end": np.array([END]),
+    "middle": np.array([-9]),
+    "width": np.array([3]),
+    "channels": np.array([1]),
+    "two": np.array(2.0, np.float32),
+    "each": np.array([2.0, 3.0], np.float32).reshape(1, 2, 1, 1),
+}
+
+
+def resize(source: str, output: str, sizes: str = "sizes", **attributes) -> object:
+    attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"} | attributes
+    return helper.make_node("Resize", [source, "", "", sizes], [output], output, **attributes)
+
+
+def node(kind: str, *values: str) -> object:
+    return helper.make_node(kind, values[:-1], values[-1:], values[-1])
+
+
+def rewritten(nodes: list, size: list, x: list = [1, 2, 4, 5]) -> tuple[list[str], Outcome]:  # noqa: B006
+    used = {name for n in nodes for name in n.input}
+    weights = {k: v for k, v in CONSTANTS.items() if k in used}
+    before = graph_of(nodes, size, weights, x)
+    model = ir.from_proto(before)
+    outcome = delay_resizes(model)
+    after = ir.to_proto(model)
+    if all(isinstance(side, int) for side in x):
+        check_equal(before, after, image(*x))
+    return operators(after), outcome
+
+
+def mirror(source: str, output: str, end: str = "end", axis: str = "width") -> object:
+    return node("Slice", source, "last", end, axis, "last", output)
+
+
+@pytest.mark.parametrize("coordinates", ["half_pixel", "align_corners"])
+def test_a_mirrored_and_scaled_sum_is_enlarged_once(coordinates: str) -> None:
+    how = {"coordinate_transformation_mode": coordinates}
+    nodes = [
+        node("Relu", "x", "a"),
+        node("Neg", "x", "b"),
+        resize("a", "A", **how),
+        resize("b", "B", **how),
+        mirror("B", "C"),
+        node("Add", "A", "C", "s"),
+        node("Div", "s", "two", "y"),
+    ]
+    kinds, outcome = rewritten(nodes, [1, 2, 11, 17])
+    assert kinds == ["Relu", "Neg", "Slice", "Add", "Div", "Resize"]
+    assert len(outcome.rewrites) == 3
+
+
+def test_a_resize_to_the_same_size_goes() -> None:
+    kinds, outcome = rewritten([node("Relu", "x", "a"), resize("a", "y", "own")], [1, 2, 4, 5])
+    assert kinds == ["Relu"]
+    assert "4x5 to itself" in outcome.rewrites[0]
+    # Between the graph's own input and output something must stay.
+    assert rewritten([resize("x", "y", "own")], [1, 2, 4, 5])[0] == ["Resize"]
+
+
+LEFT_ALONE = {
+    "cubic": [resize("x", "A", mode="cubic"), mirror("A", "y")],
+    "nearest": [resize("x", "A", mode="nearest"), mirror("A", "y")],
+    "antialiased": [resize("x", "A", antialias=1), mirror("A", "y")],
+    "leaning": [
+        resize("x", "A", coordinate_transformation_mode="asymmetric"),
+        mirror("A", "y"),
+    ],
+    "channels": [resize("x", "A"), mirror("A", "y", axis="channels")],
+    "a scale a channel": [resize("x", "A"), node("Mul", "A", "each", "y")],
+    "nonlinear": [resize("x", "A"), node("Relu", "A", "y")],
+    "added to itself": [resize("x", "A"), node("Add", "A", "A", "y")],
+    "not from a resize": [
+        resize("x", "A"), resize("x", "B", mode="nearest"), node("Add", "A", "B", "y"),
+    ],
+    "divisor": [resize("x", "A"), node("Div", "two", "A", "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_what_is_not_linear_or_symmetric_is_left_alone(case: str) -> None:
+    nodes = LEFT_ALONE[case]
+    kinds, outcome = rewritten(nodes, [1, 2, 11, 17])
+    assert kinds == [n.op_type for n in nodes]
+    assert outcome.rewrites == []
+
+
+def test_a_part_that_is_mirrored_is_left_alone() -> None:
+    kinds, outcome = rewritten([resize("x", "A"), mirror("A", "y", "middle")], [1, 2, 11, 8])
+    assert kinds == ["Resize", "Slice"]
+    assert outcome.rewrites == []
+
+
+def test_refusals_are_told() -> None:
+    shrunk = [resize("x", "A", "half"), mirror("A", "y")]
+    _, outcome = rewritten(shrunk, [1, 2, 2, 3])
+    assert outcome.refusals == ["A: shrinks, or another node reads it, too"]
+    read_twice = [resize("x", "A"), mirror("A", "m"), node("Add", "A", "m", "y")]
+    _, outcome = rewritten(read_twice, [1, 2, 11, 17])
+    assert "another node reads it" in outcome.refusals[0]
+    unlike = [
+        resize("x", "A"),
+        resize("x", "B", coordinate_transformation_mode="align_corners"),
+        node("Add", "A", "B", "y"),
+    ]
+    _, outcome = rewritten(unlike, [1, 2, 11, 17])
+    assert "y: its two maps are not enlarged alike" in outcome.refusals
+    unknown = [resize("x", "A"), mirror("A", "y")]
+    _, outcome = rewritten(unknown, [1, 2, "h", "w"], [1, 2, "p", "q"])
+    assert outcome.refusals == ["A: its sizes are not static"]
+
+
+def test_several_scales_of_a_mirrored_network_stay_the_same() -> None:
+    torch.manual_seed(0)
+    network = MultiScaleInput(
+        DeepLabV3(4, width=4, stride=2).eval(), scales=(0.5, 1.0, 1.5), flip=True
+    )
+    before = traced(network, 4)
+    model = ir.from_proto(before)
+    outcome = delay_resizes(model)
+    after = ir.to_proto(model)
+    check_equal(before, after, image(1, 3, *SIZE))
+    assert sum("as one" in line for line in outcome.rewrites) >= 3
+    assert run(after, image(1, 3, *SIZE)).shape == (1, 4, *SIZE)
+
+
+def test_a_mirrored_graph_ends_at_the_small_map_too(
+    checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    full, late = tmp_path / "full.onnx", tmp_path / "late.onnx"
+    segdeploy.export(checkpoint, full, output="labels", flip=True, optimized=False)
+    report = segdeploy.export(checkpoint, late, output="labels", flip=True, late_upsampling=True)
+    assert report.notes == ()
+    assert report.contract.upsampling == "align-corners"
+    assert not any(n.op_type in ("Resize", "ArgMax") for n in load_onnx(late).graph.node)
+    with segdeploy.load(full) as one, segdeploy.load(late) as other:
+        for frame in open_dataset(dataset).frames("val"):
+            picture, _ = frame.read()
+            assert np.array_equal(one.predict(picture), other.predict(picture))
