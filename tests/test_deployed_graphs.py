@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
 
 import segdeploy
 from segdeploy.errors import CheckFailed, InputError
@@ -243,6 +244,14 @@ def tampered_dilation(model: onnx.ModelProto) -> None:
     set_ints(node, "pads", [3, 3, 3, 3])
 
 
+def tampered_branch(model: onnx.ModelProto) -> None:
+    """Behind this branch, the parallel ones agree again."""
+    tensor = next(t for t in model.graph.initializer if t.name == "aspp.conv2.weight")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0, 0, 1, 1] += 0.5
+    tensor.raw_data = values.tobytes()
+
+
 def tampered_resize(model: onnx.ModelProto) -> None:
     node = [n for n in model.graph.node if n.op_type == "Resize"][-1]
     attribute = next(a for a in node.attribute if a.name == "coordinate_transformation_mode")
@@ -255,7 +264,7 @@ def tampered_resize(model: onnx.ModelProto) -> None:
         (tampered_weight, r"first layer that differs is backbone\.1\.(conv2|bn2) "),
         (tampered_dilation, r"backbone\.2\.conv1 .* dilation \(3, 3\) instead of \(4, 4\).*"
          r"first layer that differs is backbone\.2\.(conv1|bn1) "),
-        (tampered_resize, "the output differs from PyTorch by"),
+        (tampered_resize, "the output differs from PyTorch by.*look at a resize or sum behind them"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("optimized", [False, True])
@@ -276,6 +285,45 @@ def test_a_broken_graph_is_told_by_its_first_layer(
     assert [p.name for p in tmp_path.iterdir()] == ["m.rejected.onnx"]
     kept = tmp_path / "m.rejected.onnx"
     assert contract_of(load_onnx(kept), kept).output == "logits"
+
+
+class Joined(nn.Module):
+    """Three branches with BatchNorm, the last of a rate that loses its dead taps, and pooling."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.aspp = ASPP(3, [1, 2, 24], 8)
+        self.classify = nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.aspp(x))
+
+
+def test_a_broken_branch_is_found_though_others_run_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments, **options):
+        model = true_trace(*arguments, **options)
+        tensor = next(t for t in model.graph.initializer if t.name == "aspp.convs.1.0.weight")
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values[0, 0, 1, 1] += 5
+        tensor.raw_data = values.tobytes()
+        return model
+
+    true_trace = onnx_export.trace
+    spec = ModelSpec(f"{__name__}:Joined", 3, size=(20, 24))
+    out = tmp_path / "m.onnx"
+    torch.manual_seed(0)
+    report = segdeploy.export(spec, out)
+    assert any("dead taps" in line for line in report.account.rewrites)
+    assert any("broadcast 1x1 map" in line for line in report.account.rewrites)
+    torch.manual_seed(0)
+    network = load_network(spec).network
+    assert first_divergence(network.module, network, load_onnx(out), (1, 3, 20, 24)) is None
+    monkeypatch.setattr(onnx_export, "trace", broken)
+    said = r"first layer that differs is aspp\.convs\.1\.1 .*aspp\.convs\.0\.2 before it does not"
+    with pytest.raises(CheckFailed, match=said):
+        segdeploy.export(spec, out)
 
 
 def test_a_true_graph_has_no_first_divergence(checkpoint: Path, graph: Path) -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+_NO_LAYER = "every layer that can be compared agrees: look at a resize or sum behind them"
+
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -119,8 +121,9 @@ def export(
     failures = _failures(dilations.convolutions, parity)
     if failures:
         worst = next((p for p in parity if not p.holds and p.against == "PyTorch"), None)
-        divergence = worst and first_divergence(network, run, graph, worst.shape)
-        failures += f"; {divergence.complaint()}" if divergence else ""
+        if worst:
+            divergence = first_divergence(network, run, graph, worst.shape, worst.limit)
+            failures += "; " + (divergence.complaint() if divergence else _NO_LAYER)
     else:
         alignment = cut_last_upsampling(graph) if late_upsampling else None
         if late_upsampling and alignment is None:

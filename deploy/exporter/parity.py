@@ -262,15 +262,16 @@ def random_bytes(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return values
 
 
-def open_graph(graph: onnx.ModelProto, value: str | None = None) -> Any:
-    """An ONNX Runtime session on a graph in memory; `value` makes an inner value its output."""
+def open_graph(graph: onnx.ModelProto, values: Iterable[str] = ()) -> Any:
+    """An ONNX Runtime session on a graph in memory; `values` become outputs, too."""
     import onnx
     import onnxruntime as ort
 
-    if value is not None:
+    there = {output.name for output in graph.graph.output}
+    if wanted := [onnx.ValueInfoProto(name=value) for value in values if value not in there]:
         copied = onnx.ModelProto()
         copied.CopyFrom(graph)
-        copied.graph.output.append(onnx.ValueInfoProto(name=value))
+        copied.graph.output.extend(wanted)
         graph = copied
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what it says is in the exception, too

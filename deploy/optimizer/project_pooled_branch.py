@@ -66,7 +66,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, join: ir.Node) -> str:
             "", op_type, inputs, attributes, name=names.new(f"{out.name}_node"), outputs=[out]
         )
         if op_type != "Concat":
-            made.metadata_props[MODULE_KEY] = module
+            made.metadata_props[MODULE_KEY] = node.metadata_props.get(MODULE_KEY, module)
         new.append(made)
         return out
 

@@ -80,7 +80,7 @@ def _cut(graph: ir.Graph, node: ir.Node, outcome: Outcome) -> None:
         outputs=[ir.Value(name=names.new(f"{output.name}_live"), type=output.type)],
         metadata_props=dict(node.metadata_props),
     )
-    new.metadata_props[MODULE_KEY] = module_of(node)
+    new.metadata_props.setdefault(MODULE_KEY, module_of(node))
     new.outputs[0].shape = output.shape
     replace(graph, node, [new])
     outcome.rewrites.append(
