@@ -264,7 +264,7 @@ def tampered_resize(model: onnx.ModelProto) -> None:
         (tampered_weight, r"first layer that differs is backbone\.1\.(conv2|bn2) "),
         (tampered_dilation, r"backbone\.2\.conv1 .* dilation \(3, 3\) instead of \(4, 4\).*"
          r"first layer that differs is backbone\.2\.(conv1|bn1) "),
-        (tampered_resize, "the output differs from PyTorch by.*look at a resize or sum behind them"),
+        (tampered_resize, "output differs from PyTorch by.*look at a resize or sum behind them"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("optimized", [False, True])
