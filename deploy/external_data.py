@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,20 +27,24 @@ def is_too_large(model: onnx.ModelProto) -> bool:
     from onnx.helper import tensor_dtype_to_np_dtype
 
     # The message cannot be asked: it finds its size by writing itself.
-    weights: int = sum(
-        math.prod(tensor.dims) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        for tensor in model.graph.initializer
-    )
+    weights = 0
+    for tensor in model.graph.initializer:
+        try:
+            size = tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        except KeyError:  # no type of ONNX's; its checker will say so
+            continue
+        weights += max(0, math.prod(tensor.dims)) * size
     return weights > LIMIT
 
 
 def save_with_external_data(model: onnx.ModelProto, path: Path) -> int:
     """Write the large weights to `STEM.HASH.weights` beside `path`, then the graph; returns bytes.
 
-    `model` is left as it was. The weights of an older version are removed last.
+    `model` is left as it was. Weights of an older version stay: another graph may point at them.
     """
     import onnx
 
+    path = path.resolve()  # the weights must lie beside the file, not beside a link to it
     large = [t for t in model.graph.initializer if len(t.raw_data) >= _SMALL]
     digest = hashlib.sha256()
     for tensor in large:
@@ -68,8 +71,4 @@ def save_with_external_data(model: onnx.ModelProto, path: Path) -> int:
             tensor.external_data.add(key=key, value=str(value))
     data = graph.SerializeToString(deterministic=True)
     write_atomically(path, data)
-    own = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{16}\.weights")
-    for other in path.parent.glob("*.weights"):
-        if own.fullmatch(other.name) and other.name != name:
-            other.unlink()
     return end + len(data)

@@ -42,7 +42,7 @@ def check_graph(model: onnx.ModelProto, path: Path) -> None:
     except Exception as error:  # checker and shape inference share no base below Exception
         raise InputError(f"{path}: is not sound ONNX ({first_line(error)})") from error
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    for value in inferred.graph.value_info:
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
         # A few bytes can ask for a tensor that no machine holds (ConstantOfShape, Expand, Tile).
         values = math.prod(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
         if values > _MOST_VALUES:

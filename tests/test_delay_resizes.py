@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import segdeploy
 from segdeploy.models.dataset import open_dataset
@@ -111,6 +112,36 @@ def test_what_is_not_linear_or_symmetric_is_left_alone(case: str) -> None:
     kinds, outcome = rewritten(nodes, [1, 2, 11, 17])
     assert kinds == [n.op_type for n in nodes]
     assert outcome.rewrites == []
+
+
+def test_integers_are_left_alone() -> None:
+    """ONNX Runtime rounds what it interpolates between integers."""
+    cast = helper.make_node("Cast", ["x"], ["i"], "cast", to=onnx.TensorProto.INT32)
+    back = helper.make_node("Cast", ["A"], ["f"], "back", to=onnx.TensorProto.FLOAT)
+    nodes = [cast, resize("i", "A"), back, node("Div", "f", "two", "y")]
+    kinds, outcome = rewritten(nodes, [1, 2, 11, 17])
+    assert kinds == ["Cast", "Resize", "Cast", "Div"]
+    seven = numpy_helper.from_array(np.array(7, np.int32), "seven")
+    model = graph_of([cast, resize("i", "A"), node("Mul", "A", "seven", "B"),
+                      helper.make_node("Cast", ["B"], ["y"], "out", to=onnx.TensorProto.FLOAT)],
+                     [1, 2, 11, 17], {"sizes": CONSTANTS["sizes"]}, [1, 2, 4, 5])  # fmt: skip
+    model.graph.initializer.append(seven)
+    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    assert delay_resizes(inferred).rewrites == []
+
+
+def test_a_reader_inside_a_branch_is_left_alone() -> None:
+    inner = helper.make_graph(
+        [mirror("A", "m")], "then", [], [helper.make_tensor_value_info("m", 1, [1, 2, 11, 17])]
+    )
+    other = helper.make_graph(
+        [node("Neg", "A", "n")], "else", [], [helper.make_tensor_value_info("n", 1, None)]
+    )
+    branch = helper.make_node("If", ["yes"], ["y"], "if", then_branch=inner, else_branch=other)
+    weights = {k: CONSTANTS[k] for k in ("sizes", "last", "end", "width")}
+    weights["yes"] = np.array(True)
+    model = graph_of([resize("x", "A"), branch], [1, 2, 11, 17], weights, [1, 2, 4, 5])
+    assert delay_resizes(ir.from_proto(model)).rewrites == []
 
 
 def test_a_part_that_is_mirrored_is_left_alone() -> None:

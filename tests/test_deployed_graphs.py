@@ -264,7 +264,7 @@ def tampered_resize(model: onnx.ModelProto) -> None:
         (tampered_weight, r"first layer that differs is backbone\.1\.(conv2|bn2) "),
         (tampered_dilation, r"backbone\.2\.conv1 .* dilation \(3, 3\) instead of \(4, 4\).*"
          r"first layer that differs is backbone\.2\.(conv1|bn1) "),
-        (tampered_resize, "output differs from PyTorch by.*look at a resize or sum behind them"),
+        (tampered_resize, "output differs from PyTorch by.*look at a resize, sum or function"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("optimized", [False, True])
@@ -319,7 +319,10 @@ def test_a_broken_branch_is_found_though_others_run_after_it(
     assert any("broadcast 1x1 map" in line for line in report.account.rewrites)
     torch.manual_seed(0)
     network = load_network(spec).network
-    assert first_divergence(network.module, network, load_onnx(out), (1, 3, 20, 24)) is None
+    graph = true_trace(network, (20, 24), dynamic=False, name="joined")
+    found, compared = first_divergence(network.module, network, graph, (1, 3, 20, 24))
+    assert found is None
+    assert compared >= 14
     monkeypatch.setattr(onnx_export, "trace", broken)
     said = r"first layer that differs is aspp\.convs\.1\.1 .*aspp\.convs\.0\.2 before it does not"
     with pytest.raises(CheckFailed, match=said):
@@ -328,7 +331,113 @@ def test_a_broken_branch_is_found_though_others_run_after_it(
 
 def test_a_true_graph_has_no_first_divergence(checkpoint: Path, graph: Path) -> None:
     network = load_network(ModelSpec(str(checkpoint))).network
-    assert first_divergence(network.module, network, load_onnx(graph), (1, 3, *SIZE)) is None
+    mirrored = MultiScaleInput(network, scales=(0.5, 1.0), flip=True).eval()
+    for called, runs in ((network, 1), (mirrored, 4)):
+        traced = onnx_export.trace(called, SIZE, dynamic=False, name="true")
+        found, compared = first_divergence(network.module, called, traced, (1, 3, *SIZE))
+        assert found is None
+        assert compared >= 20 * runs
+
+
+class Several(nn.Module):
+    """A layer that gives two tensors, before one that is broken; run twice when mirrored."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.mix, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, num_classes, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.mix(self.up(self.pool(x)[0])).relu())
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_layer_is_found_behind_a_rewrite_and_in_a_mirrored_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flip: bool
+) -> None:
+    def broken(*arguments, **options):
+        model = true_trace(*arguments, **options)
+        tensor = next(t for t in model.graph.initializer if t.name == "last.weight")
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values[0, 0, 1, 1] += 5
+        tensor.raw_data = values.tobytes()
+        return model
+
+    true_trace = onnx_export.trace
+    monkeypatch.setattr(onnx_export, "trace", broken)
+    spec = ModelSpec(f"{__name__}:Several", 3, size=(16, 24))
+    with pytest.raises(CheckFailed, match=r"first layer that differs is last .*mix before it"):
+        segdeploy.export(spec, tmp_path / "m.onnx", flip=flip)
+
+
+def test_a_wrong_rewrite_is_told_from_a_wrong_trace(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(graph):
+        rewritten, account = onnx_export_optimize(graph)
+        tensor = next(t for t in rewritten.graph.initializer if "conv1.weight" in t.name)
+        tensor.raw_data = bytes(len(tensor.raw_data))
+        return rewritten, account
+
+    onnx_export_optimize = onnx_export.optimize_graph
+    monkeypatch.setattr(onnx_export, "optimize_graph", wrong)
+    with pytest.raises(CheckFailed, match="so a rewrite is wrong; try --no-optimize"):
+        segdeploy.export(checkpoint, tmp_path / "m.onnx")
+
+
+class BranchesOnHeight(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return y * 2 if x.shape[2] > 64 else y
+
+
+class BranchesOnPixels(BranchesOnHeight):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return y * 2 if x.shape[2] * x.shape[3] > 10_000 else y
+
+
+class FixedGrid(BranchesOnHeight):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        theta = torch.eye(2, 3)[None].expand(x.shape[0], 2, 3)
+        grid = nn.functional.affine_grid(theta, list(x.shape))
+        return self.conv(nn.functional.grid_sample(x, grid))
+
+
+@pytest.mark.parametrize(
+    ("network", "error", "said"),
+    [
+        ("BranchesOnHeight", InputError, "branches on the height, .* traced it for 16 to 64;"),
+        ("BranchesOnPixels", CheckFailed, "at input 1x3x128x192 the output differs"),
+        ("FixedGrid", InputError, "needs a fixed size, .*height 32, width 48.*without --dynamic"),
+    ],
+)
+def test_a_graph_that_holds_for_some_sizes_alone_is_refused(
+    tmp_path: Path, network: str, error: type[Exception], said: str
+) -> None:
+    spec = ModelSpec(f"{__name__}:{network}", 2, size=(32, 48))
+    with pytest.raises(error, match=said):
+        segdeploy.export(spec, tmp_path / "m.onnx", dynamic=True)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+class ByFactor(BranchesOnHeight):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        small = nn.functional.avg_pool2d(self.conv(x), 2)
+        return nn.functional.interpolate(small, scale_factor=2.06, mode="bilinear")
+
+
+def test_an_enlargement_by_a_factor_is_not_finished_late(tmp_path: Path) -> None:
+    spec = ModelSpec(f"{__name__}:ByFactor", 3, size=(35, 35))
+    out = tmp_path / "m.onnx"
+    report = segdeploy.export(spec, out, output="labels", late_upsampling=True)
+    assert report.contract.upsampling is None
+    assert "--late-upsampling left out" in report.notes[0]
 
 
 def test_predict_from_the_command_line(

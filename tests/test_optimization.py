@@ -111,6 +111,20 @@ def ask_for_a_terabyte(model: onnx.ModelProto) -> None:
     model.graph.node[-2].output[0] = "r"
 
 
+def ask_for_a_huge_output(model: onnx.ModelProto) -> None:
+    shape = numpy_helper.from_array(np.array([1, 2, 2**16, 2**16]), "shape")
+    model.graph.initializer.append(shape)
+    model.graph.node.append(helper.make_node("Expand", ["one", "shape"], ["y"]))
+    model.graph.node[-2].output[0] = "r"
+    model.graph.node.insert(2, helper.make_node("ReduceMax", ["r"], ["one"], keepdims=1))
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 2**16, 2**16])
+    model.graph.output[0].CopyFrom(output)
+
+
+def claim_no_type(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_type = 99
+
+
 def read_nothing(model: onnx.ModelProto) -> None:
     model.graph.node[0].input[0] = "nothing"
 
@@ -120,6 +134,8 @@ def read_nothing(model: onnx.ModelProto) -> None:
     [
         (claim_gigabytes, "weight 'w' claims 3,221,225,472 values and does not hold them"),
         (make_a_cycle, "is not sound ONNX"),
+        (ask_for_a_huge_output, "'y' would have 8,589,934,592 values"),
+        (claim_no_type, "is not sound ONNX"),
         (ask_for_a_terabyte, "'huge' would have 137,438,953,472 values"),
         (read_nothing, "is not sound ONNX"),
         (leave_the_standard, "node 'two' is com.example.Relu, an operator that is not ONNX's own"),

@@ -378,3 +378,27 @@ def test_a_large_convolution_of_one_pixel_is_not_made_larger() -> None:
     after, account = optimizing.optimize_graph(before, checked_at=((1, 3, 32, 32),))
     check_equal(before, after, image(1, 3, 32, 32))
     assert account.after.macs <= account.before.macs
+
+
+def test_a_swap_that_saves_resizing_but_not_multiplying_is_left() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "classify"),
+        helper.make_node("Resize", ["a", "", "", "sizes"], ["y"], "enlarge", mode="linear"),
+    ]
+    weights = {"w": random(64, 3, 1, 1), "sizes": np.array([1, 64, 16, 16])}
+    before = graph_of(nodes, [1, 64, 16, 16], weights, [1, 3, 8, 8])
+    after, account = optimizing.optimize_graph(before, clean=False)
+    assert operators(after) == ["Conv", "Resize"]
+    assert outcome_of(account, "commute resizes") == ((), ())
+
+
+def test_a_resize_that_nobody_reads_harms_no_pass() -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["m"], "mean"),
+        helper.make_node("Resize", ["m", "", "", "sizes"], ["unread"], "idle", mode="linear"),
+        helper.make_node("Relu", ["x"], ["y"], "relu"),
+    ]
+    weights = {"axes": np.array([2, 3]), "sizes": np.array([1, 3, 8, 8])}
+    before = graph_of(nodes, [1, 3, 8, 8], weights, [1, 3, 8, 8])
+    _, account = optimizing.optimize_graph(before, clean=False)
+    assert not any("undone" in line for step in account.steps for line in step.refusals)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.exporter.parity import FP32_LIMIT, open_graph, random_images
-from segdeploy.spec import FOLDED_KEY, MODULE_KEY
+from segdeploy.spec import MODULE_KEY
 
 if TYPE_CHECKING:
     import onnx
-    from torch import nn
+    from torch import Tensor, nn
 
 _AT_ONCE = 16
+Call = tuple[str, int]  # a module, and how often it ran before
 
 
 @dataclass(frozen=True)
@@ -43,67 +45,74 @@ def first_divergence(
     graph: onnx.ModelProto,
     shape: tuple[int, ...],
     limit: float = FP32_LIMIT,
-) -> Divergence | None:
-    """Find it at one input shape; None if every layer that can be compared agrees within `limit`.
+) -> tuple[Divergence | None, int]:
+    """Find it at one input shape, and how many layers were compared; None if all of them agree.
 
-    Compared are the modules of `network` without children that run once, and whose last node in the
-    graph was not folded, from the first to run to the last. Bisection would be quicker and wrong:
-    behind one of several parallel branches, the others agree again. `run` is what is called: the
-    network, or what wraps it. `_AT_ONCE` intermediate outputs are held at a time.
+    Compared are the calls of the modules of `network` without children, from the first to run to
+    the last; `graph` is as it was traced, since rewrites move what a node computes. Bisection would
+    be quicker and wrong: behind one of several parallel branches, the others agree again. `run` is
+    what is called: the network, or what wraps it. `_AT_ONCE` outputs are held at a time.
     """
     images = random_images(shape)
-    names = dict(_outputs(graph))
-    order = [name for name in _order(network, run, images) if name in names]
+    calls = _calls(network, run, images)
+    nodes = _nodes(graph, Counter(name for name, _ in calls))
+    order = [call for call in calls if call in nodes]
     before: str | None = None
     for start in range(0, len(order), _AT_ONCE):
-        chosen = {name: names[name][1] for name in order[start : start + _AT_ONCE]}
-        for module, error in _differences(network, run, graph, chosen, images).items():
+        chosen = {call: nodes[call][1] for call in order[start : start + _AT_ONCE]}
+        for call, error in _differences(network, run, graph, chosen, images).items():
             if error > limit:
-                return Divergence(module, names[module][0], error, before)
-            before = module
-    return None
+                return Divergence(call[0], nodes[call][0], error, before), len(order)
+            before = call[0]
+    return None, len(order)
 
 
-def _outputs(graph: onnx.ModelProto) -> dict[str, tuple[str, str]]:
-    """The last node of each module and the value that it gives; None of a folded one."""
-    last: dict[str, tuple[str, str]] = {}
-    folded = set()
+def _nodes(graph: onnx.ModelProto, calls: Mapping[str, int]) -> dict[Call, tuple[str, str]]:
+    """The last node of each call of a module, and the value that it gives.
+
+    A module that is called several times has as many equal groups of nodes, in order.
+    """
+    made: dict[str, list[tuple[str, str]]] = {}
     for node in graph.graph.node:
-        notes = {entry.key: entry.value for entry in node.metadata_props}
-        module = notes.get(MODULE_KEY)
+        module = next((e.value for e in node.metadata_props if e.key == MODULE_KEY), None)
         if module is not None:
-            last[module] = (node.name, node.output[0])
-        if FOLDED_KEY in notes:
-            folded |= {module, *notes[FOLDED_KEY].split(",")}
-    return {module: value for module, value in last.items() if module not in folded}
+            made.setdefault(module, []).append((node.name, node.output[0]))
+    found = {}
+    for module, nodes in made.items():
+        count = calls.get(module, 0)
+        if count and len(nodes) % count == 0:
+            each = len(nodes) // count
+            for number in range(count):
+                found[module, number] = nodes[(number + 1) * each - 1]
+    return found
 
 
-def _order(network: nn.Module, run: nn.Module, images: NDArray[np.float32]) -> list[str]:
-    """Names of the modules without children that run exactly once, as they run."""
-    calls: list[str] = []
-    _watch(network, run, images, lambda name, output: calls.append(name))
-    return [name for name in calls if calls.count(name) == 1]
+def _calls(network: nn.Module, run: nn.Module, images: NDArray[np.float32]) -> list[Call]:
+    """The calls of modules without children, as they run."""
+    calls: list[Call] = []
+    _watch(network, run, images, lambda call, output: calls.append(call))
+    return calls
 
 
 def _differences(
     network: nn.Module,
     run: nn.Module,
     graph: onnx.ModelProto,
-    values: Mapping[str, str],
+    values: Mapping[Call, str],
     images: NDArray[np.float32],
-) -> dict[str, float]:
-    """Largest difference of each module's output, of its range, in the order in which they run.
+) -> dict[Call, float]:
+    """Largest difference of each call's output, of its range, in the order in which they run.
 
-    `values` are the graph's, by module.
+    `values` are the graph's, by call.
     """
     session = open_graph(graph, values.values())
     outputs = session.run(list(values.values()), {session.get_inputs()[0].name: images})
     found = dict(zip(values, outputs, strict=True))
-    errors: dict[str, float] = {}
+    errors: dict[Call, float] = {}
 
-    def compare(name: str, output: Any) -> None:
-        if name in found:  # at once: a ReLU in place may overwrite it
-            errors[name] = _difference(output.detach().numpy(), found.pop(name))
+    def compare(call: Call, output: Tensor) -> None:
+        if call in found:  # at once: a ReLU in place may overwrite it
+            errors[call] = _difference(output.numpy(), found[call])
 
     _watch(network, run, images, compare)
     return errors
@@ -119,11 +128,24 @@ def _difference(reference: NDArray[np.float32], found: NDArray[np.float32]) -> f
     return largest / span if span else (0.0 if largest < FP32_LIMIT else float("inf"))
 
 
-def _watch(network: nn.Module, run: nn.Module, images: NDArray[np.float32], note: Any) -> None:
+def _watch(
+    network: nn.Module,
+    run: nn.Module,
+    images: NDArray[np.float32],
+    note: Callable[[Call, Tensor], None],
+) -> None:
+    """Run, and note every call of a module without children that gives one float tensor."""
     import torch
 
+    counts: Counter[str] = Counter()
+
+    def hook(name: str, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            note((name, counts[name]), output)
+            counts[name] += 1
+
     hooks = [
-        module.register_forward_hook(lambda _, given, output, name=name: note(name, output))
+        module.register_forward_hook(lambda _, given, output, name=name: hook(name, output))
         for name, module in network.named_modules()
         if name and not list(module.children())
     ]
@@ -131,5 +153,5 @@ def _watch(network: nn.Module, run: nn.Module, images: NDArray[np.float32], note
         with torch.inference_mode():
             run(torch.from_numpy(images))
     finally:
-        for hook in hooks:
-            hook.remove()
+        for one in hooks:
+            one.remove()

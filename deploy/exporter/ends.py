@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import onnx
 
 _ALIGNMENTS = {"align_corners": "align-corners", "half_pixel": "half-pixel"}
-_ALIGNMENTS["pytorch_half_pixel"] = "half-pixel"
 
 
 def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
@@ -117,8 +116,11 @@ def cut_last_upsampling(graph: onnx.ModelProto) -> str | None:
 def _alignment(resize: object) -> str | None:
     import onnx_ir as ir
 
+    from segdeploy.optimizer.convolution import is_average
+
     assert isinstance(resize, ir.Node)
-    if resize.op_type != "Resize":
+    told_sizes = len(resize.inputs) > 3 and resize.inputs[3] is not None
+    if not is_average(resize) or not told_sizes:  # a factor is not the ratio of the sizes
         return None
     attributes = resize.attributes
     mode, coordinates = attributes.get("mode"), attributes.get("coordinate_transformation_mode")

@@ -19,7 +19,7 @@ from segdeploy.exporter.tracing import OPSET, OPSETS, Bounds, trace
 from segdeploy.external_data import is_too_large
 from segdeploy.files import check_output
 from segdeploy.models.dataset import DataSet, open_dataset
-from segdeploy.models.errors import ModelInputError
+from segdeploy.models.errors import ModelInputError, first_line
 from segdeploy.models.scales import checked_scaled_size
 from segdeploy.network import LoadedNetwork, ModelSpec, load_network
 from segdeploy.onnx_file import save_onnx, set_contract
@@ -31,8 +31,6 @@ from segdeploy.spec import OUTPUTS, Contract
 if TYPE_CHECKING:
     import onnx
     from torch import nn
-
-_NO_LAYER = "every layer that can be compared agrees: look at a resize or sum behind them"
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def export(
     shapes = probe_shapes(size, bounds)
     _fit(loaded, {shape[2:] for shape in shapes}, scales)
     graph = trace(run, size, dynamic=dynamic, name=spec.model, bounds=bounds, opset=opset)
-    account = None
+    traced, account = graph, None
     if optimized and is_too_large(graph):
         notes.append("rewrites left out: over 2 GiB, shapes cannot be inferred")
     elif optimized:
@@ -122,14 +120,14 @@ def export(
     if failures:
         worst = next((p for p in parity if not p.holds and p.against == "PyTorch"), None)
         if worst:
-            divergence = first_divergence(network, run, graph, worst.shape, worst.limit)
-            failures += "; " + (divergence.complaint() if divergence else _NO_LAYER)
+            failures += f"; {_where(network, run, traced, worst)}"
     else:
         alignment = cut_last_upsampling(graph) if late_upsampling else None
         if late_upsampling and alignment is None:
             notes.append(
-                "--late-upsampling left out: the graph does not end in one bilinear Resize of "
-                "class scores; the labels are made in the graph"
+                "--late-upsampling left out, the labels are made in the graph: it does not end in "
+                "one bilinear Resize of class scores to a told size (several scales do not; --flip "
+                "does in a static, rewritten graph with the mean)"
             )
         if output != "logits" and alignment is None:
             append_output(graph, output)
@@ -166,6 +164,19 @@ def _check_frame(
     frame = dataset.frames(dataset.splits[-1], 1)[0]
     image, _ = frame.read()
     return [compare_on(run, graph, preprocess_image(image, contract), f"PyTorch, on {frame.name}")]
+
+
+def _where(network: nn.Module, run: nn.Module, traced: onnx.ModelProto, worst: Parity) -> str:
+    """Where the graph, as it was traced, leaves PyTorch; a search must not hide what it is for."""
+    try:
+        if check_parity(run, traced, [worst.shape])[0].holds:
+            return "as it was traced the graph agrees, so a rewrite is wrong; try --no-optimize"
+        found, compared = first_divergence(network, run, traced, worst.shape, worst.limit)
+    except Exception as error:  # of a user's module, or of ONNX Runtime
+        return f"the layer was not found ({type(error).__name__}: {first_line(error)})"
+    if found is not None:
+        return found.complaint()
+    return f"the {compared} layers that can be compared agree: look at a resize, sum or function"
 
 
 def _check_options(output: str, late_upsampling: bool, preprocess: str | None, opset: int) -> None:

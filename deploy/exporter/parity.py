@@ -56,10 +56,12 @@ class Parity:
     def complaint(self) -> str:
         """One clause with the numbers."""
         shape = "x".join(map(str, self.shape))
+        by = ""
+        if self.max_rel > self.limit:  # labels have no range
+            by = f" by {self.max_rel:.2g} of its range (limit {self.limit:.0e})"
         return (
-            f"at input {shape} the output differs from {self.against} by {self.max_rel:.2g} of its "
-            f"range (limit {self.limit:.0e}), {self.wrong_labels} labels are wrong and "
-            f"{self.agreement:.2%} equal"
+            f"at input {shape} the output differs from {self.against}{by}: "
+            f"{self.wrong_labels} labels are wrong and {self.agreement:.2%} equal"
         )
 
 
@@ -130,7 +132,8 @@ def probe_shapes(size: tuple[int, int], bounds: Bounds | None = None) -> list[Sh
     """Input shapes to compare at: the traced one and, within `bounds`, others it never saw.
 
     They are half of it with batch 2, an odd size, batch 3, the largest batch at the smallest size,
-    and the largest size if it is no larger than a million pixels.
+    and, so that code which branches on a large size shows, four times its sides or what of that is
+    within the largest size and a million pixels.
     """
     height, width = size
     if bounds is None:
@@ -143,7 +146,10 @@ def probe_shapes(size: tuple[int, int], bounds: Bounds | None = None) -> list[Sh
         (min(3, bounds.batch), 3, height, width),
         (bounds.batch, 3, low, narrow),
     ]
-    return shapes + ([(1, 3, high, wide)] if high * wide <= _PROBED_PIXELS else [])
+    factor = min(4.0, math.sqrt(_PROBED_PIXELS / (height * width)))
+    if factor > 1:
+        shapes.append((1, 3, min(high, int(height * factor)), min(wide, int(width * factor))))
+    return shapes
 
 
 def random_images(shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -105,8 +105,55 @@ def trace(
     if program is None:
         raise InputError(f"{name}: PyTorch's exporter returned no program")
     graph: onnx.ModelProto = program.model_proto
+    if dynamic:
+        assert bounds is not None
+        _check_dynamic(program, graph, bounds, name)
     _annotate(graph)
     return graph
+
+
+def _check_dynamic(program: Any, graph: onnx.ModelProto, bounds: Bounds, name: str) -> None:
+    """Refuse a graph that PyTorch narrowed without a word, because the code looks at its sizes.
+
+    Raises:
+        InputError: with the dimension, and what PyTorch made of it.
+    """
+    dims = graph.graph.input[0].type.tensor_type.shape.dim
+    fixed = [
+        f"{what} {dims[axis].dim_value}"
+        for axis, what in ((0, "batch"), (2, "height"), (3, "width"))
+        if dims[axis].HasField("dim_value")
+    ]
+    if fixed:
+        raise InputError(
+            f"{name}: its code needs a fixed size, and PyTorch traced it for {', '.join(fixed)} "
+            "alone; export it without --dynamic"
+        )
+    limits = program.exported_program.range_constraints
+    sample = next(
+        node.meta["val"]
+        for node in program.exported_program.graph.nodes
+        if node.op == "placeholder"
+        and node.meta["val"].ndim == 4
+        and node.users
+        and not isinstance(node.meta["val"].shape[2], int)
+    )
+    wanted = ((2, "height", 0), (3, "width", 1))
+    for axis, what, place in wanted:
+        low, high = bounds.smallest[place], bounds.largest[place]
+        symbol = sample.shape[axis].node.expr
+        allowed = limits.get(symbol)
+        if allowed is None:
+            raise InputError(
+                f"{name}: its code takes a {what} of the form {symbol} alone; "
+                "export it without --dynamic"
+            )
+        if allowed.lower > low or allowed.upper < high:
+            raise InputError(
+                f"{name}: its code branches on the {what}, and PyTorch traced it for "
+                f"{allowed.lower} to {allowed.upper}; give --min-size and --max-size within that, "
+                "or export it without --dynamic"
+            )
 
 
 def _reason(error: BaseException) -> str:

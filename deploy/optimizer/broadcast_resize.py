@@ -34,7 +34,11 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> str | None:
     source, output = node.inputs[0], node.outputs[0]
     assert source is not None
     readers = list(output.uses())
-    if not output.is_graph_output() and all(_broadcasts(use.node, output) for use in readers):
+    if (
+        readers
+        and not output.is_graph_output()
+        and all(_broadcasts(use.node, output) for use in readers)
+    ):
         for use in readers:
             use.node.replace_input_with(use.idx, source)
         return f"{node.name}: a broadcast 1x1 map, read as it is by {readers[0].node.name}"

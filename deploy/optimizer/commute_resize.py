@@ -73,9 +73,10 @@ def _saving(
     small, large = source[0] * source[1], target[0] * target[1]
     resized_first = narrow * (_WORK_OF_RESIZE + wide) * large
     convolved_first = wide * (narrow * small + _WORK_OF_RESIZE * large)
+    # Multiply-accumulates are weighed against a resize's work, but must not rise for it.
     if is_pointwise(after):
-        return max(0, resized_first - convolved_first)
-    return max(0, convolved_first - resized_first)
+        return max(0, resized_first - convolved_first) if small <= large else 0
+    return max(0, convolved_first - resized_first) if large <= small else 0
 
 
 def _swap(graph: ir.Graph, before: ir.Node, after: ir.Node) -> None:

@@ -75,6 +75,7 @@ def is_average(node: ir.Node) -> bool:
     return (
         source is not None
         and output is not None
+        and node.inputs[0].dtype == ir.DataType.FLOAT  # integers are rounded in between
         and source.rank() == output.rank() == 4
         and isinstance(source[1], int)
         and source[1] == output[1]

@@ -65,7 +65,7 @@ def _move(graph: ir.Graph, node: ir.Node, outcome: Outcome) -> ir.Node | None:
         _skip(graph, node)
         outcome.rewrites.append(f"{node.name}: resizes {small[0]}x{small[1]} to itself")
         return None
-    if reader is None or not (kind := _kind(reader, output)):
+    if reader is None or reader.graph is not graph or not (kind := _kind(reader, output)):
         return None
     if not is_private(output) or small[0] > large[0] or small[1] > large[1]:
         outcome.refusals.append(f"{node.name}: shrinks, or another node reads it, too")
@@ -88,7 +88,8 @@ def _kind(reader: ir.Node, value: ir.Value) -> str | None:
 
 def _scalar(reader: ir.Node, value: ir.Value) -> ir.Value | None:
     other = next((v for v in reader.inputs if v is not None and v is not value), None)
-    if other is None or other.const_value is None or other.const_value.size != 1:
+    constant = None if other is None else other.const_value
+    if constant is None or constant.size != 1 or len(constant.shape) > 4:
         return None
     return other
 
