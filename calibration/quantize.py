@@ -1,12 +1,16 @@
 """Explicit INT8: Q/DQ pairs in the graph, the one form that TensorRT 10, 11 and RTX share.
 
-Activations are symmetric per tensor, weights symmetric per output channel, zero points are 0, and
-biases stay in floating point (TensorRT's parser refuses an int32 DequantizeLinear).
+Where they stand is what TensorRT fuses (Developer Guide, "Explicit quantization"): at the input and
+the weight of a convolution, and on the branch that is added to its output. Nothing stands before a
+Resize or a softmax. Biases stay in floating point: TensorRT's parser refuses an int32
+DequantizeLinear. The tensors that one Concat joins get one scale, so that it needs no rescaling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,44 +18,100 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from segdeploy.calibration.errors import CalibrationInputError
+from segdeploy.calibration.layers import Sites
 
-_LEVELS = 127  # symmetric: -128 is not used
+
+@dataclass(frozen=True)
+class Flavour:
+    """Integers for one kind of machine: TensorRT's are symmetric s8.
+
+    For CPUs, activations are u8 with a zero point, and weights have seven bits: without VNNI the
+    sum of two products of eight bits passes 16, and saturates. ONNX Runtime's integer convolution
+    gives integers, so `results` are quantised, too.
+    """
+
+    name: str
+    weight_levels: int = 127
+    unsigned: bool = False
+    results: bool = False
+    half_scales: bool = True  # exact in FP16, to which the rest of the graph may go
 
 
-def quantize_convolutions(model: onnx.ModelProto, ranges: Mapping[str, float]) -> onnx.ModelProto:
-    """Return a copy of `model` with Q/DQ at the input of each convolution and on its weights.
+TENSORRT = Flavour("tensorrt")
+CPU = Flavour("cpu", weight_levels=63, unsigned=True, results=True, half_scales=False)
+FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, CPU)}
 
-    `ranges` gives the largest magnitude of every convolution's input tensor. Weights are stored as
-    int8 behind a DequantizeLinear, so the file shrinks to about a quarter.
+
+@dataclass(frozen=True)
+class Range:
+    """What an activation is to represent: the threshold, and the lowest and highest value seen."""
+
+    threshold: float
+    lowest: float
+    highest: float
+
+
+def refuse_quantised(model: onnx.ModelProto) -> None:
+    """Refuse a graph that holds Q/DQ.
 
     Raises:
-        CalibrationInputError: if the graph holds Q/DQ already, has no convolution with constant
-            weights, or a weight is not finite.
+        CalibrationInputError: if it does.
     """
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise CalibrationInputError(
             "calibration: the graph is quantised already (it holds Q/DQ nodes); "
             "calibrate the FP32 graph that it was made from"
         )
+
+
+def quantize(
+    model: onnx.ModelProto,
+    sites: Sites,
+    chosen: Collection[str],
+    ranges: Mapping[str, Range],
+    flavour: Flavour = TENSORRT,
+    *,
+    weights_only: Collection[str] = (),
+) -> onnx.ModelProto:
+    """Return a copy of `model` in which the Conv nodes `chosen` by name are INT8.
+
+    `ranges` holds those of `sites.activations` for the same, with `flavour.results`. Weights are
+    stored as int8 behind a DequantizeLinear, so the file shrinks; those of `weights_only`, too,
+    though these compute in the precision of the graph around them.
+
+    Raises:
+        CalibrationInputError: if the graph holds Q/DQ already, or a weight is not finite.
+    """
+    refuse_quantised(model)
     quantised = onnx.ModelProto()
     quantised.CopyFrom(model)
     graph = quantised.graph
+    branches = sites.branches(chosen)
+    needed = sites.activations(chosen, results=flavour.results)
+    shared = _share_over_concats(model, needed, ranges)
+    outputs = {output.name for output in graph.output}
+    results = {y.result for y in sites.layers if y.name in chosen and flavour.results} - outputs
     weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
-    dequantised: dict[str, str] = {}
+    done: dict[str, str] = {}
+    rewired: dict[str, str] = {}
     for node in graph.node:
-        if node.op_type == "Conv" and node.input[1] in weights:
-            data, weight = node.input[0], node.input[1]
-            if data not in dequantised:
-                nodes += _activation_pair(graph, data, ranges[data])
-                dequantised[data] = f"{data}_dequantized"
-            if weight not in dequantised:
-                nodes.append(_weight_dequantizer(graph, weights[weight]))
-                dequantised[weight] = f"{weight}_dequantized"
-            node.input[0], node.input[1] = dequantised[data], dequantised[weight]
+        node.input[:] = [rewired.get(name, name) for name in node.input]
+        if node.op_type == "Conv" and (node.name in chosen or node.name in weights_only):
+            weight = node.input[1]
+            if weight not in done:
+                nodes.append(_weight_dequantizer(graph, weights[weight], flavour))
+                done[weight] = nodes[-1].output[0]
+            node.input[1] = done[weight]
+            if node.name in chosen:
+                _quantise_input(graph, nodes, done, node, 0, shared, flavour)
+        elif node.name in branches and branches[node.name] in node.input:
+            index = list(node.input).index(branches[node.name])
+            _quantise_input(graph, nodes, done, node, index, shared, flavour)
         nodes.append(node)
-    if not dequantised:
-        raise CalibrationInputError("calibration: the graph has no convolution to quantise")
+        for name in results.intersection(node.output):
+            nodes += _activation_pair(graph, name, shared[name], flavour)
+            rewired[name] = done[name] = nodes[-1].output[0]
     # A weight may have other readers: a transposed convolution that it is tied to.
     read = {name for node in nodes for name in node.input}
     kept = [t for t in graph.initializer if t.name in read]
@@ -61,34 +121,72 @@ def quantize_convolutions(model: onnx.ModelProto, ranges: Mapping[str, float]) -
     return quantised
 
 
-def _activation_pair(graph: onnx.GraphProto, tensor: str, largest: float) -> list[onnx.NodeProto]:
-    scale = _scales(np.asarray(largest, np.float32))
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(scale, f"{tensor}_scale"),
-            numpy_helper.from_array(np.asarray(0, np.int8), f"{tensor}_zero_point"),
-        ]
-    )
+def _share_over_concats(
+    model: onnx.ModelProto, tensors: Collection[str], ranges: Mapping[str, Range]
+) -> dict[str, Range]:
+    """The widest range for the quantised tensors that one Concat joins and gives."""
+    shared = {name: ranges[name] for name in tensors}
+    for node in model.graph.node:
+        if node.op_type != "Concat":
+            continue
+        joined = [name for name in (*node.input, *node.output) if name in shared]
+        if len(joined) > 1:
+            widest = Range(
+                max(shared[name].threshold for name in joined),
+                min(shared[name].lowest for name in joined),
+                max(shared[name].highest for name in joined),
+            )
+            shared.update(dict.fromkeys(joined, widest))
+    return shared
+
+
+def _quantise_input(
+    graph: onnx.GraphProto,
+    nodes: list[onnx.NodeProto],
+    done: dict[str, str],
+    node: onnx.NodeProto,
+    index: int,
+    ranges: Mapping[str, Range],
+    flavour: Flavour,
+) -> None:
+    tensor = node.input[index]
+    if tensor in done.values():  # a result that was quantised where it was given
+        return
+    if tensor not in done:
+        nodes += _activation_pair(graph, tensor, ranges[tensor], flavour)
+        done[tensor] = nodes[-1].output[0]
+    node.input[index] = done[tensor]
+
+
+def _activation_pair(
+    graph: onnx.GraphProto, tensor: str, values: Range, flavour: Flavour
+) -> list[onnx.NodeProto]:
+    if flavour.unsigned:
+        low = min(0.0, max(values.lowest, -values.threshold))
+        high = max(0.0, min(values.highest, values.threshold))
+        scale = _scales(np.asarray((high - low) / 255, np.float32), flavour)
+        zero: NDArray[Any] = np.asarray(np.clip(np.rint(-low / scale), 0, 255), np.uint8)
+    else:
+        scale = _scales(np.asarray(values.threshold / 127, np.float32), flavour)
+        zero = np.asarray(0, np.int8)
     constants = [f"{tensor}_scale", f"{tensor}_zero_point"]
+    graph.initializer.extend(
+        [numpy_helper.from_array(scale, constants[0]), numpy_helper.from_array(zero, constants[1])]
+    )
     return [
-        onnx.helper.make_node(
-            "QuantizeLinear",
-            [tensor, *constants],
-            [f"{tensor}_quantized"],
-            name=f"{tensor}_quantize",
-        ),
-        onnx.helper.make_node(
-            "DequantizeLinear",
-            [f"{tensor}_quantized", *constants],
-            [f"{tensor}_dequantized"],
-            name=f"{tensor}_dequantize",
-        ),
+        onnx.helper.make_node(kind, [given, *constants], [made], name=f"{tensor}_{name}")
+        for kind, given, made, name in (
+            ("QuantizeLinear", tensor, f"{tensor}_quantized", "quantize"),
+            ("DequantizeLinear", f"{tensor}_quantized", f"{tensor}_dequantized", "dequantize"),
+        )
     ]
 
 
-def _weight_dequantizer(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> onnx.NodeProto:
+def _weight_dequantizer(
+    graph: onnx.GraphProto, tensor: onnx.TensorProto, flavour: Flavour
+) -> onnx.NodeProto:
     name = tensor.name
-    integers, scales = quantize_weight(numpy_helper.to_array(tensor), name)
+    integers, scales = quantize_weight(numpy_helper.to_array(tensor), name, flavour)
     graph.initializer.extend(
         [
             numpy_helper.from_array(integers, f"{name}_quantized"),
@@ -106,7 +204,7 @@ def _weight_dequantizer(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> onn
 
 
 def quantize_weight(
-    weight: NDArray[np.float32], name: str
+    weight: NDArray[np.float32], name: str, flavour: Flavour = TENSORRT
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Quantise `(out, in, kH, kW) float32` to int8 with one scale an output channel `(out,)`.
 
@@ -117,16 +215,25 @@ def quantize_weight(
     """
     if not np.isfinite(weight).all():
         raise CalibrationInputError(f"calibration: weight {name} holds NaN or infinity")
+    levels = flavour.weight_levels
     largest = np.abs(weight).reshape(len(weight), -1).max(1)
-    scales = _scales(largest)
+    scales = _scales(largest / np.float32(levels), flavour)
     steps = weight / scales.reshape(-1, *(1,) * (weight.ndim - 1))
-    return np.clip(np.rint(steps), -_LEVELS, _LEVELS).astype(np.int8), scales
+    return np.clip(np.rint(steps), -levels, levels).astype(np.int8), scales
 
 
-def _scales(largest: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scales of ranges; TensorRT wants them positive, so one that would vanish becomes 1."""
-    scales = (largest / np.float32(_LEVELS)).astype(np.float32)
-    usable: NDArray[np.float32] = np.where(
-        scales >= np.finfo(np.float32).tiny, scales, np.float32(1)
-    )
+def _scales(wanted: NDArray[np.float32], flavour: Flavour) -> NDArray[np.float32]:
+    """Usable scales: positive, as TensorRT wants them, and exact in FP16 where that is asked for.
+
+    A weight is divided by the scale that is stored, so that rounding the scale up costs a part in
+    two thousand of the range, and no accuracy besides.
+    """
+    scales = np.asarray(wanted, np.float32)
+    smallest = np.finfo(np.float32).tiny
+    if flavour.half_scales:
+        half = scales.astype(np.float16)
+        up = np.nextafter(half, np.float16(np.inf))
+        scales = np.where(half.astype(np.float32) < scales, up, half).astype(np.float32)
+        smallest = np.float32(2.0**-24)
+    usable: NDArray[np.float32] = np.where(scales >= smallest, scales, np.float32(1))
     return usable

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segdeploy.benchmark.run import bench
+    from segdeploy.calibrator.calibrating import calibrate
     from segdeploy.engine.build import build_engine
     from segdeploy.evaluation import evaluate
     from segdeploy.exporter.onnx_export import export
     from segdeploy.network import ModelSpec
     from segdeploy.optimization import optimize
-    from segdeploy.quantization import calibrate
     from segdeploy.runtime.predictor import load
     from segdeploy.training import train
 
@@ -38,7 +38,7 @@ _HOMES = {
     "ModelSpec": "segdeploy.network",
     "bench": "segdeploy.benchmark.run",
     "build_engine": "segdeploy.engine.build",
-    "calibrate": "segdeploy.quantization",
+    "calibrate": "segdeploy.calibrator.calibrating",
     "evaluate": "segdeploy.evaluation",
     "export": "segdeploy.exporter.onnx_export",
     "load": "segdeploy.runtime.predictor",

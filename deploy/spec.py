@@ -22,6 +22,7 @@ MODULE_KEY = "segdeploy.module"
 FOLDED_KEY = "segdeploy.folded"
 
 SCHEMA = 1
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
 OUTPUTS = ("logits", "probabilities", "labels")
 
 # torchvision's ImageNet statistics: what published weights expect of RGB in 0..1.
@@ -165,7 +166,7 @@ _CHECKS = {
     "layout": lambda value: value in ("NCHW", "NHWC"),
     "resize": lambda value: value == "pillow-bilinear",
     "output": lambda value: value in OUTPUTS,
-    "precision": lambda value: value in ("fp32", "int8"),
+    "precision": lambda value: value in PRECISIONS,
     "scales": _is_list(None, _is_positive),
     "flip": lambda value: isinstance(value, bool),
     "provenance": _is_mapping,

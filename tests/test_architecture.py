@@ -19,7 +19,14 @@ PACKAGES = {"models": "segdeploy.models", "calibration": "segdeploy.calibration"
 ALLOWED = {
     # Pillow is what torchvision reads images with.
     "models": {"torch", "torchvision", "numpy", "safetensors", "PIL", "segdeploy.models"},
-    "calibration": {"numpy", "onnx", "onnx_ir", "onnxruntime", "segdeploy.calibration"},
+    "calibration": {
+        "ml_dtypes",
+        "numpy",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+        "segdeploy.calibration",
+    },
 }
 
 

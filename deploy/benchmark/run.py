@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segdeploy.benchmark.accuracy import Contestant, Judgement, Sample, judge
 from segdeploy.benchmark.environment import Environment, describe_environment
@@ -16,6 +17,9 @@ from segdeploy.network import ModelSpec, check_classes
 from segdeploy.onnx_file import is_quantized, load_onnx
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.spec import Contract
+
+if TYPE_CHECKING:
+    import onnx
 
 SAMPLES = 4
 
@@ -124,9 +128,16 @@ def _name(path: Path, paths: Sequence[Path], backend: str, backends: Sequence[st
     return name if len(backends) == 1 else f"{name} ({backend})"
 
 
+def _rounds(graph: onnx.ModelProto) -> bool:
+    """Whether a CPU's kernels may round otherwise than TensorRT: Q/DQ, or half types."""
+    from segdeploy.calibration.half import is_half
+
+    return is_quantized(graph) or is_half(graph)
+
+
 def _open(stack: ExitStack, candidate: Candidate, truth: Predictor) -> Contestant:
     path = Path(candidate.spec.model)
-    quantized = path.suffix == ".onnx" and is_quantized(load_onnx(path))
+    quantized = path.suffix == ".onnx" and _rounds(load_onnx(path))
     kernels = stack.enter_context(load(path, backend=candidate.backend))
     predictor = stack.enter_context(load(path, literal=True)) if quantized else kernels
     theirs, ours = predictor.contract, truth.contract

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from segdeploy.cli.console import megabytes, progress
+from segdeploy.cli.console import megabytes, percent, print_table, progress
 from segdeploy.cli.options import (
     data_option,
     json_option,
@@ -18,32 +19,114 @@ from segdeploy.cli.options import (
     split_option,
 )
 
+if TYPE_CHECKING:
+    from segdeploy.calibrator.calibrating import CalibrationReport
+
+_METHODS = ("auto", "min-max", "average", "percentile", "entropy", "mse")
+
 
 @click.command()
 @click.argument("model", type=Path)
 @data_option
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "fp16", "bf16"]),
+    default="int8",
+    show_default=True,
+    help="INT8 with FP16 around it, or one type for all.",
+)
+@click.option(
+    "--max-miou-drop",
+    type=float,
+    metavar="POINTS",
+    help="Keep in FP16 what loses more mIoU than this, or exit with 1.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(_METHODS),
+    default="auto",
+    show_default=True,
+    help="How ranges are chosen; auto tries all on held-back frames.",
+)
+@click.option(
+    "--for",
+    "flavour",
+    type=click.Choice(["tensorrt", "cpu"]),
+    default="tensorrt",
+    show_default=True,
+    help="Whose integers: symmetric s8, or u8 with 7-bit weights.",
+)
+@click.option("--keep", multiple=True, metavar="MODULE", help="Leave a module out of INT8.")
 @split_option("train")
 @limit_option
-@out_option("INT8 ONNX file to write.")
+@click.option(
+    "--check-split", help="Split to measure accuracy on.  [default: val, if there is one]"
+)
+@click.option("--cache", type=Path, help="File of ranges to write, and to reuse.")
+@click.option("--half-io", is_flag=True, help="Let the input and output be half, too.")
+@out_option("ONNX file to write.")
 @json_option
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Show every layer that is not INT8, and classes."
+)
 @quiet_option
 def calibrate(
-    model: Path, data: Path, split: str, limit: int | None, out: Path, as_json: bool, quiet: bool
+    model: Path, data: Path, out: Path, as_json: bool, verbose: bool, quiet: bool, **options: Any
 ) -> None:
-    """Quantise the convolutions of MODEL (an FP32 .onnx file) to INT8 with explicit Q/DQ."""
+    """Write MODEL (an FP32 .onnx file) in INT8 or half, and measure what that costs.
+
+    Ranges come from the data set's own frames, 32 of --split by default.
+    """
     import segdeploy
 
+    half_ends = options.pop("half_io")
     with progress("calibrating", quiet) as update:
-        report = segdeploy.calibrate(model, data, out, split=split, limit=limit, on_frame=update)
+        report = segdeploy.calibrate(
+            model, data, out, half_ends=half_ends, on_progress=update, **options
+        )
     if as_json:
-        click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
+        click.echo(json.dumps(asdict(report), default=str))
         return
+    _show(report, verbose)
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def _show(report: CalibrationReport, verbose: bool) -> None:
+    accuracy = report.accuracy
     click.echo(
-        f"{report.path}: {report.convolutions} convolutions in INT8 with ranges from "
-        f"{report.frames} frames; {megabytes(report.bytes)} MB "
-        f"({report.bytes / report.bytes_before:.2f}x), {report.seconds:.1f} s"
+        f"{report.path}: {report.precision}, {len(report.int8)} of {report.convolutions} "
+        f"convolutions in INT8; {megabytes(report.bytes)} MB "
+        f"({report.bytes / report.bytes_before:.2f}x), {report.cost:.2f} of the FP32 work, "
+        f"{report.seconds:.1f} s"
     )
+    if report.method:
+        tried = ", ".join(f"{name} {snr:.1f} dB" for name, snr in report.snr_db.items())
+        click.echo(f"ranges from {report.frames} frames by {report.method} ({tried})")
     click.echo(
-        f"executed literally it gives {report.agreement:.3%} of the FP32 graph's labels "
-        f"on {report.judged_frames} of those frames"
+        f"executed literally on {accuracy.frames} frames of '{report.check_split}': mIoU "
+        f"{accuracy.miou:.2f} instead of {accuracy.reference_miou:.2f} (drop "
+        f"{accuracy.miou_drop:.2f}), {percent(accuracy.agreement, 3)} % of labels equal"
     )
+    missing = ", ".join(report.classes_missing)
+    click.echo(f"classes in no calibration frame: {missing or 'none'}")
+    for island in report.islands:
+        click.echo(f"stays FP32: {island}")
+    if report.clamped:
+        click.echo(f"clamped to FP16's range: {', '.join(report.clamped)}")
+    if report.searched:
+        searched = report.searched
+        rows = [
+            (f"{len(p.int8)}", f"{p.cost:.3f}", f"{p.score.miou_drop:.2f}",
+             percent(p.score.agreement, 3))
+            for p in searched.front
+        ]  # fmt: skip
+        title = f"front, {searched.evaluations} evaluations on {searched.frames} held-back frames"
+        print_table(("layers in INT8", "cost", "mIoU drop", "labels equal %"), rows, title)
+    if verbose:
+        print_table(
+            ("class", "IoU drop"),
+            [(n, "-" if d is None else f"{d:.2f}") for n, d in accuracy.iou_drop.items()],
+        )
+        if report.kept:
+            print_table(("not INT8", "because"), list(report.kept.items()))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
+from segdeploy.onnx_file import load_onnx
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import TensorSpec, check_tensors
@@ -18,8 +20,10 @@ from segdeploy.spec import METADATA_KEY, read_contract
 class OnnxRuntimeSession(Closing):
     """An ONNX file under ONNX Runtime's CPU provider. Safe to call from several threads.
 
-    `literal` switches every graph optimisation off; `threads` bounds the threads inside an
-    operator (all cores if None). `data` is the file's content where it is not written yet.
+    `literal` runs the graph as TensorRT computes it: every graph optimisation is off, and half
+    values are rounded, which ONNX Runtime leaves out (`calibration.literal`). `threads` bounds the
+    threads inside an operator (all cores if None). `data` is the file's content where it is not
+    written yet.
     """
 
     backend = "onnxruntime"
@@ -39,6 +43,8 @@ class OnnxRuntimeSession(Closing):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
+        if literal:
+            data = _with_rounding(path, data)
         try:
             self._session = ort.InferenceSession(
                 str(path) if data is None else data, options, providers=["CPUExecutionProvider"]
@@ -63,13 +69,26 @@ class OnnxRuntimeSession(Closing):
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Run once on an array of the input's shape and dtype."""
+        """Run once on an array of the input's shape and dtype; half ends take and give float32."""
+        if self.input.dtype == "float16":
+            array = array.astype(np.float16)
         result: NDArray[Any] = self._session.run([self.output.name], {self.input.name: array})[0]
-        return result
+        return result.astype(np.float32) if result.dtype == np.float16 else result
 
     def close(self) -> None:
         """Drop the session and its memory."""
         del self._session
+
+
+def _with_rounding(path: Path, data: bytes | None) -> bytes | None:
+    """The graph with what half types round, if it has any; else what was given."""
+    import onnx
+
+    from segdeploy.calibration.half import is_half, rounded
+
+    graph = load_onnx(path) if data is None else onnx.ModelProto.FromString(data)
+    rounds: bytes | None = rounded(graph).SerializeToString() if is_half(graph) else data
+    return rounds
 
 
 def _spec(value: Any) -> TensorSpec:

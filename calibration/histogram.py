@@ -1,0 +1,72 @@
+"""What a tensor's values were, over any number of frames, in memory that does not grow."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 8192
+_SMALLEST_TOP = 2.0**-100  # beneath, a magnitude in bins would pass float32
+
+
+class Histogram:
+    """Magnitudes counted in equal bins up to a power of two, and the signed extremes.
+
+    Where a larger value comes, the top doubles and neighbouring bins merge. A power of two makes
+    that exact: the counts are those of one pass that had known the top, in whatever order and
+    batches the frames came. With `extremes_only` nothing is counted.
+    """
+
+    def __init__(self, *, extremes_only: bool = False) -> None:
+        self.counted = not extremes_only
+        self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
+        self.top = 0.0  # where the last bin ends; 0 before anything but zeros was seen
+        self.lowest = math.inf
+        self.highest = -math.inf
+        self._images = 0
+        self._sum_of_largest = 0.0
+
+    @property
+    def largest(self) -> float:
+        """Largest magnitude."""
+        return max(-self.lowest, self.highest, 0.0)
+
+    @property
+    def mean_of_largest(self) -> float:
+        """Mean over the images of each one's largest magnitude."""
+        return self._sum_of_largest / self._images
+
+    def add(self, batch: NDArray[Any]) -> None:
+        """Count the values of `(N, ...) float32`.
+
+        Raises:
+            ValueError: if one is not finite.
+        """
+        images = batch.reshape(len(batch), -1)
+        low, high = images.min(1), images.max(1)
+        largest = np.maximum(-low, high).astype(np.float64)
+        if not np.isfinite(largest).all():
+            raise ValueError("not finite")
+        self.lowest = min(self.lowest, float(low.min()))
+        self.highest = max(self.highest, float(high.max()))
+        self._images += len(images)
+        self._sum_of_largest += float(largest.sum())
+        self._widen(float(largest.max()))
+        if self.counted:
+            magnitudes = np.abs(images).ravel()
+            if self.top:
+                magnitudes *= np.float32(BINS / self.top)
+            self.counts += np.bincount(magnitudes.astype(np.int32), minlength=BINS)
+
+    def _widen(self, largest: float) -> None:
+        if not largest:
+            return
+        if not self.top:  # so far zeros alone, which are in the first bin at any width
+            self.top = max(2.0 ** math.frexp(largest)[1], _SMALLEST_TOP)
+        while largest >= self.top:
+            merged = self.counts.reshape(-1, 2).sum(1)
+            self.counts = np.concatenate([merged, np.zeros(BINS // 2, np.int64)])
+            self.top *= 2

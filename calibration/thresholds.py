@@ -1,0 +1,113 @@
+"""From a histogram to the largest magnitude that INT8 represents; what is beyond is clamped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.calibration.histogram import BINS, Histogram
+
+LEVELS = 127  # symmetric: -128 is not used
+PERCENTILE = 99.99
+_ENTROPY_BINS = 2048
+
+
+def min_max(values: Histogram) -> float:
+    """The largest magnitude of all."""
+    return values.largest
+
+
+def average(values: Histogram) -> float:
+    """The mean of the images' largest magnitudes: a moving average that no order changes."""
+    return values.mean_of_largest
+
+
+def percentile(values: Histogram) -> float:
+    """The magnitude that `PERCENTILE` percent of the values do not pass."""
+    reached = np.cumsum(values.counts) >= values.counts.sum() * (PERCENTILE / 100)
+    edge = (int(reached.argmax()) + 1) * values.top / BINS
+    return min(edge, values.largest)
+
+
+def squared_error(values: Histogram) -> float:
+    """The threshold of the least mean squared error, rounding and clamping together."""
+    seen = int(values.counts.nonzero()[0][-1]) + 1
+    counts = values.counts[:seen].astype(np.float64)
+    centres = (np.arange(seen) + 0.5) * (values.top / BINS)
+    candidates = values.largest * np.linspace(0.1, 1, 91)
+    errors = []
+    for threshold in candidates:
+        step = threshold / LEVELS
+        rounded = np.minimum(np.rint(centres / step), LEVELS) * step
+        errors.append(float((counts * (rounded - centres) ** 2).sum()))
+    return float(candidates[int(np.argmin(errors))])
+
+
+def entropy(values: Histogram) -> float:
+    """The threshold whose 128 levels lose the least information (Kullback-Leibler divergence).
+
+    After S. Migacz, 8-bit inference with TensorRT, GTC 2017: of the values clamped at the
+    threshold, the distribution is set beside the same one in 128 steps.
+    """
+    counts = values.counts.reshape(_ENTROPY_BINS, -1).sum(1).astype(np.float64)
+    counts[0] = counts[1]  # zeros, which every threshold represents exactly
+    seen = int(counts.nonzero()[0][-1]) + 1 if counts.any() else 0
+    levels = LEVELS + 1
+    if seen <= levels:
+        return values.largest
+    ends = np.arange(levels, seen + 1, max(1, (seen - levels) // 128))
+    divergences = [_divergence(counts[:seen], int(end), levels) for end in ends]
+    best = int(ends[int(np.argmin(divergences))])
+    return min(best * values.top / _ENTROPY_BINS, values.largest)
+
+
+def _divergence(counts: NDArray[np.float64], end: int, levels: int) -> float:
+    clamped = counts[:end].copy()
+    clamped[-1] += counts[end:].sum()
+    group = np.arange(end) * levels // end
+    held = counts[:end] > 0
+    mass = np.bincount(group, counts[:end], levels)
+    width = np.bincount(group, held, levels)
+    stepped = np.where(held, (mass / np.maximum(width, 1))[group], 0.0)
+    if not stepped.any():
+        return float("inf")
+    p, q = clamped / clamped.sum(), stepped / stepped.sum()
+    both = (p > 0) & (q > 0)
+    lost = float(p[(p > 0) & (q == 0)].sum())  # what the steps give no probability at all
+    return float((p[both] * np.log(p[both] / q[both])).sum()) + lost * 20
+
+
+METHODS: Mapping[str, Callable[[Histogram], float]] = {
+    "min-max": min_max,
+    "average": average,
+    "percentile": percentile,
+    "entropy": entropy,
+    "mse": squared_error,
+}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is kept of a tensor: its signed extremes, and the threshold of every method."""
+
+    lowest: float
+    highest: float
+    thresholds: Mapping[str, float]
+
+    @property
+    def largest(self) -> float:
+        """Largest magnitude."""
+        return max(-self.lowest, self.highest, 0.0)
+
+
+def statistics(values: Histogram) -> Statistics:
+    """Apply every one of `METHODS`; a tensor that is always zero has the threshold 0.
+
+    Of a histogram of extremes alone, the methods that count are left out.
+    """
+    methods = METHODS if values.counted else {"min-max": min_max, "average": average}
+    found = {name: choose(values) if values.top else 0.0 for name, choose in methods.items()}
+    return Statistics(values.lowest, values.highest, found)

@@ -1,0 +1,194 @@
+"""Which convolutions are INT8: the default, or the cheapest choice within an mIoU budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from segdeploy.calibrator.frames import FrameSets, hash_of, inputs, spread
+from segdeploy.calibrator.judge import Judge
+from segdeploy.calibrator.source import Source
+from segdeploy.errors import CheckFailed, InputError
+from segdeploy.files import sha256_of_file, write_atomically
+from segdeploy.models.dataset import Frame
+from segdeploy.spec import Contract
+
+if TYPE_CHECKING:
+    from segdeploy.calibration.search import Point, Score
+
+T = TypeVar("T")
+Progress = Callable[[int, int, str], None]
+_SNR_FRAMES = 4
+# mIoU on a few dozen frames is noisy: the search aims at this share of the budget.
+_MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class Search:
+    """What each layer loses alone (SNR at the output, dB, by module), and the front found.
+
+    `state` is the file of an unfinished search, which the next one goes on with.
+    """
+
+    snr_db: dict[str, float]
+    front: tuple[Point, ...]
+    evaluations: int
+    frames: int
+    state: Path
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The convolutions in INT8 by node, why others are not, and how ranges were chosen.
+
+    `snr_db` holds what each method reached on held-back frames.
+    """
+
+    int8: frozenset[str]
+    kept: dict[str, str]
+    method: str | None
+    snr_db: dict[str, float] = field(default_factory=dict)
+    searched: Search | None = None
+
+
+def cost_of(source: Source, chosen: frozenset[str]) -> float:
+    """Multiply-accumulates weighted by the width of what they multiply, with all FP32 as 1."""
+    from segdeploy.calibration.layers import relative_cost
+
+    layers, other = source.sites.layers, source.half or "fp32"
+    return relative_cost(layers, {y.name: "int8" if y.name in chosen else other for y in layers})
+
+
+def choose_int8(
+    source: Source,
+    contract: Contract,
+    held_back: Sequence[Frame],
+    method: str,
+    kept: Mapping[str, str],
+) -> Assignment:
+    """All convolutions that are worth it and not in `kept`; `auto` tries every method.
+
+    The best method has the highest SNR of the class scores on held-back frames, run literally.
+    """
+    from segdeploy.calibration.layers import worth_quantising
+    from segdeploy.calibration.literal import Reference
+    from segdeploy.calibration.thresholds import METHODS
+
+    layers = source.sites.layers
+    chosen = frozenset(y.name for y in worth_quantising(layers) if y.name not in kept)
+    reasons = {y.name: y.kind for y in layers if y.name not in chosen}
+    if not chosen:
+        raise InputError("--keep: leaves no convolution for INT8; use --precision fp16")
+    images = [array for _, array in inputs(spread(held_back, _SNR_FRAMES), contract)]
+    reference = Reference(source.model, images)
+    tried = METHODS if method == "auto" else (method,)
+    scores = {name: reference.snr_db(source.in_int8(chosen, name)) for name in tried}
+    return Assignment(chosen, reasons | dict(kept), max(scores, key=scores.__getitem__), scores)
+
+
+def within_budget(
+    source: Source,
+    start: Assignment,
+    kept: Mapping[str, str],
+    budget: float,
+    model: Path,
+    out: Path,
+    frames: FrameSets,
+    on_progress: Progress,
+) -> Assignment:
+    """The cheapest assignment whose mIoU drop on held-back frames is half of `budget` at most.
+
+    Every layer is quantised alone first. What was measured is written to `OUT.search.json` as it
+    goes, and an interrupted search goes on from there.
+
+    Raises:
+        CheckFailed: if no assignment keeps the budget.
+    """
+    from segdeploy.calibration.literal import Reference
+    from segdeploy.calibration.search import (
+        Score,
+        cheapest_within,
+        most_evaluations,
+        order_of_return,
+    )
+
+    assert start.method is not None
+    method, judge = start.method, Judge(model, frames.held_back)
+    state = _State(
+        out.with_name(f"{out.stem}.search.json"),
+        [sha256_of_file(model), hash_of([*frames.calibration, *frames.held_back]), method,
+         source.flavour.name],
+    )  # fmt: skip
+    layers = [y for y in source.sites.layers if y.name not in kept]
+    total = len(layers) + most_evaluations(len(layers))
+    images = [a for _, a in inputs(spread(frames.held_back, _SNR_FRAMES), judge.contract)]
+    reference = Reference(source.model, images)
+    snr: dict[str, float] = {}
+    for done, layer in enumerate(layers, 1):
+        (snr[layer.name],) = state.of(
+            f"layer {layer.name}",
+            lambda name: [reference.snr_db(source.in_int8({name}, method))],
+            layer.name,
+        )
+        on_progress(done, total, "sensitivity")
+    evaluations = 0
+
+    def evaluate(chosen: frozenset[str]) -> Score:
+        nonlocal evaluations
+        evaluations += 1
+
+        def measure(chosen: frozenset[str]) -> list[float]:
+            graph = source.in_int8(chosen, method) if chosen else source.typed(source.model).model
+            found = judge.score(graph)
+            return [found.miou, found.miou_drop, found.agreement]
+
+        score = Score(*state.of(" ".join(sorted(chosen)) or "none", measure, chosen))
+        on_progress(len(layers) + evaluations, total, f"drop {score.miou_drop:.2f}")
+        return score
+
+    best, front = cheapest_within(
+        budget * _MARGIN, source.sites.layers, order_of_return(layers, snr), evaluate
+    )
+    modules = source.modules()
+    searched = Search(
+        {modules[name]: value for name, value in snr.items()},
+        tuple(replace(p, int8=tuple(modules[name] for name in p.int8)) for p in front),
+        evaluations,
+        len(frames.held_back),
+        state.path,
+    )
+    if best is None:
+        reached = front[-1].score
+        raise CheckFailed(
+            f"{out}: not written; even without INT8 the mIoU drop is {reached.miou_drop:.3f} on "
+            f"{len(frames.held_back)} frames, more than {_MARGIN:g} of the budget {budget:g}, "
+            "which the search aims at"
+        )
+    chosen = frozenset(best.int8)
+    reasons = {y.name: kept.get(y.name, "budget") for y in source.sites.layers}
+    reasons = {name: reason for name, reason in reasons.items() if name not in chosen}
+    return replace(start, int8=chosen, kept=reasons, searched=searched)
+
+
+class _State:
+    """What a search has measured, in a file, so that none of it is lost."""
+
+    def __init__(self, path: Path, key: list[str]):
+        self.path, self._key = path, key
+        self._measured: dict[str, list[float]] = {}
+        try:
+            values = json.loads(path.read_text())
+            if values["key"] == key:
+                self._measured = {n: [float(x) for x in v] for n, v in values["measured"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # of another search, or none: measure anew
+
+    def of(self, name: str, measure: Callable[[T], list[float]], given: T) -> list[float]:
+        if name not in self._measured:
+            self._measured[name] = measure(given)
+            content = {"key": self._key, "measured": self._measured}
+            write_atomically(self.path, json.dumps(content).encode())
+        return self._measured[name]

@@ -1,0 +1,68 @@
+"""Ranges of an earlier run, in a small JSON file: reused if graph and frames are the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segdeploy.errors import InputError
+from segdeploy.files import write_atomically
+
+if TYPE_CHECKING:
+    from segdeploy.calibration.thresholds import Statistics
+
+SCHEMA = 1
+
+
+def read_cache(path: Path, graph: str, data: str) -> tuple[dict[str, Statistics], int] | None:
+    """The statistics by tensor, and after how many frames they had settled.
+
+    None if there is no file, or it was made from another graph or other frames (their SHA-256).
+
+    Raises:
+        InputError: if it is no cache of this schema.
+    """
+    from segdeploy.calibration.thresholds import Statistics
+
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        if values["schema"] != SCHEMA:
+            raise ValueError(f"schema {values['schema']!r}")
+        if (values["graph"], values["data"]) != (graph, data):
+            return None
+        found = {
+            name: Statistics(
+                float(one["lowest"]),
+                float(one["highest"]),
+                {method: float(value) for method, value in one["thresholds"].items()},
+            )
+            for name, one in values["tensors"].items()
+        }
+        numbers = [v for one in found.values() for v in (one.largest, *one.thresholds.values())]
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError("a range is not finite")
+        return found, int(values["settled_after"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: is no cache of calibration ranges ({error}); delete it, or name another file"
+        ) from error
+
+
+def write_cache(
+    path: Path, graph: str, data: str, tensors: Mapping[str, Statistics], settled_after: int
+) -> None:
+    """Write what `read_cache` reads."""
+    values = {
+        "schema": SCHEMA,
+        "graph": graph,
+        "data": data,
+        "settled_after": settled_after,
+        "tensors": {name: asdict(one) for name, one in tensors.items()},
+    }
+    write_atomically(path, json.dumps(values).encode() + b"\n")

@@ -1,0 +1,262 @@
+"""`segdeploy calibrate`: a graph of lower precision, measured on the user's own frames."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segdeploy.calibrator.assignment import (
+    Assignment,
+    Progress,
+    Search,
+    choose_int8,
+    cost_of,
+    within_budget,
+)
+from segdeploy.calibrator.cache import read_cache, write_cache
+from segdeploy.calibrator.frames import (
+    FrameSets,
+    check_pictures,
+    choose_frames,
+    coverage,
+    hash_of,
+    inputs,
+)
+from segdeploy.calibrator.judge import Accuracy, Judge
+from segdeploy.calibrator.source import Source, learn
+from segdeploy.errors import CheckFailed, InputError
+from segdeploy.files import check_output, sha256_of_file
+from segdeploy.models.dataset import open_dataset
+from segdeploy.network import check_classes
+from segdeploy.onnx_file import check_size, contract_of, load_onnx, save_onnx, set_contract
+from segdeploy.packages import require, versions
+
+if TYPE_CHECKING:
+    import onnx
+
+PRECISIONS = ("int8", "fp16", "bf16")
+_SETTLED_SHARE = 0.75  # of the frames; ranges that move later than that are not known
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What calibration did, and what the graph that it wrote reaches on frames it was not tuned on.
+
+    `int8` and `kept` name modules; `kept` says of each convolution that is not INT8 why. `snr_db`
+    holds what each method of choosing ranges reached on held-back frames.
+    """
+
+    path: Path
+    precision: str
+    flavour: str
+    method: str | None
+    frames: int
+    convolutions: int
+    int8: tuple[str, ...]
+    kept: dict[str, str]
+    islands: tuple[str, ...]
+    clamped: tuple[str, ...]
+    cost: float
+    bytes: int
+    bytes_before: int
+    accuracy: Accuracy
+    check_split: str
+    classes_missing: tuple[str, ...]
+    settled_after: int
+    snr_db: dict[str, float] = field(default_factory=dict)
+    searched: Search | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def calibrate(
+    model: Path | str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    precision: str = "int8",
+    max_miou_drop: float | None = None,
+    method: str = "auto",
+    flavour: str = "tensorrt",
+    split: str = "train",
+    check_split: str | None = None,
+    limit: int | None = None,
+    keep: Sequence[str] = (),
+    cache: Path | str | None = None,
+    half_ends: bool = False,
+    on_progress: Progress = lambda done, total, note: None,
+) -> CalibrationReport:
+    """Write an exported FP32 graph in INT8, FP16 or BF16, and measure what that costs.
+
+    INT8 is explicit Q/DQ; around it the graph is FP16 for TensorRT, FP32 for the flavour `cpu`.
+    With `max_miou_drop`, in percentage points, the convolutions that lose most for their work stay
+    in FP16 until the budget is kept. `keep` names modules that stay, too. Ranges come from `limit`
+    frames of `split`, by `method` or the best of all on held-back ones; accuracy is measured on
+    `check_split`, or a block of frames that nothing else saw. `cache` is a file of ranges to reuse.
+    With `half_ends` the input and output are half, too.
+
+    Raises:
+        InputError, ModelInputError, CalibrationInputError: for files that cannot be used.
+        CheckFailed: if the budget cannot be kept; nothing is written.
+    """
+    started = time.perf_counter()
+    model = Path(model)
+    out = check_output(Path(out), ".onnx", read_from=model)
+    _check_options(precision, max_miou_drop, method, flavour)
+    graph = load_onnx(model)
+    check_size(graph, model)
+    contract = contract_of(graph, model)
+    dataset = open_dataset(Path(data))
+    check_classes(contract, dataset, str(model))
+    if contract.precision != "fp32":
+        raise InputError(
+            f"{model}: is {contract.precision} already; calibrate the FP32 graph that it came from"
+        )
+    require("onnxruntime")
+    frames = choose_frames(dataset, split, check_split, limit)
+    check_pictures(frames.calibration)
+    source, settled = _learn(model, graph, frames, precision, flavour, cache, on_progress)
+    judge = Judge(model, frames.check)
+    assignment = Assignment(frozenset(), {}, None)
+    if precision == "int8":
+        kept = _named_layers(source, keep, model)
+        assignment = choose_int8(source, contract, frames.held_back, method, kept)
+        if max_miou_drop is not None:
+            assignment = within_budget(
+                source, assignment, kept, max_miou_drop, model, out, frames, on_progress
+            )
+    chosen = assignment.int8
+    in_int8 = source.in_int8(chosen, assignment.method or "") if chosen else source.model
+    typed = source.typed(in_int8, keep_ends=not half_ends)
+    accuracy = judge.score(typed.model)
+    if max_miou_drop is not None and accuracy.miou_drop > max_miou_drop:
+        raise CheckFailed(
+            f"{out}: not written; the mIoU drop is {accuracy.miou_drop:.2f} on {accuracy.frames} "
+            f"frames of '{frames.check_split}' that the search did not see, more than the "
+            f"{max_miou_drop:g} allowed ({_reached(source, chosen)}); try more frames (--limit), "
+            "or a smaller budget, which keeps more layers in FP16"
+        )
+    named = "mixed" if assignment.searched and len(chosen) < len(source.sites.layers) else precision
+    if precision == "int8" and not chosen:
+        named = source.half or "fp32"
+    derived = contract.derived(
+        sha256_of_file(model), versions("onnx", "onnxruntime"), precision=named
+    )
+    set_contract(typed.model, derived)
+    written = save_onnx(typed.model, out)
+    if assignment.searched:
+        assignment.searched.state.unlink(missing_ok=True)
+    modules = source.modules()
+    return CalibrationReport(
+        path=out,
+        precision=named,
+        flavour=flavour,
+        method=assignment.method,
+        frames=len(frames.calibration),
+        convolutions=len(source.sites.layers),
+        int8=tuple(modules[y.name] for y in source.sites.layers if y.name in chosen),
+        kept={modules[name]: reason for name, reason in assignment.kept.items()},
+        islands=tuple(f"{i.node}: {i.tensor} {i.reason}" for i in source.islands),
+        clamped=typed.clamped,
+        cost=cost_of(source, chosen),
+        bytes=written,
+        bytes_before=model.stat().st_size,
+        accuracy=accuracy,
+        check_split=frames.check_split,
+        classes_missing=coverage(frames.calibration, contract),
+        settled_after=settled,
+        snr_db=assignment.snr_db,
+        searched=assignment.searched,
+        notes=_notes(frames, settled, assignment),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check_options(precision: str, max_miou_drop: float | None, method: str, flavour: str) -> None:
+    from segdeploy.calibration.quantize import FLAVOURS
+    from segdeploy.calibration.thresholds import METHODS
+
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision}: there are {', '.join(PRECISIONS)}")
+    if method != "auto" and method not in METHODS:
+        raise InputError(f"--method {method}: there are auto, {', '.join(METHODS)}")
+    if flavour not in FLAVOURS:
+        raise InputError(f"--for {flavour}: there are {', '.join(FLAVOURS)}")
+    if flavour == "cpu" and precision != "int8":
+        raise InputError(f"--for cpu: CPUs gain nothing from {precision}; it is for INT8")
+    if max_miou_drop is not None and not 0 <= max_miou_drop < 100:
+        raise InputError(f"--max-miou-drop {max_miou_drop}: is in percentage points, 0 to 100")
+
+
+def _learn(
+    model: Path,
+    graph: onnx.ModelProto,
+    frames: FrameSets,
+    precision: str,
+    flavour: str,
+    cache: Path | str | None,
+    on_progress: Progress,
+) -> tuple[Source, int]:
+    """Take ranges over the calibration frames, or from a cache that was made of the same."""
+    from segdeploy.calibration.quantize import FLAVOURS
+
+    contract = contract_of(graph, model)
+    half = {"int8": "fp16" if flavour == "tensorrt" else None}.get(precision, precision)
+    count = len(frames.calibration)
+
+    def counted() -> Iterator[tuple[str, Any]]:
+        for done, pair in enumerate(inputs(frames.calibration, contract), 1):
+            yield pair
+            on_progress(done, count, "ranges")
+
+    keys = (sha256_of_file(model), hash_of(frames.calibration)) if cache else ("", "")
+    known = read_cache(Path(cache), *keys) if cache else None
+    height, width = contract.size
+    layout = contract.layout == "NHWC"
+    source, settled = learn(
+        graph,
+        (1, height, width, 3) if layout else (1, 3, height, width),
+        counted(),
+        flavour=FLAVOURS[flavour],
+        half=half,
+        int8=precision == "int8",
+        known=known[0] if known else None,
+    )
+    settled = settled or (known[1] if known else 0)
+    if cache and (known is None or source.statistics is not known[0]):
+        write_cache(Path(cache), *keys, source.statistics, settled)
+    return source, settled
+
+
+def _named_layers(source: Source, keep: Sequence[str], model: Path) -> dict[str, str]:
+    """The nodes of the modules that `keep` names, each with why it stays."""
+    modules = source.modules()
+
+    def is_in(module: str, name: str) -> bool:
+        return module == name or module.startswith(f"{name}.")
+
+    for name in keep:
+        if not any(is_in(module, name) for module in modules.values()):
+            raise InputError(
+                f"--keep {name}: no convolution of {model} is in a module of that name; there are "
+                f"{', '.join(list(source.blocks())[:8])}"
+            )
+    return {n: "--keep" for n, m in modules.items() if any(is_in(m, name) for name in keep)}
+
+
+def _reached(source: Source, chosen: frozenset[str]) -> str:
+    return f"{len(chosen)} of {len(source.sites.layers)} convolutions in INT8"
+
+
+def _notes(frames: FrameSets, settled: int, assignment: Assignment) -> tuple[str, ...]:
+    notes = [frames.note] if frames.note else []
+    count = len(frames.calibration)
+    if assignment.int8 and settled > _SETTLED_SHARE * count:
+        notes.append(
+            f"ranges still moved by more than 5 % at frame {settled} of {count}; "
+            "give more frames (--limit)"
+        )
+    return tuple(notes)

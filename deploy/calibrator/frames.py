@@ -1,0 +1,126 @@
+"""Which frames a calibration sees, which ones judge it, and whether they can."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.errors import InputError
+from segdeploy.models.dataset import DataSet, Frame
+from segdeploy.models.metrics import class_counts
+from segdeploy.runtime.preprocess import preprocess
+from segdeploy.spec import Contract
+
+CALIBRATION_FRAMES = 32
+JUDGED_FRAMES = 48
+# Neighbouring pixels of a picture are alike; those of noise are not.
+_LEAST_CORRELATION = 0.3
+
+
+@dataclass(frozen=True)
+class FrameSets:
+    """Frames for ranges, frames of the same split to choose by, and frames that nobody tunes on.
+
+    `note` says where they could not be kept apart.
+    """
+
+    calibration: list[Frame]
+    held_back: list[Frame]
+    check: list[Frame]
+    check_split: str
+    note: str | None = None
+
+
+def choose_frames(
+    dataset: DataSet,
+    split: str,
+    check_split: str | None,
+    limit: int | None,
+    judged: int = JUDGED_FRAMES,
+) -> FrameSets:
+    """Spread each set over its split, apart from the others.
+
+    Without `check_split`, `val` is checked on if there is one; else the last third of the split.
+
+    Raises:
+        ModelInputError: for an unknown or empty split, or a frame without a mask.
+    """
+    frames = dataset.frames(split)
+    if check_split is None and "val" in dataset.splits and split != "val":
+        check_split = "val"
+    if check_split is not None and check_split != split:
+        check, rest = dataset.frames(check_split), frames
+    else:
+        # Neighbouring frames of a video are nearly one; a block behind the others is apart.
+        cut = len(frames) - len(frames) // 3
+        rest, check = frames[:cut], frames[cut:]
+    calibration = spread(rest, limit or CALIBRATION_FRAMES)
+    used = {frame.name for frame in calibration}
+    held_back = [frame for frame in rest if frame.name not in used]
+    note = None
+    if not held_back or not check:
+        note = f"'{split}' has too few frames to keep some back; it is judged on what it has seen"
+    return FrameSets(
+        calibration,
+        spread(held_back or calibration, judged),
+        spread(check or calibration, judged),
+        check_split or split,
+        note,
+    )
+
+
+def spread(frames: Sequence[Frame], count: int) -> list[Frame]:
+    """`count` of the frames, or all, evenly over their order."""
+    count = min(count, len(frames))
+    return [frames[index * len(frames) // count] for index in range(count)]
+
+
+def inputs(frames: Sequence[Frame], contract: Contract) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Each frame's name, and what the network takes of it: as the contract says, no other way."""
+    for frame in frames:
+        yield frame.name, preprocess(frame.read()[0], contract)
+
+
+def check_pictures(frames: Sequence[Frame]) -> None:
+    """Refuse frames that are no pictures: of one colour all, or noise.
+
+    Raises:
+        InputError: with what they are.
+    """
+    flat, noisy = [], []
+    for frame in frames:
+        grey = frame.read()[0].mean(2)
+        if float(np.ptp(grey)) == 0:
+            flat.append(frame.name)
+            continue
+        left, right = grey[:, :-1].ravel(), grey[:, 1:].ravel()
+        spread_of = float(left.std() * right.std())
+        covariance = float(((left - left.mean()) * (right - right.mean())).mean())
+        if not spread_of or covariance / spread_of < _LEAST_CORRELATION:
+            noisy.append(frame.name)
+    for found, what in ((flat, "of one colour"), (noisy, "noise, not pictures")):
+        if len(found) == len(frames):
+            raise InputError(
+                f"calibration: all {len(frames)} frames are {what} ({found[0]}); ranges taken from "
+                "them hold for nothing else; give frames of the kind that the network will see"
+            )
+
+
+def coverage(frames: Sequence[Frame], contract: Contract) -> tuple[str, ...]:
+    """The classes that no mask of the frames holds."""
+    counts, _ = class_counts(frames, len(contract.classes))
+    return tuple(name for name, count in zip(contract.classes, counts, strict=True) if not count)
+
+
+def hash_of(frames: Sequence[Frame]) -> str:
+    """SHA-256 of the images' names and bytes, in whatever order they stand."""
+    digest = hashlib.sha256()
+    for frame in sorted(frames, key=lambda one: one.name):
+        digest.update(frame.name.encode() + b"\0")
+        digest.update(hashlib.sha256(frame.image.read_bytes()).digest())
+    return digest.hexdigest()

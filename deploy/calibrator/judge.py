@@ -1,0 +1,78 @@
+"""What a graph of lower precision still gets right, executed literally."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from segdeploy.models.dataset import Frame
+from segdeploy.models.metrics import ConfusionMatrix
+from segdeploy.onnx_file import serialized
+from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
+from segdeploy.runtime.predictor import Predictor, load
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """mIoU in percent, of FP32 and of the candidate; labels equal, in 0..1; IoU lost by class."""
+
+    frames: int
+    reference_miou: float
+    miou: float
+    miou_drop: float
+    agreement: float
+    iou_drop: dict[str, float | None]
+
+
+class Judge:
+    """FP32 labels of some frames, run once, and their masks."""
+
+    def __init__(self, model: Path, frames: Sequence[Frame]):
+        self._model, self._frames = model, frames
+        self._labels = []
+        with load(model) as predictor:
+            self.contract = predictor.contract
+            for frame in frames:
+                self._labels.append(predictor.predict(frame.read()[0]))
+        self._reference = self._counted(self._labels)
+
+    def score(self, candidate: onnx.ModelProto) -> Accuracy:
+        """Run a graph with the same contract on every frame, as it is written.
+
+        Raises:
+            InputError: if it cannot be run, or gives NaN or infinity.
+        """
+        session = OnnxRuntimeSession(
+            self._model, literal=True, data=serialized(candidate, self._model)
+        )
+        with Predictor(session) as predictor:
+            labels = [predictor.predict(frame.read()[0]) for frame in self._frames]
+        equal = [np.mean(a == b) for a, b in zip(self._labels, labels, strict=True)]
+        counted = self._counted(labels)
+        drops = 100 * (self._reference.iou() - counted.iou())
+        before, after = _miou(self._reference), _miou(counted)
+        return Accuracy(
+            frames=len(labels),
+            reference_miou=before,
+            miou=after,
+            miou_drop=before - after,
+            agreement=float(np.mean(equal)),
+            iou_drop={
+                name: None if np.isnan(drop) else float(drop)
+                for name, drop in zip(self.contract.classes, drops, strict=True)
+            },
+        )
+
+    def _counted(self, labels: Sequence[np.ndarray]) -> ConfusionMatrix:
+        counted = ConfusionMatrix(len(self.contract.classes), self.contract.ignore_index)
+        for frame, found in zip(self._frames, labels, strict=True):
+            counted.add(frame.read_mask(), found)
+        return counted
+
+
+def _miou(counted: ConfusionMatrix) -> float:
+    return 100 * float(np.nanmean(counted.iou()))

@@ -1,0 +1,135 @@
+"""The FP32 graph with what calibration learnt of it: graphs of any precision are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from segdeploy.spec import MODULE_KEY
+
+if TYPE_CHECKING:
+    import onnx
+
+    from segdeploy.calibration.half import HalfGraph
+    from segdeploy.calibration.layers import Layer, Sites
+    from segdeploy.calibration.quantize import Flavour
+    from segdeploy.calibration.safety import Island
+    from segdeploy.calibration.thresholds import Statistics
+
+_MOST_BLOCKS = 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """`islands` stay FP32 in a half graph; `half` is the type beside INT8, or None for FP32."""
+
+    model: onnx.ModelProto
+    sites: Sites
+    statistics: Mapping[str, Statistics]
+    islands: tuple[Island, ...]
+    flavour: Flavour
+    half: str | None
+
+    def in_int8(self, chosen: Collection[str], method: str) -> onnx.ModelProto:
+        """The convolutions `chosen` by node name in INT8, everything else in FP32."""
+        from segdeploy.calibration.quantize import Range, quantize
+
+        ranges = {
+            name: Range(one.thresholds[method], one.lowest, one.highest)
+            for name in self.sites.activations(chosen, results=self.flavour.results)
+            for one in (self.statistics[name],)
+        }
+        # A one-pixel layer costs nothing, but its weights are a quarter of a MobileNet's file.
+        pixels = [y.name for y in self.sites.layers if y.kind == "one pixel"]
+        if not chosen:
+            pixels = []
+        return quantize(self.model, self.sites, chosen, ranges, self.flavour, weights_only=pixels)
+
+    def typed(self, graph: onnx.ModelProto, *, keep_ends: bool = True) -> HalfGraph:
+        """The graph with what is FP32 in it in `half`, but for the islands."""
+        from segdeploy.calibration.half import HalfGraph, to_half
+
+        if self.half is None:
+            return HalfGraph(graph, (), ())
+        kept = [island.node for island in self.islands]
+        return to_half(graph, precision=self.half, kept=kept, keep_ends=keep_ends)
+
+    def modules(self) -> dict[str, str]:
+        """The module that each convolution came from, by node name; its own name if unknown."""
+        notes = {
+            node.name: next((e.value for e in node.metadata_props if e.key == MODULE_KEY), "")
+            for node in self.model.graph.node
+        }
+        return {layer.name: notes[layer.name] or layer.name for layer in self.sites.layers}
+
+    def blocks(self) -> dict[str, list[Layer]]:
+        """The layers by block: backbone stage, branch of the head, at most 20 of each part.
+
+        A block is a module's path, cut where the part that it begins with has not too many.
+        """
+        modules = self.modules()
+        depths = {}
+        for part in {name.split(".")[0] for name in modules.values()}:
+            paths = [name.split(".") for name in modules.values() if name.split(".")[0] == part]
+            deepest = max(len(path) for path in paths)
+            depths[part] = next(
+                depth
+                for depth in range(deepest, 0, -1)
+                if len({tuple(path[:depth]) for path in paths}) <= _MOST_BLOCKS or depth == 1
+            )
+        blocks: dict[str, list[Layer]] = {}
+        for layer in self.sites.layers:
+            path = modules[layer.name].split(".")
+            blocks.setdefault(".".join(path[: depths[path[0]]]), []).append(layer)
+        return blocks
+
+
+def learn(
+    model: onnx.ModelProto,
+    shape: Sequence[int],
+    frames: Iterator[tuple[str, Any]],
+    *,
+    flavour: Flavour,
+    half: str | None,
+    int8: bool,
+    known: Mapping[str, Statistics] | None,
+) -> tuple[Source, int]:
+    """Take statistics over `frames`, unless they are `known`; returns when ranges had settled.
+
+    `shape` is one input's. Only what the precisions need is counted.
+
+    Raises:
+        CalibrationInputError: if the graph holds Q/DQ, or no convolution, or a frame gives NaN.
+    """
+    from segdeploy.calibration.errors import CalibrationInputError
+    from segdeploy.calibration.layers import fix_shape, read_sites, with_names
+    from segdeploy.calibration.quantize import refuse_quantised
+    from segdeploy.calibration.ranges import Settling, observe
+    from segdeploy.calibration.safety import float_tensors, fp16_islands
+    from segdeploy.calibration.thresholds import statistics
+
+    refuse_quantised(model)
+    named = with_names(model)
+    fixed = fix_shape(named, shape)
+    sites = read_sites(fixed)
+    if not sites.layers:
+        raise CalibrationInputError(
+            "calibration: the graph has no convolution to quantise; is it a segmentation network?"
+        )
+    counted = set(sites.tensors(results=flavour.results)) if int8 else set()
+    watched = list(dict.fromkeys([*counted, *(float_tensors(fixed) if half else ())]))
+    settled = 0
+    if known is None or not set(watched) <= set(known):
+        settling = Settling(sorted(counted))
+        histograms = observe(
+            fixed,
+            watched,
+            frames,
+            extremes_only=set(watched) - counted,
+            on_frame=settling.look,
+        )
+        known = {name: statistics(one) for name, one in histograms.items()}
+        settled = settling.settled_after
+    islands = fp16_islands(fixed, known) if half == "fp16" else []
+    return Source(named, sites, known, tuple(islands), flavour, half), settled
