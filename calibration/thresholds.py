@@ -13,6 +13,7 @@ from segdeploy.calibration.histogram import BINS, Histogram
 LEVELS = 127  # symmetric: -128 is not used
 PERCENTILE = 99.99
 _ENTROPY_BINS = 2048
+_BARS = 64
 
 
 def min_max(values: Histogram) -> float:
@@ -91,11 +92,16 @@ METHODS: Mapping[str, Callable[[Histogram], float]] = {
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is kept of a tensor: its signed extremes, and the threshold of every method."""
+    """What is kept of a tensor: its signed extremes, and the threshold of every method.
+
+    `bars` is a coarse histogram of its magnitudes up to `top`, empty if none were counted.
+    """
 
     lowest: float
     highest: float
     thresholds: Mapping[str, float]
+    top: float = 0.0
+    bars: tuple[int, ...] = ()
 
     @property
     def largest(self) -> float:
@@ -110,4 +116,5 @@ def statistics(values: Histogram) -> Statistics:
     """
     methods = METHODS if values.counted else {"min-max": min_max, "average": average}
     found = {name: choose(values) if values.top else 0.0 for name, choose in methods.items()}
-    return Statistics(values.lowest, values.highest, found)
+    bars = tuple(values.counts.reshape(_BARS, -1).sum(1).tolist()) if values.counted else ()
+    return Statistics(values.lowest, values.highest, found, values.top, bars)

@@ -7,13 +7,27 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import onnx
 import pytest
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 
 import segdeploy
+from segdeploy.calibration.literal import open_literal
+from segdeploy.engine.foreign_qdq import with_float_biases
 from segdeploy.engine.tensorrt_rtx import Profile, prove_network
 from segdeploy.errors import CheckFailed, InputError
+from segdeploy.models.dataset import open_dataset
+from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.runtime.preprocess import preprocess
 from segdeploy.spec import read_contract
+
+from .conftest import SIZE
 
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
 
@@ -157,3 +171,66 @@ def test_a_graph_that_the_parser_refuses_names_node_and_module(graph: Path, tmp_
     message = str(raised.value)
     assert "TensorRT's parser refuses it: node node_relu (module backbone.0.relu)" in message
     assert "MysteryOp" in message
+
+
+def quantised_by_another_tool(graph: Path, dataset: Path, out: Path, *, symmetric: bool) -> None:
+    """What onnxruntime's `quantize_static` writes: biases in int32, and zero points by default."""
+    contract = contract_of(load_onnx(graph), graph)
+    frames = open_dataset(dataset).frames("train", 2)
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.images = iter([preprocess(frame.read()[0], contract) for frame in frames])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.images, None)
+            return None if image is None else {"image": image}
+
+    symmetry = {"ActivationSymmetric": True} if symmetric else {}
+    kinds = (
+        {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8} if symmetric else {}
+    )
+    quantize_static(
+        graph, out, Reader(), quant_format=QuantFormat.QDQ, extra_options=symmetry, **kinds
+    )
+
+
+def test_a_graph_that_another_tool_quantised_is_mended_exactly(
+    graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx: object
+) -> None:
+    path, out = tmp_path / "theirs.onnx", tmp_path / "m.engine"
+    quantised_by_another_tool(graph, dataset, path, symmetric=True)
+    theirs = load_onnx(path)
+    ours, count = with_float_biases(theirs)
+    assert count >= 10
+    x = np.random.default_rng(0).normal(0, 1, (1, 3, *SIZE)).astype(np.float32)
+    given = [open_literal(one).run(None, {"image": x})[0] for one in (theirs, ours)]
+    assert np.array_equal(*given)
+    report = segdeploy.build_engine(path, out, targets=["sm86", "sm89"])
+    assert report.precision == "int8"
+    assert report.notes == (
+        f"{count} biases were int32, which TensorRT refuses; built with them as floats",
+    )
+    same, none = with_float_biases(ours)
+    assert same is ours
+    assert none == 0
+
+
+def test_a_zero_point_is_refused_with_the_way_out(
+    graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx: object
+) -> None:
+    path = tmp_path / "theirs.onnx"
+    quantised_by_another_tool(graph, dataset, path, symmetric=False)
+    with pytest.raises(InputError, match="zero point that is not 0, .*with --for tensorrt"):
+        segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86"])
+    assert not (tmp_path / "m.engine").exists()
+
+
+@pytest.mark.parametrize("options", [{"max_miou_drop": 5.0}, {"method": "entropy"}])
+def test_every_graph_of_ours_is_built(
+    graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx: object, options: dict
+) -> None:
+    path = tmp_path / "m.onnx"
+    segdeploy.calibrate(graph, dataset, path, limit=4, **options)
+    report = segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86", "sm89"])
+    assert all(proof.holds for proof in report.convolutions)

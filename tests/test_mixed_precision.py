@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -249,3 +250,38 @@ def test_integers_for_cpus_agree_with_the_graph_as_written(
     image = open_dataset(dataset).frames("val")[0].read()[0]
     with segdeploy.load(out) as integers, segdeploy.load(out, literal=True) as literal:
         assert np.mean(integers.predict(image) == literal.predict(image)) > 0.985
+
+
+def test_the_page_shows_blocks_classes_ranges_and_the_front(
+    graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    report = segdeploy.calibrate(
+        graph, dataset, tmp_path / "m.onnx", limit=4, max_miou_drop=5.0, page=page
+    )
+    assert report.block_snr_db
+    assert all(10 < snr < 120 for snr in report.block_snr_db.values())
+    text = page.read_text()
+    for shown in (
+        "Loss by block",
+        "aspp.conv2",
+        "Loss by class",
+        "building",
+        "Front:",
+        "percentile",
+    ):
+        assert shown in text
+    assert "http" not in text
+    assert (
+        len(
+            ElementTree.fromstring(
+                text.split("<body>")[1]
+                .join(("<b>", ""))
+                .replace("</html>", "")
+                .replace("</body>", "</b>")
+            )
+        )
+        > 3
+    )
+    with pytest.raises(InputError, match=r"must end in \.html"):
+        segdeploy.calibrate(graph, dataset, tmp_path / "n.onnx", page=tmp_path / "page.txt")

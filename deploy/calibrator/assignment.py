@@ -89,6 +89,23 @@ def choose_int8(
     return Assignment(chosen, reasons | dict(kept), max(scores, key=scores.__getitem__), scores)
 
 
+def loss_by_block(
+    source: Source, assignment: Assignment, contract: Contract, held_back: Sequence[Frame]
+) -> dict[str, float]:
+    """SNR of the class scores, in dB, with the INT8 layers of one block alone in INT8, by block."""
+    from segdeploy.calibration.literal import Reference
+
+    assert assignment.method is not None
+    images = [array for _, array in inputs(spread(held_back, _SNR_FRAMES), contract)]
+    reference = Reference(source.model, images)
+    losses = {}
+    for block, layers in source.blocks().items():
+        chosen = assignment.int8.intersection(layer.name for layer in layers)
+        if chosen:
+            losses[block] = reference.snr_db(source.in_int8(chosen, assignment.method))
+    return losses
+
+
 def within_budget(
     source: Source,
     start: Assignment,

@@ -41,6 +41,8 @@ def read_cache(path: Path, graph: str, data: str) -> tuple[dict[str, Statistics]
                 float(one["lowest"]),
                 float(one["highest"]),
                 {method: float(value) for method, value in one["thresholds"].items()},
+                float(one["top"]),
+                tuple(int(count) for count in one["bars"]),
             )
             for name, one in values["tensors"].items()
         }

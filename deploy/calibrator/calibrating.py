@@ -14,6 +14,7 @@ from segdeploy.calibrator.assignment import (
     Search,
     choose_int8,
     cost_of,
+    loss_by_block,
     within_budget,
 )
 from segdeploy.calibrator.cache import read_cache, write_cache
@@ -26,6 +27,7 @@ from segdeploy.calibrator.frames import (
     inputs,
 )
 from segdeploy.calibrator.judge import Accuracy, Judge
+from segdeploy.calibrator.report import write_page
 from segdeploy.calibrator.source import Source, learn
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file
@@ -46,7 +48,8 @@ class CalibrationReport:
     """What calibration did, and what the graph that it wrote reaches on frames it was not tuned on.
 
     `int8` and `kept` name modules; `kept` says of each convolution that is not INT8 why. `snr_db`
-    holds what each method of choosing ranges reached on held-back frames.
+    holds what each method of choosing ranges reached on held-back frames, `block_snr_db` what each
+    block of the network reaches alone in INT8.
     """
 
     path: Path
@@ -68,6 +71,7 @@ class CalibrationReport:
     settled_after: int
     snr_db: dict[str, float] = field(default_factory=dict)
     searched: Search | None = None
+    block_snr_db: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -87,6 +91,8 @@ def calibrate(
     keep: Sequence[str] = (),
     cache: Path | str | None = None,
     half_ends: bool = False,
+    blame: bool = False,
+    page: Path | str | None = None,
     on_progress: Progress = lambda done, total, note: None,
 ) -> CalibrationReport:
     """Write an exported FP32 graph in INT8, FP16 or BF16, and measure what that costs.
@@ -96,7 +102,8 @@ def calibrate(
     in FP16 until the budget is kept. `keep` names modules that stay, too. Ranges come from `limit`
     frames of `split`, by `method` or the best of all on held-back ones; accuracy is measured on
     `check_split`, or a block of frames that nothing else saw. `cache` is a file of ranges to reuse.
-    With `half_ends` the input and output are half, too.
+    With `half_ends` the input and output are half, too. `blame` measures what each block of the
+    network loses alone; `page` is an HTML file to write that and the ranges to.
 
     Raises:
         InputError, ModelInputError, CalibrationInputError: for files that cannot be used.
@@ -106,6 +113,8 @@ def calibrate(
     model = Path(model)
     out = check_output(Path(out), ".onnx", read_from=model)
     _check_options(precision, max_miou_drop, method, flavour)
+    if page:
+        check_output(Path(page), ".html")
     graph = load_onnx(model)
     check_size(graph, model)
     contract = contract_of(graph, model)
@@ -149,8 +158,11 @@ def calibrate(
     written = save_onnx(typed.model, out)
     if assignment.searched:
         assignment.searched.state.unlink(missing_ok=True)
+    blocks: dict[str, float] = {}
+    if chosen and (blame or page):
+        blocks = loss_by_block(source, assignment, contract, frames.held_back)
     modules = source.modules()
-    return CalibrationReport(
+    report = CalibrationReport(
         path=out,
         precision=named,
         flavour=flavour,
@@ -170,9 +182,13 @@ def calibrate(
         settled_after=settled,
         snr_db=assignment.snr_db,
         searched=assignment.searched,
+        block_snr_db=blocks,
         notes=_notes(frames, settled, assignment),
         seconds=time.perf_counter() - started,
     )
+    if page:
+        write_page(report, source, Path(page))
+    return report
 
 
 def _check_options(precision: str, max_miou_drop: float | None, method: str, flavour: str) -> None:

@@ -102,7 +102,7 @@ def _print(verdict: Verdict) -> None:
         if row.judgement.kernels is not None:
             click.echo(
                 f"{row.name}: accuracy is that of the graph executed literally, as TensorRT "
-                f"rounds; this CPU's integer kernels give {row.judgement.kernels:.3%} of its labels"
+                f"rounds; this CPU's own kernels give {row.judgement.kernels:.3%} of its labels"
             )
 
 

@@ -64,3 +64,5 @@ def build_engine(
         f"manifest {report.manifest.name}"
     )
     click.echo(f"in TensorRT's network {count_proofs(report.convolutions)}")
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)

@@ -63,6 +63,8 @@ _METHODS = ("auto", "min-max", "average", "percentile", "entropy", "mse")
     "--check-split", help="Split to measure accuracy on.  [default: val, if there is one]"
 )
 @click.option("--cache", type=Path, help="File of ranges to write, and to reuse.")
+@click.option("--blame", is_flag=True, help="Measure what each block of the network loses alone.")
+@click.option("--report", "page", type=Path, help="HTML page to write: blame, ranges, the front.")
 @click.option("--half-io", is_flag=True, help="Let the input and output be half, too.")
 @out_option("ONNX file to write.")
 @json_option
@@ -123,6 +125,9 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
         ]  # fmt: skip
         title = f"front, {searched.evaluations} evaluations on {searched.frames} held-back frames"
         print_table(("layers in INT8", "cost", "mIoU drop", "labels equal %"), rows, title)
+    if report.block_snr_db:
+        blocks = [(name, f"{snr:.1f}") for name, snr in report.block_snr_db.items()]
+        print_table(("block alone in INT8", "SNR dB"), blocks)
     if verbose:
         print_table(
             ("class", "IoU drop"),

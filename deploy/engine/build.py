@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from segdeploy.engine.foreign_qdq import refuse_zero_points, with_float_biases
 from segdeploy.engine.manifest import Manifest, manifest_path
 from segdeploy.engine.tensorrt_rtx import BuiltPlan, Profile, build_plan, compute_capabilities
 from segdeploy.errors import InputError
 from segdeploy.exporter.dilation import ConvProof
 from segdeploy.files import check_output, sha256_of_file, write_atomically
-from segdeploy.onnx_file import check_size, contract_of, load_onnx, tensor_shape
+from segdeploy.onnx_file import check_size, contract_of, is_quantized, load_onnx, tensor_shape
 from segdeploy.runtime.session import check_tensors
 
 BACKENDS = ("tensorrt-rtx",)
@@ -31,6 +32,7 @@ class EngineReport:
     version: str
     seconds: float
     convolutions: tuple[ConvProof, ...]
+    notes: tuple[str, ...] = ()
 
 
 def build_engine(
@@ -43,7 +45,8 @@ def build_engine(
 ) -> EngineReport:
     """Build one engine for the compute capabilities `targets` (`sm86`, ...), and its manifest.
 
-    The precision is the graph's: FP32, or INT8 where it holds Q/DQ. A dynamic graph needs a
+    The precision is the graph's, as it is typed; INT8 is where it holds Q/DQ. Biases that another
+    tool quantised are built in floating point, with a note. A dynamic graph needs a
     `profile`. No GPU is needed; running the engine needs one.
 
     Raises:
@@ -65,6 +68,14 @@ def build_engine(
     shape = tensor_shape(graph.graph.input[0])
     check_tensors(model, contract, shape, tensor_shape(graph.graph.output[0]))
     _check_profile(model, shape, profile)
+    refuse_zero_points(graph, str(model))
+    graph, mended = with_float_biases(graph)
+    notes: tuple[str, ...] = ()
+    if mended:
+        notes = (f"{mended} biases were int32, which TensorRT refuses; built with them as floats",)
+    precision = contract.precision
+    if precision == "fp32" and is_quantized(graph):  # by another tool, which left the contract
+        precision = "int8"
     built = build_plan(graph, str(model), targets, profile)
     manifest = Manifest(
         engine=out.name,
@@ -73,7 +84,7 @@ def build_engine(
         builder=backend,
         builder_version=built.version,
         compute_capabilities=targets,
-        precision=contract.precision,
+        precision=precision,
         input_shape=shape,
         profile=asdict(profile) if profile else None,
         parent=model.name,
@@ -89,10 +100,11 @@ def build_engine(
         manifest=manifest_path(out),
         bytes=len(built.plan),
         targets=manifest.compute_capabilities,
-        precision=contract.precision,
+        precision=precision,
         version=built.version,
         seconds=time.perf_counter() - started,
         convolutions=built.convolutions,
+        notes=notes,
     )
 
 

@@ -1,0 +1,201 @@
+"""INT8 and FP16 of the CamVid network, beside other quantisers: accuracy, time and memory.
+
+`python benchmarks/calibration.py CAMVID WEIGHTS [PYTHON]` prints a line of JSON a case. PYTHON is an
+interpreter of its own environment with `nvidia-modelopt[onnx]`, which pins other versions than ours:
+`python -m venv modelopt && modelopt/bin/pip install 'nvidia-modelopt[onnx]==0.47.0'`. Accuracy is on
+all of `val`, executed literally; ranges come from every 12th frame of `train`. Each timing and peak
+is of a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+import segdeploy
+from segdeploy.benchmark.environment import describe_environment
+from segdeploy.calibration.thresholds import METHODS
+from segdeploy.calibrator.judge import Judge
+from segdeploy.models.dataset import open_dataset
+from segdeploy.network import ModelSpec
+from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.runtime.preprocess import preprocess
+
+SIZE = (360, 480)
+MODELOPT = """
+import sys, time, numpy, modelopt.onnx.quantization as quantization
+started = time.perf_counter()
+quantization.quantize(onnx_path=sys.argv[1], calibration_data={"image": numpy.load(sys.argv[2])},
+                      calibration_method=sys.argv[3], output_path=sys.argv[4],
+                      high_precision_dtype="fp32", calibration_eps=["cpu"])
+print("SECONDS", time.perf_counter() - started)
+"""
+
+
+def child(mode: str, *arguments: str) -> None:
+    """One measurement in a process of its own: its seconds and its peak of resident memory."""
+    if mode == "observe":
+        said = observe(*arguments)
+    elif mode == "static":
+        said = static(*arguments)
+    else:
+        said = plain(*arguments)
+    print(json.dumps({**said, "peak_mib": _peak_mib()}))
+
+
+def _peak_mib() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
+
+
+def observe(graph: str, images: str, repeats: str, method: str) -> dict[str, Any]:
+    """Take ranges over the images, so often, and write nothing."""
+    from segdeploy.calibration.layers import fix_shape, read_sites, with_names
+    from segdeploy.calibration.ranges import observe
+    from segdeploy.calibration.thresholds import statistics
+
+    model = fix_shape(with_names(load_onnx(Path(graph))), (1, 3, *SIZE))
+    frames = np.load(images, mmap_mode="r")
+    tensors = read_sites(model).tensors()
+
+    def given() -> Any:
+        for _ in range(int(repeats)):
+            for index, frame in enumerate(frames):
+                yield str(index), np.array(frame[None])
+
+    started = time.perf_counter()
+    extremes = tensors if method == "min-max" else ()
+    histograms = observe(model, tensors, given(), extremes_only=extremes)
+    for histogram in histograms.values():
+        statistics(histogram)
+    return {"seconds": round(time.perf_counter() - started, 2)}
+
+
+def plain(graph: str, images: str) -> dict[str, Any]:
+    """Run the FP32 graph over the images in ONNX Runtime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph)
+    frames = np.load(images, mmap_mode="r")
+    started = time.perf_counter()
+    for frame in frames:
+        session.run(None, {"image": np.array(frame[None])})
+    return {"seconds": round(time.perf_counter() - started, 2)}
+
+
+def static(graph: str, images: str, method: str, out: str) -> dict[str, Any]:
+    """onnxruntime's own `quantize_static`, symmetric s8 as TensorRT wants it."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    frames = iter(np.load(images, mmap_mode="r"))
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Any] | None:
+            frame = next(frames, None)
+            return None if frame is None else {"image": np.array(frame[None])}
+
+    started = time.perf_counter()
+    quantize_static(
+        graph,
+        out,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        calibrate_method=getattr(CalibrationMethod, method),
+        extra_options={"ActivationSymmetric": True, "CalibPercentile": 99.999},
+    )
+    return {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def measured(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, __file__, "child", *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def say(case: str, **values: object) -> None:
+    print(json.dumps({"case": case, **values}), flush=True)
+
+
+def accuracy(judge: Judge, graph: onnx.ModelProto) -> dict[str, Any]:
+    found = judge.score(graph)
+    return {"miou_drop": round(found.miou_drop, 2), "agreement": round(found.agreement, 4)}
+
+
+def main(data: Path, weights: Path, modelopt: str | None) -> None:
+    say("machine", cpu=describe_environment(None).cpu)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fp32, images = folder / "fp32.onnx", folder / "images.npy"
+        spec = ModelSpec("deeplabv3_mobilenet_v3_large", weights=weights, size=SIZE)
+        segdeploy.export(spec, fp32, data=data)
+        dataset, contract = open_dataset(data), contract_of(load_onnx(fp32), fp32)
+        frames = dataset.frames("train")[::12][:32]
+        np.save(images, np.stack([preprocess(frame.read()[0], contract)[0] for frame in frames]))
+        judge = Judge(fp32, dataset.frames("val"))
+        ours(folder, fp32, data, judge)
+        for method in ("MinMax", "Entropy", "Percentile"):
+            out = folder / "theirs.onnx"
+            took = measured("static", fp32, images, method, out)
+            say(f"quantize_static {method}", **took, **accuracy(judge, load_onnx(out)))
+        for method in ("max", "entropy") if modelopt else ():
+            out = folder / f"modelopt_{method}.onnx"
+            command = [modelopt, "-c", MODELOPT, fp32, images, method, out]
+            ran = subprocess.run(
+                list(map(str, command)), capture_output=True, text=True, check=True
+            )
+            seconds = float(ran.stdout.split("SECONDS")[1].split()[0])
+            say(f"modelopt {method}", seconds=round(seconds, 1), **accuracy(judge, load_onnx(out)))
+        plainly = [measured("plain", fp32, images)["seconds"] for _ in range(3)]
+        for method in ("min-max", "entropy"):
+            took = [measured("observe", fp32, images, 1, method)["seconds"] for _ in range(3)]
+            ratio = sorted(took)[1] / sorted(plainly)[1]
+            say(f"ranges for {method}", seconds=took, plain_run=plainly, ratio=round(ratio, 2))
+        few, many = (measured("observe", fp32, images, n, "entropy")["peak_mib"] for n in (1, 10))
+        say("peak memory", frames=[len(frames), 10 * len(frames)], mib=[few, many],
+            ratio=round(many / few, 3))  # fmt: skip
+
+
+def ours(folder: Path, fp32: Path, data: Path, judge: Judge) -> None:
+    out = folder / "ours.onnx"
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("fp16", {"precision": "fp16"}),
+        ("int8 auto", {}),
+        *((f"int8 {method}", {"method": method}) for method in METHODS),
+        *((f"mixed within {x}", {"max_miou_drop": x}) for x in (1.0, 0.5, 0.1)),
+    ]
+    for case, options in cases:
+        report = segdeploy.calibrate(fp32, data, out, **options)
+        say(
+            f"segdeploy {case}",
+            seconds=round(report.seconds, 1),
+            method=report.method,
+            int8=len(report.int8),
+            cost=round(report.cost, 3),
+            bytes=round(report.bytes / report.bytes_before, 3),
+            **accuracy(judge, load_onnx(out)),
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        child(*sys.argv[2:])
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)

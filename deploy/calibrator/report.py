@@ -1,0 +1,67 @@
+"""A calibration as one self-contained page: loss by block and class, ranges, and the front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segdeploy.calibrator.source import Source
+from segdeploy.files import write_atomically
+
+if TYPE_CHECKING:
+    from segdeploy.calibrator.calibrating import CalibrationReport
+
+_WORST = 6
+
+
+def write_page(report: CalibrationReport, source: Source, path: Path) -> None:
+    """Write the page to `path`."""
+    import jinja2
+
+    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = pages.from_string(template).render(
+        report=report,
+        blocks=_bars(report.block_snr_db),
+        front=_scaled(report.searched.front if report.searched else ()),
+        histograms=_histograms(report, source),
+    )
+    write_atomically(path, page.encode())
+
+
+def _bars(snr_db: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    """Each block, its SNR, and its noise as a share of the loudest."""
+    noise = {name: 10 ** (-snr / 10) for name, snr in snr_db.items()}
+    loudest = max(noise.values(), default=0.0) or 1.0
+    return [(name, snr, noise[name] / loudest) for name, snr in snr_db.items()]
+
+
+def _scaled(front: Sequence[Any]) -> list[tuple[float, float, Any]]:
+    costs = [point.cost for point in front]
+    drops = [point.score.miou_drop for point in front]
+
+    def place(value: float, values: Sequence[float]) -> float:
+        return (value - min(values)) / ((max(values) - min(values)) or 1.0)
+
+    return [(place(p.cost, costs), place(p.score.miou_drop, drops), p) for p in front]
+
+
+def _histograms(
+    report: CalibrationReport, source: Source
+) -> list[tuple[str, float | None, list[float], list[tuple[str, float]]]]:
+    """What the layers in INT8 that lose most read; the first ones, if that was not measured."""
+    modules = source.modules()
+    alone = report.searched.snr_db if report.searched else {}
+    layers = [y for y in source.sites.layers if source.statistics[y.data].bars]
+    layers.sort(key=lambda layer: alone.get(modules[layer.name], math.inf))
+    shown = []
+    for layer in layers[:_WORST]:
+        values = source.statistics[layer.data]
+        roots = [math.sqrt(count) for count in values.bars]
+        largest = max(roots) or 1.0
+        marks = [(m, t / values.top) for m, t in sorted(values.thresholds.items()) if values.top]
+        name = modules[layer.name]
+        shown.append((name, alone.get(name), [root / largest for root in roots], marks))
+    return shown
