@@ -1,10 +1,10 @@
 """INT8 and FP16 of the CamVid network, beside other quantisers: accuracy, time and memory.
 
-`python benchmarks/calibration.py CAMVID WEIGHTS [PYTHON]` prints a line of JSON a case. PYTHON is an
-interpreter of its own environment with `nvidia-modelopt[onnx]`, which pins other versions than ours:
-`python -m venv modelopt && modelopt/bin/pip install 'nvidia-modelopt[onnx]==0.47.0'`. Accuracy is on
-all of `val`, executed literally; ranges come from every 12th frame of `train`. Each timing and peak
-is of a process of its own.
+`python benchmarks/calibration.py CAMVID WEIGHTS [PYTHON]` prints a line of JSON a case. PYTHON is
+the interpreter of an environment with `nvidia-modelopt[onnx]`, which pins other versions than ours:
+`python -m venv modelopt && modelopt/bin/pip install 'nvidia-modelopt[onnx]==0.47.0'`. Accuracy is
+on all of `val`, executed literally; the others' ranges come from every 12th frame of `train`, ours
+from 32 frames spread over it. Each timing and peak is of a process of its own.
 """
 
 from __future__ import annotations

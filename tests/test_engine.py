@@ -231,6 +231,7 @@ def test_every_graph_of_ours_is_built(
     graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx: object, options: dict
 ) -> None:
     path = tmp_path / "m.onnx"
-    segdeploy.calibrate(graph, dataset, path, limit=4, **options)
+    calibrated = segdeploy.calibrate(graph, dataset, path, limit=4, **options)
     report = segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86", "sm89"])
     assert all(proof.holds for proof in report.convolutions)
+    assert report.int8 == len(calibrated.int8) > 0

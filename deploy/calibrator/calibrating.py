@@ -224,9 +224,11 @@ def _learn(
     count = len(frames.calibration)
 
     def counted() -> Iterator[tuple[str, Any]]:
+        started = time.perf_counter()
         for done, pair in enumerate(inputs(frames.calibration, contract), 1):
             yield pair
-            on_progress(done, count, "ranges")
+            speed = done / (time.perf_counter() - started)
+            on_progress(done, count, f"ranges, {speed:.1f} images/s")
 
     keys = (sha256_of_file(model), hash_of(frames.calibration)) if cache else ("", "")
     known = read_cache(Path(cache), *keys) if cache else None

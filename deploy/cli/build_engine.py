@@ -63,6 +63,7 @@ def build_engine(
         f"{', '.join(report.targets)}, by {backend} {report.version} in {report.seconds:.1f} s; "
         f"manifest {report.manifest.name}"
     )
-    click.echo(f"in TensorRT's network {count_proofs(report.convolutions)}")
+    int8 = f"; {report.int8} read INT8 data and weights" if report.int8 else ""
+    click.echo(f"in TensorRT's network {count_proofs(report.convolutions)}{int8}")
     for note in report.notes:
         click.echo(f"note: {note}", err=True)

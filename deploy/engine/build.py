@@ -22,7 +22,10 @@ BACKENDS = ("tensorrt-rtx",)
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What was built, and the proof that TensorRT's network has the graph's dilations."""
+    """What was built, and the proof that TensorRT's network has the graph's dilations.
+
+    `int8` counts the convolutions of TensorRT's network that read INT8 data and weights.
+    """
 
     path: Path
     manifest: Path
@@ -32,6 +35,7 @@ class EngineReport:
     version: str
     seconds: float
     convolutions: tuple[ConvProof, ...]
+    int8: int
     notes: tuple[str, ...] = ()
 
 
@@ -104,6 +108,7 @@ def build_engine(
         version=built.version,
         seconds=time.perf_counter() - started,
         convolutions=built.convolutions,
+        int8=built.int8,
         notes=notes,
     )
 

@@ -28,11 +28,12 @@ class Profile:
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """A serialised engine, the builder's version, and the proof of its convolutions."""
+    """A serialised engine, the builder's version, the proof of its convolutions, those in INT8."""
 
     plan: bytes
     version: str
     convolutions: tuple[ConvProof, ...]
+    int8: int
 
 
 def compute_capabilities(targets: Sequence[str]) -> list[Any]:
@@ -80,6 +81,7 @@ def build_plan(
     convolutions = prove_network(trt, network, graph)
     if failures := [proof.complaint() for proof in convolutions if not proof.holds]:
         raise CheckFailed(f"{source}: not built; in TensorRT's network {'; '.join(failures[:3])}")
+    int8 = count_int8(trt, network)
     config = builder.create_builder_config()
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
@@ -94,7 +96,7 @@ def build_plan(
     if plan is None:
         reason = "; ".join(logger.errors[:2]) or "no reason given"
         raise InputError(f"{source}: TensorRT-RTX cannot build it: {reason}")
-    return BuiltPlan(bytes(plan), trt.__version__, tuple(convolutions))
+    return BuiltPlan(bytes(plan), trt.__version__, tuple(convolutions), int8)
 
 
 def prove_network(trt: Any, network: Any, graph: onnx.ModelProto) -> list[ConvProof]:
@@ -120,6 +122,25 @@ def prove_network(trt: Any, network: Any, graph: onnx.ModelProto) -> list[ConvPr
         if len(expected.kernel) == 2:
             proofs.append(ConvProof(_module_of(node), node.name, expected, found))
     return proofs
+
+
+def count_int8(trt: Any, network: Any) -> int:
+    """Convolutions of TensorRT's network whose data and weights both come from a Dequantize layer.
+
+    Such a one is an INT8 convolution (Developer Guide, "Explicit quantization").
+    """
+    dequantised = set()
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    for layer in layers:
+        if layer.type == trt.LayerType.DEQUANTIZE:
+            dequantised.add(layer.get_output(0).name)
+    convolutions = [layer for layer in layers if layer.type == trt.LayerType.CONVOLUTION]
+
+    def reads(layer: Any, index: int) -> bool:
+        tensor = layer.get_input(index) if index < layer.num_inputs else None
+        return tensor is not None and tensor.name in dequantised
+
+    return sum(reads(layer, 0) and reads(layer, 1) for layer in convolutions)
 
 
 def _layer_geometry(trt: Any, layer: Any) -> ConvGeometry:
