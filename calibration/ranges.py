@@ -92,6 +92,7 @@ def _watcher(model: onnx.ModelProto, tensors: list[str]) -> tuple[ort.InferenceS
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # each session's own would keep its peak
     session = ort.InferenceSession(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -56,7 +56,7 @@ def cheapest_within(
     order: Sequence[Layer],
     evaluate: Callable[[frozenset[str]], Score],
 ) -> tuple[Point | None, list[Point]]:
-    """The assignment with the fewest layers in FP16 whose mIoU drop is at most `budget`.
+    """The cheapest assignment found whose mIoU drop is at most `budget`.
 
     `order` says which go back first; `evaluate` takes the names of those in INT8. Also returned is
     the front: every evaluated assignment that no other beats in both cost and drop, the dearest
@@ -83,7 +83,10 @@ def cheapest_within(
             low = middle + 1
     for share in range(_SPREAD):
         at(share * len(order) // (_SPREAD + 1))
-    return at(high), _front(list(seen.values()))
+    # mIoU of few frames is no monotone thing: a point of the spread may be cheaper than what the
+    # bisection came to.
+    within = [point for point in seen.values() if point.score.miou_drop <= budget]
+    return min(within, key=lambda point: point.cost), _front(list(seen.values()))
 
 
 def _front(points: Sequence[Point]) -> list[Point]:

@@ -71,6 +71,19 @@ def test_the_search_finds_the_cheapest_prefix_in_few_evaluations(
     assert drops == sorted(drops)
 
 
+def test_a_cheaper_point_of_the_front_is_taken_where_accuracy_is_not_monotone() -> None:
+    layers = [layer(str(i), 100) for i in range(8)]
+    drops = {8: 0.4, 7: 0.4, 6: 0.01, 5: 0.4, 4: 0.4, 3: 0.4, 2: 0.05, 1: 0.0, 0: 0.0}
+
+    def evaluate(int8: frozenset[str]) -> Score:
+        return Score(50, drops[len(int8)], 1)
+
+    best, front = cheapest_within(0.1, layers, layers, evaluate)
+    assert best is not None
+    assert len(best.int8) == 6
+    assert best in front
+
+
 def test_a_budget_that_not_even_fp16_keeps_is_none() -> None:
     layers = [layer("a", 1)]
     best, front = cheapest_within(0.1, layers, layers, lambda int8: Score(0, 0.2, 1))
@@ -248,6 +261,9 @@ def test_integers_for_cpus_agree_with_the_graph_as_written(
     out = tmp_path / "m.onnx"
     report = segdeploy.calibrate(graph, dataset, out, flavour="cpu", limit=6)
     assert report.islands == report.clamped == ()
+    assert report.kernel_agreement is not None
+    assert report.kernel_agreement > 0.985
+    assert report.notes == ()
     image = open_dataset(dataset).frames("val")[0].read()[0]
     with segdeploy.load(out) as integers, segdeploy.load(out, literal=True) as literal:
         assert np.mean(integers.predict(image) == literal.predict(image)) > 0.985

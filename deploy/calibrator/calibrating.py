@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import onnx
 
 PRECISIONS = ("int8", "fp16", "bf16")
+_LEAST_KERNELS = 0.985
 _SETTLED_SHARE = 0.75  # of the frames; ranges that move later than that are not known
 
 
@@ -49,7 +50,8 @@ class CalibrationReport:
 
     `int8` and `kept` name modules; `kept` says of each convolution that is not INT8 why. `snr_db`
     holds what each method of choosing ranges reached on held-back frames, `block_snr_db` what each
-    block of the network reaches alone in INT8.
+    block of the network reaches alone in INT8. `kernel_agreement` is the share of labels that this
+    CPU's integers give as the graph run literally, for the flavour `cpu`.
     """
 
     path: Path
@@ -72,6 +74,7 @@ class CalibrationReport:
     snr_db: dict[str, float] = field(default_factory=dict)
     searched: Search | None = None
     block_snr_db: dict[str, float] = field(default_factory=dict)
+    kernel_agreement: float | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -155,6 +158,8 @@ def calibrate(
         sha256_of_file(model), versions("onnx", "onnxruntime"), precision=named
     )
     set_contract(typed.model, derived)
+    # A CPU's integers may saturate: their speed is worth something if they give the same labels.
+    kernels = judge.kernel_agreement(typed.model) if flavour == "cpu" else None
     written = save_onnx(typed.model, out)
     if assignment.searched:
         assignment.searched.state.unlink(missing_ok=True)
@@ -183,7 +188,8 @@ def calibrate(
         snr_db=assignment.snr_db,
         searched=assignment.searched,
         block_snr_db=blocks,
-        notes=_notes(frames, settled, assignment),
+        kernel_agreement=kernels,
+        notes=_notes(frames, settled, assignment, kernels),
         seconds=time.perf_counter() - started,
     )
     if page:
@@ -269,12 +275,19 @@ def _reached(source: Source, chosen: frozenset[str]) -> str:
     return f"{len(chosen)} of {len(source.sites.layers)} convolutions in INT8"
 
 
-def _notes(frames: FrameSets, settled: int, assignment: Assignment) -> tuple[str, ...]:
+def _notes(
+    frames: FrameSets, settled: int, assignment: Assignment, kernels: float | None
+) -> tuple[str, ...]:
     notes = [frames.note] if frames.note else []
     count = len(frames.calibration)
     if assignment.int8 and settled > _SETTLED_SHARE * count:
         notes.append(
             f"ranges still moved by more than 5 % at frame {settled} of {count}; "
             "give more frames (--limit)"
+        )
+    if kernels is not None and kernels < _LEAST_KERNELS:
+        notes.append(
+            f"this CPU's integer kernels give {kernels:.2%} of the labels of the graph as written; "
+            "their speed is not worth that"
         )
     return tuple(notes)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from segdeploy.models.dataset import Frame
 from segdeploy.models.metrics import ConfusionMatrix
 from segdeploy.onnx_file import serialized
 from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
 from segdeploy.runtime.predictor import Predictor, load
+
+Labels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Judge:
 
     def __init__(self, model: Path, frames: Sequence[Frame]):
         self._model, self._frames = model, frames
-        self._labels = []
+        self._labels: list[Labels] = []
         with load(model) as predictor:
             self.contract = predictor.contract
             for frame in frames:
@@ -46,12 +49,7 @@ class Judge:
         Raises:
             InputError: if it cannot be run, or gives NaN or infinity.
         """
-        session = OnnxRuntimeSession(
-            self._model, literal=True, data=serialized(candidate, self._model)
-        )
-        with Predictor(session) as predictor:
-            labels = [predictor.predict(frame.read()[0]) for frame in self._frames]
-        equal = [np.mean(a == b) for a, b in zip(self._labels, labels, strict=True)]
+        labels = self._run(candidate, literal=True)
         counted = self._counted(labels)
         drops = 100 * (self._reference.iou() - counted.iou())
         before, after = _miou(self._reference), _miou(counted)
@@ -60,18 +58,33 @@ class Judge:
             reference_miou=before,
             miou=after,
             miou_drop=before - after,
-            agreement=float(np.mean(equal)),
+            agreement=_share_equal(self._labels, labels),
             iou_drop={
                 name: None if np.isnan(drop) else float(drop)
                 for name, drop in zip(self.contract.classes, drops, strict=True)
             },
         )
 
-    def _counted(self, labels: Sequence[np.ndarray]) -> ConfusionMatrix:
+    def kernel_agreement(self, candidate: onnx.ModelProto) -> float:
+        """Share of labels that this CPU's own kernels give as the graph run literally."""
+        literal, kernels = (self._run(candidate, literal=literal) for literal in (True, False))
+        return _share_equal(literal, kernels)
+
+    def _run(self, candidate: onnx.ModelProto, *, literal: bool) -> list[Labels]:
+        content = serialized(candidate, self._model)
+        session = OnnxRuntimeSession(self._model, literal=literal, data=content)
+        with Predictor(session) as predictor:
+            return [predictor.predict(frame.read()[0]) for frame in self._frames]
+
+    def _counted(self, labels: Sequence[Labels]) -> ConfusionMatrix:
         counted = ConfusionMatrix(len(self.contract.classes), self.contract.ignore_index)
         for frame, found in zip(self._frames, labels, strict=True):
             counted.add(frame.read_mask(), found)
         return counted
+
+
+def _share_equal(some: Sequence[Labels], others: Sequence[Labels]) -> float:
+    return float(np.mean([np.mean(a == b) for a, b in zip(some, others, strict=True)]))
 
 
 def _miou(counted: ConfusionMatrix) -> float:

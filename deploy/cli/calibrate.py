@@ -110,6 +110,10 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
         f"{accuracy.miou:.2f} instead of {accuracy.reference_miou:.2f} (drop "
         f"{accuracy.miou_drop:.2f}), {percent(accuracy.agreement, 3)} % of labels equal"
     )
+    if report.kernel_agreement is not None:
+        click.echo(
+            f"this CPU's integers give {percent(report.kernel_agreement, 3)} % of its labels"
+        )
     missing = ", ".join(report.classes_missing)
     click.echo(f"classes in no calibration frame: {missing or 'none'}")
     for island in report.islands:
