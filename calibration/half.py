@@ -22,6 +22,8 @@ _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 # Inputs that the operator's definition wants in float32, whatever its data is.
 _ALWAYS_FLOAT = {"Resize": (1, 2)}
 _BF16_OPSET = 22
+_HALF_SCALES_OPSET = 19
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
 _NOT_IN_BF16 = ("HardSwish",)  # TensorRT-RTX 1.7
 
 
@@ -56,6 +58,10 @@ def to_half(
         raise CalibrationInputError(
             f"half precision: opset {opset} has no BF16 convolution; export with "
             f"--opset {_BF16_OPSET}"
+        )
+    if opset < _HALF_SCALES_OPSET and any(n.op_type in _QDQ for n in model.graph.node):
+        raise CalibrationInputError(
+            f"half precision: opset {opset} has no half scales for Q/DQ; export with --opset 20"
         )
     kept = {*kept, *(n.name for n in model.graph.node if _refused(n, precision))}
     # Types are read off the values, so they must all be known.

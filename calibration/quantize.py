@@ -126,9 +126,8 @@ def _share_over_concats(
 ) -> dict[str, Range]:
     """The widest range for the quantised tensors that one Concat joins and gives."""
     shared = {name: ranges[name] for name in tensors}
-    for node in model.graph.node:
-        if node.op_type != "Concat":
-            continue
+    joins = [node for node in model.graph.node if node.op_type == "Concat"]
+    for node in joins * len(joins):  # one Concat may feed another
         joined = [name for name in (*node.input, *node.output) if name in shared]
         if len(joined) > 1:
             widest = Range(
@@ -225,15 +224,23 @@ def quantize_weight(
 def _scales(wanted: NDArray[np.float32], flavour: Flavour) -> NDArray[np.float32]:
     """Usable scales: positive, as TensorRT wants them, and exact in FP16 where that is asked for.
 
-    A weight is divided by the scale that is stored, so that rounding the scale up costs a part in
-    two thousand of the range, and no accuracy besides.
+    A value is divided by the scale that is stored, so that rounding a scale up costs range alone: a
+    part in two thousand, more below 6e-5, where FP16 has fewer digits. What is zero gets scale 1.
     """
     scales = np.asarray(wanted, np.float32)
-    smallest = np.finfo(np.float32).tiny
+    smallest = np.float32(np.finfo(np.float32).tiny)
     if flavour.half_scales:
-        half = scales.astype(np.float16)
+        with np.errstate(over="ignore"):
+            half = scales.astype(np.float16)
         up = np.nextafter(half, np.float16(np.inf))
         scales = np.where(half.astype(np.float32) < scales, up, half).astype(np.float32)
         smallest = np.float32(2.0**-24)
-    usable: NDArray[np.float32] = np.where(scales >= smallest, scales, np.float32(1))
+        if not np.isfinite(scales).all():
+            raise CalibrationInputError(
+                f"calibration: a scale of {float(np.max(wanted)):.3g} is beyond FP16; keep the "
+                "layer out of INT8 (--keep)"
+            )
+    usable: NDArray[np.float32] = np.where(
+        np.asarray(wanted) > 0, np.maximum(scales, smallest), np.float32(1)
+    ).astype(np.float32)
     return usable

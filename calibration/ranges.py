@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from segdeploy.calibration.errors import CalibrationInputError
 from segdeploy.calibration.histogram import Histogram
@@ -41,13 +42,14 @@ def observe(
         CalibrationInputError: if there is no frame, or a tensor is not finite for a frame.
     """
     name_of_input = model.graph.input[0].name
-    runs = [_watcher(model, group) for group in _groups(model, tensors, held_bytes)]
+    groups = _groups(model, tensors, held_bytes)
+    session = _watcher(model, [name for group in groups for name in group])
     histograms = {name: Histogram(extremes_only=name in extremes_only) for name in tensors}
     count = 0
     for frame, array in frames:
         if name_of_input in histograms:
             _add(histograms, name_of_input, array, frame)
-        for session, group in runs:
+        for group in groups:
             outputs = session.run(group, {name_of_input: array})
             for tensor, value in zip(group, outputs, strict=True):
                 _add(histograms, tensor, value, frame)
@@ -85,18 +87,35 @@ def _groups(model: onnx.ModelProto, tensors: Sequence[str], held: int) -> list[l
     return groups
 
 
-def _watcher(model: onnx.ModelProto, tensors: list[str]) -> tuple[ort.InferenceSession, list[str]]:
+def _watcher(model: onnx.ModelProto, tensors: list[str]) -> ort.InferenceSession:
+    """A session that gives any of `tensors`."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+    # With nothing to watch but the input, the graph's own output keeps the session sound.
+    names = tensors or [model.graph.output[0].name]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # each session's own would keep its peak
-    session = ort.InferenceSession(
+    options.enable_cpu_mem_arena = False  # it would keep its peak
+    return ort.InferenceSession(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session, tensors
+
+
+def check_weights(model: onnx.ModelProto) -> None:
+    """Refuse constants that are not finite, before anything is run.
+
+    Raises:
+        CalibrationInputError: with the constant's name.
+    """
+    for tensor in model.graph.initializer:
+        is_float = tensor.data_type == onnx.TensorProto.FLOAT
+        if is_float and not np.isfinite(numpy_helper.to_array(tensor)).all():
+            raise CalibrationInputError(
+                f"calibration: weight {tensor.name} holds NaN or infinity; train again, or take an "
+                "earlier checkpoint"
+            )
 
 
 class Settling:

@@ -66,18 +66,40 @@ def _reason(
     for name in (*node.output, *node.input):
         if name in values and values[name].largest * _HEADROOM > FP16_LARGEST:
             return name, f"reaches {values[name].largest:.3g}, near FP16's {FP16_LARGEST:.0f}"
-    for name in node.output:
         if name in values and 0 < values[name].largest < _SMALLEST_NORMAL:
             return name, f"stays below {values[name].largest:.2g}, where FP16 loses its digits"
-    if node.op_type == "Conv" and node.input[1] in constants:
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        largest = float(np.abs(weight).max()) if weight.size else 0.0
-        if 0 < largest < _SMALLEST_NORMAL:
-            return node.input[1], f"stays below {largest:.2g}, where FP16 loses its digits"
+    for name in node.input:
+        if name in constants and (reason := _constant_reason(constants[name], node)):
+            return name, reason
     if node.op_type in _REDUCTIONS and node.output[0] in values:
-        read, given = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
-        depth = math.prod(read) / max(1, math.prod(given))
+        depth = _depth(node, shapes)
         whole = values[node.output[0]].largest * (1 if node.op_type == "ReduceSum" else depth)
         if whole * _HEADROOM > FP16_LARGEST:
             return node.output[0], f"sums {depth:,.0f} values to {whole:.3g}"
     return None
+
+
+def _constant_reason(constant: onnx.TensorProto, node: onnx.NodeProto) -> str | None:
+    """What FP16 would do to a weight, or to a scalar such as the epsilon of a division."""
+    is_weight = node.op_type == "Conv" and node.input[1] == constant.name
+    if constant.data_type != onnx.TensorProto.FLOAT or not (is_weight or _is_scalar(constant)):
+        return None
+    largest = float(np.abs(numpy_helper.to_array(constant)).max(initial=0))
+    if 0 < largest < _SMALLEST_NORMAL:
+        return f"stays below {largest:.2g}, where FP16 loses its digits"
+    if is_weight and largest > FP16_LARGEST:
+        return f"reaches {largest:.3g}, beyond FP16's {FP16_LARGEST:.0f}"
+    return None
+
+
+def _is_scalar(constant: onnx.TensorProto) -> bool:
+    return bool(math.prod(constant.dims) == 1)
+
+
+def _depth(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """How many values one mean or sum adds up."""
+    kernel = next((a.ints for a in node.attribute if a.name == "kernel_shape"), None)
+    if kernel is not None:
+        return float(math.prod(kernel))
+    read, given = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
+    return math.prod(read) / max(1, math.prod(given))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from segdeploy.calibration.layers import Layer, relative_cost
+from segdeploy.calibration.layers import Layer
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ def cheapest_within(
     layers: Sequence[Layer],
     order: Sequence[Layer],
     evaluate: Callable[[frozenset[str]], Score],
+    cost: Callable[[frozenset[str]], float],
 ) -> tuple[Point | None, list[Point]]:
     """The cheapest assignment found whose mIoU drop is at most `budget`.
 
-    `order` says which go back first; `evaluate` takes the names of those in INT8. Also returned is
-    the front: every evaluated assignment that no other beats in both cost and drop, the dearest
-    first. None if not even the graph without INT8 keeps the budget.
+    `order` says which go back first; `evaluate` and `cost` take the names of those in INT8. Also
+    returned is the front: every evaluated assignment that no other beats in both cost and drop, the
+    dearest first. None if not even the graph without INT8 keeps the budget.
     """
     seen: dict[int, Point] = {}
 
     def at(returned: int) -> Point:
         if returned not in seen:
             int8 = frozenset(layer.name for layer in order[returned:])
-            precision = {y.name: "int8" if y.name in int8 else "fp16" for y in layers}
             names = tuple(layer.name for layer in layers if layer.name in int8)
-            seen[returned] = Point(names, relative_cost(layers, precision), evaluate(int8))
+            seen[returned] = Point(names, cost(int8), evaluate(int8))
         return seen[returned]
 
     low, high = 0, len(order)

@@ -204,3 +204,75 @@ def test_half_values_are_rounded_where_a_cpu_would_leave_it_out() -> None:
     found = run(half, x.astype(np.float32))
     assert np.array_equal(found, expected.astype(np.float32))
     assert not is_half(rounded(hand_made(nodes, {"third": np.float32([1 / 3])})))
+
+
+def scaled_pair(graph: Path, out: Path, scale: float) -> None:
+    """Let one Conv, Relu, Conv compute `scale` times as much between, and give the same."""
+    model = load_onnx(graph)
+    weights = {t.name: t for t in model.graph.initializer}
+    nodes = {n.name: n for n in model.graph.node}
+    relu = next(
+        n
+        for n in nodes.values()
+        if n.op_type == "Relu"
+        and [m.op_type for m in nodes.values() if n.input[0] in m.output] == ["Conv"]
+        and [m.op_type for m in nodes.values() if n.output[0] in m.input] == ["Conv"]
+    )
+    before = next(m for m in nodes.values() if relu.input[0] in m.output)
+    after = next(m for m in nodes.values() if relu.output[0] in m.input)
+    for name, factor in (
+        (before.input[1], scale),
+        (before.input[2], scale),
+        (after.input[1], 1 / scale),
+    ):
+        values = numpy_helper.to_array(weights[name]) * np.float32(factor)
+        weights[name].CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))
+    out.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("scale", [3e4, 1e6, 1e-6])
+def test_what_does_not_fit_fp16_is_no_int8_either(
+    graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx: object, scale: float
+) -> None:
+    scaled, out = tmp_path / "scaled.onnx", tmp_path / "m.onnx"
+    scaled_pair(graph, scaled, scale)
+    for options in ({"precision": "fp16"}, {}, {"max_miou_drop": 5.0}):
+        report = segdeploy.calibrate(scaled, dataset, out, limit=6, **options)
+        assert report.islands
+        assert report.accuracy.agreement > (0.999 if "precision" in options else 0.96)
+        engine = segdeploy.build_engine(out, tmp_path / "m.engine", targets=["sm86"])
+        assert engine.int8 == len(report.int8)
+        assert set(report.int8).isdisjoint(report.kept)
+
+
+def test_an_epsilon_that_fp16_has_not_stays_fp32() -> None:
+    nodes = [
+        helper.make_node("Max", ["x", "epsilon"], ["a"], "clamp"),
+        helper.make_node("Div", ["x", "a"], ["y"], "divide"),
+    ]
+    model = hand_made(nodes, {"epsilon": np.float32([1e-8])})
+    x = np.zeros((1, 2, 4, 4), np.float32)
+    assert np.isnan(run(to_half(model).model, x)).any()
+    found = islands(
+        model, np.abs(np.random.default_rng(0).normal(1, 0.1, x.shape)).astype(np.float32)
+    )
+    assert "stays below 1e-08" in found["clamp"]
+
+
+def test_a_wide_pool_of_stride_one_sums_its_kernel() -> None:
+    pool = helper.make_node(
+        "AveragePool", ["x"], ["y"], "pool", kernel_shape=[4, 4], pads=[2, 2, 1, 1],
+        strides=[1, 1], count_include_pad=1,
+    )  # fmt: skip
+    model = hand_made([pool], {})
+    found = islands(model, np.full((1, 2, 4, 4), 3e4, np.float32) * 0.9)
+    assert found["pool"].startswith("sums 16 values to")
+
+
+def test_half_scales_need_an_opset_that_has_them(
+    checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old.onnx"
+    segdeploy.export(checkpoint, old, opset=18)
+    with pytest.raises(CalibrationInputError, match="opset 18 has no half scales"):
+        segdeploy.calibrate(old, dataset, tmp_path / "m.onnx", limit=2)

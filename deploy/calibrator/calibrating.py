@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("int8", "fp16", "bf16")
 _LEAST_KERNELS = 0.985
+_LEAST_AGREEMENT = 0.95
 _SETTLED_SHARE = 0.75  # of the frames; ranges that move later than that are not known
 
 
@@ -116,8 +117,13 @@ def calibrate(
     model = Path(model)
     out = check_output(Path(out), ".onnx", read_from=model)
     _check_options(precision, max_miou_drop, method, flavour)
-    if page:
-        check_output(Path(page), ".html")
+    if precision != "int8" and (keep or blame or method != "auto"):
+        raise InputError(f"--keep, --blame and --method are for INT8, not {precision}")
+    if half_ends and flavour == "cpu":
+        raise InputError("--half-io: with --for cpu the graph is FP32 where it is not INT8")
+    for beside, suffix in ((page, ".html"), (cache, ".json")):
+        if beside:
+            check_output(Path(beside), suffix)
     graph = load_onnx(model)
     check_size(graph, model)
     contract = contract_of(graph, model)
@@ -129,27 +135,33 @@ def calibrate(
         )
     require("onnxruntime")
     frames = choose_frames(dataset, split, check_split, limit)
-    check_pictures(frames.calibration)
+    bad = check_pictures(frames.calibration)
+    if max_miou_drop is not None and frames.note:
+        raise InputError(f"--max-miou-drop: {frames.note}; give more frames, or a smaller --limit")
     source, settled = _learn(model, graph, frames, precision, flavour, cache, on_progress)
     judge = Judge(model, frames.check)
     assignment = Assignment(frozenset(), {}, None)
     if precision == "int8":
-        kept = _named_layers(source, keep, model)
+        kept = _named_layers(source, keep, model) | source.in_fp32
         assignment = choose_int8(source, contract, frames.held_back, method, kept)
         if max_miou_drop is not None:
             assignment = within_budget(
                 source, assignment, kept, max_miou_drop, model, out, frames, on_progress
             )
     chosen = assignment.int8
-    in_int8 = source.in_int8(chosen, assignment.method or "") if chosen else source.model
+    in_int8 = source.model
+    if chosen:
+        weights_only = assignment.weights_only
+        in_int8 = source.in_int8(chosen, assignment.method or "", weights_only=weights_only)
     typed = source.typed(in_int8, keep_ends=not half_ends)
     accuracy = judge.score(typed.model)
     if max_miou_drop is not None and accuracy.miou_drop > max_miou_drop:
         raise CheckFailed(
             f"{out}: not written; the mIoU drop is {accuracy.miou_drop:.2f} on {accuracy.frames} "
             f"frames of '{frames.check_split}' that the search did not see, more than the "
-            f"{max_miou_drop:g} allowed ({_reached(source, chosen)}); try more frames (--limit), "
-            "or a smaller budget, which keeps more layers in FP16"
+            f"{max_miou_drop:g} allowed ({len(chosen)} of {len(source.sites.layers)} convolutions "
+            "in INT8); try more frames (--limit)"
+            + (", or a smaller budget, which keeps more layers in FP16" if chosen else "")
         )
     named = "mixed" if assignment.searched and len(chosen) < len(source.sites.layers) else precision
     if precision == "int8" and not chosen:
@@ -189,7 +201,7 @@ def calibrate(
         searched=assignment.searched,
         block_snr_db=blocks,
         kernel_agreement=kernels,
-        notes=_notes(frames, settled, assignment, kernels),
+        notes=_notes(frames, bad, settled, assignment, accuracy, kernels),
         seconds=time.perf_counter() - started,
     )
     if page:
@@ -271,14 +283,22 @@ def _named_layers(source: Source, keep: Sequence[str], model: Path) -> dict[str,
     return {n: "--keep" for n, m in modules.items() if any(is_in(m, name) for name in keep)}
 
 
-def _reached(source: Source, chosen: frozenset[str]) -> str:
-    return f"{len(chosen)} of {len(source.sites.layers)} convolutions in INT8"
-
-
 def _notes(
-    frames: FrameSets, settled: int, assignment: Assignment, kernels: float | None
+    frames: FrameSets,
+    bad: Sequence[str],
+    settled: int,
+    assignment: Assignment,
+    accuracy: Accuracy,
+    kernels: float | None,
 ) -> tuple[str, ...]:
     notes = [frames.note] if frames.note else []
+    if bad:
+        notes.append(f"{len(bad)} calibration frames are of one colour, or noise, as {bad[0]} is")
+    if accuracy.agreement < _LEAST_AGREEMENT:
+        notes.append(
+            f"only {accuracy.agreement:.1%} of labels are those of FP32, whatever mIoU says; "
+            "see --blame, and --max-miou-drop or --keep"
+        )
     count = len(frames.calibration)
     if assignment.int8 and settled > _SETTLED_SHARE * count:
         notes.append(

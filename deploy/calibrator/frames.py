@@ -26,7 +26,7 @@ _LEAST_CORRELATION = 0.3
 class FrameSets:
     """Frames for ranges, frames of the same split to choose by, and frames that nobody tunes on.
 
-    `note` says where they could not be kept apart.
+    `note` says where the first two could not be kept apart.
     """
 
     calibration: list[Frame]
@@ -49,26 +49,35 @@ def choose_frames(
 
     Raises:
         ModelInputError: for an unknown or empty split, or a frame without a mask.
+        InputError: if no frame is left to check on.
     """
     frames = dataset.frames(split)
     if check_split is None and "val" in dataset.splits and split != "val":
         check_split = "val"
     if check_split is not None and check_split != split:
-        check, rest = dataset.frames(check_split), frames
+        check = dataset.frames(check_split)
+        judged_on = {frame.image for frame in check}  # VOC's trainval holds its val
+        rest = [frame for frame in frames if frame.image not in judged_on]
     else:
         # Neighbouring frames of a video are nearly one; a block behind the others is apart.
         cut = len(frames) - len(frames) // 3
         rest, check = frames[:cut], frames[cut:]
-    calibration = spread(rest, limit or CALIBRATION_FRAMES)
+    # Without a wish, a third of a small split is held back.
+    calibration = spread(rest, limit or min(CALIBRATION_FRAMES, -(-2 * len(rest) // 3)))
     used = {frame.name for frame in calibration}
     held_back = [frame for frame in rest if frame.name not in used]
     note = None
-    if not held_back or not check:
-        note = f"'{split}' has too few frames to keep some back; it is judged on what it has seen"
+    if not rest or not check:
+        raise InputError(
+            f"{dataset.root}: '{split}' has too few frames to keep some apart that judge what the "
+            "others calibrate; give more, or another --check-split"
+        )
+    if not held_back:
+        note = f"no frame of '{split}' is left to choose methods and layers by but those of ranges"
     return FrameSets(
         calibration,
         spread(held_back or calibration, judged),
-        spread(check or calibration, judged),
+        spread(check, judged),
         check_split or split,
         note,
     )
@@ -86,8 +95,8 @@ def inputs(frames: Sequence[Frame], contract: Contract) -> Iterator[tuple[str, N
         yield frame.name, preprocess(frame.read()[0], contract)
 
 
-def check_pictures(frames: Sequence[Frame]) -> None:
-    """Refuse frames that are no pictures: of one colour all, or noise.
+def check_pictures(frames: Sequence[Frame]) -> list[str]:
+    """Name the frames that are no pictures, of one colour or noise, and refuse them if all are.
 
     Raises:
         InputError: with what they are.
@@ -103,12 +112,14 @@ def check_pictures(frames: Sequence[Frame]) -> None:
         covariance = float(((left - left.mean()) * (right - right.mean())).mean())
         if not spread_of or covariance / spread_of < _LEAST_CORRELATION:
             noisy.append(frame.name)
-    for found, what in ((flat, "of one colour"), (noisy, "noise, not pictures")):
-        if len(found) == len(frames):
-            raise InputError(
-                f"calibration: all {len(frames)} frames are {what} ({found[0]}); ranges taken from "
-                "them hold for nothing else; give frames of the kind that the network will see"
-            )
+    bad = [*flat, *noisy]
+    if len(bad) == len(frames):
+        raise InputError(
+            f"calibration: none of {len(frames)} frames is a picture ({len(flat)} of one "
+            f"colour, {len(noisy)} noise); ranges taken from them hold for nothing else; give "
+            "frames of the kind that the network will see"
+        )
+    return bad
 
 
 def coverage(frames: Sequence[Frame], contract: Contract) -> tuple[str, ...]:
@@ -117,10 +128,11 @@ def coverage(frames: Sequence[Frame], contract: Contract) -> tuple[str, ...]:
     return tuple(name for name, count in zip(contract.classes, counts, strict=True) if not count)
 
 
-def hash_of(frames: Sequence[Frame]) -> str:
-    """SHA-256 of the images' names and bytes, in whatever order they stand."""
+def hash_of(frames: Sequence[Frame], *, masks: bool = False) -> str:
+    """SHA-256 of the images' names and bytes, and of the `masks`', in whatever order they stand."""
     digest = hashlib.sha256()
     for frame in sorted(frames, key=lambda one: one.name):
         digest.update(frame.name.encode() + b"\0")
-        digest.update(hashlib.sha256(frame.image.read_bytes()).digest())
+        for path in (frame.image, frame.mask) if masks else (frame.image,):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.spec import MODULE_KEY
@@ -31,8 +32,13 @@ class Source:
     flavour: Flavour
     half: str | None
 
-    def in_int8(self, chosen: Collection[str], method: str) -> onnx.ModelProto:
-        """The convolutions `chosen` by node name in INT8, everything else in FP32."""
+    def in_int8(
+        self, chosen: Collection[str], method: str, *, weights_only: Collection[str] = ()
+    ) -> onnx.ModelProto:
+        """The convolutions `chosen` by node name in INT8, everything else in FP32.
+
+        Those of `weights_only` compute in FP32, too, with weights stored as int8.
+        """
         from segdeploy.calibration.quantize import Range, quantize
 
         ranges = {
@@ -40,11 +46,18 @@ class Source:
             for name in self.sites.activations(chosen, results=self.flavour.results)
             for one in (self.statistics[name],)
         }
-        # A one-pixel layer costs nothing, but its weights are a quarter of a MobileNet's file.
-        pixels = [y.name for y in self.sites.layers if y.kind == "one pixel"]
-        if not chosen:
-            pixels = []
-        return quantize(self.model, self.sites, chosen, ranges, self.flavour, weights_only=pixels)
+        return quantize(
+            self.model, self.sites, chosen, ranges, self.flavour, weights_only=weights_only
+        )
+
+    @property
+    def in_fp32(self) -> dict[str, str]:
+        """The convolutions that are islands, by node, with why: they cannot be INT8 either.
+
+        Their data or weight does not fit FP16, and so no scale that a half graph can hold.
+        """
+        islands = {island.node: island.reason for island in self.islands}
+        return {y.name: islands[y.name] for y in self.sites.layers if y.name in islands}
 
     def typed(self, graph: onnx.ModelProto, *, keep_ends: bool = True) -> HalfGraph:
         """The graph with what is FP32 in it in `half`, but for the islands."""
@@ -56,12 +69,17 @@ class Source:
         return to_half(graph, precision=self.half, kept=kept, keep_ends=keep_ends)
 
     def modules(self) -> dict[str, str]:
-        """The module that each convolution came from, by node name; its own name if unknown."""
+        """The module that each convolution came from, by node name; its own name if unknown.
+
+        Where a module has several, the node is named, too.
+        """
         notes = {
             node.name: next((e.value for e in node.metadata_props if e.key == MODULE_KEY), "")
             for node in self.model.graph.node
         }
-        return {layer.name: notes[layer.name] or layer.name for layer in self.sites.layers}
+        names = {layer.name: notes[layer.name] or layer.name for layer in self.sites.layers}
+        often = Counter(names.values())  # at several scales, a module has several convolutions
+        return {n: m if often[m] == 1 else f"{m} ({n})" for n, m in names.items()}
 
     def blocks(self) -> dict[str, list[Layer]]:
         """The layers by block: backbone stage, branch of the head, at most 20 of each part.
@@ -105,7 +123,7 @@ def learn(
     from segdeploy.calibration.errors import CalibrationInputError
     from segdeploy.calibration.layers import fix_shape, read_sites, with_names
     from segdeploy.calibration.quantize import refuse_quantised
-    from segdeploy.calibration.ranges import Settling, observe
+    from segdeploy.calibration.ranges import Settling, check_weights, observe
     from segdeploy.calibration.safety import float_tensors, fp16_islands
     from segdeploy.calibration.thresholds import statistics
 
@@ -117,19 +135,38 @@ def learn(
         raise CalibrationInputError(
             "calibration: the graph has no convolution to quantise; is it a segmentation network?"
         )
-    counted = set(sites.tensors(results=flavour.results)) if int8 else set()
-    watched = list(dict.fromkeys([*counted, *(float_tensors(fixed) if half else ())]))
+    check_weights(named)
+    counted = sites.tensors(results=flavour.results) if int8 else []
+    # In the graph's order, so that the first tensor that is not finite is the one that is named.
+    floats = float_tensors(fixed)
+    watched = [name for name in floats if half or name in set(counted)]
+    watched += [name for name in counted if name not in set(watched)]
     settled = 0
-    if known is None or not set(watched) <= set(known):
-        settling = Settling(sorted(counted))
+    if known is None or not _are_known(known, watched, counted):
+        settling = Settling(counted)
         histograms = observe(
             fixed,
             watched,
             frames,
-            extremes_only=set(watched) - counted,
+            extremes_only=set(watched) - set(counted),
             on_frame=settling.look,
         )
         known = {name: statistics(one) for name, one in histograms.items()}
         settled = settling.settled_after
     islands = fp16_islands(fixed, known) if half == "fp16" else []
+    # What an island adds cannot be quantised either.
+    nodes = {island.node for island in islands}
+    sums = tuple(one for one in sites.additions if one.name not in nodes)
+    sites = replace(sites, additions=sums)
     return Source(named, sites, known, tuple(islands), flavour, half), settled
+
+
+def _are_known(
+    known: Mapping[str, Statistics], watched: Sequence[str], counted: Sequence[str]
+) -> bool:
+    """Whether a cache holds every tensor, with every method where it is counted."""
+    from segdeploy.calibration.thresholds import METHODS
+
+    return set(watched) <= set(known) and all(
+        set(METHODS) <= set(known[name].thresholds) for name in counted
+    )

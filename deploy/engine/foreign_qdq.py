@@ -49,7 +49,8 @@ def with_float_biases(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
 
     def is_int32(node: onnx.NodeProto) -> bool:
         held = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        return held is not None and held.data_type == onnx.TensorProto.INT32
+        typed = held is not None and held.data_type == onnx.TensorProto.INT32
+        return typed and all(name in constants for name in node.input if name)
 
     found = [node for node in graph.graph.node if is_int32(node)]
     if not found:
