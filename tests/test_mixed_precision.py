@@ -178,6 +178,7 @@ def test_a_broken_promise_writes_nothing_and_exits_with_1(
     assert ran.code == 1
     assert "not written; the mIoU drop is" in ran.err
     assert "more than the 0.01 allowed (14 of 14 convolutions in INT8)" in ran.err
+    assert "m.search.json, for another budget" in ran.err
     assert not out.exists()
 
 
@@ -291,6 +292,7 @@ def test_the_page_shows_blocks_classes_ranges_and_the_front(
     text = page.read_text()
     for shown in (
         "Loss by block",
+        "Loss by layer",
         "aspp.conv2",
         "Loss by class",
         "building",

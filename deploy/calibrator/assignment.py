@@ -39,6 +39,11 @@ class Search:
     frames: int
     state: Path
 
+    @property
+    def told_state(self) -> str:
+        """Where what was measured stays for another try."""
+        return f"what was measured stays in {self.state}, for another budget"
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -198,7 +203,8 @@ def within_budget(
         reached = front[-1].score
         raise CheckFailed(
             f"{out}: not written; even without INT8 the mIoU drop is {reached.miou_drop:.3f} on "
-            f"{len(frames.held_back)} frames, more than the budget {budget:g}"
+            f"{len(frames.held_back)} frames, more than the budget {budget:g}; "
+            f"{searched.told_state}"
         )
     chosen = frozenset(best.int8)
     reasons = {y.name: kept.get(y.name, "budget") for y in source.sites.layers}

@@ -162,6 +162,7 @@ def calibrate(
             f"{max_miou_drop:g} allowed ({len(chosen)} of {len(source.sites.layers)} convolutions "
             "in INT8); try more frames (--limit)"
             + (", or a smaller budget, which keeps more layers in FP16" if chosen else "")
+            + (f"; {assignment.searched.told_state}" if assignment.searched else "")
         )
     named = "mixed" if assignment.searched and len(chosen) < len(source.sites.layers) else precision
     if precision == "int8" and not chosen:
@@ -188,7 +189,10 @@ def calibrate(
         convolutions=len(source.sites.layers),
         int8=tuple(modules[y.name] for y in source.sites.layers if y.name in chosen),
         kept={modules[name]: reason for name, reason in assignment.kept.items()},
-        islands=tuple(f"{i.node}: {i.tensor} {i.reason}" for i in source.islands),
+        islands=tuple(
+            f"{i.node}: {i.tensor} {i.reason}; {i.values_cast:,} values are cast for it an image"
+            for i in source.islands
+        ),
         clamped=typed.clamped,
         cost=cost_of(source, chosen),
         bytes=written,

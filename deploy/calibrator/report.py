@@ -25,6 +25,7 @@ def write_page(report: CalibrationReport, source: Source, path: Path) -> None:
     page = pages.from_string(template).render(
         report=report,
         blocks=_bars(report.block_snr_db),
+        layers=_bars(report.searched.snr_db if report.searched else {}),
         front=_scaled(report.searched.front if report.searched else ()),
         histograms=_histograms(report, source),
     )
@@ -32,7 +33,7 @@ def write_page(report: CalibrationReport, source: Source, path: Path) -> None:
 
 
 def _bars(snr_db: Mapping[str, float]) -> list[tuple[str, float, float]]:
-    """Each block, its SNR, and its noise as a share of the loudest."""
+    """Each block or layer, its SNR, and its noise as a share of the loudest."""
     noise = {name: 10 ** (-snr / 10) for name, snr in snr_db.items()}
     loudest = max(noise.values(), default=0.0) or 1.0
     return [(name, snr, noise[name] / loudest) for name, snr in snr_db.items()]

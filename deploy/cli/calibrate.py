@@ -115,7 +115,11 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
             f"this CPU's integers give {percent(report.kernel_agreement, 3)} % of its labels"
         )
     missing = ", ".join(report.classes_missing)
-    click.echo(f"classes in no calibration frame: {missing or 'none'}")
+    held = len(accuracy.iou_drop) - len(report.classes_missing)
+    click.echo(
+        f"calibration frames hold {held} of {len(accuracy.iou_drop)} classes; "
+        f"missing: {missing or 'none'}"
+    )
     for island in report.islands:
         click.echo(f"stays FP32: {island}")
     if report.clamped:
