@@ -13,7 +13,6 @@ from segdeploy.cli.console import megabytes, percent, print_table, progress
 from segdeploy.cli.options import (
     data_option,
     json_option,
-    limit_option,
     out_option,
     quiet_option,
     split_option,
@@ -58,7 +57,11 @@ _METHODS = ("auto", "min-max", "average", "percentile", "entropy", "mse")
 )
 @click.option("--keep", multiple=True, metavar="MODULE", help="Leave a module out of INT8.")
 @split_option("train")
-@limit_option
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Frames that ranges come from, spread over the split.  [default: 32]",
+)
 @click.option(
     "--check-split", help="Split to measure accuracy on.  [default: val, if there is one]"
 )
