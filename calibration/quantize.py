@@ -20,6 +20,8 @@ from onnx import numpy_helper
 from segdeploy.calibration.errors import CalibrationInputError
 from segdeploy.calibration.layers import Sites
 
+_OUTLIER = 20
+
 
 @dataclass(frozen=True)
 class Flavour:
@@ -219,6 +221,17 @@ def quantize_weight(
     scales = _scales(largest / np.float32(levels), flavour)
     steps = weight / scales.reshape(-1, *(1,) * (weight.ndim - 1))
     return np.clip(np.rint(steps), -levels, levels).astype(np.int8), scales
+
+
+def odd_channels(weight: NDArray[np.float32]) -> tuple[int, int]:
+    """Output channels without a weight, and those whose largest is `_OUTLIER` times the median's.
+
+    Both are quantised by scales of their own, and harm no other channel.
+    """
+    largest = np.abs(weight).reshape(len(weight), -1).max(1)
+    alive = largest[largest > 0]
+    outliers = int((alive > _OUTLIER * np.median(alive)).sum()) if alive.size else 0
+    return int((largest == 0).sum()), outliers
 
 
 def _scales(wanted: NDArray[np.float32], flavour: Flavour) -> NDArray[np.float32]:

@@ -18,7 +18,14 @@ import segdeploy
 from segdeploy.calibration.errors import CalibrationInputError
 from segdeploy.calibration.histogram import BINS, Histogram
 from segdeploy.calibration.layers import fix_shape, read_sites, with_names, worth_quantising
-from segdeploy.calibration.quantize import CPU, TENSORRT, Range, quantize, quantize_weight
+from segdeploy.calibration.quantize import (
+    CPU,
+    TENSORRT,
+    Range,
+    odd_channels,
+    quantize,
+    quantize_weight,
+)
 from segdeploy.calibration.ranges import Settling, observe
 from segdeploy.calibration.thresholds import METHODS, Statistics, squared_error, statistics
 from segdeploy.errors import InputError
@@ -182,6 +189,14 @@ def test_a_dead_channel_has_a_scale_and_an_outlier_harms_its_own_channel_alone()
     assert scales[1] == 1
     assert integers[1:, 0, 0].tolist() == [[0, 0], [127, 0]]
     assert integers[0, 0, 0].tolist() == [127, 127]
+
+
+def test_dead_and_outlying_channels_are_counted() -> None:
+    weight = random(8, 4, 3, 3)
+    weight[2] = 0
+    weight[5] *= 100
+    assert odd_channels(weight) == (1, 1)
+    assert odd_channels(np.zeros((3, 1, 1, 1), np.float32)) == (3, 0)
 
 
 def test_a_vanishing_channel_gets_a_positive_scale() -> None:

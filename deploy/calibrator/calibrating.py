@@ -76,6 +76,7 @@ class CalibrationReport:
     searched: Search | None = None
     block_snr_db: dict[str, float] = field(default_factory=dict)
     kernel_agreement: float | None = None
+    odd_channels: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -205,6 +206,7 @@ def calibrate(
         searched=assignment.searched,
         block_snr_db=blocks,
         kernel_agreement=kernels,
+        odd_channels=source.odd_channels(),
         notes=_notes(frames, bad, settled, assignment, accuracy, kernels),
         seconds=time.perf_counter() - started,
     )

@@ -68,6 +68,21 @@ class Source:
         kept = [island.node for island in self.islands]
         return to_half(graph, precision=self.half, kept=kept, keep_ends=keep_ends)
 
+    def odd_channels(self) -> dict[str, str]:
+        """The modules with dead or outlying output channels, and how many they have."""
+        from onnx import numpy_helper
+
+        from segdeploy.calibration.quantize import odd_channels
+
+        weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        found, modules = {}, self.modules()
+        for layer in self.sites.layers:
+            values = numpy_helper.to_array(weights[layer.weight])
+            dead, outliers = odd_channels(values)
+            if dead or outliers:
+                found[modules[layer.name]] = f"{dead} dead, {outliers} outlying of {len(values)}"
+        return found
+
     def modules(self) -> dict[str, str]:
         """The module that each convolution came from, by node name; its own name if unknown.
 

@@ -146,3 +146,5 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
         )
         if report.kept:
             print_table(("not INT8", "because"), list(report.kept.items()))
+        if report.odd_channels:
+            print_table(("output channels of", "are"), list(report.odd_channels.items()))
