@@ -17,7 +17,6 @@ import onnx_ir as ir
 from segdeploy.calibration.errors import CalibrationInputError
 
 FP16_LARGEST = 65504.0
-FP16_SMALLEST = 2.0**-24  # the smallest that is not zero
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 # Inputs that the operator's definition wants in float32, whatever its data is.
 _ALWAYS_FLOAT = {"Resize": (1, 2)}

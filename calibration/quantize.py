@@ -19,6 +19,7 @@ from onnx import numpy_helper
 
 from segdeploy.calibration.errors import CalibrationInputError
 from segdeploy.calibration.layers import Sites
+from segdeploy.calibration.thresholds import LEVELS
 
 _OUTLIER = 20
 
@@ -33,7 +34,7 @@ class Flavour:
     """
 
     name: str
-    weight_levels: int = 127
+    weight_levels: int = LEVELS
     unsigned: bool = False
     results: bool = False
     half_scales: bool = True  # exact in FP16, to which the rest of the graph may go
@@ -168,7 +169,7 @@ def _activation_pair(
         scale = _scales(np.asarray((high - low) / 255, np.float32), flavour)
         zero: NDArray[Any] = np.asarray(np.clip(np.rint(-low / scale), 0, 255), np.uint8)
     else:
-        scale = _scales(np.asarray(values.threshold / 127, np.float32), flavour)
+        scale = _scales(np.asarray(values.threshold / LEVELS, np.float32), flavour)
         zero = np.asarray(0, np.int8)
     constants = [f"{tensor}_scale", f"{tensor}_zero_point"]
     graph.initializer.extend(

@@ -10,7 +10,7 @@ from segdeploy.errors import InputError
 from segdeploy.external_data import is_too_large, save_with_external_data
 from segdeploy.files import check_input, write_atomically
 from segdeploy.models.errors import first_line
-from segdeploy.spec import METADATA_KEY, Contract, read_contract
+from segdeploy.spec import METADATA_KEY, MODULE_KEY, Contract, read_contract
 
 if TYPE_CHECKING:
     import onnx
@@ -139,6 +139,11 @@ def set_contract(model: onnx.ModelProto, contract: Contract) -> None:
             return
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, contract.to_json()
+
+
+def module_of(node: onnx.NodeProto) -> str | None:
+    """The PyTorch module that a node came from, where its notes say so."""
+    return next((e.value for e in node.metadata_props if e.key == MODULE_KEY), None)
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 import segdeploy
@@ -34,6 +34,7 @@ from segdeploy.network import ModelSpec
 from segdeploy.onnx_file import load_onnx
 from segdeploy.runtime.preprocess import preprocess
 
+from . import test_passes as passes
 from .conftest import SIZE
 
 SHAPE = (1, 3, *SIZE)
@@ -250,15 +251,7 @@ def test_every_chosen_convolution_reads_int8_and_biases_stay_float(model: onnx.M
 
 
 def graph_of(nodes: list, weights: dict, x: list, y: list) -> onnx.ModelProto:
-    made = helper.make_graph(
-        nodes,
-        "hand",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, y)],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    opsets = [helper.make_opsetid("", 20)]
-    return fix_shape(helper.make_model(made, opset_imports=opsets, ir_version=9), x)
+    return fix_shape(passes.graph_of(nodes, y, weights, x), x)
 
 
 def conv(data: str, weight: str, output: str, **attributes: object) -> onnx.NodeProto:

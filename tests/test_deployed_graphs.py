@@ -231,25 +231,33 @@ def test_control_flow_on_data_is_named_with_its_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def tampered_weight(model: onnx.ModelProto) -> None:
-    tensor = next(t for t in model.graph.initializer if t.name == "backbone.1.conv2.weight")
-    values = onnx.numpy_helper.to_array(tensor).copy()
-    values[0, 0, 1, 1] += 0.5
-    tensor.raw_data = values.tobytes()
+def adding_to(weight: str, amount: float):
+    """A change of one value of a weight."""
+
+    def tamper(model: onnx.ModelProto) -> None:
+        tensor = next(t for t in model.graph.initializer if t.name == weight)
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values[0, 0, 1, 1] += amount
+        tensor.raw_data = values.tobytes()
+
+    return tamper
+
+
+def let_traces_be_changed(monkeypatch: pytest.MonkeyPatch, tamper) -> None:
+    true_trace = onnx_export.trace
+
+    def broken(*arguments, **options):
+        model = true_trace(*arguments, **options)
+        tamper(model)
+        return model
+
+    monkeypatch.setattr(onnx_export, "trace", broken)
 
 
 def tampered_dilation(model: onnx.ModelProto) -> None:
     node = conv(model, "backbone.2.conv1")
     set_ints(node, "dilations", [3, 3])
     set_ints(node, "pads", [3, 3, 3, 3])
-
-
-def tampered_branch(model: onnx.ModelProto) -> None:
-    """Behind this branch, the parallel ones agree again."""
-    tensor = next(t for t in model.graph.initializer if t.name == "aspp.conv2.weight")
-    values = onnx.numpy_helper.to_array(tensor).copy()
-    values[0, 0, 1, 1] += 0.5
-    tensor.raw_data = values.tobytes()
 
 
 def tampered_resize(model: onnx.ModelProto) -> None:
@@ -261,7 +269,8 @@ def tampered_resize(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("tamper", "said"),
     [
-        (tampered_weight, r"first layer that differs is backbone\.1\.(conv2|bn2) "),
+        (adding_to("backbone.1.conv2.weight", 0.5),
+         r"first layer that differs is backbone\.1\.(conv2|bn2) "),
         (tampered_dilation, r"backbone\.2\.conv1 .* dilation \(3, 3\) instead of \(4, 4\).*"
          r"first layer that differs is backbone\.2\.(conv1|bn1) "),
         (tampered_resize, "output differs from PyTorch by.*look at a resize, sum or function"),
@@ -272,14 +281,7 @@ def test_a_broken_graph_is_told_by_its_first_layer(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tamper, said: str,
     optimized: bool,
 ) -> None:  # fmt: skip
-    true_trace = onnx_export.trace
-
-    def broken(*arguments, **options):
-        model = true_trace(*arguments, **options)
-        tamper(model)
-        return model
-
-    monkeypatch.setattr(onnx_export, "trace", broken)
+    let_traces_be_changed(monkeypatch, tamper)
     with pytest.raises(CheckFailed, match=said):
         segdeploy.export(checkpoint, tmp_path / "m.onnx", optimized=optimized, output="labels")
     assert [p.name for p in tmp_path.iterdir()] == ["m.rejected.onnx"]
@@ -302,15 +304,6 @@ class Joined(nn.Module):
 def test_a_broken_branch_is_found_though_others_run_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments, **options):
-        model = true_trace(*arguments, **options)
-        tensor = next(t for t in model.graph.initializer if t.name == "aspp.convs.1.0.weight")
-        values = onnx.numpy_helper.to_array(tensor).copy()
-        values[0, 0, 1, 1] += 5
-        tensor.raw_data = values.tobytes()
-        return model
-
-    true_trace = onnx_export.trace
     spec = ModelSpec(f"{__name__}:Joined", 3, size=(20, 24))
     out = tmp_path / "m.onnx"
     torch.manual_seed(0)
@@ -319,11 +312,11 @@ def test_a_broken_branch_is_found_though_others_run_after_it(
     assert any("broadcast 1x1 map" in line for line in report.account.rewrites)
     torch.manual_seed(0)
     network = load_network(spec).network
-    graph = true_trace(network, (20, 24), dynamic=False, name="joined")
+    graph = onnx_export.trace(network, (20, 24), dynamic=False, name="joined")
     found, compared = first_divergence(network.module, network, graph, (1, 3, 20, 24))
     assert found is None
     assert compared >= 14
-    monkeypatch.setattr(onnx_export, "trace", broken)
+    let_traces_be_changed(monkeypatch, adding_to("aspp.convs.1.0.weight", 5))
     said = r"first layer that differs is aspp\.convs\.1\.1 .*aspp\.convs\.0\.2 before it does not"
     with pytest.raises(CheckFailed, match=said):
         segdeploy.export(spec, out)
@@ -356,16 +349,7 @@ class Several(nn.Module):
 def test_a_layer_is_found_behind_a_rewrite_and_in_a_mirrored_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flip: bool
 ) -> None:
-    def broken(*arguments, **options):
-        model = true_trace(*arguments, **options)
-        tensor = next(t for t in model.graph.initializer if t.name == "last.weight")
-        values = onnx.numpy_helper.to_array(tensor).copy()
-        values[0, 0, 1, 1] += 5
-        tensor.raw_data = values.tobytes()
-        return model
-
-    true_trace = onnx_export.trace
-    monkeypatch.setattr(onnx_export, "trace", broken)
+    let_traces_be_changed(monkeypatch, adding_to("last.weight", 5))
     spec = ModelSpec(f"{__name__}:Several", 3, size=(16, 24))
     with pytest.raises(CheckFailed, match=r"first layer that differs is last .*mix before it"):
         segdeploy.export(spec, tmp_path / "m.onnx", flip=flip)

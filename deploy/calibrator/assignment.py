@@ -17,6 +17,7 @@ from segdeploy.models.dataset import Frame
 from segdeploy.spec import Contract
 
 if TYPE_CHECKING:
+    from segdeploy.calibration.literal import Reference
     from segdeploy.calibration.search import Point, Score
 
 T = TypeVar("T")
@@ -70,19 +71,22 @@ def cost_of(source: Source, chosen: frozenset[str]) -> float:
     return relative_cost(source.sites.layers, precision)
 
 
+def reference_of(source: Source, contract: Contract, held_back: Sequence[Frame]) -> Reference:
+    """The FP32 graph's class scores for a few held-back frames: what every SNR is against."""
+    from segdeploy.calibration.literal import Reference
+
+    images = [array for _, array in inputs(spread(held_back, _SNR_FRAMES), contract)]
+    return Reference(source.model, images)
+
+
 def choose_int8(
-    source: Source,
-    contract: Contract,
-    held_back: Sequence[Frame],
-    method: str,
-    kept: Mapping[str, str],
+    source: Source, reference: Reference, method: str, kept: Mapping[str, str]
 ) -> Assignment:
     """All convolutions that are worth it and not in `kept`; `auto` tries every method.
 
     The best method has the highest SNR of the class scores on held-back frames, run literally.
     """
     from segdeploy.calibration.layers import worth_quantising
-    from segdeploy.calibration.literal import Reference
     from segdeploy.calibration.thresholds import METHODS
 
     layers = source.sites.layers
@@ -92,8 +96,6 @@ def choose_int8(
     pixels = frozenset(n for n, kind in reasons.items() if kind == "one pixel" and n not in kept)
     if not chosen:
         raise InputError("--keep: leaves no convolution for INT8; use --precision fp16")
-    images = [array for _, array in inputs(spread(held_back, _SNR_FRAMES), contract)]
-    reference = Reference(source.model, images)
     tried = METHODS if method == "auto" else (method,)
     scores = {
         name: reference.snr_db(
@@ -105,15 +107,9 @@ def choose_int8(
     return Assignment(chosen, reasons | dict(kept), best, pixels, scores)
 
 
-def loss_by_block(
-    source: Source, assignment: Assignment, contract: Contract, held_back: Sequence[Frame]
-) -> dict[str, float]:
+def loss_by_block(source: Source, reference: Reference, assignment: Assignment) -> dict[str, float]:
     """SNR of the class scores, in dB, with the INT8 layers of one block alone in INT8, by block."""
-    from segdeploy.calibration.literal import Reference
-
     assert assignment.method is not None
-    images = [array for _, array in inputs(spread(held_back, _SNR_FRAMES), contract)]
-    reference = Reference(source.model, images)
     losses = {}
     for block, layers in source.blocks().items():
         chosen = assignment.int8.intersection(layer.name for layer in layers)
@@ -124,6 +120,7 @@ def loss_by_block(
 
 def within_budget(
     source: Source,
+    reference: Reference,
     start: Assignment,
     kept: Mapping[str, str],
     budget: float,
@@ -140,7 +137,6 @@ def within_budget(
     Raises:
         CheckFailed: if no assignment keeps the budget.
     """
-    from segdeploy.calibration.literal import Reference
     from segdeploy.calibration.search import (
         Score,
         cheapest_within,
@@ -157,8 +153,6 @@ def within_budget(
     )  # fmt: skip
     layers = [y for y in source.sites.layers if y.name not in kept]
     total = len(layers) + most_evaluations(len(layers))
-    images = [a for _, a in inputs(spread(frames.held_back, _SNR_FRAMES), judge.contract)]
-    reference = Reference(source.model, images)
     snr: dict[str, float] = {}
     for done, layer in enumerate(layers, 1):
         (snr[layer.name],) = state.of(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.calibrator.assignment import (
     Assignment,
     Progress,
-    Search,
     choose_int8,
     cost_of,
     loss_by_block,
+    reference_of,
     within_budget,
 )
 from segdeploy.calibrator.cache import read_cache, write_cache
@@ -26,8 +25,8 @@ from segdeploy.calibrator.frames import (
     hash_of,
     inputs,
 )
-from segdeploy.calibrator.judge import Accuracy, Judge
-from segdeploy.calibrator.report import write_page
+from segdeploy.calibrator.judge import Accuracy, Judge, share_equal
+from segdeploy.calibrator.report import CalibrationReport, write_page
 from segdeploy.calibrator.source import Source, learn
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file
@@ -43,42 +42,6 @@ PRECISIONS = ("int8", "fp16", "bf16")
 _LEAST_KERNELS = 0.985
 _LEAST_AGREEMENT = 0.95
 _SETTLED_SHARE = 0.75  # of the frames; ranges that move later than that are not known
-
-
-@dataclass(frozen=True)
-class CalibrationReport:
-    """What calibration did, and what the graph that it wrote reaches on frames it was not tuned on.
-
-    `int8` and `kept` name modules; `kept` says of each convolution that is not INT8 why. `snr_db`
-    holds what each method of choosing ranges reached on held-back frames, `block_snr_db` what each
-    block of the network reaches alone in INT8. `kernel_agreement` is the share of labels that this
-    CPU's integers give as the graph run literally, for the flavour `cpu`.
-    """
-
-    path: Path
-    precision: str
-    flavour: str
-    method: str | None
-    frames: int
-    convolutions: int
-    int8: tuple[str, ...]
-    kept: dict[str, str]
-    islands: tuple[str, ...]
-    clamped: tuple[str, ...]
-    cost: float
-    bytes: int
-    bytes_before: int
-    accuracy: Accuracy
-    check_split: str
-    classes_missing: tuple[str, ...]
-    settled_after: int
-    snr_db: dict[str, float] = field(default_factory=dict)
-    searched: Search | None = None
-    block_snr_db: dict[str, float] = field(default_factory=dict)
-    kernel_agreement: float | None = None
-    odd_channels: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
 
 
 def calibrate(
@@ -144,10 +107,11 @@ def calibrate(
     assignment = Assignment(frozenset(), {}, None)
     if precision == "int8":
         kept = _named_layers(source, keep, model) | source.in_fp32
-        assignment = choose_int8(source, contract, frames.held_back, method, kept)
+        reference = reference_of(source, contract, frames.held_back)
+        assignment = choose_int8(source, reference, method, kept)
         if max_miou_drop is not None:
             assignment = within_budget(
-                source, assignment, kept, max_miou_drop, model, out, frames, on_progress
+                source, reference, assignment, kept, max_miou_drop, model, out, frames, on_progress
             )
     chosen = assignment.int8
     in_int8 = source.model
@@ -155,7 +119,8 @@ def calibrate(
         weights_only = assignment.weights_only
         in_int8 = source.in_int8(chosen, assignment.method or "", weights_only=weights_only)
     typed = source.typed(in_int8, keep_ends=not half_ends)
-    accuracy = judge.score(typed.model)
+    labels = judge.labels(typed.model)
+    accuracy = judge.accuracy(labels)
     if max_miou_drop is not None and accuracy.miou_drop > max_miou_drop:
         raise CheckFailed(
             f"{out}: not written; the mIoU drop is {accuracy.miou_drop:.2f} on {accuracy.frames} "
@@ -173,13 +138,15 @@ def calibrate(
     )
     set_contract(typed.model, derived)
     # A CPU's integers may saturate: their speed is worth something if they give the same labels.
-    kernels = judge.kernel_agreement(typed.model) if flavour == "cpu" else None
+    kernels = None
+    if flavour == "cpu":
+        kernels = share_equal(labels, judge.labels(typed.model, literal=False))
     written = save_onnx(typed.model, out)
     if assignment.searched:
         assignment.searched.state.unlink(missing_ok=True)
     blocks: dict[str, float] = {}
     if chosen and (blame or page):
-        blocks = loss_by_block(source, assignment, contract, frames.held_back)
+        blocks = loss_by_block(source, reference, assignment)
     modules = source.modules()
     report = CalibrationReport(
         path=out,

@@ -49,7 +49,21 @@ class Judge:
         Raises:
             InputError: if it cannot be run, or gives NaN or infinity.
         """
-        labels = self._run(candidate, literal=True)
+        return self.accuracy(self.labels(candidate))
+
+    def labels(self, candidate: onnx.ModelProto, *, literal: bool = True) -> list[Labels]:
+        """A graph's labels of every frame, by this CPU's own kernels if not `literal`.
+
+        Raises:
+            InputError: if it cannot be run, or gives NaN or infinity.
+        """
+        content = serialized(candidate, self._model)
+        session = OnnxRuntimeSession(self._model, literal=literal, data=content)
+        with Predictor(session) as predictor:
+            return [predictor.predict(frame.read()[0]) for frame in self._frames]
+
+    def accuracy(self, labels: Sequence[Labels]) -> Accuracy:
+        """Set labels of every frame beside those of FP32 and the masks."""
         counted = self._counted(labels)
         drops = 100 * (self._reference.iou() - counted.iou())
         before, after = _miou(self._reference), _miou(counted)
@@ -58,23 +72,12 @@ class Judge:
             reference_miou=before,
             miou=after,
             miou_drop=before - after,
-            agreement=_share_equal(self._labels, labels),
+            agreement=share_equal(self._labels, labels),
             iou_drop={
                 name: None if np.isnan(drop) else float(drop)
                 for name, drop in zip(self.contract.classes, drops, strict=True)
             },
         )
-
-    def kernel_agreement(self, candidate: onnx.ModelProto) -> float:
-        """Share of labels that this CPU's own kernels give as the graph run literally."""
-        literal, kernels = (self._run(candidate, literal=literal) for literal in (True, False))
-        return _share_equal(literal, kernels)
-
-    def _run(self, candidate: onnx.ModelProto, *, literal: bool) -> list[Labels]:
-        content = serialized(candidate, self._model)
-        session = OnnxRuntimeSession(self._model, literal=literal, data=content)
-        with Predictor(session) as predictor:
-            return [predictor.predict(frame.read()[0]) for frame in self._frames]
 
     def _counted(self, labels: Sequence[Labels]) -> ConfusionMatrix:
         counted = ConfusionMatrix(len(self.contract.classes), self.contract.ignore_index)
@@ -83,7 +86,8 @@ class Judge:
         return counted
 
 
-def _share_equal(some: Sequence[Labels], others: Sequence[Labels]) -> float:
+def share_equal(some: Sequence[Labels], others: Sequence[Labels]) -> float:
+    """Mean share of equal labels, in 0..1, over frames."""
     return float(np.mean([np.mean(a == b) for a, b in zip(some, others, strict=True)]))
 
 

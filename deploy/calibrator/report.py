@@ -1,19 +1,55 @@
-"""A calibration as one self-contained page: loss by block and class, ranges, and the front."""
+"""What a calibration reports, and that as a page: loss by block and class, ranges, the front."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from segdeploy.calibrator.assignment import Search
+from segdeploy.calibrator.judge import Accuracy
 from segdeploy.calibrator.source import Source
 from segdeploy.files import write_atomically
 
-if TYPE_CHECKING:
-    from segdeploy.calibrator.calibrating import CalibrationReport
-
 _WORST = 6
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What calibration did, and what the graph that it wrote reaches on frames it was not tuned on.
+
+    `int8` and `kept` name modules; `kept` says of each convolution that is not INT8 why. `snr_db`
+    holds what each method of choosing ranges reached on held-back frames, `block_snr_db` what each
+    block of the network reaches alone in INT8. `kernel_agreement` is the share of labels that this
+    CPU's integers give as the graph run literally, for the flavour `cpu`.
+    """
+
+    path: Path
+    precision: str
+    flavour: str
+    method: str | None
+    frames: int
+    convolutions: int
+    int8: tuple[str, ...]
+    kept: dict[str, str]
+    islands: tuple[str, ...]
+    clamped: tuple[str, ...]
+    cost: float
+    bytes: int
+    bytes_before: int
+    accuracy: Accuracy
+    check_split: str
+    classes_missing: tuple[str, ...]
+    settled_after: int
+    snr_db: dict[str, float] = field(default_factory=dict)
+    searched: Search | None = None
+    block_snr_db: dict[str, float] = field(default_factory=dict)
+    kernel_agreement: float | None = None
+    odd_channels: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 def write_page(report: CalibrationReport, source: Source, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.spec import MODULE_KEY
+from segdeploy.onnx_file import module_of
 
 if TYPE_CHECKING:
     import onnx
@@ -88,11 +88,8 @@ class Source:
 
         Where a module has several, the node is named, too.
         """
-        notes = {
-            node.name: next((e.value for e in node.metadata_props if e.key == MODULE_KEY), "")
-            for node in self.model.graph.node
-        }
-        names = {layer.name: notes[layer.name] or layer.name for layer in self.sites.layers}
+        told = {node.name: module_of(node) for node in self.model.graph.node}
+        names = {layer.name: told[layer.name] or layer.name for layer in self.sites.layers}
         often = Counter(names.values())  # at several scales, a module has several convolutions
         return {n: m if often[m] == 1 else f"{m} ({n})" for n, m in names.items()}
 
@@ -154,8 +151,8 @@ def learn(
     counted = sites.tensors(results=flavour.results) if int8 else []
     # In the graph's order, so that the first tensor that is not finite is the one that is named.
     floats = float_tensors(fixed)
-    watched = [name for name in floats if half or name in set(counted)]
-    watched += [name for name in counted if name not in set(watched)]
+    wanted = set(floats if half else ()) | set(counted)
+    watched = list(dict.fromkeys([*(name for name in floats if name in wanted), *counted]))
     settled = 0
     if known is None or not _are_known(known, watched, counted):
         settling = Settling(counted)

@@ -19,7 +19,7 @@ from segdeploy.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from segdeploy.calibrator.calibrating import CalibrationReport
+    from segdeploy.calibrator.report import CalibrationReport
 
 _METHODS = ("auto", "min-max", "average", "percentile", "entropy", "mse")
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from segdeploy.calibration.layers import with_names
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.exporter.dilation import CONVOLUTIONS, ConvGeometry, ConvProof, node_geometry
+from segdeploy.onnx_file import module_of
 from segdeploy.packages import require
-from segdeploy.spec import MODULE_KEY
 
 if TYPE_CHECKING:
     import onnx
@@ -75,7 +76,7 @@ def build_plan(
     builder = trt.Builder(logger)
     network = builder.create_network(0)  # RTX networks are strongly typed
     parser = trt.OnnxParser(network, logger)
-    graph = _with_names(graph)
+    graph = with_names(graph)  # by its name a Conv node is found again
     if not parser.parse(graph.SerializeToString()):
         raise InputError(f"{source}: TensorRT's parser refuses it: {_parser_errors(parser, graph)}")
     convolutions = prove_network(trt, network, graph)
@@ -120,7 +121,7 @@ def prove_network(trt: Any, network: Any, graph: onnx.ModelProto) -> list[ConvPr
             # TensorRT puts the output padding into the padding behind; its shape check sees that.
             found = replace(found, padding=expected.padding)
         if len(expected.kernel) == 2:
-            proofs.append(ConvProof(_module_of(node), node.name, expected, found))
+            proofs.append(ConvProof(module_of(node) or node.name, node.name, expected, found))
     return proofs
 
 
@@ -156,26 +157,8 @@ def _layer_geometry(trt: Any, layer: Any) -> ConvGeometry:
     )
 
 
-def _module_of(node: onnx.NodeProto) -> str:
-    return next((e.value for e in node.metadata_props if e.key == MODULE_KEY), node.name)
-
-
-def _with_names(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a graph so that each Conv has a name of its own, by which its layer is found."""
-    import onnx
-
-    named = onnx.ModelProto()
-    named.CopyFrom(graph)
-    seen: set[str] = set()
-    for index, node in enumerate(named.graph.node):
-        if node.op_type in CONVOLUTIONS and (not node.name or node.name in seen):
-            node.name = f"{node.name or 'conv'}_{index}"
-        seen.add(node.name)
-    return named
-
-
 def _parser_errors(parser: Any, graph: onnx.ModelProto) -> str:
-    modules = {node.name: _module_of(node) for node in graph.graph.node}
+    modules = {node.name: module_of(node) or node.name for node in graph.graph.node}
     said = []
     for index in range(min(parser.num_errors, 2)):
         error = parser.get_error(index)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.exporter.parity import FP32_LIMIT, open_graph, random_images
-from segdeploy.spec import MODULE_KEY
+from segdeploy.onnx_file import module_of
 
 if TYPE_CHECKING:
     import onnx
@@ -74,7 +74,7 @@ def _nodes(graph: onnx.ModelProto, calls: Mapping[str, int]) -> dict[Call, tuple
     """
     made: dict[str, list[tuple[str, str]]] = {}
     for node in graph.graph.node:
-        module = next((e.value for e in node.metadata_props if e.key == MODULE_KEY), None)
+        module = module_of(node)
         if module is not None:
             made.setdefault(module, []).append((node.name, node.output[0]))
     found = {}

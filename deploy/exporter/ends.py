@@ -96,38 +96,22 @@ def cut_last_upsampling(graph: onnx.ModelProto) -> str | None:
     import onnx
     import onnx_ir as ir
 
+    from segdeploy.optimizer.convolution import bilinear_alignment
+    from segdeploy.optimizer.editing import remove_dead
+
     model = ir.from_proto(graph)
     output = model.graph.outputs[0]
     resize = output.producer()
-    alignment = None if resize is None else _alignment(resize)
+    alignment = None if resize is None else bilinear_alignment(resize)
     if resize is None or alignment is None:
         return None
     scores = resize.inputs[0]
     assert scores is not None
     model.graph.outputs[0] = scores
-    from segdeploy.optimizer.editing import remove_dead
-
     remove_dead(model.graph)
     cut = onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)
     graph.CopyFrom(cut)
-    return alignment
-
-
-def _alignment(resize: object) -> str | None:
-    import onnx_ir as ir
-
-    from segdeploy.optimizer.convolution import is_average
-
-    assert isinstance(resize, ir.Node)
-    told_sizes = len(resize.inputs) > 3 and resize.inputs[3] is not None
-    if not is_average(resize) or not told_sizes:  # a factor is not the ratio of the sizes
-        return None
-    attributes = resize.attributes
-    mode, coordinates = attributes.get("mode"), attributes.get("coordinate_transformation_mode")
-    antialias = attributes.get("antialias")
-    if mode is None or mode.as_string() != "linear" or (antialias and antialias.as_int()):
-        return None
-    return _ALIGNMENTS.get("half_pixel" if coordinates is None else coordinates.as_string())
+    return _ALIGNMENTS[alignment]
 
 
 def _copied(dim: onnx.TensorShapeProto.Dimension) -> onnx.TensorShapeProto.Dimension:

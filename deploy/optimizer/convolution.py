@@ -87,6 +87,22 @@ def is_average(node: ir.Node) -> bool:
     )
 
 
+def bilinear_alignment(node: ir.Node) -> str | None:
+    """How a bilinear Resize to told sizes aligns pixels: `half_pixel` or `align_corners`.
+
+    None for any other node. A factor may be cut off, so that it is not the ratio of the sizes.
+    """
+    told = len(node.inputs) > 3 and node.inputs[3] is not None
+    if not is_average(node) or not told or node.attributes["mode"].as_string() != "linear":
+        return None
+    antialias = node.attributes.get("antialias")
+    if antialias is not None and antialias.as_int():
+        return None
+    coordinates = node.attributes.get("coordinate_transformation_mode")
+    alignment = "half_pixel" if coordinates is None else coordinates.as_string()
+    return alignment if alignment in ("half_pixel", "align_corners") else None
+
+
 def enlarges_one_pixel(node: ir.Node) -> bool:
     """Whether a node is a Resize of a 1x1 map: a broadcast."""
     if not is_average(node):

@@ -14,17 +14,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from segdeploy.optimizer.convolution import is_average, pixels_of
+from segdeploy.optimizer.convolution import bilinear_alignment, pixels_of
 from segdeploy.optimizer.editing import Names, copy_of, is_private, remove_dead, replace
 from segdeploy.optimizer.outcome import Outcome
-
-_SYMMETRIC = ("half_pixel", "align_corners")
 
 
 def delay_resizes(model: ir.Model) -> Outcome:
     """Move every bilinear resize of `model` behind what is linear, in place."""
     outcome = Outcome()
-    resizes = [node for node in model.graph if _is_bilinear(node)]
+    resizes = [node for node in model.graph if bilinear_alignment(node)]
     while resizes:
         node = resizes.pop(0)
         if node.graph is None:  # gone with another's move
@@ -34,19 +32,6 @@ def delay_resizes(model: ir.Model) -> Outcome:
             resizes.append(moved)
     remove_dead(model.graph)
     return outcome
-
-
-def _is_bilinear(node: ir.Node) -> bool:
-    if not is_average(node) or node.attributes["mode"].as_string() != "linear":
-        return False
-    coordinates = node.attributes.get("coordinate_transformation_mode")
-    antialias = node.attributes.get("antialias")
-    return (
-        (coordinates is None or coordinates.as_string() in _SYMMETRIC)
-        and (antialias is None or not antialias.as_int())
-        and len(node.inputs) > 3
-        and node.inputs[3] is not None  # told sizes; a factor may be cut off, and lean to one side
-    )
 
 
 def _move(graph: ir.Graph, node: ir.Node, outcome: Outcome) -> ir.Node | None:
@@ -71,7 +56,7 @@ def _move(graph: ir.Graph, node: ir.Node, outcome: Outcome) -> ir.Node | None:
         outcome.refusals.append(f"{node.name}: shrinks, or another node reads it, too")
         return None
     if kind == "sum":
-        return _sum(graph, node, reader, outcome)
+        return _sum(graph, reader, outcome)
     outcome.rewrites.append(f"{node.name} behind {reader.name}, which works on the small map")
     return _swap(graph, node, reader, [source, *reader.inputs[1:]])
 
@@ -110,10 +95,10 @@ def _mirrors(node: ir.Node) -> bool:
     )
 
 
-def _sum(graph: ir.Graph, node: ir.Node, reader: ir.Node, outcome: Outcome) -> ir.Node | None:
+def _sum(graph: ir.Graph, reader: ir.Node, outcome: Outcome) -> ir.Node | None:
     """Add the sources and enlarge the sum, if the other operand was enlarged alike."""
     first, second = (v.producer() if v is not None else None for v in reader.inputs)
-    if first is None or second is None or not all(_is_bilinear(n) for n in (first, second)):
+    if first is None or second is None or not all(map(bilinear_alignment, (first, second))):
         return None  # the other may become a resize when it has moved
     a, b = first.inputs[0], second.inputs[0]
     assert a is not None
@@ -121,7 +106,7 @@ def _sum(graph: ir.Graph, node: ir.Node, reader: ir.Node, outcome: Outcome) -> i
     alike = (
         a.shape == b.shape
         and first.outputs[0].shape == second.outputs[0].shape
-        and _coordinates(first) == _coordinates(second)
+        and bilinear_alignment(first) == bilinear_alignment(second)
         and all(is_private(n.outputs[0]) for n in (first, second))
     )
     if not alike:
@@ -129,11 +114,6 @@ def _sum(graph: ir.Graph, node: ir.Node, reader: ir.Node, outcome: Outcome) -> i
         return None
     outcome.rewrites.append(f"{first.name} and {second.name} as one, behind {reader.name}")
     return _swap(graph, first, reader, [a, b])
-
-
-def _coordinates(node: ir.Node) -> str:
-    attribute = node.attributes.get("coordinate_transformation_mode")
-    return "half_pixel" if attribute is None else attribute.as_string()
 
 
 def _swap(
