@@ -7,15 +7,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from segdeploy.engine.foreign_qdq import refuse_zero_points, with_float_biases
+from segdeploy.engine.foreign_qdq import with_float_biases, with_symmetric_integers
 from segdeploy.engine.manifest import Manifest, manifest_path
 from segdeploy.engine.tensorrt_rtx import BuiltPlan, Profile, build_plan, compute_capabilities
 from segdeploy.errors import InputError
 from segdeploy.exporter.dilation import ConvProof
 from segdeploy.files import check_output, sha256_of_file, write_atomically
-from segdeploy.onnx_file import check_size, contract_of, is_quantized, load_onnx, tensor_shape
+from segdeploy.onnx_file import (
+    check_size,
+    contract_of,
+    is_quantized,
+    load_onnx,
+    save_onnx,
+    tensor_shape,
+)
 from segdeploy.runtime.session import check_tensors
+
+if TYPE_CHECKING:
+    import onnx
 
 BACKENDS = ("tensorrt-rtx",)
 
@@ -72,11 +83,7 @@ def build_engine(
     shape = tensor_shape(graph.graph.input[0])
     check_tensors(model, contract, shape, tensor_shape(graph.graph.output[0]))
     _check_profile(model, shape, profile)
-    refuse_zero_points(graph, str(model))
-    graph, mended = with_float_biases(graph)
-    notes: tuple[str, ...] = ()
-    if mended:
-        notes = (f"{mended} biases were int32, which TensorRT refuses; built with them as floats",)
+    graph, notes = _mended(graph, model, out)
     precision = contract.precision
     if precision == "fp32" and is_quantized(graph):  # by another tool, which left the contract
         precision = "int8"
@@ -109,8 +116,29 @@ def build_engine(
         seconds=time.perf_counter() - started,
         convolutions=built.convolutions,
         int8=built.int8,
-        notes=notes,
+        notes=tuple(notes),
     )
+
+
+def _mended(graph: onnx.ModelProto, model: Path, out: Path) -> tuple[onnx.ModelProto, list[str]]:
+    """The graph as TensorRT takes it, where another tool quantised it, and what was changed.
+
+    What computes other numbers than the given graph is written beside the engine, to be judged.
+    """
+    notes = []
+    graph, biases = with_float_biases(graph)
+    if biases:
+        notes.append(f"{biases} biases were int32, which TensorRT refuses; built as floats")
+    graph, shifted = with_symmetric_integers(graph, str(model))
+    if shifted:
+        built = out.with_name(f"{out.stem}.symmetric.onnx")
+        save_onnx(graph, built)
+        notes.append(
+            f"{shifted} tensors had unsigned integers or a zero point, which TensorRT refuses; "
+            f"built symmetric, up to one bit coarser: {built} is that graph; judge it with "
+            "`segdeploy bench`, or calibrate the FP32 graph with --for tensorrt"
+        )
+    return graph, notes
 
 
 def _check_profile(model: Path, shape: tuple[int | str, ...], profile: Profile | None) -> None:

@@ -1,39 +1,126 @@
-"""Q/DQ as other tools write it: what TensorRT refuses, and what of that can be mended exactly.
+"""Q/DQ as other tools write it: what TensorRT refuses, and how that is mended.
 
 `onnxruntime.quantization.quantize_static` quantises biases to int32 and, by default, activations
-with a zero point. TensorRT takes biases in floating point, and zero points that are zero.
+to uint8 with a zero point. TensorRT takes biases in floating point, and int8 about zero.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segdeploy.errors import InputError
 
 if TYPE_CHECKING:
     import onnx
 
+_INT8 = 3  # onnx.TensorProto.INT8
 
-def refuse_zero_points(graph: onnx.ModelProto, source: str) -> None:
-    """Refuse a graph whose integers are not symmetric about zero.
+
+def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, int]:
+    """A copy whose 8-bit integers are signed and symmetric, and how many tensors were not.
+
+    Each keeps its range, whose larger side becomes 127: up to one bit coarser, so that the copy
+    computes other numbers. The graph itself comes back if all were symmetric.
 
     Raises:
-        InputError: with the first node, and how to come by symmetric ones.
+        InputError: for integers of another width, or a scale or zero point that is not constant.
     """
-    from onnx import numpy_helper
+    import onnx
+    from onnx import helper, numpy_helper
 
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
-    for node in graph.graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+    mended = onnx.ModelProto()
+    mended.CopyFrom(graph)
+    constants = {t.name: numpy_helper.to_array(t) for t in mended.graph.initializer}
+    makers = {node.output[0]: node for node in mended.graph.node}
+    zeros = {
+        node.output[0]: _zero_point(node, makers, constants, source)
+        for node in mended.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    }
+
+    def constant(name: str, values: NDArray[Any]) -> str:
+        constants[name] = values
+        mended.graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
+    count, nodes = 0, []
+    for node in mended.graph.node:
+        nodes.append(node)
+        zero = zeros.get(node.output[0])
+        if zero is None or zero.dtype not in (np.int8, np.uint8):
+            continue  # FP8, INT4, or a bias in int32, which the other function mends
+        if zero.dtype == np.int8 and not zero.any():
             continue
-        zero = constants.get(node.input[2])
-        if zero is not None and numpy_helper.to_array(zero).any():
-            raise InputError(
-                f"{source}: node '{node.name}' has a zero point that is not 0, and TensorRT takes "
-                "symmetric INT8 alone; calibrate the FP32 graph with --for tensorrt"
-            )
+        tensor, scale, name = node.input[0], constants[node.input[1]], node.output[0]
+        limits, centre = np.iinfo(zero.dtype), zero.astype(np.int64)
+        reach = np.maximum(centre - limits.min, limits.max - centre) / 127
+        if tensor in constants:
+            integers = constants[tensor]
+            shape = [1] * integers.ndim
+            if centre.size > 1:
+                shape[next((a.i for a in node.attribute if a.name == "axis"), 1)] = centre.size
+            steps = np.rint((integers - centre.reshape(shape)) / reach.reshape(shape))
+            tensor = constant(f"{name}.integers", steps.astype(np.int8))
+        elif node.op_type == "QuantizeLinear" and centre.size == 1:
+            # Their integers saturate where ours no longer do, and may be what is left of a Relu.
+            least, most = ((end - centre) * scale for end in (limits.min, limits.max))
+            ends = [constant(f"{name}.{side}", value.astype(scale.dtype).reshape(()))
+                    for side, value in (("least", least), ("most", most))]  # fmt: skip
+            clip = helper.make_node("Clip", [tensor, *ends], [f"{name}.clipped"], f"{name}.clip")
+            nodes.insert(-1, clip)
+            tensor = clip.output[0]
+        node.input[:] = [
+            tensor,
+            constant(f"{name}.scale", (scale * reach).astype(scale.dtype)),
+            constant(f"{name}.zero", np.zeros(zero.shape, np.int8)),
+        ]
+        count += node.op_type == "QuantizeLinear" or tensor in constants
+    if not count:
+        return graph, 0
+    del mended.graph.node[:]
+    mended.graph.node.extend(nodes)
+    # What was noted of these tensors' types is no longer so.
+    kept = [value for value in mended.graph.value_info if value.name not in zeros]
+    del mended.graph.value_info[:]
+    mended.graph.value_info.extend(kept)
+    return mended, count
+
+
+def _zero_point(
+    node: onnx.NodeProto,
+    makers: Mapping[str, onnx.NodeProto],
+    constants: Mapping[str, NDArray[Any]],
+    source: str,
+) -> NDArray[Any]:
+    """The zero point, in the type of the integers; 0 where none is given (ONNX QuantizeLinear)."""
+    named = [name for name in node.input[1:] if name]
+    if any(name not in constants for name in named):
+        raise InputError(
+            f"{source}: the scale or zero point of node '{node.name}' is not a constant, and "
+            "TensorRT takes no other; calibrate the FP32 graph with --for tensorrt"
+        )
+    maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+    if len(named) > 1:
+        zero = constants[named[1]]
+    elif node.op_type == "QuantizeLinear":
+        kind = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
+        zero = np.zeros((), np.int8 if kind == _INT8 else np.uint8)
+    elif maker is not None and maker.op_type == "QuantizeLinear":
+        return _zero_point(maker, makers, constants, source)
+    else:
+        zero = np.zeros(
+            (), constants[node.input[0]].dtype if node.input[0] in constants else np.int8
+        )
+    if zero.dtype in (np.int16, np.uint16):
+        raise InputError(
+            f"{source}: node '{node.name}' has {zero.dtype} integers, and TensorRT takes int8; "
+            "calibrate the FP32 graph with --for tensorrt"
+        )
+    return zero
 
 
 def with_float_biases(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
