@@ -395,3 +395,20 @@ def test_a_terminated_command_cleans_up(tmp_path: Path) -> None:
     assert started.returncode == 130
     assert err.strip() == "error: interrupted; nothing was left half-written"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_json_has_null_for_what_is_infinite(capsys: pytest.CaptureFixture[str]) -> None:
+    from segdeploy.cli.console import print_json
+
+    print_json({"snr": (float("inf"), float("nan"), 1.5), "path": Path("a/b")})
+    assert json.loads(capsys.readouterr().out) == {"snr": [None, None, 1.5], "path": "a/b"}
+
+
+def test_an_interruption_says_what_stays(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("it goes on from there")
+
+    monkeypatch.setattr("segdeploy.calibrate", stop, raising=False)
+    ran = run("calibrate", "m.onnx", "--data", "d", "-o", "o.onnx")
+    said = "error: interrupted; nothing was left half-written; it goes on from there"
+    assert (ran.code, ran.err.strip()) == (130, said)

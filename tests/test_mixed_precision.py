@@ -158,11 +158,15 @@ def test_a_budget_is_kept_on_frames_that_the_search_did_not_see(
     assert report.accuracy.miou_drop <= 0.5
     assert report.check_split == "val"
     assert report.searched is not None
-    assert len(report.searched.snr_db) == report.convolutions
+    assert len(report.searched.layers) == report.convolutions
+    for lost in report.searched.layers.values():
+        assert lost.snr_db > 10
+        assert abs(lost.miou_drop) < 20
+        assert 0.8 < lost.agreement <= 1
     assert report.searched.evaluations <= most_evaluations(report.convolutions)
     assert list(tmp_path.iterdir()) == [out]  # the search's state is gone with its end
     assert 0.25 <= report.cost <= 0.5
-    assert set(report.kept) | set(report.int8) >= set(report.searched.snr_db)
+    assert set(report.kept) | set(report.int8) >= set(report.searched.layers)
     contract = contract_of(load_onnx(out), out)
     assert contract.precision == report.precision in ("int8", "mixed")
 
@@ -195,9 +199,9 @@ def test_an_interrupted_search_goes_on(
             if len(measured) == 5:
                 raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        segdeploy.calibrate(graph, dataset, out, on_progress=stop, **options)
     state = tmp_path / "m.search.json"
+    with pytest.raises(KeyboardInterrupt, match=re.escape(f"goes on from {state}")):
+        segdeploy.calibrate(graph, dataset, out, on_progress=stop, **options)
     assert len(json.loads(state.read_text())["measured"]) == 5
     calls = []
     true_snr = assignment.Source.in_int8
@@ -210,6 +214,23 @@ def test_an_interrupted_search_goes_on(
     alone = [chosen for chosen in calls if len(chosen) == 1]
     assert len(alone) == report.convolutions - 5
     assert not state.exists()
+
+
+def test_a_graph_is_optimised_before_it_is_quantised(
+    run, checkpoint: Path, graph: Path, dataset: Path, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    plain, out = tmp_path / "plain.onnx", tmp_path / "m.onnx"
+    segdeploy.export(checkpoint, plain, optimized=False)
+    ran = run("calibrate", plain, "--data", dataset, "--limit", 3, "-o", out)
+    assert re.search(r"optimised first: .*aspp", ran.out)
+    assert re.search(r"frames hold \d of 8 classes \(sky, .*\); missing: ", ran.out)
+    ran = run("calibrate", graph, "--data", dataset, "--limit", 3, "-o", tmp_path / "n.onnx")
+    assert "the graph was optimised already" in ran.out
+
+    def convolutions(path: Path) -> int:
+        return sum(node.op_type == "Conv" for node in load_onnx(path).graph.node)
+
+    assert convolutions(out) == convolutions(graph) < convolutions(plain)
 
 
 def test_modules_that_are_named_stay(

@@ -28,13 +28,26 @@ _MARGIN = 0.5
 
 
 @dataclass(frozen=True)
+class Sensitivity:
+    """What one layer alone in INT8 loses on a few held-back frames.
+
+    That is the SNR of the class scores in dB, mIoU in percentage points, and the labels that stay,
+    in 0..1.
+    """
+
+    snr_db: float
+    miou_drop: float
+    agreement: float
+
+
+@dataclass(frozen=True)
 class Search:
-    """What each layer loses alone (SNR at the output, dB, by module), and the front found.
+    """What each layer loses alone, by module, and the front found.
 
     `state` is the file of an unfinished search, which the next one goes on with.
     """
 
-    snr_db: dict[str, float]
+    layers: dict[str, Sensitivity]
     front: tuple[Point, ...]
     evaluations: int
     frames: int
@@ -77,6 +90,11 @@ def reference_of(source: Source, contract: Contract, held_back: Sequence[Frame])
 
     images = [array for _, array in inputs(spread(held_back, _SNR_FRAMES), contract)]
     return Reference(source.model, images)
+
+
+def state_path(out: Path) -> Path:
+    """Where an unfinished search for `out` keeps what it measured: `OUT.search.json`."""
+    return out.with_name(f"{out.stem}.search.json")
 
 
 def choose_int8(
@@ -147,19 +165,23 @@ def within_budget(
     assert start.method is not None
     method, judge = start.method, Judge(model, frames.held_back)
     state = _State(
-        out.with_name(f"{out.stem}.search.json"),
+        state_path(out),
         [sha256_of_file(model), hash_of(frames.calibration),
-         hash_of(frames.held_back, masks=True), method, source.flavour.name],
+         hash_of(frames.held_back, masks=True), method, source.flavour.name,
+         "SNR, drop, agreement"],
     )  # fmt: skip
     layers = [y for y in source.sites.layers if y.name not in kept]
     total = len(layers) + most_evaluations(len(layers))
-    snr: dict[str, float] = {}
+    few = Judge(model, spread(frames.held_back, _SNR_FRAMES))
+
+    def alone(name: str) -> list[float]:
+        graph = source.in_int8({name}, method)
+        found = few.score(graph)
+        return [reference.snr_db(graph), found.miou_drop, found.agreement]
+
+    lost = {}
     for done, layer in enumerate(layers, 1):
-        (snr[layer.name],) = state.of(
-            f"layer {layer.name}",
-            lambda name: [reference.snr_db(source.in_int8({name}, method))],
-            layer.name,
-        )
+        lost[layer.name] = Sensitivity(*state.of(f"layer {layer.name}", alone, layer.name))
         on_progress(done, total, "sensitivity")
     evaluations = 0
 
@@ -179,13 +201,13 @@ def within_budget(
     best, front = cheapest_within(
         budget * _MARGIN,
         source.sites.layers,
-        order_of_return(layers, snr),
+        order_of_return(layers, {name: one.snr_db for name, one in lost.items()}),
         evaluate,
         lambda chosen: cost_of(source, chosen),
     )
     modules = source.modules()
     searched = Search(
-        {modules[name]: value for name, value in snr.items()},
+        {modules[name]: one for name, one in lost.items()},
         tuple(replace(p, int8=tuple(modules[name] for name in p.int8)) for p in front),
         evaluations,
         len(frames.held_back),

@@ -14,6 +14,7 @@ from segdeploy.calibrator.assignment import (
     cost_of,
     loss_by_block,
     reference_of,
+    state_path,
     within_budget,
 )
 from segdeploy.calibrator.cache import read_cache, write_cache
@@ -34,6 +35,7 @@ from segdeploy.models.dataset import open_dataset
 from segdeploy.network import check_classes
 from segdeploy.onnx_file import check_size, contract_of, load_onnx, save_onnx, set_contract
 from segdeploy.packages import require, versions
+from segdeploy.spec import Contract
 
 if TYPE_CHECKING:
     import onnx
@@ -98,6 +100,7 @@ def calibrate(
             f"{model}: is {contract.precision} already; calibrate the FP32 graph that it came from"
         )
     require("onnxruntime")
+    graph, rewrites = _optimised(graph, contract)
     frames = choose_frames(dataset, split, check_split, limit)
     bad = check_pictures(frames.calibration)
     if max_miou_drop is not None and frames.note:
@@ -110,9 +113,14 @@ def calibrate(
         reference = reference_of(source, contract, frames.held_back)
         assignment = choose_int8(source, reference, method, kept)
         if max_miou_drop is not None:
-            assignment = within_budget(
-                source, reference, assignment, kept, max_miou_drop, model, out, frames, on_progress
-            )
+            try:
+                assignment = within_budget(
+                    *(source, reference, assignment, kept, max_miou_drop),
+                    *(model, out, frames, on_progress),
+                )
+            except KeyboardInterrupt as stop:
+                told = f"the same command goes on from {state_path(out)}"
+                raise KeyboardInterrupt(told) from stop
     chosen = assignment.int8
     in_int8 = source.model
     if chosen:
@@ -168,6 +176,7 @@ def calibrate(
         accuracy=accuracy,
         check_split=frames.check_split,
         classes_missing=coverage(frames.calibration, contract),
+        rewrites=tuple(rewrites),
         settled_after=settled,
         snr_db=assignment.snr_db,
         searched=assignment.searched,
@@ -180,6 +189,25 @@ def calibrate(
     if page:
         write_page(report, source, Path(page))
     return report
+
+
+def _optimised(graph: onnx.ModelProto, contract: Contract) -> tuple[onnx.ModelProto, list[str]]:
+    """The graph after the exact rewrites that `export` would have done, and a line for each.
+
+    Folding first leaves less to round; once there are Q/DQ between them, layers stay apart.
+    """
+    from segdeploy.optimizer.optimize import optimize_graph
+
+    _, account = optimize_graph(graph, clean=False)
+    if not account.rewrites:
+        return graph, []
+    graph, account = optimize_graph(graph, clean=False, checked_at=(_input_shape(contract),))
+    return graph, list(account.rewrites)
+
+
+def _input_shape(contract: Contract) -> tuple[int, ...]:
+    height, width = contract.size
+    return (1, height, width, 3) if contract.layout == "NHWC" else (1, 3, height, width)
 
 
 def _check_options(precision: str, max_miou_drop: float | None, method: str, flavour: str) -> None:
@@ -223,11 +251,9 @@ def _learn(
 
     keys = (sha256_of_file(model), hash_of(frames.calibration)) if cache else ("", "")
     known = read_cache(Path(cache), *keys) if cache else None
-    height, width = contract.size
-    layout = contract.layout == "NHWC"
     source, settled = learn(
         graph,
-        (1, height, width, 3) if layout else (1, 3, height, width),
+        _input_shape(contract),
         counted(),
         flavour=FLAVOURS[flavour],
         half=half,

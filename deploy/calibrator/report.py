@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segdeploy.calibrator.assignment import Search
+from segdeploy.calibrator.assignment import Search, Sensitivity
 from segdeploy.calibrator.judge import Accuracy
 from segdeploy.calibrator.source import Source
 from segdeploy.files import write_atomically
@@ -22,7 +22,7 @@ class CalibrationReport:
 
     `int8` and `kept` name modules; `kept` says of each convolution that is not INT8 why. `snr_db`
     holds what each method of choosing ranges reached on held-back frames, `block_snr_db` what each
-    block of the network reaches alone in INT8. `kernel_agreement` is the share of labels that this
+    block of the network reaches alone in INT8. `rewrites` are those that the graph still lacked. `kernel_agreement` is the share of labels that this
     CPU's integers give as the graph run literally, for the flavour `cpu`.
     """
 
@@ -42,6 +42,7 @@ class CalibrationReport:
     accuracy: Accuracy
     check_split: str
     classes_missing: tuple[str, ...]
+    rewrites: tuple[str, ...]
     settled_after: int
     snr_db: dict[str, float] = field(default_factory=dict)
     searched: Search | None = None
@@ -61,11 +62,16 @@ def write_page(report: CalibrationReport, source: Source, path: Path) -> None:
     page = pages.from_string(template).render(
         report=report,
         blocks=_bars(report.block_snr_db),
-        layers=_bars(report.searched.snr_db if report.searched else {}),
+        layers=_bars({name: one.snr_db for name, one in _alone(report).items()}),
+        alone=_alone(report),
         front=_scaled(report.searched.front if report.searched else ()),
         histograms=_histograms(report, source),
     )
     write_atomically(path, page.encode())
+
+
+def _alone(report: CalibrationReport) -> Mapping[str, Sensitivity]:
+    return report.searched.layers if report.searched else {}
 
 
 def _bars(snr_db: Mapping[str, float]) -> list[tuple[str, float, float]]:
@@ -90,7 +96,7 @@ def _histograms(
 ) -> list[tuple[str, float | None, list[float], list[tuple[str, float]]]]:
     """What the layers in INT8 that lose most read; the first ones, if that was not measured."""
     modules = source.modules()
-    alone = report.searched.snr_db if report.searched else {}
+    alone = {name: one.snr_db for name, one in _alone(report).items()}
     layers = [y for y in source.sites.layers if source.statistics[y.data].bars]
     layers.sort(key=lambda layer: alone.get(modules[layer.name], math.inf))
     shown = []

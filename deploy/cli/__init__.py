@@ -54,10 +54,11 @@ def _run(arguments: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
-    except click.Abort:
-        return _complain("interrupted; nothing was left half-written", _INTERRUPTED)
-    except KeyboardInterrupt:
-        return _complain("interrupted; nothing was left half-written", _INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt) as error:
+        # click's Abort stands for a KeyboardInterrupt, which may say what stays.
+        told = str(error.__cause__ or error)
+        stays = f"; {told}" if told else ""
+        return _complain(f"interrupted; nothing was left half-written{stays}", _INTERRUPTED)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "segdeploy"
         return _complain(f"{error.format_message()} (see {path} --help)", error.exit_code)

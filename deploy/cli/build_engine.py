@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from segdeploy.cli.console import megabytes
+from segdeploy.cli.console import megabytes, print_json
 from segdeploy.cli.export import count_proofs
 from segdeploy.cli.options import Shape, json_option, out_option
 
@@ -52,11 +51,11 @@ def build_engine(
         raise click.UsageError("--min, --opt and --max go together")
     report = segdeploy.build_engine(model, out, targets=targets, backend=backend, profile=profile)
     if as_json:
-        described = {**asdict(report), "path": str(report.path), "manifest": str(report.manifest)}
+        described = {**asdict(report), "path": report.path, "manifest": report.manifest}
         described["convolutions"] = [
             {**asdict(proof), "holds": proof.holds} for proof in report.convolutions
         ]
-        click.echo(json.dumps(described))
+        print_json(described)
         return
     click.echo(
         f"{report.path}: {megabytes(report.bytes)} MB, {report.precision}, for "

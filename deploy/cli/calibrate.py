@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from segdeploy.cli.console import megabytes, percent, print_table, progress
+from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress
 from segdeploy.cli.options import (
     data_option,
     json_option,
@@ -90,7 +89,7 @@ def calibrate(
             model, data, out, half_ends=half_ends, on_progress=update, **options
         )
     if as_json:
-        click.echo(json.dumps(asdict(report), default=str))
+        print_json(asdict(report))
         return
     _show(report, verbose)
     for note in report.notes:
@@ -105,6 +104,11 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
         f"({report.bytes / report.bytes_before:.2f}x), {report.cost:.2f} of the FP32 work, "
         f"{report.seconds:.1f} s"
     )
+    click.echo(
+        f"optimised first: {'; '.join(report.rewrites)}"
+        if report.rewrites
+        else "the graph was optimised already"
+    )
     if report.method:
         tried = ", ".join(f"{name} {snr:.1f} dB" for name, snr in report.snr_db.items())
         click.echo(f"ranges from {report.frames} frames by {report.method} ({tried})")
@@ -117,11 +121,10 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
         click.echo(
             f"this CPU's integers give {percent(report.kernel_agreement, 3)} % of its labels"
         )
-    missing = ", ".join(report.classes_missing)
-    held = len(accuracy.iou_drop) - len(report.classes_missing)
+    held = [name for name in accuracy.iou_drop if name not in report.classes_missing]
     click.echo(
-        f"calibration frames hold {held} of {len(accuracy.iou_drop)} classes; "
-        f"missing: {missing or 'none'}"
+        f"calibration frames hold {len(held)} of {len(accuracy.iou_drop)} classes "
+        f"({', '.join(held) or 'none'}); missing: {', '.join(report.classes_missing) or 'none'}"
     )
     for island in report.islands:
         click.echo(f"stays FP32: {island}")

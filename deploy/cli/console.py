@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -53,6 +56,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     console = Console()
     # A pipe has no width of its own; a table cut at 80 columns would lose figures.
     Console(width=None if console.is_terminal else 160).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print a result as JSON to stdout; what is infinite or undefined is null there."""
+    print(json.dumps(_plain(value), default=str, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value
 
 
 def percent(share: float | None, digits: int = 2) -> str:

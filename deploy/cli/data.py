@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from segdeploy.cli.console import print_table, progress
+from segdeploy.cli.console import print_json, print_table, progress
 from segdeploy.cli.options import Size, json_option, quiet_option
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def check(folder: Path, as_json: bool, quiet: bool) -> int:
         checked.append(result)
     problems = [problem for result in checked for problem in result.problems]
     if as_json:
-        click.echo(json.dumps([_described(result, dataset.classes) for result in checked]))
+        print_json([_described(result, dataset.classes) for result in checked])
         return 1 if problems else 0
     for result in checked:
         sizes = ", ".join(f"{n} of {h}x{w}" for (h, w), n in result.sizes.most_common(5))

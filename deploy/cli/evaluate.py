@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from segdeploy.cli.console import percent, print_table, progress
+from segdeploy.cli.console import percent, print_json, print_table, progress
 from segdeploy.cli.options import (
     backend_option,
     check_fuse,
@@ -67,7 +66,7 @@ def evaluate(
             on_frame=update,
         )
     if as_json:
-        click.echo(json.dumps(asdict(result)))
+        print_json(asdict(result))
         return
     rows = [(name, percent(iou), percent(result.dice[name])) for name, iou in result.iou.items()]
     rows += [

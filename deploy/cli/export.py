@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segdeploy.cli.console import megabytes, percent, print_table
+from segdeploy.cli.console import megabytes, percent, print_json, print_table
 from segdeploy.cli.optimize import print_account
 from segdeploy.cli.options import (
     NETWORK_OPTIONS,
@@ -94,7 +93,7 @@ def export(
         **graph_options,
     )
     if as_json:
-        click.echo(json.dumps(_described(report)))
+        print_json(_described(report))
         return
     if verbose:
         print_table(("module", *_GEOMETRY, "node"), [_proof_row(p) for p in report.convolutions])

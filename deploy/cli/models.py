@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from segdeploy.cli.console import print_table
+from segdeploy.cli.console import print_json, print_table
 from segdeploy.cli.options import Size, json_option, network_options, network_spec
 
 _SIZE = (512, 512)
@@ -50,7 +49,7 @@ def models(context: click.Context, size: tuple[int, int], as_json: bool) -> None
                 }
             )
     if as_json:
-        click.echo(json.dumps(listed, indent=2))
+        print_json(listed)
         return
     print_table(
         ("name", "parameters M", "GMAC", "stride", "field", "dilations", "options", "about"),
@@ -131,7 +130,7 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
     ]
     if as_json:
         described = {"receptive_field": seen.output.size, "image_pooling": seen.output.pooled}
-        click.echo(json.dumps({**described, "macs": seen.macs, "layers": rows}, indent=2))
+        print_json({**described, "macs": seen.macs, "layers": rows})
         return
     columns = ("layer", "kind", "stride")
     print_table(

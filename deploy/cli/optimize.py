@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from segdeploy.cli.console import megabytes, print_table
+from segdeploy.cli.console import megabytes, print_json, print_table
 from segdeploy.cli.options import Size, json_option, out_option
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def optimize(
 
     report = segdeploy.optimize(model, out, size=size)
     if as_json:
-        click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
+        print_json({**asdict(report), "path": str(report.path)})
         return
     print_account(report.account, verbose=verbose)
     said = "no pass found anything to do"

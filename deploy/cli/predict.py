@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from segdeploy.cli.console import print_table
+from segdeploy.cli.console import print_json, print_table
 from segdeploy.cli.options import (
     backend_option,
     check_fuse,
@@ -52,7 +51,7 @@ def predict(
         spec, image, out, labels=labels, backend=backend, scales=scales, flip=flip, fuse=fuse
     )
     if as_json:
-        click.echo(json.dumps({"overlay": str(out), "shares": shares}))
+        print_json({"overlay": str(out), "shares": shares})
         return
     ranked = sorted(shares.items(), key=lambda item: -item[1])
     print_table(

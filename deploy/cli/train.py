@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segdeploy.cli.console import progress
+from segdeploy.cli.console import print_json, progress
 from segdeploy.cli.options import (
     NETWORK_OPTIONS,
     Size,
@@ -161,7 +160,7 @@ def train(
     if rank() != 0:
         return
     if as_json:
-        click.echo(json.dumps({**asdict(report), "path": str(report.path)}))
+        print_json({**asdict(report), "path": str(report.path)})
         return
     best = "" if report.best_miou is None else f", best mIoU {100 * report.best_miou:.2f}"
     click.echo(
