@@ -22,8 +22,9 @@ class CalibrationReport:
 
     `int8` and `kept` name modules; `kept` says of each convolution that is not INT8 why. `snr_db`
     holds what each method of choosing ranges reached on held-back frames, `block_snr_db` what each
-    block of the network reaches alone in INT8. `rewrites` are those that the graph still lacked. `kernel_agreement` is the share of labels that this
-    CPU's integers give as the graph run literally, for the flavour `cpu`.
+    block of the network reaches alone in INT8. `rewrites` are those that the graph still lacked.
+    `kernel_agreement` is the share of labels that this CPU's integers give as the graph run
+    literally, for the flavour `cpu`.
     """
 
     path: Path
