@@ -14,6 +14,9 @@ SOURCES := deploy models calibration tests benchmarks
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,$(RUNTIME),rtx,openvino,dev]'
+	# TensorRT's own libraries are too large, and need a GPU; its bindings show its API to a test.
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-10 tensorrt_cu13_bindings==10.14.1.48.post1
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-11 tensorrt_cu13_bindings==11.4.0.106
 	touch $@
 
 demo: $(VENV)/.ready

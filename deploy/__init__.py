@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segdeploy.adoption import adopt
     from segdeploy.benchmark.run import bench
     from segdeploy.calibrator.calibrating import calibrate
     from segdeploy.engine.build import build_engine
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from segdeploy.network import ModelSpec
     from segdeploy.optimization import optimize
     from segdeploy.runtime.predictor import load
+    from segdeploy.self_test import selftest
     from segdeploy.training import train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ModelSpec",
+    "adopt",
     "bench",
     "build_engine",
     "calibrate",
@@ -31,11 +34,13 @@ __all__ = [
     "export",
     "load",
     "optimize",
+    "selftest",
     "train",
 ]
 
 _HOMES = {
     "ModelSpec": "segdeploy.network",
+    "adopt": "segdeploy.adoption",
     "bench": "segdeploy.benchmark.run",
     "build_engine": "segdeploy.engine.build",
     "calibrate": "segdeploy.calibrator.calibrating",
@@ -43,6 +48,7 @@ _HOMES = {
     "export": "segdeploy.exporter.onnx_export",
     "load": "segdeploy.runtime.predictor",
     "optimize": "segdeploy.optimization",
+    "selftest": "segdeploy.self_test",
     "train": "segdeploy.training",
 }
 

@@ -17,6 +17,7 @@ _EXTRAS = {
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorboard": "tensorboard",
+    "tensorrt": "gpu",
     "tensorrt_rtx": "rtx",
 }
 

@@ -104,3 +104,10 @@ def camvid_weights() -> Path:
     if not path.is_file():
         skip(f"the CamVid weights are not at {path}; set SEGDEPLOY_SHARED")
     return path
+
+
+@pytest.fixture(scope="session")
+def camvid_graph(files: Path, camvid: Path, camvid_weights: Path) -> Path:
+    """torchvision's network trained on CamVid, exported at 360x480."""
+    spec = ModelSpec("deeplabv3_mobilenet_v3_large", weights=camvid_weights, size=(360, 480))
+    return segdeploy.export(spec, files / "camvid.onnx", data=camvid).path

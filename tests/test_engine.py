@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -20,11 +24,14 @@ from onnxruntime.quantization import (
 
 import segdeploy
 from segdeploy.calibration.literal import open_literal
+from segdeploy.engine import network_proof
 from segdeploy.engine.foreign_qdq import with_float_biases, with_symmetric_integers
-from segdeploy.engine.tensorrt_rtx import Profile, prove_network
+from segdeploy.engine.network_proof import prove_network
+from segdeploy.engine.options import Profile, route
+from segdeploy.engine.timing_cache import shared_timing_cache
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.models.dataset import open_dataset
-from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.onnx_file import contract_of, load_onnx, set_contract
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.spec import read_contract
 
@@ -32,7 +39,7 @@ from .conftest import SIZE
 
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
 
-PROFILE = Profile((1, 3, 32, 32), (1, 3, 48, 64), (4, 3, 96, 128))
+PROFILE = Profile((1, 32, 32), (1, 48, 64), (4, 96, 128))
 
 
 def read_manifest(engine: Path) -> dict:
@@ -52,7 +59,10 @@ def test_graphs_build_for_every_target_with_their_dilations(
         node.op_type == "Conv" for node in onnx.load(path).graph.node
     )
     assert report.precision == ("fp32" if name == "graph" else "int8")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.engine", "m.engine.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "m.engine", "m.engine.golden.safetensors", "m.engine.json"
+    ]  # fmt: skip
+    assert report.targets == targets
 
 
 def test_the_manifest_describes_the_engine(
@@ -61,33 +71,190 @@ def test_the_manifest_describes_the_engine(
     out = tmp_path / "m.engine"
     segdeploy.build_engine(graph, out, targets=["SM86"])
     manifest = read_manifest(out)
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert manifest["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert manifest["bytes"] == out.stat().st_size
     assert manifest["compute_capabilities"] == ["sm86"]
-    assert manifest["builder_version"] == tensorrt_rtx.__version__
+    assert (manifest["backend"], manifest["backend_version"]) == (
+        "tensorrt-rtx", tensorrt_rtx.__version__
+    )  # fmt: skip
+    assert manifest["options"]["weights"] == "kept"
+    assert manifest["golden"] == "m.engine.golden.safetensors"
+    assert manifest["contract"]["provenance"]["parent_sha256"]
     assert manifest["parent_sha256"] == hashlib.sha256(graph.read_bytes()).hexdigest()
     assert manifest["input_shape"] == [1, 3, 48, 64]
-    contract = read_contract(json.dumps({"schema": 1, **manifest["contract"]}), "manifest")
+    contract = read_contract(json.dumps(manifest["contract"]), "manifest")
     assert contract.classes[0] == "sky"
     by_module = {c["module"]: c for c in manifest["convolutions"]}
     assert by_module["aspp.conv4"]["dilation"] == [18, 18]
 
 
-def test_a_dynamic_graph_needs_and_takes_a_profile(dynamic_graph: Path, tmp_path: Path) -> None:
+def test_a_dynamic_graph_is_built_for_its_bounds_or_given_profiles(
+    dynamic_graph: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "m.engine"
-    with pytest.raises(InputError, match="is dynamic in batch, height, width; say which shapes"):
-        segdeploy.build_engine(dynamic_graph, out, targets=["sm86"])
+    segdeploy.build_engine(dynamic_graph, out, targets=["sm86"])
+    smallest, largest, batch = contract_of(load_onnx(dynamic_graph), dynamic_graph).bounds
+    (profile,) = read_manifest(out)["profiles"]
+    assert profile["minimum"] == [1, *smallest]
+    assert profile["maximum"] == [batch, *largest]
+    two = [PROFILE, Profile((1, 48, 64), (1, 48, 64), (1, 48, 64))]
+    report = segdeploy.build_engine(dynamic_graph, out, targets=["sm86"], profiles=two)
+    assert report.profiles == tuple(two)
+    assert [one["maximum"] for one in read_manifest(out)["profiles"]] == [[4, 96, 128], [1, 48, 64]]
+
+
+def test_profiles_that_cannot_be_are_refused(dynamic_graph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.engine"
     wrong = Profile(PROFILE.maximum, PROFILE.optimum, PROFILE.minimum)
     with pytest.raises(InputError, match="must grow in that order"):
-        segdeploy.build_engine(dynamic_graph, out, targets=["sm86"], profile=wrong)
-    segdeploy.build_engine(dynamic_graph, out, targets=["sm86"], profile=PROFILE)
-    assert read_manifest(out)["profile"]["maximum"] == [4, 3, 96, 128]
+        segdeploy.build_engine(dynamic_graph, out, targets=["sm86"], profiles=[wrong])
+    far = Profile((1, 32, 32), (1, 48, 64), (1, 9000, 9000))
+    with pytest.raises(InputError, match=r"was exported, and proven, for .*1x9000x9000 is outside"):
+        segdeploy.build_engine(dynamic_graph, out, targets=["sm86"], profiles=[far])
+    model = load_onnx(dynamic_graph)
+    set_contract(model, replace(contract_of(model, dynamic_graph), bounds=None))
+    unbounded = tmp_path / "unbounded.onnx"
+    onnx.save(model, unbounded)
+    with pytest.raises(InputError, match="is dynamic in batch, height, width; say which shapes"):
+        segdeploy.build_engine(unbounded, out, targets=["sm86"])
+    assert not out.exists()
+
+
+def test_an_input_goes_to_the_profile_that_was_built_for_it() -> None:
+    wide = Profile((1, 100, 100), (1, 400, 400), (4, 800, 800))
+    exact = Profile((1, 360, 480), (1, 360, 480), (1, 360, 480))
+    assert route([wide, exact], (1, 360, 480)) == 1
+    assert route([exact, wide], (1, 360, 480)) == 0
+    assert route([wide, exact], (2, 360, 480)) == 0
+    with pytest.raises(InputError, match="no input of 1x99x400; it was built for 1x100x100 to 4x8"):
+        route([wide, exact], (1, 99, 400))
+
+
+def test_the_cameras_bytes_have_profiles_too(
+    checkpoint: Path, tmp_path: Path, tensorrt_rtx: object
+) -> None:
+    path, out = tmp_path / "bytes.onnx", tmp_path / "m.engine"
+    segdeploy.export(checkpoint, path, dynamic=True, preprocess="RGB", output="labels")
+    segdeploy.build_engine(path, out, targets=["sm86"], profiles=[PROFILE])
+    assert read_manifest(out)["profiles"][0]["optimum"] == [1, 48, 64]
+
+
+def test_several_builds_are_compared(graph: Path, tmp_path: Path) -> None:
+    report = segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"], repeats=3)
+    varied = report.variation
+    assert varied is not None
+    assert varied.builds == len(varied.bytes) == 3
+    assert 1 <= varied.distinct <= 3
+    assert varied.least_agreement is None  # no GPU runs them here
+    with pytest.raises(InputError, match="--repeats 0: must be 1 to 20"):
+        segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"], repeats=0)
+
+
+def test_progress_is_told_and_ctrl_c_ends_the_build(graph: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    out = tmp_path / "m.engine"
+
+    def note(done: int, total: int, what: str) -> None:
+        told.append((done, total, what))
+
+    segdeploy.build_engine(graph, out, targets=["sm86"], on_progress=note)
+    assert len(told) > 10
+    assert all(0 <= done <= total for done, total, _ in told)
+    assert told[-1][0] == told[-1][1]
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        segdeploy.build_engine(graph, out, targets=["sm86"], on_progress=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_callback_raises_is_raised_behind_the_build(graph: Path, tmp_path: Path) -> None:
+    def fail(done: int, total: int, what: str) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"], on_progress=fail)
+
+
+def test_a_workspace_that_is_too_small_is_named(camvid_graph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.engine"
+    with pytest.raises(InputError, match="OutOfMemory.*--workspace 1 MiB is too little"):
+        segdeploy.build_engine(camvid_graph, out, targets=["sm86"], workspace=1)
+    assert list(tmp_path.iterdir()) == []
+    segdeploy.build_engine(camvid_graph, out, targets=["sm86"], workspace=256)
+    assert read_manifest(out)["options"]["workspace_mib"] == 256
+
+
+def test_rtx_says_that_it_has_no_use_for_a_timing_cache(graph: Path, tmp_path: Path) -> None:
+    cache, out = tmp_path / "timings", tmp_path / "m.engine"
+    report = segdeploy.build_engine(graph, out, targets=["sm86"], timing_cache=cache)
+    assert "has no use for a timing cache" in report.notes[0]
+    assert not cache.exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*no-ops in TensorRT-RTX:DeprecationWarning")
+def test_a_timing_cache_is_kept_and_merged(tmp_path: Path, tensorrt_rtx: ModuleType) -> None:
+    """With RTX's own objects, which are real, though nothing is timed into them."""
+    cache = tmp_path / "timings"
+
+    def config() -> object:
+        return tensorrt_rtx.Builder(tensorrt_rtx.Logger()).create_builder_config()
+
+    with shared_timing_cache(cache, config()):
+        assert not cache.exists()
+    held = cache.read_bytes()
+    assert len(held) > 100
+    with shared_timing_cache(cache, config()):
+        cache.write_bytes(b"another build wrote this meanwhile")
+    assert cache.read_bytes() == held  # what is no cache is not merged, and what is stays whole
+
+    def build() -> None:
+        with shared_timing_cache(cache, config()):
+            time.sleep(0.01)
+
+    threads = [threading.Thread(target=build) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(cache.read_bytes()) == len(held)
+    with (
+        pytest.raises(ZeroDivisionError),
+        shared_timing_cache(cache, config()),
+    ):
+        raise ZeroDivisionError  # a build that failed adds nothing
+
+
+def test_weights_that_can_be_replaced_need_a_gpu_here(graph: Path, tmp_path: Path) -> None:
+    for weights in ("refittable", "stripped"):
+        with pytest.raises(InputError, match="--refittable and --stripped need a GPU"):
+            segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"], weights=weights)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_is_calibrated_where_another_precision_is_asked_for(
+    graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.engine"
+    with pytest.raises(InputError, match="--precision fp16: .*give --data"):
+        segdeploy.build_engine(graph, out, targets=["sm86"], precision="fp16")
+    report = segdeploy.build_engine(graph, out, targets=["sm86"], precision="fp16", data=dataset)
+    assert report.precision == "fp16"
+    assert read_manifest(out)["parent"] == "m.fp16.onnx"
+    assert (tmp_path / "m.fp16.onnx").exists()
 
 
 def test_a_static_graph_takes_no_profile(graph: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leave --min, --opt and --max out"):
-        segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"], profile=PROFILE)
+        segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"], profiles=[PROFILE])
 
 
 def parsed(trt: ModuleType, model: onnx.ModelProto):
@@ -121,9 +288,7 @@ def test_another_dilation_in_tensorrts_network_is_found(
 def test_a_network_that_differs_is_not_written(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segdeploy.engine import tensorrt_rtx
-
-    true_layer = tensorrt_rtx._layer_geometry
+    true_layer = network_proof._layer_geometry
 
     def shifted(bindings, layer):
         geometry = true_layer(bindings, layer)
@@ -131,7 +296,7 @@ def test_a_network_that_differs_is_not_written(
             layer.dilation_nd = (17, 17)
         return true_layer(bindings, layer)
 
-    monkeypatch.setattr(tensorrt_rtx, "_layer_geometry", shifted)
+    monkeypatch.setattr(network_proof, "_layer_geometry", shifted)
     with pytest.raises(CheckFailed, match=r"aspp\.conv4 .* dilation \(17, 17\) instead of"):
         segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"])
     assert list(tmp_path.iterdir()) == []
@@ -150,12 +315,17 @@ def test_an_unnamed_foreign_convolution_is_proven_too(graph: Path, tmp_path: Pat
 
 def test_wrong_targets_backends_and_outputs(graph: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.engine"
-    with pytest.raises(InputError, match="--target sm90: TensorRT-RTX .* builds for sm75, sm80"):
-        segdeploy.build_engine(graph, out, targets=["sm90"])
-    with pytest.raises(InputError, match="name the GPU's compute capability"):
-        segdeploy.build_engine(graph, out, targets=[])
-    with pytest.raises(InputError, match="tensorrt: this version builds with tensorrt-rtx"):
-        segdeploy.build_engine(graph, out, targets=["sm86"], backend="tensorrt")
+
+    def refuse(said: str, **options: object) -> None:
+        with pytest.raises(InputError, match=said):
+            segdeploy.build_engine(graph, out, **options)
+
+    refuse("--target sm90: TensorRT-RTX .* builds for sm75, sm80", targets=["sm90"])
+    refuse("name the GPU's compute capability")
+    refuse("trtexec: no such builder; there are tensorrt-rtx, tensorrt", backend="trtexec")
+    refuse("--version-compatible: is TensorRT's", targets=["sm86"], version_compatible=True)
+    refuse("--hardware-compatible: is TensorRT's", targets=["sm86"], hardware_compatible=True)
+    refuse("weights 'gone': there are kept", targets=["sm86"], weights="gone")
     with pytest.raises(InputError, match=r"must end in \.engine"):
         segdeploy.build_engine(graph, tmp_path / "m.plan", targets=["sm86"])
     assert list(tmp_path.iterdir()) == []

@@ -130,7 +130,7 @@ def test_files_that_are_no_graphs(graph: Path, tmp_path: Path) -> None:
             path.write_bytes(content)
             with pytest.raises(InputError, match=r"m\.onnx"):
                 open_session(path, backend)
-    with pytest.raises(InputError, match="no such backend; there are onnxruntime, openvino"):
+    with pytest.raises(InputError, match="no such backend; there are onnxruntime, onnx.*openvino"):
         open_session(graph, "tflite")
     model = onnx.load(graph)
     del model.metadata_props[:]
@@ -138,13 +138,6 @@ def test_files_that_are_no_graphs(graph: Path, tmp_path: Path) -> None:
     for backend in ("onnxruntime", "openvino"):
         with pytest.raises(InputError, match="carries no segdeploy contract"):
             open_session(path, backend)
-
-
-def test_an_engine_is_not_run_from_python_and_says_so(tmp_path: Path) -> None:
-    path = tmp_path / "m.engine"
-    path.write_bytes(b"plan")
-    with pytest.raises(InputError, match="does not run them from Python; give the .onnx"):
-        open_session(path)
 
 
 def test_a_contract_that_is_not_the_graphs_is_refused(graph: Path, tmp_path: Path) -> None:

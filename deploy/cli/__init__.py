@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 import segdeploy
+from segdeploy.cli.adopt import adopt
 from segdeploy.cli.bench import bench
 from segdeploy.cli.build_engine import build_engine
 from segdeploy.cli.calibrate import calibrate
@@ -21,6 +22,7 @@ from segdeploy.cli.export import export
 from segdeploy.cli.models import models
 from segdeploy.cli.optimize import optimize
 from segdeploy.cli.predict import predict
+from segdeploy.cli.selftest import selftest
 from segdeploy.cli.train import train
 
 _BUG, _INTERRUPTED = 3, 130
@@ -35,6 +37,7 @@ def cli(debug: bool) -> None:
 
 for command in (
     *(models, data, train, evaluate, export, optimize, calibrate, build_engine, bench, predict),
+    *(adopt, selftest),
 ):
     cli.add_command(command)
 

@@ -35,14 +35,30 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
 
     name = "NxHxW"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int, int, int]:
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int, int]:
         """Parse, or fail with what was expected."""
         if isinstance(value, tuple):
             return value
         match = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", value)
         if not match or not all(int(side) for side in match.groups()):
             self.fail(f"'{value}' is not a shape such as 1x360x480", param, ctx)
-        return int(match[1]), 3, int(match[2]), int(match[3])
+        return int(match[1]), int(match[2]), int(match[3])
+
+
+class Triple(click.ParamType):  # type: ignore[type-arg]
+    """Three numbers, one a colour, joined by commas."""
+
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float, float]:
+        """Parse, or fail with what was expected."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            first, second, third = (float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not three numbers such as 0.485,0.456,0.406", param, ctx)
+        return first, second, third
 
 
 class Scales(click.ParamType):  # type: ignore[type-arg]
@@ -141,7 +157,9 @@ data_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 backend_option = click.option(
-    "--backend", help="Runtime of an .onnx file: onnxruntime (default), openvino."
+    "--backend",
+    help="Runtime: onnxruntime (default; -cuda, -tensorrt, -tensorrt-rtx), openvino; an engine "
+    "has its own.",
 )
 
 

@@ -13,20 +13,20 @@ from segdeploy.models.errors import first_line
 from segdeploy.onnx_file import load_onnx
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.session import TensorSpec, check_tensors
+from segdeploy.runtime.session import PROVIDERS, TensorSpec, check_tensors
 from segdeploy.spec import METADATA_KEY, read_contract
+
+_CPU = PROVIDERS["onnxruntime"]
 
 
 class OnnxRuntimeSession(Closing):
-    """An ONNX file under ONNX Runtime's CPU provider. Safe to call from several threads.
+    """An ONNX file under one of ONNX Runtime's providers. Safe to call from several threads.
 
     `literal` runs the graph as TensorRT computes it: every graph optimisation is off, and half
     values are rounded, which ONNX Runtime leaves out (`calibration.literal`). `threads` bounds the
     threads inside an operator (all cores if None). `data` is the file's content where it is not
     written yet.
     """
-
-    backend = "onnxruntime"
 
     def __init__(
         self,
@@ -35,8 +35,17 @@ class OnnxRuntimeSession(Closing):
         literal: bool = False,
         threads: int | None = None,
         data: bytes | None = None,
+        backend: str = "onnxruntime",
     ):
         ort = require("onnxruntime")
+        self.backend, provider = backend, PROVIDERS[backend]
+        if provider not in ort.get_available_providers():
+            raise InputError(
+                f"{backend}: this ONNX Runtime {ort.__version__} has no {provider}; "
+                "run: pip uninstall onnxruntime; pip install 'segdeploy[gpu]'"
+            )
+        if provider != _CPU and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA's libraries, from PyTorch's wheels
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if literal:
@@ -47,12 +56,20 @@ class OnnxRuntimeSession(Closing):
             data = _with_rounding(path, data)
         try:
             self._session = ort.InferenceSession(
-                str(path) if data is None else data, options, providers=["CPUExecutionProvider"]
+                str(path) if data is None else data,
+                options,
+                providers=[provider] if provider == _CPU else [provider, _CPU],
             )
         except Exception as error:  # the binding's classes share no base below Exception
             raise InputError(
                 f"{path}: ONNX Runtime cannot load it ({first_line(error)})"
             ) from error
+        # A provider that cannot be loaded is left out without an error.
+        if self._session.get_providers()[0] != provider:
+            raise InputError(
+                f"{backend}: {provider} cannot be loaded here, and ONNX Runtime would go on with "
+                "the CPU; `segdeploy doctor` looks for the GPU and its libraries"
+            )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1:
             raise InputError(f"{path}: has {len(inputs)} inputs; a segmentation network has one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from segdeploy.runtime.session import TensorSpec, check_tensors
 
 
 class OpenVinoSession(Closing):
-    """An ONNX file under OpenVINO's CPU plugin, in float32. One thread may call at a time."""
+    """An ONNX file under OpenVINO's CPU plugin, in float32. Safe to call from several threads."""
 
     backend = "openvino"
 
@@ -31,7 +32,7 @@ class OpenVinoSession(Closing):
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(f"{path}: OpenVINO cannot load it ({reason})") from error
-        self._request = compiled.create_infer_request()
+        self._compiled, self._requests = compiled, threading.local()
         self.input = _spec(compiled.input(0))
         self.output = _spec(compiled.output(0))
         self.takes_any_size = isinstance(self.input.shape[2], str)
@@ -39,12 +40,14 @@ class OpenVinoSession(Closing):
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Run once on an array of the input's shape and dtype."""
-        result: NDArray[Any] = self._request.infer([array])[0]
+        if not hasattr(self._requests, "own"):  # a request serves one thread
+            self._requests.own = self._compiled.create_infer_request()
+        result: NDArray[Any] = self._requests.own.infer([array])[0]
         return result
 
     def close(self) -> None:
         """Drop the compiled model."""
-        del self._request
+        del self._requests, self._compiled
 
 
 def _spec(port: Any) -> TensorSpec:

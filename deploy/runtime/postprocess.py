@@ -19,6 +19,13 @@ def labels_at(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.
     return best
 
 
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities `(C, H, W)` of logits of that shape."""
+    raised: NDArray[np.float32] = np.exp(logits - logits.max(0))
+    raised /= raised.sum(0)
+    return raised
+
+
 def nearest(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Nearest-neighbour resize of labels `(h, w)` to `(H, W)`, pixel centres at half."""
     rows, columns = (

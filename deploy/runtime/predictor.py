@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image as PillowImage
 
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet
+from segdeploy.models.images import read_image
 from segdeploy.network import ModelSpec, load_network
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.late_upsampling import labels_of_small_map
 from segdeploy.runtime.multi_scale import fused_logits
-from segdeploy.runtime.postprocess import labels_at, nearest
+from segdeploy.runtime.postprocess import labels_at, nearest, softmax, upsample
 from segdeploy.runtime.preprocess import preprocess
-from segdeploy.runtime.session import Session, open_session
+from segdeploy.runtime.session import ENGINE_SUFFIXES, Session, open_session
+from segdeploy.runtime.tiling import tiled
 from segdeploy.spec import Contract
+
+Image = NDArray[np.uint8] | PillowImage | Path | str
+_MOST_BATCH = 8
 
 
 class Predictor(Closing):
-    """A network that takes pictures of any size and gives labels of the same size."""
+    """A network that takes pictures of any size and gives labels of the same size.
+
+    Safe to call from several threads, as its sessions are.
+    """
 
     def __init__(self, session: Session):
         self.session = session
@@ -32,15 +42,21 @@ class Predictor(Closing):
         """What the network expects and gives."""
         return self.session.contract
 
+    def warm_up(self, runs: int = 3) -> None:
+        """Run a grey picture, so that what a runtime does at first is done."""
+        grey = np.full((*self.contract.size, 3), 127, np.uint8)
+        for _ in range(runs):
+            self.session.run(preprocess(grey, self.contract))
+
     def logits(
         self,
-        image: NDArray[np.uint8],
+        image: Image,
         *,
         scales: Sequence[float] = (),
         flip: bool = False,
         fuse: str = "mean",
     ) -> NDArray[np.float32]:
-        """Logits `(C, H', W') float32` at the contract's size for `(H, W, 3) uint8` RGB.
+        """Logits `(C, H', W') float32` at the contract's size for a picture.
 
         Fused over `scales` and the mirrored image where that is asked for.
 
@@ -52,55 +68,127 @@ class Predictor(Closing):
                 f"{self.session.backend}: the graph gives {self.contract.output}, not logits; "
                 "export it without --output"
             )
+        picture = as_picture(image)
         if not scales and not flip:
-            return self._run(image)
-        batch = preprocess(image, self.contract)
+            return self._run(picture)
+        batch = preprocess(picture, self.contract)
         logits = fused_logits(self.session, batch, scales, flip=flip, fuse=fuse)
         return self._finite(logits)
 
     def predict(
         self,
-        image: NDArray[np.uint8] | Path | str,
+        image: Image,
         *,
         scales: Sequence[float] = (),
         flip: bool = False,
         fuse: str = "mean",
+        tile: bool = False,
     ) -> NDArray[np.uint8]:
         """Labels `(H, W) uint8` of the picture's own size.
 
-        `image` is `(H, W, 3) uint8` RGB, or the path of a JPEG or PNG. `scales`, `flip` and `fuse`
-        (`mean` or `max`) run a dynamic network several times. Logits are upsampled to the picture's
-        size before the best class is taken; a graph that ends in labels can only be enlarged by
-        nearest neighbour.
+        `image` is `(H, W, 3) uint8` RGB, a Pillow image, or the path of a JPEG or PNG. `scales`,
+        `flip` and `fuse` (`mean` or `max`) run a dynamic network several times; `tile` leaves the
+        picture at its size and runs overlapping windows of the network's. Logits are upsampled to
+        the picture's size before the best class is taken; a graph that ends in labels can only be
+        enlarged by nearest neighbour.
 
         Raises:
             InputError, ModelInputError: for an array of another shape or dtype, or a bad file.
         """
-        if isinstance(image, (str, Path)):
-            from segdeploy.models.images import read_image
-
-            image = read_image(Path(image))
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise InputError(
-                f"predict: the image has shape {image.shape} and dtype {image.dtype}; "
-                "it must be (H, W, 3) uint8 in RGB order"
-            )
-        size = (image.shape[0], image.shape[1])
-        if self.contract.output != "labels":
-            if scales or flip or self.contract.output == "logits":
-                return labels_at(self.logits(image, scales=scales, flip=flip, fuse=fuse), size)
-            return labels_at(self._run(image), size)
+        picture = as_picture(image)
+        size = (picture.shape[0], picture.shape[1])
+        if tile:
+            found = self._tiled(picture, scales or flip)
+            return found if found.ndim == 2 else labels_at(found, size)
         if scales or flip:
-            self.logits(image, scales=scales, flip=flip, fuse=fuse)  # which says why not
-        found = self._run(image)
-        if self.contract.upsampling is None:
-            return nearest(found, size)
-        aligned = self.contract.upsampling == "align-corners"
-        labels = labels_of_small_map(found, self.contract.size, align_corners=aligned)
-        return nearest(labels, size)
+            return labels_at(self.logits(picture, scales=scales, flip=flip, fuse=fuse), size)
+        return self.labels_of(self._run(picture), size)
 
-    def _run(self, image: NDArray[np.uint8]) -> NDArray[Any]:
-        return self._finite(self.session.run(preprocess(image, self.contract))[0])
+    def predict_batch(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
+        """Labels of each picture, run together as far as the network takes a batch."""
+        pictures = [as_picture(image) for image in images]
+        inputs = [preprocess(picture, self.contract) for picture in pictures]
+        labels: list[NDArray[np.uint8]] = []
+        for start in range(0, len(inputs), self._batch):
+            outputs = self.session.run(np.concatenate(inputs[start : start + self._batch]))
+            for picture, output in zip(pictures[start:], outputs, strict=False):
+                size = (picture.shape[0], picture.shape[1])
+                labels.append(self.labels_of(self._finite(output), size))
+        return labels
+
+    def probabilities(
+        self,
+        image: Image,
+        *,
+        scales: Sequence[float] = (),
+        flip: bool = False,
+        fuse: str = "mean",
+        tile: bool = False,
+    ) -> NDArray[np.float32]:
+        """Probabilities `(C, H, W) float32` of the picture's own size; they sum to 1 a pixel.
+
+        Raises:
+            InputError: if the graph ends in labels.
+        """
+        picture = as_picture(image)
+        if self.contract.output == "labels":
+            raise InputError(
+                f"{self.session.backend}: the graph gives labels; export it without --output"
+            )
+        if tile:
+            scores = self._tiled(picture, scales or flip)
+        elif scales or flip:
+            scores = self.logits(picture, scales=scales, flip=flip, fuse=fuse)
+        else:
+            scores = self._run(picture)
+        scores = upsample(scores, (picture.shape[0], picture.shape[1]))
+        return softmax(scores) if self.contract.output == "logits" else scores
+
+    def labels_of(self, output: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Labels at `size` (H, W) of one picture's raw output, as the contract says."""
+        return self._labels(output, size, self.contract)
+
+    def _labels(
+        self, output: NDArray[Any], size: tuple[int, int], contract: Contract
+    ) -> NDArray[np.uint8]:
+        if contract.output != "labels":
+            return labels_at(output, size)
+        if contract.upsampling is not None:
+            aligned = contract.upsampling == "align-corners"
+            output = labels_of_small_map(output, contract.size, align_corners=aligned)
+        return nearest(output, size)
+
+    def _tiled(self, picture: NDArray[np.uint8], fused: Any) -> NDArray[Any]:
+        if fused:
+            raise InputError("predict: tiles go with one scale, and without --flip")
+        contract = self.contract
+        window = contract.size
+        if self.session.takes_any_size and contract.bounds is not None:
+            # What fits in one piece is run in one.
+            smallest, largest, _ = contract.bounds
+            sides = zip(smallest, picture.shape, largest, strict=False)
+            height, width = (min(max(low, side), high) for low, side, high in sides)
+            window = (height, width)
+        at_window = replace(contract, size=window)
+
+        def run(part: NDArray[np.uint8]) -> NDArray[Any]:
+            found = self._finite(self.session.run(preprocess(part, at_window))[0])
+            if contract.output == "labels":
+                return self._labels(found, window, at_window)
+            return found
+
+        return tiled(run, picture, window)
+
+    @property
+    def _batch(self) -> int:
+        """How many pictures one run takes."""
+        most = self.session.input.shape[0]
+        if isinstance(most, str):
+            most = self.contract.bounds[2] if self.contract.bounds else _MOST_BATCH
+        return most
+
+    def _run(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
+        return self._finite(self.session.run(preprocess(picture, self.contract))[0])
 
     def _finite(self, output: NDArray[Any]) -> NDArray[Any]:
         if not np.isfinite(output).all():
@@ -113,6 +201,24 @@ class Predictor(Closing):
     def close(self) -> None:
         """Free the session."""
         self.session.close()
+
+
+def as_picture(image: Image) -> NDArray[np.uint8]:
+    """Give `(H, W, 3) uint8` RGB of an array, a Pillow image or a path.
+
+    Raises:
+        InputError, ModelInputError: for an array of another shape or dtype, or a bad file.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image))
+    if isinstance(image, PillowImage):
+        return np.asarray(image.convert("RGB"))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise InputError(
+            f"predict: the image has shape {image.shape} and dtype {image.dtype}; "
+            "it must be (H, W, 3) uint8 in RGB order"
+        )
+    return image
 
 
 def load(
@@ -133,7 +239,7 @@ def load(
     """
     spec = ModelSpec.of(model)
     path = Path(spec.model)
-    if path.suffix in (".onnx", ".engine", ".plan"):
+    if path.suffix in (".onnx", *ENGINE_SUFFIXES):
         spec.refuse_options()
         if spec.size:
             raise InputError(f"{path}: its size stands in the file; export it again with --size")

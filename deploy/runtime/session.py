@@ -13,7 +13,15 @@ from segdeploy.errors import InputError
 from segdeploy.files import check_input
 from segdeploy.spec import Contract
 
-BACKENDS = ("onnxruntime", "openvino")
+# ONNX Runtime's execution providers, by our name for each.
+PROVIDERS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+    "onnxruntime-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+}
+BACKENDS = (*PROVIDERS, "openvino", "tensorrt", "tensorrt-rtx")
+ENGINE_SUFFIXES = (".engine", ".plan")
 
 
 @dataclass(frozen=True)
@@ -87,26 +95,37 @@ def check_tensors(
 def open_session(
     path: Path, backend: str | None = None, *, literal: bool = False, threads: int | None = None
 ) -> Session:
-    """Open an exported file with a runtime (ONNX Runtime unless `backend` names another).
+    """Open an exported file or an engine with its runtime.
 
-    With `literal` the graph is executed as written: no fusion, so that Q/DQ nodes round exactly as
-    TensorRT rounds, whatever integer kernels this CPU has.
+    An ONNX file runs in ONNX Runtime on the CPU unless `backend` names another; an engine in the
+    TensorRT that built it. With `literal` the graph is executed as written: no fusion, so that Q/DQ
+    nodes round exactly as TensorRT rounds, whatever integer kernels this CPU has.
 
     Raises:
         InputError: for a missing, damaged or foreign file, or a runtime that is not installed.
     """
     check_input(path)
-    if path.suffix in (".engine", ".plan"):
-        raise InputError(
-            f"{path}: this version builds and checks TensorRT engines but does not run them from "
-            "Python; give the .onnx that the engine was built from"
-        )
+    if path.suffix in ENGINE_SUFFIXES:
+        from segdeploy.runtime.tensorrt_session import TensorRtSession
+
+        if backend not in (None, "tensorrt", "tensorrt-rtx"):
+            raise InputError(
+                f"{path}: is a TensorRT engine; {backend} runs the .onnx that it was built from"
+            )
+        return TensorRtSession(path, backend=backend)
     if path.suffix != ".onnx":
-        raise InputError(f"{path}: is not an .onnx file")
-    if backend in (None, "onnxruntime"):
+        raise InputError(f"{path}: is neither an .onnx file nor an .engine")
+    if backend in ("tensorrt", "tensorrt-rtx"):
+        raise InputError(
+            f"{path}: {backend} runs engines; make one with `segdeploy build-engine {path} "
+            f"--backend {backend}`, or give --backend onnxruntime-{backend}"
+        )
+    if backend in (None, *PROVIDERS):
         from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(path, literal=literal, threads=threads)
+        return OnnxRuntimeSession(
+            path, literal=literal, threads=threads, backend=backend or "onnxruntime"
+        )
     if backend == "openvino":
         if literal:
             raise InputError("openvino: cannot execute a graph literally; use onnxruntime")

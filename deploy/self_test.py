@@ -1,0 +1,117 @@
+"""`segdeploy selftest`: does this host give what the reference gave?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.engine.manifest import read_manifest
+from segdeploy.errors import InputError
+from segdeploy.files import sha256_of_file
+from segdeploy.golden import GoldenVector, golden_path, make_vectors, read_golden
+from segdeploy.runtime.predictor import Predictor, load
+from segdeploy.runtime.session import ENGINE_SUFFIXES
+
+# Labels that must be those of the reference, by the precision that the graph was typed in.
+LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.98, "mixed": 0.98, "int8": 0.98}
+# Preprocessing is float32 arithmetic on bytes: more than rounding is another resize, mean or std.
+_MOST_INPUT_DIFFERENCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One picture: the largest difference of the network's input and of its raw output.
+
+    The output's is a share of the reference's range. `agreement` is the share of equal labels;
+    `same_bytes` says that the whole raw output is the reference's, bit for bit.
+    """
+
+    input: float
+    output: float
+    agreement: float
+    same_bytes: bool
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What `selftest` found, picture by picture."""
+
+    model: Path
+    backend: str
+    golden: Path
+    least_agreement: float
+    pictures: tuple[Stage, ...]
+
+    @property
+    def complaint(self) -> str | None:
+        """The first stage that differs, or None."""
+        for index, stage in enumerate(self.pictures):
+            if not stage.input <= _MOST_INPUT_DIFFERENCE:
+                return (
+                    f"picture {index}: the network's input differs by {stage.input:.2g}: this host "
+                    "resizes or normalises otherwise (Pillow's version?)"
+                )
+            if not stage.agreement >= self.least_agreement:
+                return (
+                    f"picture {index}: {stage.agreement:.3%} of the labels are the reference's, "
+                    f"less than {self.least_agreement:.1%}; its output differs by "
+                    f"{stage.output:.2g} of the range"
+                )
+        return None
+
+    @property
+    def holds(self) -> bool:
+        """Whether every picture came out as it should."""
+        return self.complaint is None
+
+
+def selftest(
+    model: Path | str, *, golden: Path | str | None = None, backend: str | None = None
+) -> SelfTest:
+    """Run the golden vectors that travel beside an engine, or those of `golden`.
+
+    An ONNX file can be tested, too, with the vectors of the engine that was built from it.
+
+    Raises:
+        InputError: if there are none, or the model cannot be run here.
+    """
+    model = Path(model)
+    path = Path(golden) if golden else golden_path(model)
+    if model.suffix in ENGINE_SUFFIXES and golden is None:
+        manifest = read_manifest(model)
+        if manifest.golden is None:
+            raise InputError(f"{model}: was built without golden vectors; give --golden FILE")
+        path = model.with_name(manifest.golden)
+        if path.is_file() and sha256_of_file(path) != manifest.golden_sha256:
+            raise InputError(
+                f"{path}: is not the file that {model.name} was built with; copy both again"
+            )
+    vectors = read_golden(path)
+    with load(model, backend=backend) as predictor:
+        return SelfTest(
+            model,
+            predictor.session.backend,
+            path,
+            LEAST_AGREEMENT[predictor.contract.precision],
+            tuple(_compared(predictor, vector) for vector in vectors),
+        )
+
+
+def _compared(predictor: Predictor, expected: GoldenVector) -> Stage:
+    (found,) = make_vectors(predictor, [expected.image])
+    span = float(np.ptp(expected.output)) or 1.0
+    return Stage(
+        input=_largest(found.input, expected.input),
+        output=_largest(found.output, expected.output) / span,
+        agreement=float(np.mean(found.labels == expected.labels)),
+        same_bytes=found.output_sha256 == expected.output_sha256,
+    )
+
+
+def _largest(some: NDArray[np.float32], others: NDArray[np.float32]) -> float:
+    if some.shape != others.shape:
+        return float("inf")
+    return float(np.abs(some - others).max())
