@@ -45,21 +45,30 @@ class Histogram:
         Raises:
             ValueError: if one is not finite.
         """
-        images = batch.reshape(len(batch), -1)
-        low, high = images.min(1), images.max(1)
-        largest = np.maximum(-low, high).astype(np.float64)
-        if not np.isfinite(largest).all():
-            raise ValueError("not finite")
-        self.lowest = min(self.lowest, float(low.min()))
-        self.highest = max(self.highest, float(high.max()))
-        self._images += len(images)
-        self._sum_of_largest += float(largest.sum())
-        self._widen(float(largest.max()))
+        images = batch.reshape(len(batch) if batch.ndim > 1 else 1, -1)
+        if not images.size:
+            return
+        self.add_extremes(images.min(1), images.max(1))
         if self.counted:
             magnitudes = np.abs(images).ravel()
             if self.top:
                 magnitudes *= np.float32(BINS / self.top)
             self.counts += np.bincount(magnitudes.astype(np.int32), minlength=BINS)
+
+    def add_extremes(self, low: NDArray[Any], high: NDArray[Any]) -> None:
+        """Note each image's smallest and largest value, `(N,) float32`.
+
+        Raises:
+            ValueError: if one is not finite.
+        """
+        largest = np.maximum(-low, high).astype(np.float64)
+        if not np.isfinite(largest).all():
+            raise ValueError("not finite")
+        self.lowest = min(self.lowest, float(low.min()))
+        self.highest = max(self.highest, float(high.max()))
+        self._images += len(largest)
+        self._sum_of_largest += float(largest.sum())
+        self._widen(float(largest.max()))
 
     def _widen(self, largest: float) -> None:
         if not largest:

@@ -36,8 +36,8 @@ def order_of_return(layers: Sequence[Layer], snr_db: Mapping[str, float]) -> lis
     """The layers in the order in which they go back to FP16: most noise for its work first."""
 
     def noise_per_mac(layer: Layer) -> float:
-        noise = 10 ** (-snr_db[layer.name] / 10) if math.isfinite(snr_db[layer.name]) else 0.0
-        return noise / max(1, layer.macs)
+        # 0 of an infinite ratio; infinite of -inf, which stands for outputs that are not finite.
+        return 10 ** (min(-snr_db[layer.name], 1000.0) / 10) / max(1, layer.macs)
 
     return sorted(layers, key=noise_per_mac, reverse=True)
 

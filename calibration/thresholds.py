@@ -90,6 +90,10 @@ METHODS: Mapping[str, Callable[[Histogram], float]] = {
 }
 
 
+# What each image's smallest and largest value are enough for.
+EXTREMES = ("min-max", "average")
+
+
 @dataclass(frozen=True)
 class Statistics:
     """What is kept of a tensor: its signed extremes, and the threshold of every method.
@@ -114,7 +118,7 @@ def statistics(values: Histogram) -> Statistics:
 
     Of a histogram of extremes alone, the methods that count are left out.
     """
-    methods = METHODS if values.counted else {"min-max": min_max, "average": average}
+    methods = METHODS if values.counted else {name: METHODS[name] for name in EXTREMES}
     found = {name: choose(values) if values.top else 0.0 for name, choose in methods.items()}
     bars = tuple(values.counts.reshape(_BARS, -1).sum(1).tolist()) if values.counted else ()
     return Statistics(values.lowest, values.highest, found, values.top, bars)

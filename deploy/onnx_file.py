@@ -151,6 +151,11 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
 
 
+def precision_of(model: onnx.ModelProto, contract: Contract) -> str:
+    """What the contract says, unless another tool quantised the graph and left it at `fp32`."""
+    return "int8" if contract.precision == "fp32" and is_quantized(model) else contract.precision
+
+
 def tensor_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     """Shape of a graph's input or output; a dynamic dimension is its name."""
     dims = value.type.tensor_type.shape.dim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from PIL import Image
 from torch import nn
 
 import segdeploy
@@ -28,6 +30,7 @@ from segdeploy.calibration.quantize import (
 )
 from segdeploy.calibration.ranges import Settling, observe
 from segdeploy.calibration.thresholds import METHODS, Statistics, squared_error, statistics
+from segdeploy.calibrator.frames import check_pictures
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import open_dataset
 from segdeploy.network import ModelSpec
@@ -445,3 +448,47 @@ def tied(num_classes: int) -> nn.Module:
 
 def one_convolution(num_classes: int) -> nn.Module:
     return nn.Conv2d(3, num_classes, 3, padding=1)
+
+
+def test_scalars_and_empty_tensors_are_counted_or_passed_over() -> None:
+    histogram = Histogram()
+    histogram.add(np.float32(2.0))
+    histogram.add(np.zeros((1, 0, 3), np.float32))
+    assert (histogram.lowest, histogram.highest) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+def test_extremes_are_the_same_in_the_graph_as_outside_it(opset: int) -> None:
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        g (float[1,3,8,9] image) => (float[1,3,8,9] scaled)
+        <float two = {{2.0}}> {{
+            raised = Mul(image, two)
+            root = Sqrt(raised)
+            scaled = Relu(root)
+        }}"""
+    )
+    model = onnx.shape_inference.infer_shapes(model)
+    images = [(str(i), np.random.default_rng(i).uniform(0, 3, (1, 3, 8, 9)).astype(np.float32))
+              for i in range(3)]  # fmt: skip
+    names = ["raised", "root", "scaled"]
+    whole = observe(model, names, iter(images))
+    reduced = observe(model, names, iter(images), extremes_only=names)
+    for name in names:
+        assert reduced[name].lowest == whole[name].lowest
+        assert reduced[name].highest == whole[name].highest
+        assert reduced[name].mean_of_largest == whole[name].mean_of_largest
+    images[1][1][0, 0, 0, 0] = -1.0
+    with pytest.raises(
+        CalibrationInputError, match="tensor root holds NaN or infinity for frame 1"
+    ):
+        observe(model, names, iter(images), extremes_only=names)
+
+
+def test_enlarged_noise_is_no_picture(tmp_path: Path, dataset: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    path = tmp_path / "noise.png"
+    Image.fromarray(noise.repeat(2, 0).repeat(2, 1)).save(path)
+    frame = open_dataset(dataset).frames("val", 1)[0]
+    noisy = replace(frame, image=path)
+    assert check_pictures([frame, noisy]) == [noisy.name]

@@ -344,7 +344,14 @@ def test_a_graph_that_the_parser_refuses_names_node_and_module(graph: Path, tmp_
     assert "MysteryOp" in message
 
 
-def quantised_by_another_tool(graph: Path, dataset: Path, out: Path, *, symmetric: bool) -> None:
+def quantised_by_another_tool(
+    graph: Path,
+    dataset: Path,
+    out: Path,
+    *,
+    symmetric: bool,
+    quant_format: QuantFormat = QuantFormat.QDQ,
+) -> None:
     """What onnxruntime's `quantize_static` writes: biases in int32, and zero points by default."""
     contract = contract_of(load_onnx(graph), graph)
     frames = open_dataset(dataset).frames("train", 2)
@@ -362,7 +369,7 @@ def quantised_by_another_tool(graph: Path, dataset: Path, out: Path, *, symmetri
         {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8} if symmetric else {}
     )
     quantize_static(
-        graph, out, Reader(), quant_format=QuantFormat.QDQ, extra_options=symmetry, **kinds
+        graph, out, Reader(), quant_format=quant_format, extra_options=symmetry, **kinds
     )
 
 
@@ -428,6 +435,18 @@ def test_weights_with_a_zero_point_keep_their_values(tmp_path: Path) -> None:
     before = (integers.astype(int) - zero[:, None, None, None]) * scale[:, None, None, None]
     assert after["w.integers"].dtype == np.int8
     assert np.abs(values - before).max() <= after["w.scale"].max() / 2 + 1e-6
+
+
+def test_operators_on_integers_are_refused_and_nothing_is_written(
+    graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx: object
+) -> None:
+    path = tmp_path / "theirs.onnx"
+    quantised_by_another_tool(
+        graph, dataset, path, symmetric=False, quant_format=QuantFormat.QOperator
+    )
+    with pytest.raises(InputError, match="is a QLinear.*quantise with QuantFormat.QDQ"):
+        segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86"])
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_sixteen_bit_integers_are_refused_with_the_way_out() -> None:

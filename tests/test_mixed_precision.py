@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from segdeploy.calibration.search import (
 from segdeploy.calibrator import assignment
 from segdeploy.calibrator.cache import read_cache
 from segdeploy.calibrator.frames import choose_frames, coverage, hash_of, spread
+from segdeploy.calibrator.judge import Judge
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_file import contract_of, load_onnx
@@ -285,7 +287,9 @@ def test_contradictions_are_refused(graph: Path, dataset: Path, tmp_path: Path) 
     refuse("--max-miou-drop -1: is in percentage points", max_miou_drop=-1)
     refuse("--method best: there are auto", method="best")
     refuse("--precision int4: there are int8", precision="int4")
-    refuse("leaves no convolution for INT8", keep=["backbone", "aspp"], limit=2)
+    refuse(
+        "no convolution of 14 is left for INT8: --keep names 14", keep=["backbone", "aspp"], limit=2
+    )
 
 
 def test_integers_for_cpus_agree_with_the_graph_as_written(
@@ -385,3 +389,46 @@ def test_a_weight_that_is_not_finite_is_named_before_anything_runs(
     broken.write_bytes(model.SerializeToString())
     with pytest.raises(CalibrationInputError, match=r"weight backbone\.1\.conv2\.weight holds NaN"):
         segdeploy.calibrate(broken, dataset, tmp_path / "m.onnx", limit=2)
+
+
+def test_an_output_that_is_not_finite_returns_first() -> None:
+    layers = [layer("a", 100), layer("b", 100), layer("c", 100), layer("d", 100)]
+    snr = {"a": 40.0, "b": -math.inf, "c": 20.0, "d": math.inf}
+    assert [y.name for y in order_of_return(layers, snr)] == ["b", "c", "a", "d"]
+
+
+def test_a_stray_pixel_of_a_class_that_no_mask_holds_decides_nothing(
+    graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    absent, frames = 6, []
+    for frame in open_dataset(dataset).frames("val", 3):
+        mask = frame.read_mask()
+        mask[mask == absent] = 255
+        Image.fromarray(mask).save(tmp_path / f"{frame.name}.png")
+        frames.append(replace(frame, mask=tmp_path / f"{frame.name}.png"))
+    judge = Judge(graph, frames)
+    labels = judge.labels(load_onnx(graph))
+    assert not any((label == absent).any() for label in labels)
+    labels[0][0, 0] = absent
+    assert abs(judge.accuracy(labels).miou_drop) < 0.1
+
+
+def test_a_module_that_runs_several_times_can_be_kept(
+    checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    graph = tmp_path / "scales.onnx"
+    segdeploy.export(checkpoint, graph, scales=(0.5, 1.0))
+    out = tmp_path / "m.onnx"
+    report = segdeploy.calibrate(
+        graph, dataset, out, limit=3, method="min-max", keep=["backbone.1"]
+    )
+    kept = [name for name, reason in report.kept.items() if reason == "--keep"]
+    assert len(kept) >= 2
+    assert all(name.startswith("backbone.1") for name in kept)
+
+
+def test_few_frames_are_told(graph: Path, dataset: Path, tmp_path: Path) -> None:
+    report = segdeploy.calibrate(graph, dataset, tmp_path / "m.onnx", limit=2, method="mse")
+    assert "2 calibration frames are too few to know ranges by (" in report.notes[0]
+    report = segdeploy.calibrate(graph, dataset, tmp_path / "m.onnx", limit=8, method="mse")
+    assert not any("too few" in note for note in report.notes)

@@ -38,6 +38,7 @@ class Contestant:
     name: str
     predictor: Predictor
     kernels: Predictor | None
+    precision: str
 
 
 @dataclass(frozen=True)

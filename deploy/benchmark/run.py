@@ -14,7 +14,7 @@ from segdeploy.benchmark.latency import BURST_SECONDS, Candidate, Latency, measu
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.network import ModelSpec, check_classes
-from segdeploy.onnx_file import is_quantized, load_onnx
+from segdeploy.onnx_file import is_quantized, load_onnx, precision_of
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.spec import Contract
 
@@ -104,7 +104,7 @@ def bench(
             truth, contestants, dataset, frames, samples=SAMPLES, on_frame=on_frame
         )
         contract, backend = truth.contract, truth.session.backend
-        precisions = [contestant.predictor.contract.precision for contestant in contestants]
+        precisions = [contestant.precision for contestant in contestants]
     measured = Candidate("reference", _complete(spec, contract), backend)
     latencies = measure_latencies(
         [measured, *named], burst_seconds=burst_seconds, threads=threads, on_burst=on_burst
@@ -137,8 +137,11 @@ def _rounds(graph: onnx.ModelProto) -> bool:
 
 def _open(stack: ExitStack, candidate: Candidate, truth: Predictor) -> Contestant:
     path = Path(candidate.spec.model)
-    quantized = path.suffix == ".onnx" and _rounds(load_onnx(path))
     kernels = stack.enter_context(load(path, backend=candidate.backend))
+    quantized, precision = False, kernels.contract.precision
+    if path.suffix == ".onnx":
+        graph = load_onnx(path)
+        quantized, precision = _rounds(graph), precision_of(graph, kernels.contract)
     predictor = stack.enter_context(load(path, literal=True)) if quantized else kernels
     theirs, ours = predictor.contract, truth.contract
     for what in ("classes", "size", "mean", "std", "scales", "flip"):
@@ -147,7 +150,7 @@ def _open(stack: ExitStack, candidate: Candidate, truth: Predictor) -> Contestan
                 f"{path}: its {what} is {getattr(theirs, what)}, the reference's "
                 f"{getattr(ours, what)}; they cannot be compared"
             )
-    return Contestant(candidate.name, predictor, kernels if quantized else None)
+    return Contestant(candidate.name, predictor, kernels if quantized else None, precision)
 
 
 def _complete(spec: ModelSpec, contract: Contract) -> ModelSpec:

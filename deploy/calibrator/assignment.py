@@ -113,7 +113,13 @@ def choose_int8(
     # A one-pixel layer costs nothing, but its weights are a quarter of a MobileNet's file.
     pixels = frozenset(n for n, kind in reasons.items() if kind == "one pixel" and n not in kept)
     if not chosen:
-        raise InputError("--keep: leaves no convolution for INT8; use --precision fp16")
+        named = sum(reason == "--keep" for reason in kept.values())
+        others = [reason for reason in kept.values() if reason != "--keep"]
+        overflow = f", {len(others)} do not fit FP16 (the first {others[0]})" if others else ""
+        raise InputError(
+            f"no convolution of {len(layers)} is left for INT8: --keep names {named}{overflow}; "
+            "use --precision fp16"
+        )
     tried = METHODS if method == "auto" else (method,)
     scores = {
         name: reference.snr_db(

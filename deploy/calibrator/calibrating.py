@@ -26,7 +26,8 @@ from segdeploy.calibrator.frames import (
     hash_of,
     inputs,
 )
-from segdeploy.calibrator.judge import Accuracy, Judge, share_equal
+from segdeploy.calibrator.judge import Judge, share_equal
+from segdeploy.calibrator.notes import notes_of
 from segdeploy.calibrator.report import CalibrationReport, write_page
 from segdeploy.calibrator.source import Source, learn
 from segdeploy.errors import CheckFailed, InputError
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     import onnx
 
 PRECISIONS = ("int8", "fp16", "bf16")
-_LEAST_KERNELS = 0.985
-_LEAST_AGREEMENT = 0.95
-_SETTLED_SHARE = 0.75  # of the frames; ranges that move later than that are not known
 
 
 def calibrate(
@@ -100,12 +98,15 @@ def calibrate(
             f"{model}: is {contract.precision} already; calibrate the FP32 graph that it came from"
         )
     require("onnxruntime")
+    before = graph.ByteSize()  # weights beside the file are in it by now
     graph, rewrites = _optimised(graph, contract)
     frames = choose_frames(dataset, split, check_split, limit)
     bad = check_pictures(frames.calibration)
     if max_miou_drop is not None and frames.note:
         raise InputError(f"--max-miou-drop: {frames.note}; give more frames, or a smaller --limit")
-    source, settled = _learn(model, graph, frames, precision, flavour, cache, on_progress)
+    source, settled = _learn(
+        *(model, graph, frames, precision, method, flavour, cache, on_progress)
+    )
     judge = Judge(model, frames.check)
     assignment = Assignment(frozenset(), {}, None)
     if precision == "int8":
@@ -119,6 +120,8 @@ def calibrate(
                     *(model, out, frames, on_progress),
                 )
             except KeyboardInterrupt as stop:
+                if not state_path(out).exists():
+                    raise
                 told = f"the same command goes on from {state_path(out)}"
                 raise KeyboardInterrupt(told) from stop
     chosen = assignment.int8
@@ -131,7 +134,7 @@ def calibrate(
     accuracy = judge.accuracy(labels)
     if max_miou_drop is not None and accuracy.miou_drop > max_miou_drop:
         raise CheckFailed(
-            f"{out}: not written; the mIoU drop is {accuracy.miou_drop:.2f} on {accuracy.frames} "
+            f"{out}: not written; the mIoU drop is {accuracy.miou_drop:.3g} on {accuracy.frames} "
             f"frames of '{frames.check_split}' that the search did not see, more than the "
             f"{max_miou_drop:g} allowed ({len(chosen)} of {len(source.sites.layers)} convolutions "
             "in INT8); try more frames (--limit)"
@@ -172,7 +175,7 @@ def calibrate(
         clamped=typed.clamped,
         cost=cost_of(source, chosen),
         bytes=written,
-        bytes_before=model.stat().st_size,
+        bytes_before=before,
         accuracy=accuracy,
         check_split=frames.check_split,
         classes_missing=coverage(frames.calibration, contract),
@@ -183,7 +186,9 @@ def calibrate(
         block_snr_db=blocks,
         kernel_agreement=kernels,
         odd_channels=source.odd_channels(),
-        notes=_notes(frames, bad, settled, assignment, accuracy, kernels),
+        notes=notes_of(
+            *(frames, bad, settled, source, assignment, typed, accuracy, kernels, half_ends)
+        ),
         seconds=time.perf_counter() - started,
     )
     if page:
@@ -231,6 +236,7 @@ def _learn(
     graph: onnx.ModelProto,
     frames: FrameSets,
     precision: str,
+    method: str,
     flavour: str,
     cache: Path | str | None,
     on_progress: Progress,
@@ -257,7 +263,7 @@ def _learn(
         counted(),
         flavour=FLAVOURS[flavour],
         half=half,
-        int8=precision == "int8",
+        method=method if precision == "int8" else None,
         known=known[0] if known else None,
     )
     settled = settled or (known[1] if known else 0)
@@ -271,7 +277,8 @@ def _named_layers(source: Source, keep: Sequence[str], model: Path) -> dict[str,
     modules = source.modules()
 
     def is_in(module: str, name: str) -> bool:
-        return module == name or module.startswith(f"{name}.")
+        path = module.split(" (")[0]  # behind it is the node, where a module has several
+        return path == name or path.startswith(f"{name}.")
 
     for name in keep:
         if not any(is_in(module, name) for module in modules.values()):
@@ -280,33 +287,3 @@ def _named_layers(source: Source, keep: Sequence[str], model: Path) -> dict[str,
                 f"{', '.join(list(source.blocks())[:8])}"
             )
     return {n: "--keep" for n, m in modules.items() if any(is_in(m, name) for name in keep)}
-
-
-def _notes(
-    frames: FrameSets,
-    bad: Sequence[str],
-    settled: int,
-    assignment: Assignment,
-    accuracy: Accuracy,
-    kernels: float | None,
-) -> tuple[str, ...]:
-    notes = [frames.note] if frames.note else []
-    if bad:
-        notes.append(f"{len(bad)} calibration frames are of one colour, or noise, as {bad[0]} is")
-    if accuracy.agreement < _LEAST_AGREEMENT:
-        notes.append(
-            f"only {accuracy.agreement:.1%} of labels are those of FP32, whatever mIoU says; "
-            "see --blame, and --max-miou-drop or --keep"
-        )
-    count = len(frames.calibration)
-    if assignment.int8 and settled > _SETTLED_SHARE * count:
-        notes.append(
-            f"ranges still moved by more than 5 % at frame {settled} of {count}; "
-            "give more frames (--limit)"
-        )
-    if kernels is not None and kernels < _LEAST_KERNELS:
-        notes.append(
-            f"this CPU's integer kernels give {kernels:.2%} of the labels of the graph as written; "
-            "their speed is not worth that"
-        )
-    return tuple(notes)

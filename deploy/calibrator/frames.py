@@ -18,8 +18,9 @@ from segdeploy.spec import Contract
 
 CALIBRATION_FRAMES = 32
 JUDGED_FRAMES = 48
-# Neighbouring pixels of a picture are alike; those of noise are not.
+# Pixels of a picture that are near each other are alike; those of noise, enlarged or not, are not.
 _LEAST_CORRELATION = 0.3
+_NEAR = 4
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def check_pictures(frames: Sequence[Frame]) -> list[str]:
         if float(np.ptp(grey)) == 0:
             flat.append(frame.name)
             continue
-        left, right = grey[:, :-1].ravel(), grey[:, 1:].ravel()
+        near = min(_NEAR, max(1, grey.shape[1] // 16))
+        left, right = grey[:, :-near].ravel(), grey[:, near:].ravel()
         spread_of = float(left.std() * right.std())
         covariance = float(((left - left.mean()) * (right - right.mean())).mean())
         if not spread_of or covariance / spread_of < _LEAST_CORRELATION:

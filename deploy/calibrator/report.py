@@ -98,7 +98,11 @@ def _histograms(
     """What the layers in INT8 that lose most read; the first ones, if that was not measured."""
     modules = source.modules()
     alone = {name: one.snr_db for name, one in _alone(report).items()}
-    layers = [y for y in source.sites.layers if source.statistics[y.data].bars]
+    layers = [
+        y
+        for y in source.sites.layers
+        if source.statistics[y.data].bars and (alone or modules[y.name] in report.int8)
+    ]
     layers.sort(key=lambda layer: alone.get(modules[layer.name], math.inf))
     shown = []
     for layer in layers[:_WORST]:

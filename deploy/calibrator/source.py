@@ -122,12 +122,13 @@ def learn(
     *,
     flavour: Flavour,
     half: str | None,
-    int8: bool,
+    method: str | None,
     known: Mapping[str, Statistics] | None,
 ) -> tuple[Source, int]:
     """Take statistics over `frames`, unless they are `known`; returns when ranges had settled.
 
-    `shape` is one input's. Only what the precisions need is counted.
+    `shape` is one input's. `method` is that of INT8 ranges, or None without INT8: only what it and
+    FP16 need is counted.
 
     Raises:
         CalibrationInputError: if the graph holds Q/DQ, or no convolution, or a frame gives NaN.
@@ -137,7 +138,7 @@ def learn(
     from segdeploy.calibration.quantize import refuse_quantised
     from segdeploy.calibration.ranges import Settling, check_weights, observe
     from segdeploy.calibration.safety import float_tensors, fp16_islands
-    from segdeploy.calibration.thresholds import statistics
+    from segdeploy.calibration.thresholds import EXTREMES, METHODS, statistics
 
     refuse_quantised(model)
     named = with_names(model)
@@ -148,14 +149,16 @@ def learn(
             "calibration: the graph has no convolution to quantise; is it a segmentation network?"
         )
     check_weights(named)
-    counted = sites.tensors(results=flavour.results) if int8 else []
+    quantised = sites.tensors(results=flavour.results) if method else []
+    counted = [] if method in EXTREMES else quantised
+    methods = METHODS if method == "auto" else {method or ""}
     # In the graph's order, so that the first tensor that is not finite is the one that is named.
     floats = float_tensors(fixed)
-    wanted = set(floats if half else ()) | set(counted)
-    watched = list(dict.fromkeys([*(name for name in floats if name in wanted), *counted]))
+    wanted = set(floats if half else ()) | set(quantised)
+    watched = list(dict.fromkeys([*(name for name in floats if name in wanted), *quantised]))
     settled = 0
-    if known is None or not _are_known(known, watched, counted):
-        settling = Settling(counted)
+    if known is None or not _are_known(known, watched, quantised, methods):
+        settling = Settling(quantised)
         histograms = observe(
             fixed,
             watched,
@@ -174,11 +177,12 @@ def learn(
 
 
 def _are_known(
-    known: Mapping[str, Statistics], watched: Sequence[str], counted: Sequence[str]
+    known: Mapping[str, Statistics],
+    watched: Sequence[str],
+    quantised: Sequence[str],
+    methods: Collection[str],
 ) -> bool:
-    """Whether a cache holds every tensor, with every method where it is counted."""
-    from segdeploy.calibration.thresholds import METHODS
-
+    """Whether a cache holds every tensor, with each of the methods where it is quantised."""
     return set(watched) <= set(known) and all(
-        set(METHODS) <= set(known[name].thresholds) for name in counted
+        set(methods) <= set(known[name].thresholds) for name in quantised
     )

@@ -111,7 +111,10 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
     )
     if report.method:
         tried = ", ".join(f"{name} {snr:.1f} dB" for name, snr in report.snr_db.items())
-        click.echo(f"ranges from {report.frames} frames by {report.method} ({tried})")
+        click.echo(
+            f"ranges from {report.frames} frames (settled after {report.settled_after}) by "
+            f"{report.method} ({tried})"
+        )
     click.echo(
         f"executed literally on {accuracy.frames} frames of '{report.check_split}': mIoU "
         f"{accuracy.miou:.2f} instead of {accuracy.reference_miou:.2f} (drop "
@@ -137,7 +140,10 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
              percent(p.score.agreement, 3))
             for p in searched.front
         ]  # fmt: skip
-        title = f"front, {searched.evaluations} evaluations on {searched.frames} held-back frames"
+        title = (
+            f"front: {len(searched.layers)} layers alone, then {searched.evaluations} evaluations "
+            f"on {searched.frames} held-back frames"
+        )
         print_table(("layers in INT8", "cost", "mIoU drop", "labels equal %"), rows, title)
     if report.block_snr_db:
         blocks = [(name, f"{snr:.1f}") for name, snr in report.block_snr_db.items()]

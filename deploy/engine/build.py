@@ -25,8 +25,8 @@ from segdeploy.golden import golden_path, golden_pictures, make_vectors, write_g
 from segdeploy.onnx_file import (
     check_size,
     contract_of,
-    is_quantized,
     load_onnx,
+    precision_of,
     save_onnx,
     tensor_shape,
 )
@@ -128,9 +128,10 @@ def build_engine(
     if bindings.is_rtx and options.timing_cache:
         notes.append("TensorRT-RTX has no use for a timing cache: it times nothing when it builds")
         options = replace(options, timing_cache=None)
-    if contract.precision == "fp32" and is_quantized(graph):
-        contract = replace(contract, precision="int8")  # by another tool, which left the contract
+    contract = replace(contract, precision=precision_of(graph, contract))
     plans = [build_plan(bindings, graph, str(model), options, on_progress) for _ in range(repeats)]
+    if judged != model:
+        save_onnx(graph, judged)  # not before TensorRT took it
     gpu = None if bindings.is_rtx else current_gpu()
     manifest = Manifest(
         engine=out.name,
@@ -205,8 +206,8 @@ def _mended(
 ) -> tuple[onnx.ModelProto, Path, list[str]]:
     """The graph as TensorRT takes it, where another tool quantised it, and what was changed.
 
-    What computes other numbers than the given graph is written beside the engine, to be judged:
-    the path is that of the file that computes what the engine should.
+    The path is that of the file to judge the engine by: the given one, or, for a graph that
+    computes other numbers, one beside the engine, to be written.
     """
     notes = []
     graph, biases = with_float_biases(graph)
@@ -215,8 +216,7 @@ def _mended(
     graph, shifted = with_symmetric_integers(graph, str(model))
     if shifted:
         built = out.with_name(f"{out.stem}.symmetric.onnx")
-        save_onnx(graph, built)
-        model = built
+        model = check_output(built, read_from=model)
         notes.append(
             f"{shifted} tensors had unsigned integers or a zero point, which TensorRT refuses; "
             f"built symmetric, up to one bit coarser: {built} is that graph; judge it with "

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import onnx
 
 _INT8 = 3  # onnx.TensorProto.INT8
+_INTEGER_OPERATORS = (
+    *("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearConcat", "QGemm"),
+    *("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
+)
 
 
 def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, int]:
@@ -27,11 +31,19 @@ def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.M
     computes other numbers. The graph itself comes back if all were symmetric.
 
     Raises:
-        InputError: for integers of another width, or a scale or zero point that is not constant.
+        InputError: for operators on integers, integers of another width, or a scale or zero point
+            that is not constant.
     """
     import onnx
     from onnx import helper, numpy_helper
 
+    integer = next((n for n in graph.graph.node if n.op_type in _INTEGER_OPERATORS), None)
+    if integer is not None:
+        raise InputError(
+            f"{source}: node '{integer.name}' is a {integer.op_type}, and TensorRT takes Q/DQ "
+            "alone; quantise with QuantFormat.QDQ, or calibrate the FP32 graph with "
+            "--for tensorrt"
+        )
     mended = onnx.ModelProto()
     mended.CopyFrom(graph)
     constants = {t.name: numpy_helper.to_array(t) for t in mended.graph.initializer}
