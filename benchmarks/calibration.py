@@ -1,7 +1,7 @@
 """INT8 and FP16 of the CamVid network, beside other quantisers: accuracy, time and memory.
 
-`python benchmarks/calibration.py CAMVID WEIGHTS [PYTHON]` prints a line of JSON a case. PYTHON is
-the interpreter of an environment with `nvidia-modelopt[onnx]`, which pins other versions than ours:
+`python benchmarks/calibration.py CAMVID WEIGHTS [--modelopt PYTHON]` prints a line of JSON a case.
+PYTHON is of an environment with `nvidia-modelopt[onnx]`, which pins other versions than ours:
 `python -m venv modelopt && modelopt/bin/pip install 'nvidia-modelopt[onnx]==0.47.0'`. Accuracy is
 on all of `val`, executed literally; the others' ranges come from every 12th frame of `train`, ours
 from 32 frames spread over it. Each timing and peak is of a process of its own.
@@ -9,6 +9,7 @@ from 32 frames spread over it. Each timing and peak is of a process of its own.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -60,14 +61,11 @@ def _peak_mib() -> int:
 
 
 def observe(graph: str, images: str, repeats: str, method: str) -> dict[str, Any]:
-    """Take ranges over the images, so often, and write nothing."""
-    from segdeploy.calibration.layers import fix_shape, read_sites, with_names
-    from segdeploy.calibration.ranges import observe
-    from segdeploy.calibration.thresholds import statistics
+    """Take ranges over the images, so often, as `calibrate` does, FP16's included."""
+    from segdeploy.calibration.quantize import FLAVOURS
+    from segdeploy.calibrator.source import learn
 
-    model = fix_shape(with_names(load_onnx(Path(graph))), (1, 3, *SIZE))
-    frames = np.load(images, mmap_mode="r")
-    tensors = read_sites(model).tensors()
+    model, frames = load_onnx(Path(graph)), np.load(images, mmap_mode="r")
 
     def given() -> Any:
         for _ in range(int(repeats)):
@@ -75,10 +73,13 @@ def observe(graph: str, images: str, repeats: str, method: str) -> dict[str, Any
                 yield str(index), np.array(frame[None])
 
     started = time.perf_counter()
-    extremes = tensors if method == "min-max" else ()
-    histograms = observe(model, tensors, given(), extremes_only=extremes)
-    for histogram in histograms.values():
-        statistics(histogram)
+    learn(
+        *(model, (1, 3, *SIZE), given()),
+        flavour=FLAVOURS["tensorrt"],
+        half="fp16",
+        method=method,
+        known=None,
+    )
     return {"seconds": round(time.perf_counter() - started, 2)}
 
 
@@ -153,11 +154,18 @@ def say(case: str, **values: object) -> None:
 
 
 def accuracy(judge: Judge, graph: onnx.ModelProto) -> dict[str, Any]:
-    found = judge.score(graph)
-    return {"miou_drop": round(found.miou_drop, 2), "agreement": round(found.agreement, 4)}
+    """Executed literally, and by this CPU's own kernels in an ordinary ONNX Runtime session."""
+    literal = judge.score(graph)
+    kernels = judge.accuracy(judge.labels(graph, literal=False))
+    return {
+        "miou_drop": round(literal.miou_drop, 2),
+        "agreement": round(literal.agreement, 4),
+        "session_drop": round(kernels.miou_drop, 2),
+        "session_agreement": round(kernels.agreement, 4),
+    }
 
 
-def main(data: Path, weights: Path, modelopt: str | None) -> None:
+def main(data: Path, weights: Path, modelopt: str | None, only: str | None) -> None:
     say("machine", cpu=describe_environment(None).cpu)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -168,30 +176,44 @@ def main(data: Path, weights: Path, modelopt: str | None) -> None:
         frames = dataset.frames("train")[::12][:32]
         np.save(images, np.stack([preprocess(frame.read()[0], contract)[0] for frame in frames]))
         judge = Judge(fp32, dataset.frames("val"))
-        ours(folder, fp32, data, judge)
-        for_cpus(folder, data)
-        for method in ("MinMax", "Entropy", "Percentile"):
-            out = folder / "theirs.onnx"
-            took = measured("static", fp32, images, method, out)
-            say(f"quantize_static {method}", **took, **accuracy(judge, load_onnx(out)))
-        for method in ("max", "entropy") if modelopt else ():
-            out = folder / f"modelopt_{method}.onnx"
-            command = [modelopt, "-c", MODELOPT, fp32, images, method, out]
-            ran = subprocess.run(
-                list(map(str, command)), capture_output=True, text=True, check=True
-            )
-            seconds = float(ran.stdout.split("SECONDS")[1].split()[0])
-            graph = load_onnx(out)
-            set_contract(graph, contract)  # modelopt drops it
-            say(f"modelopt {method}", seconds=round(seconds, 1), **accuracy(judge, graph))
-        plainly = [measured("plain", fp32, images)["seconds"] for _ in range(3)]
-        for method in ("min-max", "entropy"):
-            took = [measured("observe", fp32, images, 1, method)["seconds"] for _ in range(3)]
-            ratio = sorted(took)[1] / sorted(plainly)[1]
-            say(f"ranges for {method}", seconds=took, plain_run=plainly, ratio=round(ratio, 2))
-        few, many = (measured("observe", fp32, images, n, "entropy")["peak_mib"] for n in (1, 10))
-        say("peak memory", frames=[len(frames), 10 * len(frames)], mib=[few, many],
-            ratio=round(many / few, 3))  # fmt: skip
+        if only in (None, "ranges"):
+            ranges(fp32, images, len(frames))
+        if only in (None, "ours"):
+            ours(folder, fp32, data, judge)
+        if only in (None, "cpu"):
+            for_cpus(folder, data)
+        if only in (None, "others"):
+            others(folder, fp32, images, judge, modelopt)
+
+
+def ranges(fp32: Path, images: Path, frames: int) -> None:
+    """Time of ranges against that of plain runs, in turns, and memory against frames."""
+    for method in ("min-max", "entropy"):
+        rounds = [
+            (measured("plain", fp32, images)["seconds"],
+             measured("observe", fp32, images, 1, method)["seconds"])
+            for _ in range(5)
+        ]  # fmt: skip
+        ratio = sorted(ours / plainly for plainly, ours in rounds)[2]
+        say(f"ranges for {method}", plain_and_ours=rounds, ratio=round(ratio, 2))
+    few, many = (measured("observe", fp32, images, n, "entropy")["peak_mib"] for n in (1, 10))
+    say("peak memory", frames=[frames, 10 * frames], mib=[few, many], ratio=round(many / few, 3))
+
+
+def others(folder: Path, fp32: Path, images: Path, judge: Judge, modelopt: str | None) -> None:
+    """What onnxruntime and nvidia-modelopt make of the same graph and frames."""
+    for method in ("MinMax", "Entropy", "Percentile"):
+        out = folder / "theirs.onnx"
+        took = measured("static", fp32, images, method, out)
+        say(f"quantize_static {method}", **took, **accuracy(judge, load_onnx(out)))
+    for method in ("max", "entropy") if modelopt else ():
+        out = folder / f"modelopt_{method}.onnx"
+        command = [modelopt, "-c", MODELOPT, fp32, images, method, out]
+        ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        seconds = float(ran.stdout.split("SECONDS")[1].split()[0])
+        graph = load_onnx(out)
+        set_contract(graph, judge.contract)  # modelopt drops it
+        say(f"modelopt {method}", seconds=round(seconds, 1), **accuracy(judge, graph))
 
 
 def for_cpus(folder: Path, data: Path) -> None:
@@ -242,4 +264,10 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:
         child(*sys.argv[2:])
     else:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)
+        parser = argparse.ArgumentParser()
+        parser.add_argument("camvid", type=Path)
+        parser.add_argument("weights", type=Path)
+        parser.add_argument("--modelopt", metavar="PYTHON")
+        parser.add_argument("--only", choices=["ranges", "ours", "cpu", "others"])
+        given = parser.parse_args()
+        main(given.camvid, given.weights, given.modelopt, given.only)

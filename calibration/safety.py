@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,11 +32,27 @@ class Island:
 
 
 def float_tensors(model: onnx.ModelProto) -> list[str]:
-    """The input, if it is float32, and every node's float32 output, in graph order."""
+    """The input, if it is float32, and every node's float32 output, in graph order.
+
+    What only a Relu reads is left out: beneath zero it may overflow without harm, above zero the
+    Relu's output tells it, and runtimes run the two as one.
+    """
     values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     names = [model.graph.input[0].name, *(o for node in model.graph.node for o in node.output)]
-    return [name for name in names if types.get(name) == onnx.TensorProto.FLOAT]
+    hidden = _before_relu(model)
+    return [n for n in names if types.get(n) == onnx.TensorProto.FLOAT and n not in hidden]
+
+
+def _before_relu(model: onnx.ModelProto) -> dict[str, str]:
+    """The tensors that one Relu reads and nothing else, and what that Relu gives."""
+    often = Counter(name for node in model.graph.node for name in node.input)
+    often.update(value.name for value in model.graph.output)
+    return {
+        node.input[0]: node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Relu" and often[node.input[0]] == 1
+    }
 
 
 def fp16_islands(model: onnx.ModelProto, values: Mapping[str, Statistics]) -> list[Island]:
@@ -46,6 +63,8 @@ def fp16_islands(model: onnx.ModelProto, values: Mapping[str, Statistics]) -> li
     """
     shapes = shapes_of(model)
     constants = {t.name: t for t in model.graph.initializer}
+    behind = _before_relu(model).items()
+    values = {**{name: values[relu] for name, relu in behind if relu in values}, **values}
     islands = []
     for node in model.graph.node:
         found = _reason(node, values, constants, shapes)
