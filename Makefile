@@ -14,9 +14,11 @@ SOURCES := deploy models calibration tests benchmarks
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,$(RUNTIME),rtx,openvino,dev]'
-	# TensorRT's own libraries are too large, and need a GPU; its bindings show its API to a test.
+	@# TensorRT's own libraries are too large, and need a GPU; its bindings show its API to a test.
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-10 tensorrt_cu13_bindings==10.14.1.48.post1
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-11 tensorrt_cu13_bindings==11.4.0.106
+	@# Triton's protobuf messages; the client that they come with wants an older protobuf than onnx's.
+	$(BIN)/pip install --quiet --no-deps tritonclient==2.73.0
 	touch $@
 
 demo: $(VENV)/.ready

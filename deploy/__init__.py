@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from segdeploy.engine.build import build_engine
     from segdeploy.evaluation import evaluate
     from segdeploy.exporter.onnx_export import export
+    from segdeploy.health import doctor
+    from segdeploy.inspection import inspect
     from segdeploy.network import ModelSpec
     from segdeploy.optimization import optimize
     from segdeploy.runtime.predictor import load
     from segdeploy.self_test import selftest
+    from segdeploy.serve.repository import serve_repo
     from segdeploy.training import train
 
 __version__ = "0.1.0"
@@ -30,11 +33,14 @@ __all__ = [
     "bench",
     "build_engine",
     "calibrate",
+    "doctor",
     "evaluate",
     "export",
+    "inspect",
     "load",
     "optimize",
     "selftest",
+    "serve_repo",
     "train",
 ]
 
@@ -44,11 +50,14 @@ _HOMES = {
     "bench": "segdeploy.benchmark.run",
     "build_engine": "segdeploy.engine.build",
     "calibrate": "segdeploy.calibrator.calibrating",
+    "doctor": "segdeploy.health",
     "evaluate": "segdeploy.evaluation",
     "export": "segdeploy.exporter.onnx_export",
+    "inspect": "segdeploy.inspection",
     "load": "segdeploy.runtime.predictor",
     "optimize": "segdeploy.optimization",
     "selftest": "segdeploy.self_test",
+    "serve_repo": "segdeploy.serve.repository",
     "train": "segdeploy.training",
 }
 

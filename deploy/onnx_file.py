@@ -114,7 +114,7 @@ def contract_of(model: onnx.ModelProto, path: Path) -> Contract:
     if contract is None:
         raise InputError(
             f"{path}: carries no segdeploy contract (classes, mean, std, size); "
-            "export it with `segdeploy export`"
+            "export it with `segdeploy export`, or state one with `segdeploy adopt`"
         )
     return contract
 

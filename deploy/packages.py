@@ -8,7 +8,7 @@ from types import ModuleType
 
 from segdeploy.errors import InputError
 
-_EXTRAS = {
+EXTRAS = {
     "torch": "torch",
     "torchvision": "torch",
     "safetensors": "torch",
@@ -34,7 +34,7 @@ def require(*modules: str) -> ModuleType:
         try:
             imported = importlib.import_module(module)
         except ImportError as error:
-            extra = _EXTRAS[module]
+            extra = EXTRAS[module]
             missing = isinstance(error, ModuleNotFoundError) and error.name == module
             what = "is not installed" if missing else f"cannot be imported ({error})"
             raise InputError(

@@ -30,6 +30,7 @@ def predict_file(
     scales: Sequence[float] = (),
     flip: bool = False,
     fuse: str = "mean",
+    tile: bool = False,
 ) -> dict[str, float]:
     """Segment a picture and write the overlay; returns each class's share of the pixels, 0..1.
 
@@ -44,7 +45,7 @@ def predict_file(
     picture = read_image(image)
     size = (picture.shape[0], picture.shape[1])
     with load(model, backend=backend, default_size=size) as predictor:
-        found = predictor.predict(picture, scales=scales, flip=flip, fuse=fuse)
+        found = predictor.predict(picture, scales=scales, flip=flip, fuse=fuse, tile=tile)
         contract = predictor.contract
     write_atomically(out, _encoded(overlay(picture, found, contract.palette), out))
     if labels is not None:

@@ -66,8 +66,14 @@ class Contract:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def derived(self, parent_sha256: str, versions: Mapping[str, str], **changes: Any) -> Contract:
-        """Give the contract of a file made from another: its parent's hash, the tools' versions."""
+        """Give the contract of a file made from another: its parent's hash, the tools' versions.
+
+        The hashes of the parent's own parents follow in `ancestors_sha256`, nearest first.
+        """
         provenance = {**self.provenance, **versions, "parent_sha256": parent_sha256}
+        if grandparent := self.provenance.get("parent_sha256"):
+            older = self.provenance.get("ancestors_sha256")
+            provenance["ancestors_sha256"] = f"{grandparent},{older}" if older else grandparent
         return replace(self, provenance=provenance, **changes)
 
     def to_json(self) -> str:

@@ -17,12 +17,15 @@ from segdeploy.cli.bench import bench
 from segdeploy.cli.build_engine import build_engine
 from segdeploy.cli.calibrate import calibrate
 from segdeploy.cli.data import data
+from segdeploy.cli.doctor import doctor
 from segdeploy.cli.evaluate import evaluate
 from segdeploy.cli.export import export
+from segdeploy.cli.inspect import inspect
 from segdeploy.cli.models import models
 from segdeploy.cli.optimize import optimize
 from segdeploy.cli.predict import predict
 from segdeploy.cli.selftest import selftest
+from segdeploy.cli.serve_repo import serve_repo
 from segdeploy.cli.train import train
 
 _BUG, _INTERRUPTED = 3, 130
@@ -37,7 +40,7 @@ def cli(debug: bool) -> None:
 
 for command in (
     *(models, data, train, evaluate, export, optimize, calibrate, build_engine, bench, predict),
-    *(adopt, selftest),
+    *(inspect, selftest, adopt, serve_repo, doctor),
 ):
     cli.add_command(command)
 

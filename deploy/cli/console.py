@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 
 @contextmanager
@@ -40,15 +40,18 @@ def progress(title: str, quiet: bool) -> Iterator[Callable[..., None]]:
         yield update
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print a table to stdout; the first column is flush left, the others right."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, words: bool = False
+) -> None:
+    """Print a table to stdout; the first column is flush left, the others right, unless `words`."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        flush: Literal["left", "right"] = "left" if words or index == 0 else "right"
+        table.add_column(column, justify=flush, no_wrap=index == 0)
     for row in rows:
         table.add_row(*map(Text, row))  # a name may look like rich's markup
     if title:

@@ -27,6 +27,9 @@ from segdeploy.cli.options import (
 @backend_option
 @scales_options
 @out_option("Picture to write: the classes' colours over the image (.png or .jpg).")
+@click.option(
+    "--tile", is_flag=True, help="Leave IMAGE at its size, and run overlapping windows of it."
+)
 @click.option("--labels", type=Path, help="Also write the class ids (.png, one id a pixel).")
 @json_option
 def predict(
@@ -36,19 +39,28 @@ def predict(
     scales: tuple[float, ...],
     flip: bool,
     fuse: str,
+    tile: bool,
     out: Path,
     labels: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Segment IMAGE with MODEL (a network or an .onnx file)."""
+    """Segment IMAGE with MODEL (a network, an .onnx file or an engine)."""
     from segdeploy.prediction import predict_file
 
     check_fuse(fuse, scales, flip)
     spec = network_spec(model, options)
     note_untrained(spec)
     shares = predict_file(
-        spec, image, out, labels=labels, backend=backend, scales=scales, flip=flip, fuse=fuse
+        spec,
+        image,
+        out,
+        labels=labels,
+        backend=backend,
+        scales=scales,
+        flip=flip,
+        fuse=fuse,
+        tile=tile,
     )
     if as_json:
         print_json({"overlay": str(out), "shares": shares})

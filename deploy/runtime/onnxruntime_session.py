@@ -77,7 +77,7 @@ class OnnxRuntimeSession(Closing):
         if text is None:
             raise InputError(
                 f"{path}: carries no segdeploy contract (classes, mean, std, size); "
-                "export it with `segdeploy export`"
+                "export it with `segdeploy export`, or state one with `segdeploy adopt`"
             )
         self.contract = read_contract(text, str(path))
         self.input = _spec(inputs[0])

@@ -1,0 +1,36 @@
+"""`segdeploy doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from segdeploy.cli.console import print_json, print_table
+from segdeploy.cli.options import json_option
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """Say what works on this machine, and how to mend the rest.
+
+    Runs each installed backend on a tiny graph. Exits with 1 if something is broken.
+    """
+    import segdeploy
+    from segdeploy.health import toolchain
+
+    findings = segdeploy.doctor()
+    broken = [finding for finding in findings if finding.state == "broken"]
+    if as_json:
+        print_json({"findings": [asdict(one) for one in findings], "packages": toolchain()})
+        return int(bool(broken))
+    print_table(
+        ("what", "state", "found", "to mend it"),
+        [(one.what, one.state, one.detail, one.remedy) for one in findings],
+        words=True,
+    )
+    click.echo(", ".join(f"{name} {version}" for name, version in toolchain().items()))
+    for finding in broken:
+        click.echo(f"broken: {finding.what}: {finding.detail}; {finding.remedy}", err=True)
+    return int(bool(broken))

@@ -1,0 +1,87 @@
+"""`segdeploy inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from segdeploy.cli.console import megabytes, print_json, print_table
+from segdeploy.cli.options import json_option
+
+if TYPE_CHECKING:
+    from segdeploy.inspection import Inspection
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=Path, metavar="FILE [OTHER]")
+@click.option("--diff", is_flag=True, help="Show what two files say differently, and only that.")
+@json_option
+def inspect(files: tuple[Path, ...], diff: bool, as_json: bool) -> None:
+    """Show what FILE is: a checkpoint, an .onnx file or an engine.
+
+    Its contract, its convolutions with dilation and precision, its work, and where it came from.
+    """
+    import segdeploy
+
+    if len(files) != (2 if diff else 1):
+        raise click.UsageError("inspect takes one FILE, or two with --diff")
+    seen = [segdeploy.inspect(file) for file in files]
+    if diff:
+        from segdeploy.inspection import differences
+
+        found = differences(*seen)
+        if as_json:
+            print_json([{"entry": n, "first": a, "second": b} for n, a, b in found])
+        elif found:
+            print_table(("entry", str(files[0]), str(files[1])), found, words=True)
+        else:
+            click.echo("they say the same")
+        return
+    if as_json:
+        print_json({**asdict(seen[0]), "dilations": seen[0].dilations})
+        return
+    _show(seen[0])
+
+
+def _show(seen: Inspection) -> None:
+    work = "" if seen.flops is None else f", {seen.flops / 1e9:.2f} GFLOP an image"
+    weights = "" if seen.parameters is None else f", {seen.parameters / 1e6:.2f} M weights"
+    click.echo(
+        f"{seen.path}: {seen.kind}, {seen.precision}, {megabytes(seen.bytes)} MB{weights}{work}"
+    )
+    click.echo(f"sha256 {seen.sha256}")
+    for parent in seen.parents:
+        click.echo(f"made from {parent}")
+    if seen.contract is None:
+        click.echo("no segdeploy contract; state one with `segdeploy adopt`")
+    else:
+        rows = [(name, _told(value)) for name, value in asdict(seen.contract).items()]
+        print_table(("contract", ""), rows, words=True)
+    if seen.engine:
+        rows = [(name, _told(value)) for name, value in seen.engine.items()]
+        print_table(("engine", ""), rows, words=True)
+    print_table(
+        ("convolution", "kernel", "dilation", "stride", "groups", "precision", "MMAC"),
+        [
+            (layer.module, _pair(layer.kernel), _pair(layer.dilation), _pair(layer.stride),
+             str(layer.groups), layer.precision,
+             "-" if layer.macs is None else f"{layer.macs / 1e6:.1f}")
+            for layer in seen.layers
+        ],
+        f"{len(seen.layers)} convolutions, dilations {', '.join(map(str, seen.dilations))}",
+    )  # fmt: skip
+
+
+def _pair(sides: tuple[int, ...]) -> str:
+    return "x".join(map(str, sides))
+
+
+def _told(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items()) or "-"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_told(one) for one in value) or "-"
+    return "-" if value is None else str(value)

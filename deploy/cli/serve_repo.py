@@ -1,0 +1,47 @@
+"""`segdeploy serve-repo`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segdeploy.cli.console import print_json
+from segdeploy.cli.options import json_option
+
+
+@click.command("serve-repo")
+@click.argument("model", type=Path)
+@click.option("--name", help="The model's name on the server.  [default: the file's]")
+@click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(1, 1024), help="Largest batch.  [default: the model's]"
+)
+@click.option(
+    "--delay", "delay_us", type=click.IntRange(0), default=100, show_default=True,
+    help="Microseconds that a request waits for others.",
+)  # fmt: skip
+@click.option(
+    "--gpu/--cpu", "on_gpu", default=None, help="Where it runs.  [default: CPU for .onnx]"
+)
+@click.option("-o", "--out", type=Path, required=True, help="Folder of the repository.")
+@json_option
+def serve_repo(model: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Write MODEL (an .onnx file or a TensorRT engine) as a Triton model repository."""
+    import segdeploy
+
+    written = segdeploy.serve_repo(model, out, **options)
+    if as_json:
+        print_json(asdict(written))
+        return
+    checked = "parsed by Triton's own protobuf" if written.validated else (
+        "not parsed: pip install 'segdeploy[triton]'"
+    )  # fmt: skip
+    click.echo(
+        f"{written.path}: {written.model}, version {written.version}, batches up to "
+        f"{max(1, written.batch)}; models {', '.join(written.models)}; configurations {checked}"
+    )
+    click.echo(f"tritonserver --model-repository={written.path.resolve()}")
+    click.echo(f"python {written.path / written.model}_client.py picture.jpg labels.png")

@@ -1,0 +1,175 @@
+"""`segdeploy doctor`: what works here, and why the rest does not."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segdeploy.device import current_gpu, host_platform
+from segdeploy.models.errors import first_line
+from segdeploy.packages import EXTRAS, installed_version
+
+_OLDEST = (3, 10)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: `ok`, `absent` (nothing asks for it) or `broken`; and what to do."""
+
+    what: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def doctor() -> list[Finding]:
+    """Look at Python, the packages and the GPU, and run each backend on a tiny graph.
+
+    What the default path needs, and cannot do without, is `broken` where it is missing: reading
+    ONNX and running it in ONNX Runtime on the CPU.
+    """
+    findings = [
+        Finding(
+            "Python",
+            "ok" if sys.version_info >= _OLDEST else "broken",
+            f"{platform.python_version()}, {host_platform()}",
+            "" if sys.version_info >= _OLDEST else "install Python 3.10 or later",
+        ),
+        _two_runtimes(),
+        _looked("onnxruntime", "onnxruntime", _onnxruntime, needed=True),
+        _looked("PyTorch (training, export)", "torch", _torch),
+        _looked("openvino", "openvino", _openvino),
+        _looked("tensorrt-rtx (building)", "tensorrt_rtx", _rtx),
+        _looked("tensorrt", "tensorrt", _tensorrt),
+        _gpu(),
+    ]
+    return [finding for finding in findings if finding is not None]
+
+
+def _looked(what: str, module: str, check: Callable[[], str], *, needed: bool = False) -> Finding:
+    install = f"pip install 'segdeploy[{EXTRAS[module]}]'"
+    try:
+        return Finding(what, "ok", check())
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            return Finding(what, "broken" if needed else "absent", "not installed", install)
+        return Finding(what, "broken", f"needs the package {error.name}", install)
+    except Exception as error:  # whatever a package that is half there raises
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        return Finding(what, "broken", reason, f"{install} in a fresh environment")
+
+
+def _two_runtimes() -> Finding | None:
+    import importlib.metadata
+
+    both = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            both.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if len(both) < 2:
+        return None
+    return Finding(
+        "onnxruntime, twice",
+        "broken",
+        f"{' and '.join(both)} overwrite each other",
+        "pip uninstall both, and install one: 'segdeploy[cpu]' or 'segdeploy[gpu]'",
+    )
+
+
+def _tiny() -> bytes:
+    from onnx.parser import parse_model
+
+    model = parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,1,4,4] image) => (float[1,1,4,4] out)
+        <float[1,1,3,3] ones = {1,1,1,1,1,1,1,1,1}> {
+            out = Conv<pads = [2,2,2,2], dilations = [2,2]>(image, ones)
+        }"""
+    )
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _expect(output: object) -> None:
+    found = np.asarray(output)
+    if found.shape != (1, 1, 4, 4) or not np.array_equal(found, np.full((1, 1, 4, 4), 4.0)):
+        raise RuntimeError("a dilated convolution of ones comes out wrong")
+
+
+def _onnxruntime() -> str:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(_tiny(), providers=["CPUExecutionProvider"])
+    _expect(session.run(None, {"image": np.ones((1, 1, 4, 4), np.float32)})[0])
+    providers = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
+    return f"{onnxruntime.__version__}, with {', '.join(providers)}"
+
+
+def _torch() -> str:
+    import torch
+    import torchvision
+
+    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # torch's pair, or not
+    cuda = torch.version.cuda
+    seen = "sees the GPU" if torch.cuda.is_available() else "sees no GPU"
+    return f"{torch.__version__} with torchvision {torchvision.__version__}, CUDA {cuda}, {seen}"
+
+
+def _openvino() -> str:
+    import openvino
+
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(_tiny(), b""), "CPU")
+    _expect(compiled([np.ones((1, 1, 4, 4), np.float32)])[0])
+    return str(openvino.__version__)
+
+
+def _rtx() -> str:
+    import onnx
+    import tensorrt_rtx  # noqa: F401 - so that its absence is told apart
+
+    from segdeploy.engine.bindings import open_bindings
+    from segdeploy.engine.compiling import build_plan
+    from segdeploy.engine.options import BuildOptions
+
+    bindings = open_bindings("tensorrt-rtx")
+    known = bindings.compute_capabilities()
+    graph = onnx.ModelProto.FromString(_tiny())
+    build_plan(bindings, graph, "a tiny graph", BuildOptions(targets=(next(iter(known)),)))
+    return f"{bindings.version}, builds for {', '.join(known)}"
+
+
+def _tensorrt() -> str:
+    import tensorrt
+
+    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+    tensorrt.Builder(logger)
+    return str(tensorrt.__version__)
+
+
+def _gpu() -> Finding:
+    gpu = current_gpu()
+    if gpu is not None:
+        driver = f", driver {gpu.driver}" if gpu.driver else ""
+        return Finding("GPU", "ok", f"{gpu.name}, {gpu.compute_capability}{driver}")
+    devices = list(Path("/dev").glob("nvidia[0-9]*"))
+    if devices:
+        return Finding(
+            "GPU",
+            "broken",
+            f"{len(devices)} NVIDIA device is there, and its driver does not answer",
+            "nvidia-smi says why; install the driver, or start the container with --gpus all",
+        )
+    return Finding("GPU", "absent", "none; engines can be built here, and run elsewhere")
+
+
+def toolchain() -> dict[str, str]:
+    """Versions of the packages that files are made with."""
+    names = ("segdeploy", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxslim", "safetensors")
+    return {name: installed_version(name) or "not installed" for name in names}

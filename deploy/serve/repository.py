@@ -1,0 +1,268 @@
+"""`segdeploy serve-repo`: a model repository that Triton Inference Server loads as it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segdeploy.engine.manifest import read_manifest
+from segdeploy.errors import InputError
+from segdeploy.files import check_input, write_atomically
+from segdeploy.onnx_file import contract_of, load_onnx, save_onnx, tensor_shape
+from segdeploy.runtime.session import ENGINE_SUFFIXES
+from segdeploy.serve.config import Served, Tensor, ensemble, validate
+from segdeploy.serve.ends import labels_graph, preprocessing_graph
+from segdeploy.spec import Contract
+
+_MOST_BATCH = 8
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What was written: the model to ask for, its version, and all models' folders.
+
+    `validated` says whether Triton's own protobuf has parsed the configurations.
+    """
+
+    path: Path
+    model: str
+    version: int
+    models: tuple[str, ...]
+    batch: int
+    validated: bool
+
+
+def serve_repo(
+    model: Path | str,
+    out: Path | str,
+    *,
+    name: str | None = None,
+    instances: int = 1,
+    batch: int | None = None,
+    delay_us: int = 100,
+    on_gpu: bool | None = None,
+) -> Repository:
+    """Write MODEL into the repository `out`, with all that it takes from bytes to labels.
+
+    `NAME` takes `(N, H, W, 3) uint8` RGB of the contract's size and gives `labels` `(N, H, W)
+    uint8`: an ensemble, where the graph lacks one of the ends. A model that is there already gets a
+    new version. Beside it lie `labels.txt` and an example of a client.
+
+    Raises:
+        InputError: for a model that Triton could not serve, or a name that is taken by another.
+    """
+    model = check_input(Path(model))
+    out = Path(out)
+    name = name or model.name.split(".")[0]
+    if not _NAME.fullmatch(name):
+        raise InputError(f"--name {name}: must be letters, digits, '_', '-' and '.' alone")
+    if instances < 1 or delay_us < 0:
+        raise InputError("--instances must be 1 or more, --delay 0 or more")
+    served, contract = _described(model, name, batch)
+    gpu = served.on_gpu if on_gpu is None else on_gpu
+    served = replace(served, instances=instances, delay_us=delay_us, on_gpu=gpu)
+    out.mkdir(parents=True, exist_ok=True)
+    chain = _chain(name, served, contract, model)
+    configs = {step.name: step.config() for step, _ in chain}
+    if len(chain) > 1:
+        configs[name] = ensemble(name, served.batch, [step for step, _ in chain])
+    validated = [validate(text, f"{folder}/config.pbtxt") for folder, text in configs.items()]
+    version = _next_version(out, configs)
+    for step, write in chain:
+        _add(out / step.name, configs[step.name], version, contract, step.file, write)
+    if len(chain) > 1:
+        _add(out / name, configs[name], version, contract, None, None)
+    write_atomically(out / f"{name}_client.py", _client(name, contract, version).encode())
+    return Repository(out, name, version, tuple(configs), served.batch, all(validated))
+
+
+Write = Callable[[Path], object]
+
+
+def _chain(
+    name: str, served: Served, contract: Contract, model: Path
+) -> list[tuple[Served, Write]]:
+    """The models from bytes to labels, in order, and how each one's file is written."""
+
+    def copy(path: Path) -> None:
+        write_atomically(path, model.read_bytes())
+
+    steps: list[tuple[Served, Write]] = []
+    height, width = contract.size
+    first = () if served.batch else (1,)  # a model without batches has all its dimensions in dims
+    ends = replace(served, platform="onnxruntime_onnx", file="model.onnx", profile=None)
+    if contract.layout == "NCHW":
+        graph = preprocessing_graph(contract)
+        before = replace(
+            ends,
+            name=f"{name}_preprocessing",
+            input=Tensor("bytes", "uint8", (*first, height, width, 3)),
+            output=Tensor("image", "float", (*first, 3, height, width)),
+        )
+        steps.append((before, lambda path: save_onnx(graph, path)))
+    needs_labels = contract.output != "labels"
+    alone = not steps and not needs_labels
+    steps.append((served if alone else replace(served, name=f"{name}_network"), copy))
+    if needs_labels:
+        last = labels_graph(contract)
+        behind = replace(
+            ends,
+            name=f"{name}_labels",
+            input=Tensor("scores", "float", (*first, len(contract.classes), height, width)),
+            output=Tensor("labels", "uint8", (*first, height, width), "labels.txt"),
+        )
+        steps.append((behind, lambda path: save_onnx(last, path)))
+    return steps
+
+
+def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contract]:
+    profile = None
+    if model.suffix in ENGINE_SUFFIXES:
+        manifest = read_manifest(model)
+        if manifest.backend != "tensorrt":
+            raise InputError(
+                f"{model}: is an engine of {manifest.backend}, and Triton loads those of TensorRT; "
+                "serve the .onnx, or build with --backend tensorrt on the server's GPU"
+            )
+        contract, taken, given = manifest.contract, manifest.input_shape, manifest.output_shape
+        input_name, output_name = "image", contract.output
+        types = ["uint8" if contract.layout == "NHWC" else "float", _output_type(contract)]
+        platform, file, largest = "tensorrt_plan", "model.plan", 1
+        if manifest.profiles:
+            profile, largest = 0, manifest.profiles[0].maximum[0]
+    elif model.suffix == ".onnx":
+        graph = load_onnx(model)
+        contract = contract_of(graph, model)
+        ends = (graph.graph.input[0], graph.graph.output[0])
+        taken, given = (tensor_shape(end) for end in ends)
+        input_name, output_name = (end.name for end in ends)
+        types = [_type_of(end.type.tensor_type.elem_type) for end in ends]
+        platform, file = "onnxruntime_onnx", "model.onnx"
+        largest = contract.bounds[2] if contract.bounds else _MOST_BATCH
+    else:
+        raise InputError(f"{model}: is neither an .onnx file nor an .engine")
+    if contract.upsampling:
+        raise InputError(
+            f"{model}: ends in a small map, which a server cannot finish; export it without "
+            "--late-upsampling"
+        )
+    is_batched = isinstance(taken[0], str)
+    if batch is not None and batch > (largest if is_batched else 1):
+        raise InputError(
+            f"--batch {batch}: {model} takes {largest if is_batched else 1} at most; export it "
+            "--dynamic with a larger --max-batch"
+        )
+    most = (batch or largest) if is_batched else 0
+    # Sizes are the contract's: the ensemble's ends are made for it.
+    height, width = contract.size
+    picture = (height, width, 3) if contract.layout == "NHWC" else (3, height, width)
+    scores = (height, width) if contract.output == "labels" else (given[1], height, width)
+    first = () if is_batched else (1,)
+    labels = "labels.txt" if contract.output == "labels" else None
+    served = Served(
+        name=name,
+        platform=platform,
+        file=file,
+        batch=most,
+        input=Tensor(input_name, types[0], (*first, *picture)),
+        output=Tensor(output_name, types[1], (*first, *map(int, scores)), labels),
+        instances=1,
+        on_gpu=platform == "tensorrt_plan",
+        delay_us=0,
+        profile=profile,
+    )
+    return served, contract
+
+
+def _type_of(element: int) -> str:
+    from onnx import TensorProto
+
+    names: dict[int, str] = {
+        TensorProto.FLOAT: "float",
+        TensorProto.FLOAT16: "float16",
+        TensorProto.UINT8: "uint8",
+        TensorProto.INT32: "int32",
+        TensorProto.INT64: "int64",
+    }
+    if element not in names:
+        raise InputError(f"type {TensorProto.DataType.Name(element)} of an end cannot be served")
+    return names[element]
+
+
+def _output_type(contract: Contract) -> str:
+    return "uint8" if contract.output == "labels" else "float"
+
+
+def _next_version(out: Path, configs: dict[str, str]) -> int:
+    """1, or one more than the model's last version.
+
+    Raises:
+        InputError: if one of the models is there with another configuration.
+    """
+    versions = [0]
+    for folder, text in configs.items():
+        path = out / folder / "config.pbtxt"
+        if not path.exists():
+            continue
+        if path.read_text() != text:
+            raise InputError(
+                f"{path}: is of another model, or was changed; give another --name, or remove it"
+            )
+        found = (one.name for one in (out / folder).iterdir() if one.is_dir())
+        versions += [int(one) for one in found if one.isdigit()]
+    return max(versions) + 1
+
+
+def _add(
+    folder: Path,
+    config: str,
+    version: int,
+    contract: Contract,
+    file: str | None,
+    write: Write | None,
+) -> None:
+    """Add a version to a model's folder, whole or not at all."""
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / "config.pbtxt", config.encode())
+    write_atomically(folder / "labels.txt", "".join(f"{c}\n" for c in contract.classes).encode())
+    unfinished = Path(tempfile.mkdtemp(prefix=".version.", dir=folder))
+    try:
+        if file and write:
+            write(unfinished / file)
+        unfinished.chmod(0o755)
+        unfinished.rename(folder / str(version))
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _client(name: str, contract: Contract, version: int) -> str:
+    height, width = contract.size
+    return f'''"""Ask a Triton server that serves this folder for the labels of a picture.
+
+    pip install 'tritonclient[grpc]' pillow numpy
+    python {name}_client.py picture.jpg labels.png [localhost:8001]
+"""
+
+import sys
+
+import numpy as np
+import tritonclient.grpc as triton
+from PIL import Image
+
+picture = Image.open(sys.argv[1]).convert("RGB")
+resized = picture.resize(({width}, {height}), Image.Resampling.BILINEAR)
+server = triton.InferenceServerClient(sys.argv[3] if len(sys.argv) > 3 else "localhost:8001")
+taken = server.get_model_metadata("{name}", "{version}").inputs[0].name
+given = server.get_model_metadata("{name}", "{version}").outputs[0].name
+tensor = triton.InferInput(taken, (1, {height}, {width}, 3), "UINT8")
+tensor.set_data_from_numpy(np.asarray(resized)[None])
+answer = server.infer("{name}", [tensor], outputs=[triton.InferRequestedOutput(given)])
+labels = Image.fromarray(answer.as_numpy(given).reshape({height}, {width}).astype(np.uint8))
+labels.resize(picture.size, Image.Resampling.NEAREST).save(sys.argv[2])
+'''

@@ -1,0 +1,116 @@
+"""Golden vectors, and the self-test that any host can run."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import segdeploy
+from segdeploy.errors import InputError
+from segdeploy.golden import golden_path, read_golden, sample, write_golden
+from segdeploy.onnx_file import contract_of, load_onnx, set_contract
+
+from .test_cli import run  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, graph: Path, tensorrt_rtx: object) -> Path:
+    out = tmp_path_factory.mktemp("golden") / "road.engine"
+    segdeploy.build_engine(graph, out, targets=["sm86"])
+    return out
+
+
+def test_the_reference_itself_passes_bit_for_bit(graph: Path, engine: Path) -> None:
+    result = segdeploy.selftest(graph, golden=golden_path(engine))
+    assert result.holds
+    assert len(result.pictures) == 3
+    for stage in result.pictures:
+        assert (stage.input, stage.agreement) == (0, 1)
+        assert stage.output < 1e-5
+
+
+def test_pictures_are_of_several_sizes_and_their_labels_too(engine: Path) -> None:
+    vectors = read_golden(golden_path(engine))
+    assert len({vector.image.shape for vector in vectors}) == 3
+    assert all(vector.labels.shape == vector.image.shape[:2] for vector in vectors)
+    assert len({int(label) for vector in vectors for label in np.unique(vector.labels)}) > 2
+
+
+def test_frames_of_a_data_set_are_taken_where_there_is_one(
+    graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.engine"
+    segdeploy.build_engine(graph, out, targets=["sm86"], data=dataset)
+    from segdeploy.models.dataset import open_dataset
+
+    first = open_dataset(dataset).frames("val")[0].read()[0]
+    assert np.array_equal(read_golden(golden_path(out))[0].image, first)
+
+
+def test_another_mean_is_found_in_preprocessing(
+    run, graph: Path, engine: Path, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    model = load_onnx(graph)
+    contract = contract_of(model, graph)
+    set_contract(model, replace(contract, mean=(0.5, 0.5, 0.5)))
+    path = tmp_path / "other.onnx"
+    onnx.save(model, path)
+    ran = run("selftest", path, "--golden", golden_path(engine))
+    assert ran.code == 1
+    assert "picture 0: the network's input differs by 0." in ran.err
+    assert "resizes or normalises otherwise" in ran.err
+
+
+def test_another_weight_is_found_in_the_labels(graph: Path, engine: Path, tmp_path: Path) -> None:
+    model = load_onnx(graph)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.ndim == 4:
+            tensor.CopyFrom(numpy_helper.from_array(values[::-1].copy(), tensor.name))
+            break
+    path = tmp_path / "other.onnx"
+    onnx.save(model, path)
+    result = segdeploy.selftest(path, golden=golden_path(engine))
+    assert not result.holds
+    assert "of the labels are the reference's, less than 99.9%" in str(result.complaint)
+
+
+def test_the_command_says_what_it_compared(
+    run, graph: Path, engine: Path  # noqa: F811
+) -> None:  # fmt: skip
+    ran = run("selftest", graph, "--golden", golden_path(engine))
+    assert ran.code == 0
+    assert "gives in onnxruntime what road.engine.golden.safetensors holds" in ran.out
+
+
+def test_golden_vectors_that_are_missing_swapped_or_damaged(
+    graph: Path, engine: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"model\.onnx\.golden\.safetensors: no such file"):
+        segdeploy.selftest(graph)
+    for path in engine.parent.iterdir():
+        shutil.copy(path, tmp_path)
+    ours, golden = tmp_path / engine.name, golden_path(tmp_path / engine.name)
+    write_golden(read_golden(golden)[:1], graph, golden)
+    with pytest.raises(InputError, match="is not the file that road.engine was built with"):
+        segdeploy.selftest(ours)
+    golden.write_bytes(golden.read_bytes()[:200])
+    with pytest.raises(InputError, match="holds no golden vectors"):
+        read_golden(golden)
+
+
+@pytest.mark.parametrize("size", [1, 5, 4096, 4097, 100_000])
+def test_samples_reach_from_the_first_to_the_last(size: int) -> None:
+    values = np.arange(size, dtype=np.float32)
+    taken = sample(values)
+    assert len(taken) == min(size, 4096)
+    assert (taken[0], taken[-1]) == (0, size - 1)
+    assert np.all(np.diff(taken) > 0)

@@ -1,0 +1,89 @@
+"""`doctor`: each backend is run, and what fails is told with what mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import segdeploy
+from segdeploy import health
+from segdeploy.device import current_gpu
+
+from .test_cli import run  # noqa: F401
+
+
+def states() -> dict[str, health.Finding]:
+    return {finding.what: finding for finding in segdeploy.doctor()}
+
+
+def test_this_machine_is_well(run, tensorrt_rtx: object) -> None:  # noqa: F811
+    found = states()
+    for what in ("Python", "onnxruntime", "openvino", "PyTorch (training, export)"):
+        assert found[what].state == "ok", found[what]
+    assert "builds for sm75" in found["tensorrt-rtx (building)"].detail
+    if current_gpu() is None:
+        assert found["GPU"].state == "absent"
+        assert found["tensorrt"].remedy == "pip install 'segdeploy[gpu]'"
+    ran = run("doctor")
+    assert ran.code == 0
+    assert "onnxruntime" in ran.out
+    described = json.loads(run("doctor", "--json").out)
+    assert described["packages"]["onnx"]
+
+
+def test_a_backend_that_computes_wrongly_is_broken(
+    run, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    monkeypatch.setattr(health, "_onnxruntime", lambda: health._expect([1.0]))
+    ran = run("doctor")
+    assert ran.code == 1
+    assert "broken: onnxruntime: RuntimeError: a dilated convolution of ones comes out" in ran.err
+
+
+def test_a_package_that_cannot_be_imported_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def torchvision_of_another_torch() -> str:
+        raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr(health, "_torch", torchvision_of_another_torch)
+    found = states()["PyTorch (training, export)"]
+    assert found.state == "broken"
+    assert found.detail == "RuntimeError: operator torchvision::nms does not exist"
+
+
+def test_without_onnxruntime_the_default_path_is_broken() -> None:
+    """In a process where the package cannot be found, as on a machine that lacks it."""
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from segdeploy.cli import main; main(['doctor'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "broken: onnxruntime: not installed; pip install 'segdeploy[cpu]'" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_two_onnxruntimes_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata,
+        "version",
+        lambda name: "1.31.1" if name == "onnxruntime-gpu" else true_version(name),
+    )
+    found = states()["onnxruntime, twice"]
+    assert found.state == "broken"
+    assert "and onnxruntime-gpu 1.31.1 overwrite each other" in found.detail
+
+
+def test_a_driver_that_does_not_answer_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "current_gpu", lambda: None)
+    monkeypatch.setattr(health, "Path", lambda _: tmp_path)
+    (tmp_path / "nvidia0").touch()
+    assert health._gpu().state == "broken"
+    assert "--gpus all" in health._gpu().remedy

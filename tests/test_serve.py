@@ -1,0 +1,170 @@
+"""Triton model repositories: parsed by Triton's protobuf, and the chain run as it would be.
+
+No server runs here; that one loads these folders is untested.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+
+import segdeploy
+from segdeploy.adoption import Statement
+from segdeploy.engine.manifest import manifest_path
+from segdeploy.errors import InputError
+from segdeploy.models.dataset import open_dataset
+from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.runtime.preprocess import preprocess
+from segdeploy.serve.config import _messages, validate
+from segdeploy.serve.ends import preprocessing_graph
+
+from .conftest import skip
+from .test_cli import check_one_line, run  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def messages() -> object:
+    if importlib.util.find_spec("tritonclient") is None:
+        skip("tritonclient is not installed; `make test` installs it")
+    return _messages()
+
+
+def parsed(path: Path, messages):
+    return text_format.Parse((path / "config.pbtxt").read_text(), messages.ModelConfig())
+
+
+def run_chain(repository: Path, name: str, array: np.ndarray, messages) -> np.ndarray:
+    """What the server does with an ensemble: each step's model, through the maps of tensors."""
+    config = parsed(repository / name, messages)
+    if not config.ensemble_scheduling.step:
+        session = onnxruntime.InferenceSession(repository / name / "1" / "model.onnx")
+        return session.run(None, {config.input[0].name: array})[0]
+    held = {config.input[0].name: array}
+    for step in config.ensemble_scheduling.step:
+        session = onnxruntime.InferenceSession(repository / step.model_name / "1" / "model.onnx")
+        given = {theirs: held[ours] for theirs, ours in step.input_map.items()}
+        outputs = session.run(list(step.output_map), given)
+        held.update(zip(step.output_map.values(), outputs, strict=True))
+    return held[config.output[0].name]
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic", "bytes", "labels", "bytes to labels", "BGR"])
+def test_the_chain_gives_what_predict_gives(
+    kind: str, checkpoint: Path, dataset: Path, tmp_path: Path, messages: object
+) -> None:
+    options = {
+        "static": {},
+        "dynamic": {"dynamic": True},
+        "bytes": {"preprocess": "RGB"},
+        "labels": {"output": "labels"},
+        "bytes to labels": {"preprocess": "RGB", "output": "labels"},
+        "BGR": {"preprocess": "BGR", "dynamic": True},
+    }[kind]
+    model = tmp_path / "road.onnx"
+    segdeploy.export(checkpoint, model, **options)
+    written = segdeploy.serve_repo(model, tmp_path / "repo")
+    assert written.validated
+    assert (written.model, written.version) == ("road", 1)
+    frame = open_dataset(dataset).frames("val")[0].read()[0]
+    contract = contract_of(load_onnx(model), model)
+    asbytes = preprocess(frame, replace(contract, layout="NHWC"))
+    labels = run_chain(tmp_path / "repo", "road", asbytes, messages)
+    with segdeploy.load(model) as network:
+        resized = preprocess(frame, replace(contract, layout="NHWC", colour="RGB"))[0]
+        expected = network.predict(resized)
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels[0], expected)
+    for folder in written.models:
+        assert (tmp_path / "repo" / folder / "1").is_dir()
+        names = (tmp_path / "repo" / folder / "labels.txt").read_text().splitlines()
+        assert tuple(names) == contract.classes
+
+
+def test_batches_instances_and_warm_up(
+    dynamic_graph: Path, tmp_path: Path, messages: object
+) -> None:
+    written = segdeploy.serve_repo(
+        dynamic_graph, tmp_path, name="road", instances=2, batch=3, delay_us=500, on_gpu=True
+    )
+    config = parsed(tmp_path / "road_network", messages)
+    assert config.max_batch_size == written.batch == 3
+    assert list(config.input[0].dims) == [3, 48, 64]
+    assert config.instance_group[0].count == 2
+    assert config.instance_group[0].kind == messages.ModelInstanceGroup.KIND_GPU
+    assert config.dynamic_batching.max_queue_delay_microseconds == 500
+    assert config.model_warmup[0].batch_size == 1
+    assert list(config.model_warmup[0].inputs["image"].dims) == [3, 48, 64]
+    assert parsed(tmp_path / "road", messages).max_batch_size == 3
+    with pytest.raises(InputError, match=r"--batch 999: .* at most; export it --dynamic"):
+        segdeploy.serve_repo(dynamic_graph, tmp_path, name="other", batch=999)
+
+
+def test_preprocessing_on_the_server_is_ours_bit_for_bit(graph: Path) -> None:
+    contract = contract_of(load_onnx(graph), graph)
+    image = np.random.default_rng(0).integers(0, 256, (*contract.size, 3), dtype=np.uint8)
+    for colour in ("RGB", "BGR"):
+        ours = replace(contract, colour=colour)
+        session = onnxruntime.InferenceSession(preprocessing_graph(ours).SerializeToString())
+        found = session.run(None, {"bytes": image[None]})[0]
+        assert np.array_equal(found, preprocess(image, ours))
+
+
+def test_another_version_is_added_and_another_model_refused(
+    run, graph: Path, checkpoint: Path, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    repository = tmp_path / "repo"
+    for version in (1, 2):
+        ran = run("serve-repo", graph, "--name", "road", "-o", repository, "--json")
+        assert json.loads(ran.out)["version"] == version
+    versions = [p.name for p in (repository / "road_network").iterdir() if p.is_dir()]
+    assert sorted(versions) == ["1", "2"]
+    other = segdeploy.export(checkpoint, tmp_path / "o.onnx", dynamic=True).path
+    check_one_line(
+        run("serve-repo", other, "--name", "road", "-o", repository), "is of another model"
+    )
+    check_one_line(run("serve-repo", graph, "--name", "../x", "-o", repository), "--name ../x")
+
+
+def test_an_rtx_engine_is_refused_and_a_tensorrt_engine_taken(
+    graph: Path, tmp_path: Path, tensorrt_rtx: object, messages: object
+) -> None:
+    engine = tmp_path / "m.engine"
+    segdeploy.build_engine(graph, engine, targets=["sm86"])
+    with pytest.raises(InputError, match="Triton loads those of TensorRT; serve the .onnx"):
+        segdeploy.serve_repo(engine, tmp_path / "repo")
+    manifest_path(engine).unlink()
+    segdeploy.adopt(
+        engine, Statement(like=graph), backend="tensorrt", version="11.4", targets=["sm86"]
+    )
+    written = segdeploy.serve_repo(engine, tmp_path / "repo")
+    config = parsed(written.path / "m_network", messages)
+    assert config.platform == "tensorrt_plan"
+    assert config.instance_group[0].kind == messages.ModelInstanceGroup.KIND_GPU
+    assert (written.path / "m_network" / "1" / "model.plan").read_bytes() == engine.read_bytes()
+
+
+def test_what_a_server_cannot_finish_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "late.onnx"
+    segdeploy.export(checkpoint, path, output="labels", late_upsampling=True)
+    with pytest.raises(InputError, match="ends in a small map, which a server cannot finish"):
+        segdeploy.serve_repo(path, tmp_path / "repo")
+    assert not (tmp_path / "repo").exists()
+
+
+def test_a_wrong_configuration_is_found(messages: object) -> None:
+    assert validate('name: "x"', "x")
+    with pytest.raises(InputError, match="x/config.pbtxt: is no Triton configuration"):
+        validate('nome: "x"', "x/config.pbtxt")
+
+
+def test_the_client_is_python(graph: Path, tmp_path: Path) -> None:
+    written = segdeploy.serve_repo(graph, tmp_path / "repo", name="road")
+    ast.parse((written.path / "road_client.py").read_text())
