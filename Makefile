@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 SOURCES := deploy models calibration tests benchmarks
 
-.PHONY: demo test bench lint format typecheck clean
+.PHONY: demo test fuzz bench lint format typecheck clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/pytest
+
+# A thousand damaged files for each parser, instead of the suite's two hundred.
+fuzz: $(VENV)/.ready
+	SEGDEPLOY_FUZZ_FILES=1000 $(BIN)/pytest tests/test_fuzz.py -k mutated
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/start_up.py

@@ -80,7 +80,10 @@ class Sites:
 
 
 def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every node has a name of its own."""
+    """The model, or a copy of it, in which every node has a name of its own."""
+    names = [node.name for node in model.graph.node]
+    if all(names) and len(set(names)) == len(names):
+        return model
     named = onnx.ModelProto()
     named.CopyFrom(model)
     taken: set[str] = set()

@@ -29,7 +29,7 @@ def open_literal(model: onnx.ModelProto, tensor: str | None = None) -> ort.Infer
     if is_half(model):
         model = rounded(model)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it says is in the exception, too
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -133,7 +133,7 @@ def _watcher(
         del watched.graph.output[:]
         watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it says is in the exception, too
     # An arena is quicker, and keeps the peak of all groups together.
     options.enable_cpu_mem_arena = groups < 2
     return ort.InferenceSession(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from segdeploy.engine.manifest import Manifest, read_manifest
 from segdeploy.errors import InputError
 from segdeploy.exporter.dilation import CONVOLUTIONS, node_geometry
 from segdeploy.files import check_input, sha256_of_file
+from segdeploy.models.errors import first_line
 from segdeploy.network import CHECKPOINT_SUFFIX, ModelSpec, load_network
 from segdeploy.onnx_file import find_contract, load_onnx, module_of, precision_of
 from segdeploy.runtime.session import ENGINE_SUFFIXES
@@ -137,22 +139,22 @@ def _checkpoint(path: Path) -> Inspection:
 
 
 def _graph(path: Path) -> Inspection:
-    import onnx_ir as ir
-
     from segdeploy.calibration.layers import fix_shape, shapes_of
-    from segdeploy.optimizer.cost import cost_of
 
     graph = load_onnx(path)
     contract = find_contract(graph, path)
     size = graph.ByteSize()
     precision = precision_of(graph, contract) if contract else "fp32"
-    parameters = cost_of(ir.from_proto(_copy(graph))).parameters
-    if contract is not None:
-        height, width = contract.size
-        nhwc = contract.layout == "NHWC"
-        graph = fix_shape(graph, (1, height, width, 3) if nhwc else (1, 3, height, width))
-    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
-    layers = _layers(graph, {**weights, **shapes_of(graph)})
+    parameters = sum(prod(tensor.dims) for tensor in graph.graph.initializer)
+    try:
+        if contract is not None:
+            height, width = contract.size
+            nhwc = contract.layout == "NHWC"
+            graph = fix_shape(graph, (1, height, width, 3) if nhwc else (1, 3, height, width))
+        weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+        layers = _layers(graph, {**weights, **shapes_of(graph)})
+    except Exception as error:  # shape inference, and attributes of a kind that they cannot be
+        raise InputError(f"{path}: is not sound ONNX ({first_line(error)})") from error
     known = [layer.macs for layer in layers if layer.macs is not None]
     return Inspection(
         path=path,
@@ -246,14 +248,6 @@ def _layers(graph: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> tuple
 
 
 def _macs(out: tuple[int, ...], weight: tuple[int, ...]) -> int | None:
-    from math import prod
-
     if not out or not weight or not all(isinstance(side, int) and side > 0 for side in out):
         return None
     return prod(out) * prod(weight[1:])
-
-
-def _copy(graph: onnx.ModelProto) -> onnx.ModelProto:
-    copied = type(graph)()
-    copied.CopyFrom(graph)
-    return copied

@@ -33,6 +33,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path}: is not a readable ONNX file ({error})") from error
     if not model.graph.node:
         raise InputError(f"{path}: holds no ONNX graph; is it an ONNX file, and complete?")
+    _check_text(model, path)
     tensors = []
     for graph in all_graphs(model.graph):
         attributes = [attribute for node in graph.node for attribute in node.attribute]
@@ -52,6 +53,28 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return model
+
+
+def _check_text(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse names that are not UTF-8, which protobuf gives as bytes or refuses when asked."""
+    try:
+        texts: list[object] = [opset.domain for opset in model.opset_import]
+        entries = [*model.metadata_props]
+        for graph in all_graphs(model.graph):
+            for value in (*graph.input, *graph.output, *graph.value_info):
+                texts.append(value.name)
+                texts += [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+            texts += [tensor.name for tensor in graph.initializer]
+            for node in graph.node:
+                texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+                texts += [attribute.name for attribute in node.attribute]
+                entries += node.metadata_props
+        texts += [text for entry in entries for text in (entry.key, entry.value)]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: a name in it is no text ({error}); it is damaged") from error
+    odd = next((text for text in texts if not isinstance(text, str)), None)
+    if odd is not None:
+        raise InputError(f"{path}: a name in it is no text ({odd!r:.60}); it is damaged")
 
 
 def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

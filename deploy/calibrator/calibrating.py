@@ -34,7 +34,8 @@ from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file
 from segdeploy.models.dataset import open_dataset
 from segdeploy.network import check_classes
-from segdeploy.onnx_file import check_size, contract_of, load_onnx, save_onnx, set_contract
+from segdeploy.onnx_check import check_graph
+from segdeploy.onnx_file import contract_of, load_onnx, save_onnx, set_contract
 from segdeploy.packages import require, versions
 from segdeploy.spec import Contract
 
@@ -89,7 +90,7 @@ def calibrate(
         if beside:
             check_output(Path(beside), suffix)
     graph = load_onnx(model)
-    check_size(graph, model)
+    check_graph(graph, model)
     contract = contract_of(graph, model)
     dataset = open_dataset(Path(data))
     check_classes(contract, dataset, str(model))

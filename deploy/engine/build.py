@@ -22,8 +22,8 @@ from segdeploy.errors import InputError
 from segdeploy.exporter.dilation import ConvProof
 from segdeploy.files import check_output, sha256_of_file, write_atomically
 from segdeploy.golden import golden_path, golden_pictures, make_vectors, write_golden
+from segdeploy.onnx_check import check_graph
 from segdeploy.onnx_file import (
-    check_size,
     contract_of,
     load_onnx,
     precision_of,
@@ -113,7 +113,7 @@ def build_engine(
     if options.timing_cache is not None:
         check_output(options.timing_cache)
     graph = load_onnx(model)
-    check_size(graph, model)
+    check_graph(graph, model)
     contract = contract_of(graph, model)
     if precision not in (None, contract.precision):
         model = _calibrated(model, out, precision or "", data)

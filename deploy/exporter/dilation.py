@@ -255,7 +255,7 @@ def node_geometry(node: onnx.NodeProto, graph: onnx.ModelProto) -> ConvGeometry:
         kernel = _kernel_of_weight(node.input[1], graph)
     rank = len(kernel)
     padding = tuple(attributes.get("pads", (0,) * 2 * rank))
-    automatic = attributes.get("auto_pad", b"NOTSET").decode()
+    automatic = attributes.get("auto_pad", b"NOTSET").decode(errors="replace")
     if automatic not in ("NOTSET", "VALID"):
         padding = (automatic,)
     return ConvGeometry(

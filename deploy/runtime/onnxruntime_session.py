@@ -47,7 +47,7 @@ class OnnxRuntimeSession(Closing):
         if provider != _CPU and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA's libraries, from PyTorch's wheels
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it says is in the exception, too
         if literal:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
@@ -64,16 +64,19 @@ class OnnxRuntimeSession(Closing):
             raise InputError(
                 f"{path}: ONNX Runtime cannot load it ({first_line(error)})"
             ) from error
+        try:
+            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+            text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: a name in it is no text ({error})") from error
         # A provider that cannot be loaded is left out without an error.
         if self._session.get_providers()[0] != provider:
             raise InputError(
                 f"{backend}: {provider} cannot be loaded here, and ONNX Runtime would go on with "
                 "the CPU; `segdeploy doctor` looks for the GPU and its libraries"
             )
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1:
             raise InputError(f"{path}: has {len(inputs)} inputs; a segmentation network has one")
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise InputError(
                 f"{path}: carries no segdeploy contract (classes, mean, std, size); "
@@ -86,10 +89,21 @@ class OnnxRuntimeSession(Closing):
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Run once on an array of the input's shape and dtype; half ends take and give float32."""
+        """Run once on an array of the input's shape and dtype; half ends take and give float32.
+
+        Raises:
+            InputError: if ONNX Runtime cannot run the graph on it.
+        """
         if self.input.dtype == "float16":
             array = array.astype(np.float16)
-        result: NDArray[Any] = self._session.run([self.output.name], {self.input.name: array})[0]
+        result: NDArray[Any]
+        try:
+            (result,) = self._session.run([self.output.name], {self.input.name: array})
+        except Exception as error:  # the binding's classes share no base below Exception
+            raise InputError(
+                f"{self.backend}: cannot run the graph on an input of shape "
+                f"{tuple(array.shape)} ({first_line(error)})"
+            ) from error
         return result.astype(np.float32) if result.dtype == np.float16 else result
 
     def close(self) -> None:
