@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 import segdeploy
+from segdeploy.device import current_gpu
 from segdeploy.models import scenes
 from segdeploy.models.dataset import write_dataset
 from segdeploy.network import ModelSpec
@@ -17,6 +18,14 @@ from segdeploy.network import ModelSpec
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SEGDEPLOY_SHARED", ROOT.parent / "shared"))
 SIZE = (48, 64)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing and current_gpu() is None:
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if item not in needing]
 
 
 def skip(reason: str) -> None:
