@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
-from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
+from segdeploy.engine.manifest import Manifest, TensorInfo, manifest_path, parse_manifest
 from segdeploy.engine.options import BuildOptions, Profile
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, check_output, sha256_of_file, write_atomically
@@ -23,6 +24,7 @@ from segdeploy.onnx_file import (
     set_contract,
     tensor_shape,
 )
+from segdeploy.packages import versions
 from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
 from segdeploy.spec import IMAGENET_MEAN, IMAGENET_STD, Contract, placeholder_classes
 
@@ -56,6 +58,8 @@ def adopt(
     version: str | None = None,
     targets: Sequence[str] = (),
     profiles: Sequence[Profile] = (),
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
 ) -> Path:
     """Write the contract into a copy of an ONNX file, or the manifest beside an engine.
 
@@ -69,12 +73,15 @@ def adopt(
     if file.suffix in ENGINE_SUFFIXES:
         if out is not None:
             raise InputError(f"{file}: an engine's manifest lies beside it; leave --out out")
-        return _adopt_engine(file, statement, backend, version, targets, profiles)
+        options = BuildOptions(
+            version_compatible=version_compatible, hardware_compatible=hardware_compatible
+        )
+        return _adopt_engine(file, statement, backend, version, targets, profiles, options)
     if file.suffix != ".onnx":
         raise InputError(f"{file}: is neither an .onnx file nor an .engine")
     if out is None:
         raise InputError(f"{file}: the contract is written into a copy; give it a name with --out")
-    if backend or version or targets or profiles:
+    if backend or version or targets or profiles or version_compatible or hardware_compatible:
         raise InputError(f"{file}: --backend, --built-by, --target and --profile are an engine's")
     return _adopt_graph(file, statement, check_output(Path(out), ".onnx", read_from=file))
 
@@ -109,23 +116,22 @@ def _adopt_engine(
     version: str | None,
     targets: Sequence[str],
     profiles: Sequence[Profile],
+    options: BuildOptions,
 ) -> Path:
     path = manifest_path(file)
     if path.exists():
         raise InputError(f"{path}: the engine has a manifest already; remove it to state another")
     if backend not in BACKENDS:
         raise InputError(f"{file}: say which builder it is of: --backend {' or '.join(BACKENDS)}")
+    odd = next((one for one in targets if not re.fullmatch(r"sm\d{2,3}", one.lower())), None)
+    if odd is not None:
+        raise InputError(f"--target {odd}: is no compute capability such as sm86")
     if not targets:
         raise InputError(f"{file}: say which GPU it was built for, such as --target sm86")
     if version is None:
         version = open_bindings(backend).version
     contract = _contract(file, statement, ())
-    height, width = contract.size
-    picture = (height, width, 3) if contract.layout == "NHWC" else (3, height, width)
-    given = (
-        (height, width) if contract.output == "labels" else (len(contract.classes), *contract.size)
-    )
-    batch: int | str = "batch" if profiles else 1
+    taken, given = _ends(contract, bool(profiles))
     manifest = Manifest(
         engine=file.name,
         sha256=sha256_of_file(file),
@@ -135,10 +141,11 @@ def _adopt_engine(
         platform=host_platform(),
         compute_capabilities=tuple(target.lower() for target in targets),
         precision=contract.precision,
-        input_shape=(batch, *picture),
-        output_shape=(batch, *given),
+        gpu=None,
+        input=taken,
+        output=given,
         profiles=tuple(profiles),
-        options=BuildOptions().described(),
+        options=options.described(),
         parent=None,
         parent_sha256=None,
         convolutions=(),
@@ -151,16 +158,36 @@ def _adopt_engine(
     return path
 
 
+def _ends(contract: Contract, dynamic: bool) -> tuple[TensorInfo, TensorInfo]:
+    """What the contract says of the tensors; their names are known to the engine alone."""
+    height, width = contract.size
+    classes = len(contract.classes)
+    sides: tuple[int | str, ...] = ("height", "width") if dynamic else (height, width)
+    taken = (*sides, 3) if contract.layout == "NHWC" else (3, *sides)
+    given = sides if contract.output == "labels" else (classes, *sides)
+    if contract.upsampling:
+        given = (classes, "rows", "columns")
+    batch: int | str = "batch" if dynamic else 1
+    kind = "uint8" if contract.output == "labels" and not contract.upsampling else "float"
+    return (
+        TensorInfo(None, "uint8" if contract.layout == "NHWC" else "float", (batch, *taken)),
+        TensorInfo(None, kind, (batch, *given)),
+    )
+
+
 def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) -> Contract:
     stated = {
         name: value
         for name in ("size", "mean", "std", "colour", "layout", "output", "precision")
         if (value := getattr(statement, name)) is not None
     }
+    provenance = {**versions("onnx"), "stated": "by segdeploy adopt"}
+    _check_numbers(statement)
     if statement.like is not None:
         if statement.data or statement.num_classes:
             raise InputError("--like: brings the classes, too; leave --data and --num-classes out")
-        return replace(_contract_of_file(statement.like), **stated)
+        # What that file was made from is not what this one was.
+        return replace(_contract_of_file(statement.like), **stated, provenance=provenance)
     if statement.data is not None:
         dataset = open_dataset(statement.data)
         classes, palette, ignored = dataset.classes, dataset.palette, dataset.ignore_index
@@ -189,8 +216,26 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
         classes=classes,
         palette=palette,
         ignore_index=ignored,
+        provenance=provenance,
         **{**stated, "layout": layout},
     )
+
+
+def _check_numbers(statement: Statement) -> None:
+    """Refuse what would give labels that mean nothing.
+
+    Raises:
+        InputError: for a mean or deviation that is not of RGB in 0..1.
+    """
+    if statement.mean is not None and not all(-1 <= one <= 2 for one in statement.mean):
+        raise InputError(
+            f"--mean {','.join(map(str, statement.mean))}: is of RGB in 0..1; divide it by 255"
+        )
+    if statement.std is not None and not all(0 < one <= 2 for one in statement.std):
+        raise InputError(
+            f"--std {','.join(map(str, statement.std))}: is of RGB in 0..1, and above 0; divide it "
+            "by 255"
+        )
 
 
 def _contract_of_file(path: Path) -> Contract:

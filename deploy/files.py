@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from segdeploy.errors import InputError
@@ -13,24 +13,45 @@ from segdeploy.errors import InputError
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write `data`, or its pieces, to `path`: a crash leaves the old file or the new one whole."""
-    path = path.resolve()  # through a link, to what it points at
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    write_together({path: data})
+
+
+def write_together(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
+    """Write several files whole, and put them in their places one right after the other.
+
+    Only a crash between two renames leaves some old and some new; each is whole.
+    """
+    waiting: list[tuple[str, Path]] = []
+    try:
+        for path, data in contents.items():
+            path = path.resolve()  # through a link, to what it points at
+            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            waiting.append((temporary, path))
+            _fill(handle, temporary, path, data)
+        while waiting:
+            temporary, path = waiting[0]
+            Path(temporary).replace(path)
+            waiting.pop(0)
+    finally:
+        for temporary, _ in waiting:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _fill(handle: int, temporary: str, path: Path, data: bytes | Iterable[bytes]) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             for piece in (data,) if isinstance(data, bytes) else data:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; give this one what an ordinary new file would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+    except OSError as error:
+        if error.filename is None:
             error.filename = str(path)  # writing says what went wrong, but not where
         raise
+    # mkstemp makes files private; give this one what an ordinary new file would have.
+    umask = os.umask(0)
+    os.umask(umask)
+    Path(temporary).chmod(0o666 & ~umask)
 
 
 def check_output(

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.errors import InputError
-from segdeploy.files import check_input, sha256_of_file, write_atomically
+from segdeploy.files import check_input, sha256_of_file
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import first_line
 from segdeploy.models.scenes import draw_scene
@@ -81,24 +81,28 @@ def sample(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def make_vectors(predictor: Predictor, pictures: Sequence[Picture]) -> list[GoldenVector]:
-    """Run pictures through a network, and keep what each stage gave."""
+    """Run pictures through a network, and keep what each stage gave.
+
+    Raises:
+        InputError: if the output holds NaN or infinity.
+    """
     made = []
     for image in pictures:
         array = preprocess(image, predictor.contract)
-        output = predictor.session.run(array)
+        output = predictor.finite(predictor.session.run(array))
         labels = predictor.labels_of(output[0], (image.shape[0], image.shape[1]))
         digest = hashlib.sha256(np.ascontiguousarray(output, np.float32).tobytes()).hexdigest()
         made.append(GoldenVector(image, sample(array), sample(output), labels, digest))
     return made
 
 
-def write_golden(vectors: Sequence[GoldenVector], reference: Path, path: Path) -> str:
-    """Write golden vectors that `reference` gave; returns the file's SHA-256."""
+def golden_content(vectors: Sequence[GoldenVector], reference: Path) -> bytes:
+    """The file of golden vectors that `reference` gave."""
     from safetensors.numpy import save
 
     arrays = {}
     for index, vector in enumerate(vectors):
-        for name in ("image", "input", "output", "labels"):
+        for name in _KINDS:
             arrays[f"{name}_{index}"] = np.ascontiguousarray(getattr(vector, name))
     described = {
         "schema": SCHEMA,
@@ -106,9 +110,8 @@ def write_golden(vectors: Sequence[GoldenVector], reference: Path, path: Path) -
         "reference_sha256": sha256_of_file(reference),
         "output_sha256": [vector.output_sha256 for vector in vectors],
     }
-    content = save(arrays, {KEY: json.dumps(described)})
-    write_atomically(path, content)
-    return hashlib.sha256(content).hexdigest()
+    content: bytes = save(arrays, {KEY: json.dumps(described)})
+    return content
 
 
 def read_golden(path: Path) -> list[GoldenVector]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import importlib.util
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from segdeploy.device import current_gpu, host_platform
 from segdeploy.models.errors import first_line
@@ -40,6 +42,7 @@ def doctor() -> list[Finding]:
             f"{platform.python_version()}, {host_platform()}",
             "" if sys.version_info >= _OLDEST else "install Python 3.10 or later",
         ),
+        _base(),
         _two_runtimes(),
         _looked("onnxruntime", "onnxruntime", _onnxruntime, needed=True),
         _looked("PyTorch (training, export)", "torch", _torch),
@@ -47,6 +50,8 @@ def doctor() -> list[Finding]:
         _looked("tensorrt-rtx (building)", "tensorrt_rtx", _rtx),
         _looked("tensorrt", "tensorrt", _tensorrt),
         _gpu(),
+        *_providers(),
+        _engines(),
     ]
     return [finding for finding in findings if finding is not None]
 
@@ -64,9 +69,20 @@ def _looked(what: str, module: str, check: Callable[[], str], *, needed: bool = 
         return Finding(what, "broken", reason, f"{install} in a fresh environment")
 
 
-def _two_runtimes() -> Finding | None:
-    import importlib.metadata
+def _base() -> Finding:
+    """The packages that every command needs."""
+    for name in ("numpy", "PIL", "onnx", "onnx_ir", "safetensors", "rich", "jinja2"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken package raises anything
+            reason = f"{name}: {type(error).__name__}: {first_line(error)}"
+            return Finding(
+                "base packages", "broken", reason, "pip install --force-reinstall segdeploy"
+            )
+    return Finding("base packages", "ok", "numpy, Pillow, onnx, onnx-ir, safetensors, rich, jinja2")
 
+
+def _two_runtimes() -> Finding | None:
     both = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
@@ -97,7 +113,15 @@ def _tiny() -> bytes:
     return content
 
 
+def _ones() -> Any:
+    import numpy as np
+
+    return np.ones((1, 1, 4, 4), np.float32)
+
+
 def _expect(output: object) -> None:
+    import numpy as np
+
     found = np.asarray(output)
     if found.shape != (1, 1, 4, 4) or not np.array_equal(found, np.full((1, 1, 4, 4), 4.0)):
         raise RuntimeError("a dilated convolution of ones comes out wrong")
@@ -107,7 +131,7 @@ def _onnxruntime() -> str:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(_tiny(), providers=["CPUExecutionProvider"])
-    _expect(session.run(None, {"image": np.ones((1, 1, 4, 4), np.float32)})[0])
+    _expect(session.run(None, {"image": _ones()})[0])
     providers = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
     return f"{onnxruntime.__version__}, with {', '.join(providers)}"
 
@@ -126,7 +150,7 @@ def _openvino() -> str:
     import openvino
 
     compiled = openvino.Core().compile_model(openvino.Core().read_model(_tiny(), b""), "CPU")
-    _expect(compiled([np.ones((1, 1, 4, 4), np.float32)])[0])
+    _expect(compiled([_ones()])[0])
     return str(openvino.__version__)
 
 
@@ -167,6 +191,52 @@ def _gpu() -> Finding:
             "nvidia-smi says why; install the driver, or start the container with --gpus all",
         )
     return Finding("GPU", "absent", "none; engines can be built here, and run elsewhere")
+
+
+def _providers() -> list[Finding]:
+    """ONNX Runtime's GPU providers: each that is compiled in is tried, since it may not load."""
+    try:
+        import onnxruntime
+
+        from segdeploy.runtime.session import PROVIDERS
+    except Exception:  # told above
+        return []
+    findings = []
+    for name, provider in PROVIDERS.items():
+        if provider == PROVIDERS["onnxruntime"]:
+            continue
+        if provider not in onnxruntime.get_available_providers():
+            continue
+        try:
+            session = onnxruntime.InferenceSession(_tiny(), providers=[provider])
+            loaded = session.get_providers()[0] == provider
+            state, detail = (
+                ("ok", "runs") if loaded else ("absent", "is there, but cannot be loaded")
+            )
+        except Exception as error:  # whatever its libraries raise
+            state, detail = "absent", first_line(error)
+        remedy = "" if state == "ok" else "needs the GPU, and CUDA and cuDNN (PyTorch's wheels do)"
+        findings.append(Finding(name, state, detail, remedy))
+    return findings
+
+
+def _engines() -> Finding:
+    """Whether engines can run: a GPU, PyTorch that sees it, and a TensorRT."""
+    what = "running engines"
+    if current_gpu() is None:
+        return Finding(what, "absent", "needs a GPU")
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return Finding(what, "broken", "PyTorch sees no GPU", "install PyTorch with CUDA")
+    except Exception as error:  # told above
+        return Finding(what, "broken", f"needs PyTorch ({first_line(error)})",
+                       f"pip install 'segdeploy[{EXTRAS['torch']}]'")  # fmt: skip
+    found = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)]
+    if not found:
+        return Finding(what, "absent", "no TensorRT is installed", "pip install 'segdeploy[gpu]'")
+    return Finding(what, "ok", f"with {' and '.join(found)}")
 
 
 def toolchain() -> dict[str, str]:

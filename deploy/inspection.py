@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segdeploy.engine.manifest import Manifest, read_manifest
 from segdeploy.errors import InputError
-from segdeploy.exporter.dilation import CONVOLUTIONS, node_geometry
+from segdeploy.exporter.dilation import ConvGeometry, module_geometry
 from segdeploy.files import check_input, sha256_of_file
-from segdeploy.models.errors import first_line
+from segdeploy.graph_layers import LayerInfo, read_layers
 from segdeploy.network import CHECKPOINT_SUFFIX, ModelSpec, load_network
-from segdeploy.onnx_file import find_contract, load_onnx, module_of, precision_of
+from segdeploy.onnx_file import find_contract, load_onnx, precision_of
 from segdeploy.runtime.session import ENGINE_SUFFIXES
 from segdeploy.spec import Contract
-
-if TYPE_CHECKING:
-    import onnx
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """A convolution: its module, geometry, the precision that it computes in, and its work.
-
-    `macs` are multiply-accumulates for one image at the contract's size, None where unknown.
-    """
-
-    module: str
-    kernel: tuple[int, ...]
-    dilation: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int | str, ...]
-    groups: int
-    precision: str
-    macs: int | None
 
 
 @dataclass(frozen=True)
@@ -110,19 +91,21 @@ def _checkpoint(path: Path) -> Inspection:
     from segdeploy.models.anatomy import anatomy
 
     seen = anatomy(loaded.network, loaded.contract.size)
+    modules = dict(loaded.network.named_modules())
     layers = tuple(
         LayerInfo(
             module=layer.name.removeprefix("module."),
-            kernel=(layer.kernel, layer.kernel_width),
-            dilation=(layer.dilation, layer.dilation_width),
-            stride=(layer.stride,),
-            padding=(),
-            groups=1,
+            kernel=geometry.kernel if geometry else (layer.kernel, layer.kernel_width),
+            dilation=geometry.dilation if geometry else (layer.dilation, layer.dilation_width),
+            stride=geometry.stride if geometry else (layer.stride, layer.stride),
+            padding=geometry.padding if geometry else (),
+            groups=geometry.groups if geometry else 1,
             precision="fp32",
             macs=layer.macs,
         )
         for layer in seen.layers
         if layer.kind.startswith("conv")
+        for geometry in (_geometry(modules.get(layer.name)),)
     )
     return Inspection(
         path=path,
@@ -139,23 +122,12 @@ def _checkpoint(path: Path) -> Inspection:
 
 
 def _graph(path: Path) -> Inspection:
-    from segdeploy.calibration.layers import fix_shape, shapes_of
-
     graph = load_onnx(path)
     contract = find_contract(graph, path)
     size = graph.ByteSize()
     precision = precision_of(graph, contract) if contract else "fp32"
     parameters = sum(prod(tensor.dims) for tensor in graph.graph.initializer)
-    try:
-        if contract is not None:
-            height, width = contract.size
-            nhwc = contract.layout == "NHWC"
-            graph = fix_shape(graph, (1, height, width, 3) if nhwc else (1, 3, height, width))
-        weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
-        layers = _layers(graph, {**weights, **shapes_of(graph)})
-    except Exception as error:  # shape inference, and attributes of a kind that they cannot be
-        raise InputError(f"{path}: is not sound ONNX ({first_line(error)})") from error
-    known = [layer.macs for layer in layers if layer.macs is not None]
+    layers = read_layers(graph, contract, path)
     return Inspection(
         path=path,
         kind="onnx",
@@ -165,26 +137,14 @@ def _graph(path: Path) -> Inspection:
         contract=contract,
         layers=layers,
         parameters=parameters,
-        flops=2 * sum(known) if len(known) == len(layers) else None,
+        flops=_flops(layers),
         parents=_parents(contract) if contract else (),
     )
 
 
 def _engine(path: Path) -> Inspection:
     manifest = read_manifest(path)
-    layers = tuple(
-        LayerInfo(
-            module=str(layer.get("module", "?")),
-            kernel=tuple(layer.get("kernel", ())),
-            dilation=tuple(layer.get("dilation", ())),
-            stride=tuple(layer.get("stride", ())),
-            padding=tuple(layer.get("padding", ())),
-            groups=int(layer.get("groups", 1)),
-            precision=str(layer.get("precision", manifest.precision)),
-            macs=None,
-        )
-        for layer in manifest.convolutions
-    )
+    layers = manifest.convolutions
     parents = _parents(manifest.contract)
     if manifest.parent_sha256:
         parents = (f"{manifest.parent}: {manifest.parent_sha256}", *parents)
@@ -197,7 +157,7 @@ def _engine(path: Path) -> Inspection:
         contract=manifest.contract,
         layers=layers,
         parameters=None,
-        flops=None,
+        flops=_flops(layers),
         parents=parents,
         engine=_beyond(manifest),
     )
@@ -216,38 +176,13 @@ def _parents(contract: Contract) -> tuple[str, ...]:
     return tuple(one for text in named if text for one in str(text).split(","))
 
 
-def _layers(graph: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> tuple[LayerInfo, ...]:
-    """The convolutions in the order in which they run."""
-    makers = {output: node.op_type for node in graph.graph.node for output in node.output}
-    kinds = {t.name: t.data_type for t in graph.graph.initializer}
-    for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output):
-        kinds.setdefault(value.name, value.type.tensor_type.elem_type)
-    layers = []
-    for node in graph.graph.node:
-        if node.op_type not in CONVOLUTIONS:
-            continue
-        geometry = node_geometry(node, graph)
-        reads = {makers.get(name) for name in node.input[:2]}
-        given = kinds.get(node.output[0], kinds.get(node.input[0], 0))
-        precision = {1: "fp32", 10: "fp16", 16: "bf16"}.get(given, "?")
-        weight = shapes.get(node.input[1], ())
-        out = shapes.get(node.output[0], ())
-        layers.append(
-            LayerInfo(
-                module=module_of(node) or node.name,
-                kernel=geometry.kernel,
-                dilation=geometry.dilation,
-                stride=geometry.stride,
-                padding=geometry.padding,
-                groups=geometry.groups,
-                precision="int8" if reads == {"DequantizeLinear"} else precision,
-                macs=_macs(out, weight) if node.op_type == "Conv" else None,
-            )
-        )
-    return tuple(layers)
+def _geometry(module: Any) -> ConvGeometry | None:
+    """Of a convolution's module; None for one that is called as a function."""
+    from torch import nn
+
+    return module_geometry(module) if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) else None
 
 
-def _macs(out: tuple[int, ...], weight: tuple[int, ...]) -> int | None:
-    if not out or not weight or not all(isinstance(side, int) and side > 0 for side in out):
-        return None
-    return prod(out) * prod(weight[1:])
+def _flops(layers: Sequence[LayerInfo]) -> int | None:
+    known = [layer.macs for layer in layers if layer.macs is not None]
+    return 2 * sum(known) if layers and len(known) == len(layers) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,6 +168,18 @@ def set_contract(model: onnx.ModelProto, contract: Contract) -> None:
 def module_of(node: onnx.NodeProto) -> str | None:
     """The PyTorch module that a node came from, where its notes say so."""
     return next((e.value for e in node.metadata_props if e.key == MODULE_KEY), None)
+
+
+_WEIGHT = re.compile(r"(.+)\.weight(?:_\w+)?")
+
+
+def convolution_of(node: onnx.NodeProto) -> str:
+    """The convolution's own module, which its weight is named after; else what `module_of` says.
+
+    Of a convolution that took in its BatchNorm, the notes name the BatchNorm.
+    """
+    match = _WEIGHT.fullmatch(node.input[1]) if len(node.input) > 1 else None
+    return match[1] if match else module_of(node) or node.name
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:

@@ -17,6 +17,8 @@ from segdeploy.runtime.session import ENGINE_SUFFIXES
 
 # Labels that must be those of the reference, by the precision that the graph was typed in.
 LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.98, "mixed": 0.98, "int8": 0.98}
+# The largest difference of a score, of the reference's range, which such a precision may have.
+_MOST_OUTPUT = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.3, "mixed": 0.5, "int8": 0.5}
 # Preprocessing is float32 arithmetic on bytes: more than rounding is another resize, mean or std.
 _MOST_INPUT_DIFFERENCE = 1e-4
 
@@ -37,12 +39,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What `selftest` found, picture by picture."""
+    """What `selftest` found, picture by picture.
+
+    `most_output` is the largest difference of a score that the precision allows, of its range; None
+    for a graph that gives labels.
+    """
 
     model: Path
     backend: str
     golden: Path
     least_agreement: float
+    most_output: float | None
     pictures: tuple[Stage, ...]
 
     @property
@@ -53,6 +60,12 @@ class SelfTest:
                 return (
                     f"picture {index}: the network's input differs by {stage.input:.2g}: this host "
                     "resizes or normalises otherwise (Pillow's version?)"
+                )
+            if self.most_output is not None and not stage.output <= self.most_output:
+                return (
+                    f"picture {index}: the network's output differs by {stage.output:.2g} of its "
+                    f"range (limit {self.most_output:g}), {stage.agreement:.3%} of the labels are "
+                    "the reference's: another network, or arithmetic that is broken here"
                 )
             if not stage.agreement >= self.least_agreement:
                 return (
@@ -91,11 +104,13 @@ def selftest(
             )
     vectors = read_golden(path)
     with load(model, backend=backend) as predictor:
+        contract = predictor.contract
         return SelfTest(
             model,
             predictor.session.backend,
             path,
-            LEAST_AGREEMENT[predictor.contract.precision],
+            LEAST_AGREEMENT[contract.precision],
+            None if contract.output == "labels" else _MOST_OUTPUT[contract.precision],
             tuple(_compared(predictor, vector) for vector in vectors),
         )
 

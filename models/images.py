@@ -22,8 +22,20 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         ModelInputError: if the file is missing, not what its name says, too large or damaged.
     """
-    decoded = _decoded(path, _COLOUR_MODES, "8-bit colour or grey")
-    return np.array(ImageOps.exif_transpose(decoded).convert("RGB"))
+    return of_pillow(_decoded(path, _COLOUR_MODES, "8-bit colour or grey"), str(path))
+
+
+def of_pillow(image: Image.Image, source: str) -> NDArray[np.uint8]:
+    """`(H, W, 3) uint8` RGB of a Pillow image, turned upright where its EXIF data says so.
+
+    Raises:
+        ModelInputError: for a mode that RGB bytes would lose something of.
+    """
+    if image.mode not in _COLOUR_MODES:
+        raise ModelInputError(
+            f"{source}: has Pillow mode {image.mode}; it must hold 8-bit colour or grey"
+        )
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def read_mask(

@@ -83,6 +83,12 @@ def parsers() -> dict[str, Callable[[Path], Any]]:
 
             Predictor(session).warm_up(1)
 
+    def manifest(path: Path) -> None:
+        read = parse_manifest(path)
+        assert read.rebuild()
+        for layer in read.convolutions:
+            "x".join(map(str, layer.dilation))
+
     def dataset(path: Path) -> None:
         target = path.with_name("dataset.json")
         path.replace(target)
@@ -102,7 +108,7 @@ def parsers() -> dict[str, Callable[[Path], Any]]:
         ),
         "checkpoint": lambda path: (read_metadata(path), read_weights(path)),
         "weights": read_weights,
-        "manifest": parse_manifest,
+        "manifest": manifest,
         "golden": read_golden,
         "ranges": lambda path: read_cache(path, "", ""),
         "dataset": dataset,

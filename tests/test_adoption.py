@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,9 @@ def test_a_bare_graph_is_adopted_and_goes_the_whole_way(
 
 def test_like_takes_the_contract_of_another_file(bare: Path, graph: Path, tmp_path: Path) -> None:
     path = segdeploy.adopt(bare, Statement(like=graph), out=tmp_path / "mine.onnx")
-    assert contract_of(load_onnx(path), path) == contract_of(load_onnx(graph), graph)
+    ours, theirs = contract_of(load_onnx(path), path), contract_of(load_onnx(graph), graph)
+    assert ours == replace(theirs, provenance=ours.provenance)
+    assert "parent_sha256" not in ours.provenance  # it was not made from that file's parent
 
 
 def test_quantised_by_another_tool_it_is_int8(int8_graph: Path, tmp_path: Path) -> None:
@@ -91,6 +94,9 @@ def test_too_little_or_wrong_statements_are_refused(
     refuse("say what its classes are: --like FILE, --data DIR or --num-classes N")
     refuse("say how pictures are normalised: --mean and --std", num_classes=8)
     refuse("its contract says \\(N, 3, 48, 64\\)|has shape", num_classes=9, **STATED)
+    of_bytes = {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}
+    refuse("--mean 123.7,.* is of RGB in 0..1; divide it by 255", num_classes=8, **of_bytes)
+    refuse("--std 0,0,0: .* above 0", num_classes=8, mean=IMAGENET_MEAN, std=(0, 0, 0))
     refuse("input has shape", num_classes=8, size=(50, 60), **STATED)
     refuse("does not tell its input's size; give --size", dynamic_graph, num_classes=8, **STATED)
     refuse("leave --data and --num-classes out", like=graph, num_classes=8)
@@ -111,10 +117,13 @@ def test_an_engine_from_elsewhere_gets_a_manifest_that_says_so(
     said = ("--backend", "tensorrt-rtx", "--target", "sm86")
     check_one_line(run("adopt", engine, "--like", graph), "say which builder it is of")
     check_one_line(run("adopt", engine, "--like", graph, *said[:2]), "say which GPU")
+    odd = (*said[:2], "--target", "banana")
+    check_one_line(run("adopt", engine, "--like", graph, *odd), "--target banana")
     assert run("adopt", engine, "--like", graph, *said).code == 0
     manifest = read_manifest(engine)
     assert manifest.adopted
     assert manifest.compute_capabilities == ("sm86",)
-    assert (manifest.input_shape, manifest.output_shape) == ((1, 3, 48, 64), (1, 8, 48, 64))
+    assert (manifest.input.shape, manifest.output.shape) == ((1, 3, 48, 64), (1, 8, 48, 64))
+    assert manifest.input.name is None
     check_one_line(run("adopt", engine, "--like", graph, *said), "has a manifest already")
     check_one_line(run("selftest", engine), "was built without golden vectors; give --golden")

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import segdeploy
+from segdeploy.benchmark.comparing import compare_verdicts
 from segdeploy.benchmark.latency import Candidate, measure_latencies
-from segdeploy.benchmark.report import to_json, write_report
+from segdeploy.benchmark.record import to_json, to_junit, to_markdown
+from segdeploy.benchmark.report import write_report
 from segdeploy.errors import InputError
+from segdeploy.models.dataset import open_dataset
 from segdeploy.network import ModelSpec
-from segdeploy.onnx_file import contract_of, set_contract
+from segdeploy.onnx_file import contract_of, load_onnx, set_contract
+
+from .test_cli import check_one_line, run  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -26,29 +38,75 @@ def verdict(graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path):
 
 
 def test_rows_hold_accuracy_parity_and_latency(verdict, graph: Path, dataset: Path) -> None:
-    reference, fp32, int8 = verdict.rows
-    assert [row.precision for row in verdict.rows] == ["fp32", "fp32", "int8"]
-    assert [row.backend for row in verdict.rows] == ["torch", "onnxruntime", "onnxruntime"]
+    rows = {row.precision if row is not verdict.reference else "reference": row
+            for row in verdict.rows}  # fmt: skip
+    reference, fp32, int8 = rows["reference"], rows["fp32"], rows["int8"]
+    assert (reference.backend, fp32.backend) == ("torch", "onnxruntime")
     assert reference.judgement.fidelity is None
-    assert fp32.judgement.fidelity.max_rel < 1e-5
-    assert fp32.judgement.fidelity.agreement == pytest.approx(1, abs=1e-3)
-    assert 1e-4 < int8.judgement.fidelity.max_rel < 0.3
+    assert reference.latency.ratio is None
+    near = fp32.judgement.fidelity
+    assert near.max_rel < 1e-5
+    assert near.agreement == pytest.approx(1, abs=1e-3)
+    assert near.snr_db > 90
+    assert near.cosine == pytest.approx(1)
+    assert near.by_margin[-1] == 1
+    assert near.mean_abs < near.max_abs
+    far = int8.judgement.fidelity
+    assert 1e-4 < far.max_rel < 0.3
+    assert far.boundary <= far.agreement
+    assert list(far.quantiles) == sorted(far.quantiles)
+    assert far.worst.agreement <= far.agreement
     assert fp32.judgement.kernels is None
     assert int8.judgement.kernels > 0.9
     for row in verdict.rows:
-        assert 0 < row.latency.median_ms <= row.latency.p90_ms
-        assert len(row.latency.round_medians_ms) == 5
+        latency = row.latency
+        assert 0 < latency.median_ms <= latency.p90_ms <= latency.p99_ms
+        assert len(latency.round_medians_ms) == 7
+        assert set(latency.stages_ms) == {"preprocessing", "network", "postprocessing"}
+        assert latency.load_s > 0
+        assert latency.first_ms > 0
+        assert latency.peak_mib > 50
+        interval = row.judgement.spread.miou
+        assert interval.low <= row.judgement.accuracy.miou <= interval.high
+    ratio = fp32.latency.ratio
+    assert ratio.low <= ratio.speedup <= ratio.high
     alone = segdeploy.evaluate(graph, dataset)
     assert alone.miou == fp32.judgement.accuracy.miou
     assert fp32.bytes == graph.stat().st_size
+    assert verdict.recommended == verdict.rows[1].name
+    assert verdict.passes
+    assert set(verdict.front) <= {row.name for row in verdict.rows}
 
 
 def test_the_json_has_every_figure(verdict) -> None:
-    read = json.loads(to_json(verdict))
-    assert (read["schema"], read["frames"], read["size"]) == (1, 4, [48, 64])
-    assert read["rows"][1]["latency"]["speedup"] > 0
-    assert set(read["rows"][2]["iou"]) == set(verdict.dataset.classes)
+    read = json.loads(to_json(verdict, ["segdeploy", "bench"]))
+    assert (read["schema"], read["frames"], read["size"]) == (2, 4, [48, 64])
+    assert read["rows"][1]["latency"]["ratio"]["speedup"] > 0
+    assert set(read["rows"][2]["accuracy"]["iou"]) == set(verdict.dataset.classes)
+    assert read["rows"][2]["accuracy"]["miou_drop_interval"]["low"] <= 1
     assert read["environment"]["packages"]["onnxruntime"]
+    assert read["command"] == ["segdeploy", "bench"]
+
+
+def test_markdown_and_junit_say_the_same(verdict, int8_graph: Path) -> None:
+    text = to_markdown(verdict)
+    assert f"| {int8_graph.name} | onnxruntime | int8 |" in text
+    assert "recommended: **" in text
+    failing = replace(
+        verdict,
+        rows=(
+            verdict.rows[0],
+            replace(verdict.rows[1], complaints=("too slow",)),
+            replace(verdict.rows[2], failure="it crashed"),
+            replace(verdict.rows[2], name="engine", failure="no GPU", skipped=True),
+        ),
+    )
+    assert not failing.passes
+    suite = ElementTree.fromstring(to_junit(failing))
+    counts = [suite.get(name) for name in ("tests", "failures", "errors", "skipped")]
+    assert counts == ["3", "1", "1", "1"]
+    assert suite.find(".//failure").get("message") == "too slow"
+    assert "too slow" in to_markdown(failing)
 
 
 class _Page(HTMLParser):
@@ -67,14 +125,15 @@ def test_the_page_stands_alone_and_shows_overlays(verdict, tmp_path: Path) -> No
     text = page.read_text()
     parsed = _Page()
     parsed.feed(text)
-    # image, truth, reference and two candidates, for each of the four frames
-    assert parsed.tags.count("img") == 4 * 5
-    assert all(source.startswith("data:image/jpeg;base64,") for source in parsed.sources)
+    # the image under truth, reference, two candidates and their differences, in each of four frames
+    assert parsed.tags.count("img") == 4 * 7
+    kinds = ("data:image/jpeg;base64,", "data:image/png;base64,")
+    assert all(source.startswith(kinds) for source in parsed.sources)
     assert "http" not in re.sub(r"base64,[^\"]*", "", text)
     assert "&lt;x&gt;" in text
     assert len(text) < 3_000_000
     names = sorted(path.name for path in page.parent.iterdir())
-    assert names == ["bench.json", "index.html", "samples.jpg"]
+    assert names == ["bench.json", "bench.md", "index.html", "junit.xml", "samples.jpg"]
 
 
 def test_a_named_network_is_a_reference_too(graph: Path, checkpoint: Path, dataset: Path) -> None:
@@ -115,7 +174,7 @@ def test_two_candidates_of_one_name_are_told_apart_by_their_paths(
     with pytest.raises(InputError, match="a candidate is named twice"):
         segdeploy.bench([graph, graph], **options)
     verdict = segdeploy.bench([graph, other], burst_seconds=0.01, **options)
-    assert [row.name for row in verdict.rows] == ["reference", str(graph), str(other)]
+    assert {row.name for row in verdict.rows} == {"reference", str(graph), str(other)}
 
 
 def test_files_in_the_current_folder_are_not_run(
@@ -130,18 +189,125 @@ def test_files_in_the_current_folder_are_not_run(
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_process_that_dies_says_its_last_words(
+def test_a_process_that_dies_says_its_last_words_and_the_others_go_on(
     graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from segdeploy.benchmark import latency
 
-    monkeypatch.setattr(latency, "START", "raise SystemExit('no more memory')")
+    true_start = latency.START
+    started = []
+
+    def start(*arguments: object, **options: object):
+        started.append(arguments)
+        code = "raise SystemExit('no more memory')" if len(started) == 2 else true_start
+        return popen([sys.executable, "-c", code], **options)
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(latency.subprocess, "Popen", start)
     candidate = Candidate("m", ModelSpec(str(graph)), "onnxruntime")
-    with pytest.raises(InputError, match="m: its process ended with code 1 .*: no more memory"):
-        measure_latencies([candidate])
+    first, second, third = measure_latencies([candidate] * 3, rounds=2, burst_seconds=0.01)
+    assert second.reason.startswith("m: its process ended with code 1")
+    assert second.reason.endswith("no more memory")
+    assert first.calls >= 6
+    assert third.calls >= 6
 
 
 def test_a_candidate_that_cannot_be_timed_is_named(tmp_path: Path) -> None:
     candidate = Candidate("lost", ModelSpec(str(tmp_path / "lost.onnx")), "onnxruntime")
-    with pytest.raises(InputError, match=r"lost: cannot be timed: InputError: .*no such file"):
-        measure_latencies([candidate])
+    (failure,) = measure_latencies([candidate])
+    assert re.match(r"lost: cannot be timed: InputError: .*no such file", failure.reason)
+
+
+def test_calls_can_be_paced(graph: Path) -> None:
+    candidate = Candidate("m", ModelSpec(str(graph)), "onnxruntime")
+    (latency,) = measure_latencies([candidate], rounds=2, burst_seconds=0.2, fps=50)
+    assert latency.calls <= 2 * (0.2 * 50 + 2)
+    assert latency.fps == 50
+
+
+@pytest.fixture(scope="module")
+def broken(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph with an output that is not a number."""
+    model = load_onnx(graph)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("bias"):
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(values * np.float32(np.nan), tensor.name))
+    path = tmp_path_factory.mktemp("broken") / "nan.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_one_that_fails_is_told_and_the_others_go_on(
+    run, graph: Path, broken: Path, checkpoint: Path, dataset: Path, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    ran = run("bench", graph, broken, "--reference", checkpoint, "--data", dataset, "--limit", 1)
+    assert ran.code == 1
+    assert "nan.onnx: failed: frame val_0000: onnxruntime: output 'logits' holds NaN" in ran.out
+    assert f"recommended: {graph.name}" in ran.out
+
+
+def test_an_engine_for_another_machine_is_skipped(
+    run, graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path, tensorrt_rtx  # noqa: F811
+) -> None:  # fmt: skip
+    engine = tmp_path / "m.engine"
+    segdeploy.build_engine(graph, engine, targets=["sm75"])
+    common = (graph, engine, "--reference", checkpoint, "--data", dataset, "--limit", 1)
+    ran = run("bench", *common)
+    assert ran.code == 0
+    assert "m.engine: skipped: " in ran.out
+    assert run("bench", *common, "--fail-on-skip").code == 1
+
+
+def test_limits_decide(
+    run, graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path  # noqa: F811
+) -> None:  # fmt: skip
+    common = (graph, int8_graph, "--reference", checkpoint, "--data", dataset, "--limit", 2)
+    ran = run("bench", *common, "--min-agreement", 0.99999, "--json")
+    assert ran.code == 1
+    read = json.loads(ran.out)
+    by_name = {row["name"]: row for row in read["rows"]}
+    assert by_name[graph.name]["passes"]
+    assert "of labels are equal (limit 99.999%)" in by_name[int8_graph.name]["complaints"][0]
+    assert read["recommended"] == graph.name
+    check_one_line(run("bench", *common, "--min-agreement", 99), "is a share, 0 to 1")
+    check_one_line(run("bench", *common, "--fps", 0), "--fps 0.0")
+    check_one_line(run("bench"), "give CANDIDATES, --reference and --data, or --compare")
+
+
+def test_pictures_without_masks_are_enough_for_parity(
+    graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    for frame in open_dataset(dataset).frames("val", 2):
+        shutil.copy(frame.image, tmp_path)
+    verdict = segdeploy.bench([graph], reference=checkpoint, data=tmp_path, burst_seconds=0.05)
+    row = verdict.rows[1]
+    assert row.judgement.accuracy.miou is None
+    assert row.judgement.fidelity.agreement > 0.999
+    assert verdict.notes[0] == "the frames have no masks: no mIoU, parity and latency alone"
+    page = write_report(verdict, tmp_path / "report", ["segdeploy"])
+    assert "IoU a class" not in page.read_text()
+
+
+def test_two_verdicts_are_compared(run, verdict, tmp_path: Path) -> None:  # noqa: F811
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(to_json(verdict))
+    new.write_text(to_json(verdict))
+    ran = run("bench", "--compare", old, new)
+    assert (ran.code, ran.out.strip()) == (0, "nothing changed beyond noise")
+    values = json.loads(to_json(verdict))
+    row = values["rows"][1]
+    row["accuracy"]["miou"] -= 0.05
+    row["latency"]["ratio"]["speedup"] *= 2
+    new.write_text(json.dumps(values))
+    changes = {change.figure: change for change in compare_verdicts(old, new)}
+    assert changes["mIoU"].worse
+    assert not changes["speed-up"].worse
+    assert run("bench", "--compare", old, new).code == 1
+    del values["rows"][1]
+    new.write_text(json.dumps(values))
+    assert any(one.figure == "candidate" and one.worse for one in compare_verdicts(old, new))
+    new.write_text(json.dumps({**values, "frames": 9}))
+    check_one_line(run("bench", "--compare", old, new), "its frames is 9")
+    new.write_text("[]")
+    check_one_line(run("bench", "--compare", old, new), "is no verdict of segdeploy bench")

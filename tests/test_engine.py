@@ -30,6 +30,7 @@ from segdeploy.engine.network_proof import prove_network
 from segdeploy.engine.options import Profile, route
 from segdeploy.engine.timing_cache import shared_timing_cache
 from segdeploy.errors import CheckFailed, InputError
+from segdeploy.golden import golden_path
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_file import contract_of, load_onnx, set_contract
 from segdeploy.runtime.preprocess import preprocess
@@ -82,7 +83,8 @@ def test_the_manifest_describes_the_engine(
     assert manifest["golden"] == "m.engine.golden.safetensors"
     assert manifest["contract"]["provenance"]["parent_sha256"]
     assert manifest["parent_sha256"] == hashlib.sha256(graph.read_bytes()).hexdigest()
-    assert manifest["input_shape"] == [1, 3, 48, 64]
+    assert manifest["input"] == {"name": "image", "dtype": "float", "shape": [1, 3, 48, 64]}
+    assert manifest["output"]["shape"] == [1, 8, 48, 64]
     contract = read_contract(json.dumps(manifest["contract"]), "manifest")
     assert contract.classes[0] == "sky"
     by_module = {c["module"]: c for c in manifest["convolutions"]}
@@ -94,10 +96,10 @@ def test_a_dynamic_graph_is_built_for_its_bounds_or_given_profiles(
 ) -> None:
     out = tmp_path / "m.engine"
     segdeploy.build_engine(dynamic_graph, out, targets=["sm86"])
-    smallest, largest, batch = contract_of(load_onnx(dynamic_graph), dynamic_graph).bounds
+    smallest, _, _ = contract_of(load_onnx(dynamic_graph), dynamic_graph).bounds
     (profile,) = read_manifest(out)["profiles"]
     assert profile["minimum"] == [1, *smallest]
-    assert profile["maximum"] == [batch, *largest]
+    assert profile["maximum"] == [4, 96, 128]  # not all that the graph could take
     two = [PROFILE, Profile((1, 48, 64), (1, 48, 64), (1, 48, 64))]
     report = segdeploy.build_engine(dynamic_graph, out, targets=["sm86"], profiles=two)
     assert report.profiles == tuple(two)
@@ -119,6 +121,18 @@ def test_profiles_that_cannot_be_are_refused(dynamic_graph: Path, tmp_path: Path
     with pytest.raises(InputError, match="is dynamic in batch, height, width; say which shapes"):
         segdeploy.build_engine(unbounded, out, targets=["sm86"])
     assert not out.exists()
+
+
+def test_an_engine_of_other_sizes_resizes_to_one_of_them(
+    dynamic_graph: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.engine"
+    larger = Profile((1, 96, 128), (1, 96, 128), (1, 96, 128))
+    segdeploy.build_engine(dynamic_graph, out, targets=["sm86"], profiles=[larger])
+    assert read_manifest(out)["contract"]["size"] == [96, 128]
+    assert segdeploy.selftest(dynamic_graph, golden=golden_path(out)).pictures[0].input > 0
+    with segdeploy.load(dynamic_graph, size=(96, 128)) as network:
+        assert network.contract.size == (96, 128)
 
 
 def test_an_input_goes_to_the_profile_that_was_built_for_it() -> None:
@@ -186,7 +200,7 @@ def test_what_a_callback_raises_is_raised_behind_the_build(graph: Path, tmp_path
 
 def test_a_workspace_that_is_too_small_is_named(camvid_graph: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.engine"
-    with pytest.raises(InputError, match="OutOfMemory.*--workspace 1 MiB is too little"):
+    with pytest.raises(InputError, match="--workspace 1 MiB is too little"):
         segdeploy.build_engine(camvid_graph, out, targets=["sm86"], workspace=1)
     assert list(tmp_path.iterdir()) == []
     segdeploy.build_engine(camvid_graph, out, targets=["sm86"], workspace=256)
@@ -233,11 +247,25 @@ def test_a_timing_cache_is_kept_and_merged(tmp_path: Path, tensorrt_rtx: ModuleT
         raise ZeroDivisionError  # a build that failed adds nothing
 
 
+def test_what_a_stripped_engine_could_not_be_loaded_with_is_refused(
+    graph: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.engine"
+    with pytest.raises(InputError, match="must lie beside the engine"):
+        segdeploy.build_engine(graph, out, targets=["sm86"], weights="stripped")
+    beside = tmp_path / "m.onnx"
+    beside.write_bytes(graph.read_bytes())
+    with pytest.raises(InputError, match="cannot be compared without their weights"):
+        segdeploy.build_engine(beside, out, targets=["sm86"], weights="stripped", repeats=2)
+
+
 def test_weights_that_can_be_replaced_need_a_gpu_here(graph: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "m.onnx"
+    beside.write_bytes(graph.read_bytes())
     for weights in ("refittable", "stripped"):
         with pytest.raises(InputError, match="--refittable and --stripped need a GPU"):
-            segdeploy.build_engine(graph, tmp_path / "m.engine", targets=["sm86"], weights=weights)
-    assert list(tmp_path.iterdir()) == []
+            segdeploy.build_engine(beside, tmp_path / "m.engine", targets=["sm86"], weights=weights)
+    assert list(tmp_path.iterdir()) == [beside]
 
 
 def test_a_graph_is_calibrated_where_another_precision_is_asked_for(
@@ -250,6 +278,10 @@ def test_a_graph_is_calibrated_where_another_precision_is_asked_for(
     assert report.precision == "fp16"
     assert read_manifest(out)["parent"] == "m.fp16.onnx"
     assert (tmp_path / "m.fp16.onnx").exists()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match="--target sm1"):
+        segdeploy.build_engine(graph, out, targets=["sm1"], precision="int8", data=dataset)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_static_graph_takes_no_profile(graph: Path, tmp_path: Path) -> None:
@@ -334,14 +366,14 @@ def test_wrong_targets_backends_and_outputs(graph: Path, tmp_path: Path) -> None
 def test_a_graph_that_the_parser_refuses_names_node_and_module(graph: Path, tmp_path: Path) -> None:
     model = onnx.load(graph)
     relu = next(n for n in model.graph.node if n.op_type == "Relu")
-    relu.op_type = "MysteryOp"
+    relu.op_type = "Bernoulli"  # sound ONNX, and nothing that TensorRT has
     path = tmp_path / "strange.onnx"
     onnx.save(model, path)
     with pytest.raises(InputError) as raised:
         segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86"])
     message = str(raised.value)
     assert "TensorRT's parser refuses it: node node_relu (module backbone.0.relu)" in message
-    assert "MysteryOp" in message
+    assert "Bernoulli" in message
 
 
 def quantised_by_another_tool(

@@ -23,7 +23,8 @@ def states() -> dict[str, health.Finding]:
 
 def test_this_machine_is_well(run, tensorrt_rtx: object) -> None:  # noqa: F811
     found = states()
-    for what in ("Python", "onnxruntime", "openvino", "PyTorch (training, export)"):
+    backends = ("onnxruntime", "openvino", "PyTorch (training, export)")
+    for what in ("Python", "base packages", *backends):
         assert found[what].state == "ok", found[what]
     assert "builds for sm75" in found["tensorrt-rtx (building)"].detail
     if current_gpu() is None:
@@ -65,6 +66,17 @@ def test_without_onnxruntime_the_default_path_is_broken() -> None:
     assert ran.returncode == 1
     assert "broken: onnxruntime: not installed; pip install 'segdeploy[cpu]'" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_torch_that_lacks_its_libraries_breaks_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open')")
+    ran = subprocess.run(
+        [sys.executable, "-m", "segdeploy", "doctor"], capture_output=True, text=True,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert ran.returncode == 1, ran.stderr
+    assert "OSError: libcudart.so.13: cannot open" in ran.stderr
+    assert "ok      onnxruntime" in ran.stdout
 
 
 def test_two_onnxruntimes_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:

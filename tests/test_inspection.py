@@ -25,6 +25,9 @@ def test_the_chain_leads_back_to_the_checkpoint(
     assert segdeploy.inspect(int8_graph).parents == tuple(hashes[1:])
     assert seen.engine["backend"] == "tensorrt-rtx"
     assert seen.precision == "int8"
+    ours = segdeploy.inspect(int8_graph)
+    assert [one.precision for one in seen.layers] == [one.precision for one in ours.layers]
+    assert seen.flops == ours.flops
 
 
 def test_layers_have_their_dilation_precision_and_work(
@@ -43,6 +46,10 @@ def test_layers_have_their_dilation_precision_and_work(
     assert int8.flops == after.flops
     assert dynamic.flops >= after.flops  # taps that are dead at one size are not at all
     by_module = {layer.module: layer for layer in after.layers}
+    assert by_module["backbone.0.conv1"].padding == (1, 1, 1, 1)
+    geometry = {one.module: (one.dilation, one.stride, one.groups) for one in before.layers}
+    for module, layer in by_module.items():  # the head's last ones were folded into the branches
+        assert geometry[module] == (layer.dilation, layer.stride, layer.groups)
     assert by_module["aspp.conv4"].dilation == (18, 18)
     assert after.parameters > 1000
     assert after.contract.classes[0] == "sky"

@@ -13,7 +13,7 @@ import segdeploy
 from segdeploy.device import Gpu, current_gpu, host_platform
 from segdeploy.engine.admission import check_place, check_version
 from segdeploy.engine.bindings import open_bindings
-from segdeploy.engine.manifest import manifest_path, parse_manifest, read_manifest
+from segdeploy.engine.manifest import manifest_path, parse_manifest, read_engine, read_manifest
 from segdeploy.errors import InputError
 from segdeploy.runtime.session import open_session
 
@@ -76,6 +76,8 @@ def test_3_a_manifest_of_another_schema(engine: Path) -> None:
         ("sha256", None), ("bytes", "9"), ("backend", "tflite"), ("profiles", [{}]),
         ("compute_capabilities", "sm86"), ("golden", "../../etc/passwd"), ("engine", "../x.engine"),
         ("contract", []), ("options", 3), ("convolutions", [1]), ("precision", "fp8"),
+        ("convolutions", [{"module": "a", "kernel": 3}]), ("parent", "../x.onnx"), ("input", {}),
+        ("profiles", [{"minimum": [1, 9, 9], "optimum": [1, 8, 8], "maximum": [1, 9, 9]}]),
     ],
 )  # fmt: skip
 def test_4_a_manifest_with_wrong_types(engine: Path, name: str, value: object) -> None:
@@ -147,11 +149,11 @@ def test_compatible_engines_are_let_in(engine: Path) -> None:
     manifest = read_manifest(engine)
     rtx = open_bindings("tensorrt-rtx")
     older = replace(
-        manifest, backend_version="0.9", options={**manifest.options, "version_compatible": True}
+        manifest, backend_version="1.6.9", options={**manifest.options, "version_compatible": True}
     )
     check_version(older, engine, rtx)
-    newer = replace(older, backend_version="99.0")
-    with pytest.raises(InputError, match=r"built by tensorrt-rtx 99\.0"):
+    newer = replace(older, backend_version="1.99.0")
+    with pytest.raises(InputError, match=r"built by tensorrt-rtx 1\.99\.0"):
         check_version(newer, engine, rtx)
     ampere = replace(manifest, options={**manifest.options, "hardware_compatible": True})
     check_place(ampere, engine, Gpu("Blackwell", "sm120"))
@@ -161,10 +163,27 @@ def test_compatible_engines_are_let_in(engine: Path) -> None:
 
 @pytest.mark.skipif(current_gpu() is not None, reason="a GPU is here")
 def test_what_tensorrt_says_without_a_driver_is_told(engine: Path) -> None:
-    from segdeploy.runtime.tensorrt_session import open_engine
+    from segdeploy.engine.opening import open_engine
 
     with pytest.raises(InputError, match="cannot open it .*`segdeploy doctor`"):
-        open_engine(open_bindings("tensorrt-rtx"), read_manifest(engine), engine)
+        open_engine(open_bindings("tensorrt-rtx"), read_manifest(engine), engine, b"plan")
+    manifest, plan = read_engine(engine)
+    with pytest.raises(InputError, match="cannot open it"):
+        open_engine(open_bindings("tensorrt-rtx"), manifest, engine, plan)
+
+
+def test_the_command_that_rebuilds_builds_the_same(
+    dynamic_graph: Path, tmp_path: Path, tensorrt_rtx: object
+) -> None:
+    from segdeploy.engine.options import Profile
+
+    profile = Profile((1, 32, 32), (1, 48, 64), (2, 96, 128))
+    out = tmp_path / "a road.engine"
+    segdeploy.build_engine(dynamic_graph, out, targets=["sm86"], profiles=[profile], workspace=512)
+    assert read_manifest(out).rebuild("sm89") == (
+        "segdeploy build-engine dynamic.onnx --backend tensorrt-rtx --target sm89 --min 1x32x32 "
+        "--opt 1x48x64 --max 2x96x128 --workspace 512 -o 'a road.engine'"
+    )
 
 
 def test_an_onnx_file_has_no_engine_backend(graph: Path) -> None:

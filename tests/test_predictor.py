@@ -13,6 +13,7 @@ from PIL import Image
 import segdeploy
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import open_dataset
+from segdeploy.models.errors import ModelInputError
 from segdeploy.runtime.postprocess import labels_at, softmax
 from segdeploy.runtime.tiling import starts, tiled
 
@@ -34,6 +35,34 @@ def test_arrays_pictures_and_paths_are_the_same(
         expected = network.predict(frames[0])
         for given in (path, str(path), Image.open(path), Image.open(path).convert("RGBA")):
             assert np.array_equal(network.predict(given), expected)
+        network.close()  # the block closes it again, which does nothing
+
+
+def test_pictures_that_would_be_changed_silently_are_refused(
+    graph: Path, frames: list[np.ndarray]
+) -> None:
+    turned = Image.fromarray(frames[0])
+    turned.getexif()[0x0112] = 6  # a phone held upright
+    with segdeploy.load(graph) as network:
+        height, width = frames[0].shape[:2]
+        assert network.predict(turned).shape == (width, height)
+        deep = Image.fromarray(np.zeros((48, 64), np.uint16))
+        with pytest.raises(ModelInputError, match="has Pillow mode I;16"):
+            network.predict(deep)
+        for odd in (None, [frames[0]], b"x"):
+            with pytest.raises(InputError, match="give an array"):
+                network.predict(odd)
+
+
+def test_a_dynamic_network_is_run_at_another_size(
+    graph: Path, dynamic_graph: Path, frames: list[np.ndarray]
+) -> None:
+    with segdeploy.load(dynamic_graph, size=(80, 112)) as network:
+        assert network.logits(frames[0]).shape[1:] == (80, 112)
+        with pytest.raises(InputError, match="scale x: must be positive"):
+            network.predict(frames[0], scales=("x",))
+    with pytest.raises(InputError, match="the network is static at 48x64"):
+        segdeploy.load(graph, size=(80, 112))
 
 
 def test_probabilities_are_of_the_pictures_size_and_sum_to_one(

@@ -159,5 +159,5 @@ def test_a_contract_that_is_not_the_graphs_is_refused(graph: Path, tmp_path: Pat
 
 
 def test_a_size_is_not_given_to_a_file_that_has_one(graph: Path) -> None:
-    with pytest.raises(InputError, match="its size stands in the file"):
+    with pytest.raises(InputError, match="the network is static at 48x64"):
         segdeploy.load(ModelSpec(str(graph), size=(32, 32)))

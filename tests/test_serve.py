@@ -140,15 +140,20 @@ def test_an_rtx_engine_is_refused_and_a_tensorrt_engine_taken(
     segdeploy.build_engine(graph, engine, targets=["sm86"])
     with pytest.raises(InputError, match="Triton loads those of TensorRT; serve the .onnx"):
         segdeploy.serve_repo(engine, tmp_path / "repo")
-    manifest_path(engine).unlink()
-    segdeploy.adopt(
-        engine, Statement(like=graph), backend="tensorrt", version="11.4", targets=["sm86"]
-    )
+    values = json.loads(manifest_path(engine).read_text())
+    manifest_path(engine).write_text(json.dumps({**values, "backend": "tensorrt"}))
     written = segdeploy.serve_repo(engine, tmp_path / "repo")
     config = parsed(written.path / "m_network", messages)
     assert config.platform == "tensorrt_plan"
     assert config.instance_group[0].kind == messages.ModelInstanceGroup.KIND_GPU
     assert (written.path / "m_network" / "1" / "model.plan").read_bytes() == engine.read_bytes()
+    assert (config.input[0].name, config.output[0].name) == ("image", "logits")
+    manifest_path(engine).unlink()
+    segdeploy.adopt(
+        engine, Statement(like=graph), backend="tensorrt", version="11.4", targets=["sm86"]
+    )
+    with pytest.raises(InputError, match="was adopted, and the names of its tensors are not known"):
+        segdeploy.serve_repo(engine, tmp_path / "other")
 
 
 def test_what_a_server_cannot_finish_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -157,6 +162,24 @@ def test_what_a_server_cannot_finish_is_refused(checkpoint: Path, tmp_path: Path
     with pytest.raises(InputError, match="ends in a small map, which a server cannot finish"):
         segdeploy.serve_repo(path, tmp_path / "repo")
     assert not (tmp_path / "repo").exists()
+
+
+def test_ends_that_cannot_be_joined_are_refused(graph: Path, dataset: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.onnx"
+    segdeploy.calibrate(graph, dataset, half, limit=2, method="min-max", half_ends=True)
+    with pytest.raises(InputError, match="image is float16, .*calibrate it without --half-io"):
+        segdeploy.serve_repo(half, tmp_path / "repo")
+    with pytest.raises(InputError, match="is a file; give a folder"):
+        segdeploy.serve_repo(graph, half)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", ".hidden", ""])
+def test_a_name_does_not_lead_out_of_the_folder(name: str, graph: Path, tmp_path: Path) -> None:
+    if name == "":
+        name = "\n"
+    with pytest.raises(InputError, match="--name "):
+        segdeploy.serve_repo(graph, tmp_path / "in" / "repo", name=name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_configuration_is_found(messages: object) -> None:

@@ -43,14 +43,16 @@ CALLERS = {
         "tensor": "ITensor",
     },
     "deploy/engine/timing_cache.py": {"config": "IBuilderConfig", "cache": "ITimingCache"},
-    "deploy/runtime/tensorrt_session.py": {
+    "deploy/engine/opening.py": {
         "runtime": "Runtime",
+        "refitter": "Refitter",
+        "reader": "OnnxParserRefitter",
+    },
+    "deploy/runtime/tensorrt_session.py": {
         "engine": "ICudaEngine",
         "self._engine": "ICudaEngine",
         "context": "IExecutionContext",
         "self._context": "IExecutionContext",
-        "refitter": "Refitter",
-        "reader": "OnnxParserRefitter",
         "config": "IRuntimeConfig",
         "self.cache": "IRuntimeCache",
     },

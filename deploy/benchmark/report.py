@@ -1,13 +1,13 @@
-"""The verdict as JSON, as a self-contained HTML page and as one picture."""
+"""The verdict as a page: one file, which opens from disk and asks for nothing."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,23 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from segdeploy.benchmark.accuracy import Sample
-from segdeploy.benchmark.run import Row, Verdict, miou_drop
+from segdeploy.benchmark.fidelity import BOUNDARY, MARGINS
+from segdeploy.benchmark.record import (
+    outcome,
+    to_json,
+    to_junit,
+    to_markdown,
+    told_drop,
+    told_speedup,
+)
+from segdeploy.benchmark.verdict import Verdict
 from segdeploy.errors import InputError
 from segdeploy.files import write_atomically
 from segdeploy.runtime.postprocess import overlay
 
-SCHEMA = 1
 _WIDEST = 480  # pixels of a panel
 _ROWS, _TITLE = 3, 20  # of the one picture
-
-
-def to_json(verdict: Verdict) -> str:
-    """Serialise everything but the pictures."""
-    return json.dumps(
-        {
-            "schema": SCHEMA,
-            "dataset": str(verdict.dataset.root),
-            "split": verdict.split,
-            "frames": verdict.frames,
-            "size": list(verdict.size),
-            "environment": asdict(verdict.environment),
-            "rows": [_row(row, verdict.reference) for row in verdict.rows],
-        },
-        indent=2,
-    )
+_DIFFERS = (255, 0, 80)
 
 
 def check_folder(folder: Path) -> None:
@@ -57,7 +50,10 @@ def check_folder(folder: Path) -> None:
 
 
 def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path:
-    """Write `index.html`, `bench.json` and `samples.jpg` into `folder`; returns the page's path."""
+    """Write the page and its siblings into `folder`; returns the page's path.
+
+    They are `index.html`, `bench.json`, `bench.md`, `junit.xml` and `samples.jpg`.
+    """
     import jinja2
 
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
@@ -65,7 +61,14 @@ def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path
     pages.filters["percent"] = _percent
     page = pages.from_string(template).render(
         verdict=verdict,
-        rows=[_row(row, verdict.reference) for row in verdict.rows],
+        rows=verdict.rows,
+        drops={row.name: told_drop(row, verdict.reference) for row in verdict.rows},
+        speedups={row.name: told_speedup(row) for row in verdict.rows},
+        outcomes={row.name: outcome(row) for row in verdict.rows[1:]},
+        front=_front(verdict),
+        latencies=_latencies(verdict),
+        margins=_margin_names(),
+        boundary=BOUNDARY,
         samples=[_sample(sample, verdict) for sample in verdict.samples],
         classes=list(zip(verdict.dataset.classes, verdict.dataset.palette, strict=True)),
         command=" ".join(command),
@@ -74,52 +77,102 @@ def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path
     folder.mkdir(exist_ok=True)
     index = folder / "index.html"
     write_atomically(index, page.encode())
-    write_atomically(folder / "bench.json", to_json(verdict).encode() + b"\n")
+    write_atomically(folder / "bench.json", to_json(verdict, command).encode() + b"\n")
+    write_atomically(folder / "bench.md", to_markdown(verdict).encode())
+    write_atomically(folder / "junit.xml", to_junit(verdict).encode())
     write_atomically(folder / "samples.jpg", _picture(verdict))
     return index
 
 
-def _percent(share: float | None, digits: int) -> str:
+def _percent(share: float | None, digits: int = 2) -> str:
     return "undefined" if share is None else f"{100 * share:.{digits}f}"
 
 
-def _row(row: Row, reference: Row) -> dict[str, Any]:
-    accuracy = row.judgement.accuracy
-    fidelity = row.judgement.fidelity
-    return {
-        "name": row.name,
-        "backend": row.backend,
-        "precision": row.precision,
-        "bytes": row.bytes,
-        "miou": accuracy.miou,
-        "miou_drop": miou_drop(reference, row),
-        "pixel_accuracy": accuracy.pixel_accuracy,
-        "iou": accuracy.iou,
-        "agreement": fidelity.agreement if fidelity else None,
-        "max_abs": fidelity.max_abs if fidelity else None,
-        "max_rel": fidelity.max_rel if fidelity else None,
-        "kernel_agreement": row.judgement.kernels,
-        "latency": {
-            **asdict(row.latency),
-            "speedup": reference.latency.median_ms / row.latency.median_ms,
-        },
-    }
+def _margin_names() -> list[str]:
+    ends = ["0", *(f"{end:g}" for end in MARGINS[:-1])]
+    names = [f"{low} to {high}" for low, high in pairwise(ends)]
+    return [*names, f"above {ends[-1]}"]
 
 
-def _panels(sample: Sample, verdict: Verdict) -> list[tuple[str, NDArray[np.uint8]]]:
-    palette = verdict.dataset.palette
-    panels = [("image", sample.image), ("truth", overlay(sample.image, sample.truth, palette))]
-    panels += [
-        (name, overlay(sample.image, labels, palette)) for name, labels in sample.labels.items()
+def _front(verdict: Verdict) -> list[dict[str, Any]]:
+    """Points of the plot: latency to the right, accuracy upwards, both 0..1."""
+    points = []
+    for row in verdict.rows:
+        if row.latency is None or row.judgement is None:
+            continue
+        fidelity = row.judgement.fidelity
+        accuracy = row.judgement.accuracy.miou
+        if accuracy is None:
+            accuracy = fidelity.agreement if fidelity else 1.0
+        points.append((row.name, row.latency.median_ms, accuracy))
+    times, shares = [point[1] for point in points], [point[2] for point in points]
+
+    def place(value: float, values: Sequence[float]) -> float:
+        low, high = min(values), max(values)
+        return (value - low) / (high - low) if high > low else 0.5
+
+    return [
+        {
+            "name": name,
+            "ms": time,
+            "share": share,
+            "x": place(time, times),
+            "y": place(share, shares),
+            "on_front": name in verdict.front,
+        }
+        for name, time, share in points
     ]
-    return panels
+
+
+def _latencies(verdict: Verdict) -> list[dict[str, Any]]:
+    """Bars on one logarithmic scale: median to p99, and the rounds' medians."""
+    timed = [(row, row.latency) for row in verdict.rows if row.latency is not None]
+    low = min(min(one.round_medians_ms) for _, one in timed) * 0.8
+    high = max(one.p99_ms for _, one in timed) * 1.2
+
+    def place(ms: float) -> float:
+        return math.log(ms / low) / math.log(high / low)
+
+    return [
+        {
+            "row": row,
+            "median": place(one.median_ms),
+            "p90": place(one.p90_ms),
+            "p99": place(one.p99_ms),
+            "rounds": [place(ms) for ms in one.round_medians_ms],
+        }
+        for row, one in timed
+    ]
 
 
 def _sample(sample: Sample, verdict: Verdict) -> dict[str, Any]:
-    panels = [
-        {"title": title, "source": _inlined(picture)} for title, picture in _panels(sample, verdict)
-    ]
-    return {"name": sample.name, "panels": panels}
+    """The picture once, and what lies over it as label maps of few colours."""
+    palette = verdict.dataset.palette
+    reference = sample.labels["reference"]
+    layers = [] if sample.truth is None else [("truth", _label_map(sample.truth, palette))]
+    for name, labels in sample.labels.items():
+        layers.append((name, _label_map(labels, palette)))
+        if name != "reference":
+            differs = (labels != reference).astype(np.uint8)
+            layers.append((f"{name}: difference", _label_map(1 - differs, (_DIFFERS,))))
+    return {"name": sample.name, "image": _inlined(sample.image), "layers": layers}
+
+
+def _label_map(labels: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> str:
+    """A PNG with a palette; ids outside it are transparent."""
+    image = Image.fromarray(labels).convert("P")
+    height, width = labels.shape
+    scale = min(1.0, _WIDEST / max(height, width))
+    image = image.resize(
+        (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.NEAREST
+    )
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    image.putpalette(colours.tobytes())
+    transparency = bytes(255 if index < len(palette) else 0 for index in range(256))
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True, transparency=transparency)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _fitted(picture: NDArray[np.uint8]) -> Image.Image:
@@ -130,7 +183,7 @@ def _fitted(picture: NDArray[np.uint8]) -> Image.Image:
 
 def _inlined(picture: NDArray[np.uint8]) -> str:
     file = io.BytesIO()
-    _fitted(picture).save(file, "JPEG", quality=88)
+    _fitted(picture).save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -149,3 +202,14 @@ def _picture(verdict: Verdict) -> bytes:
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=88)
     return file.getvalue()
+
+
+def _panels(sample: Sample, verdict: Verdict) -> list[tuple[str, NDArray[np.uint8]]]:
+    palette = verdict.dataset.palette
+    panels = [("image", sample.image)]
+    if sample.truth is not None:
+        panels.append(("truth", overlay(sample.image, sample.truth, palette)))
+    panels += [
+        (name, overlay(sample.image, labels, palette)) for name, labels in sample.labels.items()
+    ]
+    return panels

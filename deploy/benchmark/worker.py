@@ -1,7 +1,8 @@
 """A process that times one candidate, a burst at a time, when it is told to.
 
 It reads JSON lines from stdin and answers on stdout: first a candidate to load, then
-`{"seconds": S}` for each burst, answered with the times of its calls.
+`{"seconds": S, "fps": F}` for each burst, answered with the times of its calls, and at last
+`{"end": true}`.
 Between bursts it sleeps in `readline`, so that its threads do not disturb the others.
 """
 
@@ -9,16 +10,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segdeploy.models.errors import first_line
 from segdeploy.network import ModelSpec
-from segdeploy.runtime.predictor import load
+from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.preprocess import preprocess
 
 # The process's program. Python puts the current folder first on the path, and would so run whatever
@@ -27,8 +31,10 @@ START = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
     "from segdeploy.benchmark.worker import main; main()"
 )
-_WARM_UP_SECONDS = 0.5
+STAGES = ("preprocessing", "network", "postprocessing")
 _FEWEST_CALLS = 3
+# Warming up ends when the median of a few calls no longer moves, or after so many seconds.
+_WINDOW, _MOVED, _WARM_UP_SECONDS = 5, 0.05, 8.0
 
 
 def main() -> None:
@@ -36,34 +42,70 @@ def main() -> None:
     # What libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+
+    def say(answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
     candidate = json.loads(sys.stdin.readline())
     try:
+        started = time.perf_counter()
         predictor = load(
             spec_from_json(candidate["spec"]),
             backend=candidate["backend"],
             threads=candidate["threads"],
         )
+        load_s = time.perf_counter() - started
         height, width = predictor.contract.size
         picture = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
-        image = preprocess(picture, predictor.contract)
-        _burst(predictor.session.run, image, _WARM_UP_SECONDS)
-        answer: Any = {"ready": True}
+        first_ms = 1e3 * _run(predictor, picture)["network"]
+        say({"load_s": load_s, "first_ms": first_ms, "stable": _warm_up(predictor, picture)})
+        for line in sys.stdin:
+            asked = json.loads(line)
+            if "end" in asked:
+                say({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024})
+            else:
+                say({"times": _burst(predictor, picture, asked["seconds"], asked["fps"])})
     except Exception as error:  # told to the parent, which says it to the user
-        answer = {"error": f"{type(error).__name__}: {first_line(error)}"}
-    print(json.dumps(answer), file=answers, flush=True)
-    for line in sys.stdin:
-        times = _burst(predictor.session.run, image, json.loads(line)["seconds"])
-        print(json.dumps({"times": times}), file=answers, flush=True)
+        say({"error": f"{type(error).__name__}: {first_line(error)}"})
 
 
-def _burst(run: Any, image: Any, seconds: float) -> list[float]:
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < _FEWEST_CALLS or time.perf_counter() < end:
-        started = time.perf_counter()
-        run(image)
-        times.append(time.perf_counter() - started)
+def _warm_up(predictor: Predictor, picture: NDArray[np.uint8]) -> bool:
+    """Run until the calls' time is steady; False if the bound came first."""
+    end = time.perf_counter() + _WARM_UP_SECONDS
+    before = float("inf")
+    while time.perf_counter() < end:
+        now = statistics.median(_run(predictor, picture)["network"] for _ in range(_WINDOW))
+        if abs(now - before) < _MOVED * before:
+            return True
+        before = now
+    return False
+
+
+def _burst(
+    predictor: Predictor, picture: NDArray[np.uint8], seconds: float, fps: float | None
+) -> dict[str, list[float]]:
+    """Seconds of each stage of every call; with `fps`, calls begin at that pace."""
+    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    begin = time.perf_counter()
+    calls = 0
+    while calls < _FEWEST_CALLS or time.perf_counter() < begin + seconds:
+        if fps is not None:  # between frames the machine idles, as behind a camera
+            time.sleep(max(0.0, begin + calls / fps - time.perf_counter()))
+        for stage, took in _run(predictor, picture).items():
+            times[stage].append(took)
+        calls += 1
     return times
+
+
+def _run(predictor: Predictor, picture: NDArray[np.uint8]) -> dict[str, float]:
+    started = time.perf_counter()
+    image = preprocess(picture, predictor.contract)
+    prepared = time.perf_counter()
+    output = predictor.session.run(image)
+    ran = time.perf_counter()
+    predictor.labels_of(output[0], (picture.shape[0], picture.shape[1]))
+    stamps = (started, prepared, ran, time.perf_counter())
+    return dict(zip(STAGES, np.diff(stamps).tolist(), strict=True))
 
 
 def spec_to_json(spec: ModelSpec) -> dict[str, Any]:

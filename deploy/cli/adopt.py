@@ -26,6 +26,8 @@ from segdeploy.cli.options import Size, Triple
 @click.option("--backend", type=click.Choice(["tensorrt-rtx", "tensorrt"]), help="Its builder.")
 @click.option("--built-by", "version", help="The builder's version.  [default: the one installed]")
 @click.option("--target", "targets", multiple=True, help="Compute capability, such as sm86.")
+@click.option("--version-compatible", is_flag=True, help="Built for later versions, too.")
+@click.option("--hardware-compatible", is_flag=True, help="Built for any GPU from Ampere on.")
 @profile_options
 @click.option("-o", "--out", type=Path, help="Copy of an .onnx file to write.")
 def adopt(
@@ -34,6 +36,8 @@ def adopt(
     backend: str | None,
     version: str | None,
     targets: tuple[str, ...],
+    version_compatible: bool,
+    hardware_compatible: bool,
     minimum: Any,
     optimum: Any,
     maximum: Any,
@@ -54,5 +58,7 @@ def adopt(
         version=version,
         targets=targets,
         profiles=read_profiles(minimum, optimum, maximum),
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
     )
     click.echo(f"{written}: says of {file} what you stated; `segdeploy inspect` shows it")

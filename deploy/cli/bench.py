@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segdeploy.cli.console import megabytes, percent, print_table, progress
+from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress
 from segdeploy.cli.options import (
-    data_option,
     json_option,
     limit_option,
     network_options,
@@ -21,13 +20,17 @@ from segdeploy.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from segdeploy.benchmark.run import Row, Verdict
+    from segdeploy.benchmark.verdict import Row, Verdict
 
 
 @click.command()
-@click.argument("candidates", nargs=-1, required=True, type=Path)
-@click.option("--reference", required=True, help="The network that they came from: MODEL.")
-@data_option
+@click.argument("candidates", nargs=-1, type=Path)
+@click.option("--reference", help="The network that they came from: MODEL.")
+@click.option(
+    "--data",
+    type=Path,
+    help="Data set: a folder with dataset.json, voc:FOLDER, cityscapes:FOLDER; or pictures alone.",
+)
 @split_option("val")
 @limit_option
 @network_options
@@ -37,29 +40,56 @@ if TYPE_CHECKING:
     multiple=True,
     default=("onnxruntime",),
     show_default=True,
-    help="Runtime of the candidates; may be repeated.",
+    help="Runtime of the .onnx candidates; may be repeated.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads inside an operator.")
-@click.option("--report", type=Path, help="Folder for index.html, bench.json and samples.jpg.")
+@click.option("--threads", type=click.IntRange(1), help="Threads inside an operator, and cores.")
+@click.option("--fps", type=float, help="Call at this pace, as behind a camera, idle in between.")
+@click.option("--max-miou-drop", type=float, metavar="POINTS", help="Fail what loses more mIoU.")
+@click.option("--min-agreement", type=float, metavar="SHARE", help="Fail what has fewer labels.")
+@click.option("--max-latency-ms", type=float, metavar="MS", help="Fail a median above that.")
+@click.option("--min-speedup", type=float, metavar="X", help="Fail what is not X times as fast.")
+@click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if a candidate cannot run here.")
+@click.option(
+    "--compare",
+    nargs=2,
+    type=Path,
+    metavar="OLD NEW",
+    help="Instead: compare two bench.json files, and exit with 1 if something got worse.",
+)
+@click.option("--report", type=Path, help="Folder for the page, JSON, Markdown and JUnit.")
 @json_option
 @quiet_option
 def bench(
     candidates: tuple[Path, ...],
-    reference: str,
-    data: Path,
+    reference: str | None,
+    data: Path | None,
     split: str,
     limit: int | None,
     backends: tuple[str, ...],
     threads: int | None,
+    fps: float | None,
+    fail_on_skip: bool,
+    compare: tuple[Path, Path] | None,
     report: Path | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
-) -> None:
-    """Compare CANDIDATES (.onnx files) with the reference: accuracy, parity and latency."""
-    import segdeploy
-    from segdeploy.benchmark.report import check_folder, to_json, write_report
+) -> int:
+    """Compare CANDIDATES (.onnx files, engines) with the reference: accuracy, parity, latency.
 
+    Exits with 1 if one fails, or does not keep a limit.
+    """
+    if compare is not None:
+        return _compare(compare, as_json)
+    if not candidates or reference is None or data is None:
+        raise click.UsageError("give CANDIDATES, --reference and --data, or --compare OLD NEW")
+    import segdeploy
+    from segdeploy.benchmark.record import to_json
+    from segdeploy.benchmark.report import check_folder, write_report
+    from segdeploy.benchmark.verdict import Limits
+
+    names = ("max_miou_drop", "min_agreement", "max_latency_ms", "min_speedup")
+    limits = Limits(**{name: options.pop(name) for name in names})
     if report is not None:
         check_folder(report)
     spec = network_spec(reference, options)
@@ -76,56 +106,92 @@ def bench(
             limit=limit,
             backends=backends,
             threads=threads,
+            limits=limits,
+            fps=fps,
             on_frame=on_frame,
             on_burst=on_burst,
         )
-    page = write_report(verdict, report, ["segdeploy", *sys.argv[1:]]) if report else None
+    command = ["segdeploy", *sys.argv[1:]]
+    page = write_report(verdict, report, command) if report else None
     if as_json:
-        click.echo(to_json(verdict))
-        return
-    _print(verdict)
-    if page:
-        click.echo(f"report: {page}")
+        click.echo(to_json(verdict, command))
+    else:
+        _print(verdict)
+        if page:
+            click.echo(f"report: {page}")
+    skipped = any(row.skipped for row in verdict.rows)
+    return int(not verdict.passes or (fail_on_skip and skipped))
+
+
+def _compare(files: tuple[Path, Path], as_json: bool) -> int:
+    from dataclasses import asdict
+
+    from segdeploy.benchmark.comparing import compare_verdicts
+
+    changes = compare_verdicts(*files)
+    if as_json:
+        print_json([asdict(change) for change in changes])
+    elif changes:
+        print_table(
+            ("candidate", "figure", str(files[0]), str(files[1]), ""),
+            [
+                (one.candidate, one.figure, _told(one.before), _told(one.after),
+                 "worse" if one.worse else "better")
+                for one in changes
+            ],
+            words=True,
+        )  # fmt: skip
+    else:
+        click.echo("nothing changed beyond noise")
+    return int(any(change.worse for change in changes))
+
+
+def _told(value: float | str | None) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _print(verdict: Verdict) -> None:
     print_table(
         (
-            "candidate", "runtime", "precision", "mIoU %", "drop", "labels equal %",
-            "max abs", "max rel", "median ms", "p90 ms", "speed-up", "MB",
+            "candidate", "runtime", "precision", "mIoU %", "drop (95 %)", "labels equal %",
+            "max rel", "median ms", "p99 ms", "speed-up (95 %)", "MB", "verdict",
         ),
-        [_row(row, verdict.reference) for row in verdict.rows],
+        [_row(row, verdict) for row in verdict.rows],
         f"{verdict.frames} frames of {verdict.dataset.root}/{verdict.split}, "
         f"input {verdict.size[0]}x{verdict.size[1]}",
     )  # fmt: skip
     for row in verdict.rows:
-        if row.judgement.kernels is not None:
+        if row.failure:
+            click.echo(f"{row.name}: {'skipped' if row.skipped else 'failed'}: {row.failure}")
+        if row.judgement is not None and row.judgement.kernels is not None:
             click.echo(
                 f"{row.name}: accuracy is that of the graph executed literally, as TensorRT "
-                f"rounds; this CPU's own kernels give {row.judgement.kernels:.3%} of its labels"
+                f"rounds; this machine's own kernels give {row.judgement.kernels:.3%} of its labels"
             )
+    click.echo(
+        f"recommended: {verdict.recommended}" if verdict.recommended else "recommended: none"
+    )
+    for note in verdict.notes:
+        click.echo(f"note: {note}", err=True)
 
 
-def _row(row: Row, reference: Row) -> tuple[str, ...]:
-    from segdeploy.benchmark.run import miou_drop
+def _row(row: Row, verdict: Verdict) -> tuple[str, ...]:
+    from segdeploy.benchmark.record import outcome, told_drop, told_speedup
 
-    accuracy, fidelity, latency = row.judgement.accuracy, row.judgement.fidelity, row.latency
-    compared = ("-", "-", "-", "-")
-    if fidelity is not None:
-        compared = (
-            percent(miou_drop(reference, row)),
-            percent(fidelity.agreement, 3),
-            "-" if fidelity.max_abs is None else f"{fidelity.max_abs:.2g}",
-            "-" if fidelity.max_rel is None else f"{fidelity.max_rel:.2g}",
-        )
+    judgement, latency = row.judgement, row.latency
+    fidelity = judgement.fidelity if judgement else None
+    max_rel = fidelity.max_rel if fidelity else None
     return (
         row.name,
         row.backend,
         row.precision,
-        percent(accuracy.miou),
-        *compared,
-        f"{latency.median_ms:.2f}",
-        f"{latency.p90_ms:.2f}",
-        f"{reference.latency.median_ms / latency.median_ms:.2f}x",
+        percent(judgement.accuracy.miou if judgement else None),
+        told_drop(row, verdict.reference),
+        percent(fidelity.agreement if fidelity else None, 3),
+        "-" if max_rel is None else f"{max_rel:.2g}",
+        f"{latency.median_ms:.2f}" if latency else "-",
+        f"{latency.p99_ms:.2f}" if latency else "-",
+        told_speedup(row),
         megabytes(row.bytes),
+        "reference" if row is verdict.reference else outcome(row),
     )

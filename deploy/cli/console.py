@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
+
+from segdeploy.plain_json import plain
 
 
 @contextmanager
@@ -63,17 +64,7 @@ def print_table(
 
 def print_json(value: Any) -> None:
     """Print a result as JSON to stdout; what is infinite or undefined is null there."""
-    print(json.dumps(_plain(value), default=str, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return value
+    print(json.dumps(plain(value), allow_nan=False))
 
 
 def percent(share: float | None, digits: int = 2) -> str:

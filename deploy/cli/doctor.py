@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from segdeploy.cli.console import print_json, print_table
+from segdeploy.cli.console import print_json
 from segdeploy.cli.options import json_option
 
 
@@ -25,11 +25,10 @@ def doctor(as_json: bool) -> int:
     if as_json:
         print_json({"findings": [asdict(one) for one in findings], "packages": toolchain()})
         return int(bool(broken))
-    print_table(
-        ("what", "state", "found", "to mend it"),
-        [(one.what, one.state, one.detail, one.remedy) for one in findings],
-        words=True,
-    )
+    for one in findings:  # no table: what draws those may be what is broken
+        click.echo(
+            f"{one.state:7} {one.what}: {one.detail}" + (f"; {one.remedy}" if one.remedy else "")
+        )
     click.echo(", ".join(f"{name} {version}" for name, version in toolchain().items()))
     for finding in broken:
         click.echo(f"broken: {finding.what}: {finding.detail}; {finding.remedy}", err=True)

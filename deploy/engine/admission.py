@@ -7,7 +7,7 @@ from pathlib import Path
 from segdeploy.device import Gpu, host_platform
 from segdeploy.engine.bindings import Bindings
 from segdeploy.engine.manifest import Manifest
-from segdeploy.errors import InputError
+from segdeploy.errors import InputError, NotHere
 
 _AMPERE = 80
 
@@ -21,7 +21,7 @@ def check_version(manifest: Manifest, engine: Path, bindings: Bindings) -> None:
     built, here = manifest.backend_version, bindings.version
     if built == here:
         return
-    if manifest.options.get("version_compatible") is True and _major(built) <= _major(here):
+    if manifest.options.get("version_compatible") is True and _parts(built) <= _parts(here):
         return
     raise InputError(
         f"{engine}: was built by {manifest.backend} {built}, and {here} is installed; a plan runs "
@@ -33,15 +33,15 @@ def check_place(manifest: Manifest, engine: Path, gpu: Gpu | None) -> None:
     """Refuse an engine that was built for another platform or GPU.
 
     Raises:
-        InputError: with what it was built for, what is here, and the command that rebuilds.
+        NotHere: with what it was built for, what is here, and the command that rebuilds.
     """
     if manifest.platform != host_platform():
-        raise InputError(
+        raise NotHere(
             f"{engine}: was built for {manifest.platform}, and this is {host_platform()}; build it "
             f"here: {manifest.rebuild(gpu.compute_capability if gpu else None)}"
         )
     if gpu is None:
-        raise InputError(
+        raise NotHere(
             f"{engine}: needs an NVIDIA GPU and its driver, and there is none here (`segdeploy "
             f"doctor` looks for them); on a CPU run {manifest.parent or 'the ONNX file'} instead"
         )
@@ -50,7 +50,7 @@ def check_place(manifest: Manifest, engine: Path, gpu: Gpu | None) -> None:
         return
     if manifest.options.get("hardware_compatible") is True and _number(gpu) >= _AMPERE:
         return
-    raise InputError(
+    raise NotHere(
         f"{engine}: was built for {', '.join(built_for)}, and this GPU ({gpu.name}) is "
         f"{gpu.compute_capability}: {manifest.rebuild(gpu.compute_capability)}"
     )
@@ -61,6 +61,5 @@ def _number(gpu: Gpu) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-def _major(version: str) -> int:
-    first = version.split(".")[0]
-    return int(first) if first.isdigit() else 0
+def _parts(version: str) -> list[int]:
+    return [int(part) if part.isdigit() else 0 for part in version.split(".")]

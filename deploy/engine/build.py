@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdeploy.calibrator.calibrating import calibrate
 from segdeploy.device import current_gpu, host_platform
-from segdeploy.engine.bindings import open_bindings
+from segdeploy.engine.bindings import Bindings, open_bindings
 from segdeploy.engine.compiling import BuiltPlan, Progress, build_plan
-from segdeploy.engine.foreign_qdq import with_float_biases, with_symmetric_integers
-from segdeploy.engine.manifest import Manifest, manifest_path
-from segdeploy.engine.options import BuildOptions, Profile, check_options, choose_profiles
+from segdeploy.engine.foreign_qdq import (
+    refuse_integer_operators,
+    with_float_biases,
+    with_symmetric_integers,
+)
+from segdeploy.engine.manifest import Manifest, TensorInfo, end_of, manifest_path
+from segdeploy.engine.options import (
+    BuildOptions,
+    Profile,
+    check_options,
+    choose_profiles,
+    own_size,
+)
 from segdeploy.engine.repeats import Variation, vary
 from segdeploy.errors import InputError
 from segdeploy.exporter.dilation import ConvProof
-from segdeploy.files import check_output, sha256_of_file, write_atomically
-from segdeploy.golden import golden_path, golden_pictures, make_vectors, write_golden
+from segdeploy.files import check_output, sha256_of_file, write_together
+from segdeploy.golden import golden_content, golden_path, golden_pictures, make_vectors
+from segdeploy.graph_layers import read_layers
 from segdeploy.onnx_check import check_graph
-from segdeploy.onnx_file import (
-    contract_of,
-    load_onnx,
-    precision_of,
-    save_onnx,
-    tensor_shape,
-)
+from segdeploy.onnx_file import contract_of, load_onnx, precision_of, save_onnx
 from segdeploy.runtime.predictor import load
 from segdeploy.runtime.session import check_tensors
+from segdeploy.spec import Contract
 
 if TYPE_CHECKING:
     import onnx
@@ -87,8 +95,8 @@ def build_engine(
     for the GPU at hand. The precision is the graph's, as it is typed; where `precision` is another,
     the graph is calibrated on `data` first, into `OUT.PRECISION.onnx`. What another tool quantised
     is mended where TensorRT would refuse it, with a note. A dynamic graph is built for `profiles`,
-    or for the bounds that it was exported with. `data` also gives the golden vectors' pictures;
-    without it they are generated scenes. The rest is as in `BuildOptions`.
+    or for sizes up to twice its own and batches up to 4. `data` also gives the golden vectors'
+    pictures; without it they are generated scenes. The rest is as in `BuildOptions`.
 
     Raises:
         InputError: for a graph, target or profile that cannot be built.
@@ -112,93 +120,163 @@ def build_engine(
     check_options(options, bindings)
     if options.timing_cache is not None:
         check_output(options.timing_cache)
+    with _calibrated(model, out, precision, data) as built_from:
+        job = _prepared(built_from, out, bindings, options, profiles, repeats)
+        plans = [
+            build_plan(bindings, job.graph, str(model), job.options, on_progress)
+            for _ in range(repeats)
+        ]
+        report = _finished(job, plans, Path(data) if data else None, started)
+        if built_from != model:
+            built_from.replace(out.with_name(built_from.name))
+    return report
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is built: `graph` is the model's, mended; `judged` the file that computes the same."""
+
+    model: Path
+    out: Path
+    graph: onnx.ModelProto
+    judged: Path
+    contract: Contract
+    input: TensorInfo
+    output: TensorInfo
+    bindings: Bindings
+    options: BuildOptions
+    notes: list[str]
+
+
+def _prepared(
+    model: Path,
+    out: Path,
+    bindings: Bindings,
+    options: BuildOptions,
+    profiles: Sequence[Profile],
+    repeats: int,
+) -> _Job:
     graph = load_onnx(model)
+    refuse_integer_operators(graph, str(model))
     check_graph(graph, model)
     contract = contract_of(graph, model)
-    if precision not in (None, contract.precision):
-        model = _calibrated(model, out, precision or "", data)
-        graph = load_onnx(model)
-        contract = contract_of(graph, model)
-    shape, given = (tensor_shape(end[0]) for end in (graph.graph.input, graph.graph.output))
-    check_tensors(model, contract, shape, given)
-    dynamic = [side for side in shape if isinstance(side, str)]
-    chosen = choose_profiles(str(model), contract, dynamic, profiles)
-    options = replace(options, profiles=chosen)
+    taken, given = (end_of(value) for value in (graph.graph.input[0], graph.graph.output[0]))
+    check_tensors(model, contract, taken.shape, given.shape)
+    dynamic = [side for side in taken.shape if isinstance(side, str)]
+    options = replace(options, profiles=choose_profiles(str(model), contract, dynamic, profiles))
     graph, judged, notes = _mended(graph, model, out)
+    if options.weights == "stripped":
+        _check_stripped(model, out, repeats, notes)
     if bindings.is_rtx and options.timing_cache:
         notes.append("TensorRT-RTX has no use for a timing cache: it times nothing when it builds")
         options = replace(options, timing_cache=None)
-    contract = replace(contract, precision=precision_of(graph, contract))
-    plans = [build_plan(bindings, graph, str(model), options, on_progress) for _ in range(repeats)]
-    if judged != model:
-        save_onnx(graph, judged)  # not before TensorRT took it
+    contract = replace(
+        contract,
+        size=own_size(options.profiles, contract.size),
+        precision=precision_of(graph, contract),
+    )
+    return _Job(model, out, graph, judged, contract, taken, given, bindings, options, notes)
+
+
+def _finished(
+    job: _Job, plans: Sequence[BuiltPlan], data: Path | None, started: float
+) -> EngineReport:
+    """Choose among the plans, prove and describe the one, and write what belongs to it."""
+    out, bindings, options = job.out, job.bindings, job.options
+    pictures = golden_pictures(job.contract, data)
+    if job.judged != job.model:
+        save_onnx(job.graph, job.judged)  # not before TensorRT took it
+    size = job.contract.size if options.profiles else None
+    with load(job.judged, literal=True, size=size) as predictor:
+        vectors = golden_content(make_vectors(predictor, pictures), job.judged)
     gpu = None if bindings.is_rtx else current_gpu()
     manifest = Manifest(
         engine=out.name,
         sha256=hashlib.sha256(plans[0].plan).hexdigest(),
         bytes=len(plans[0].plan),
-        backend=backend,
+        backend=bindings.name,
         backend_version=bindings.version,
         platform=host_platform(),
         compute_capabilities=options.targets or ((gpu.compute_capability,) if gpu else ()),
-        precision=contract.precision,
-        input_shape=shape,
-        output_shape=given,
+        gpu=gpu.name if gpu else None,
+        precision=job.contract.precision,
+        input=job.input,
+        output=job.output,
         profiles=options.profiles,
         options=options.described(),
-        parent=model.name,
-        parent_sha256=sha256_of_file(model),
-        convolutions=_described(plans[0]),
-        contract=contract,
+        parent=job.model.name,
+        parent_sha256=sha256_of_file(job.model),
+        convolutions=read_layers(job.graph, job.contract, job.model),
+        contract=job.contract,
         built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - started,
+        golden=golden_path(out).name,
+        golden_sha256=hashlib.sha256(vectors).hexdigest(),
     )
-    pictures = golden_pictures(contract, Path(data) if data else None)
     best, variation = 0, None
-    if repeats > 1:
-        best, variation = vary([one.plan for one in plans], bindings, manifest, pictures)
+    if len(plans) > 1:
+        best, variation = vary([one.plan for one in plans], manifest, pictures)
     plan = plans[best].plan
-    with load(judged, literal=True) as predictor:
-        vectors = make_vectors(predictor, pictures)
-    golden = golden_path(out)
-    manifest = replace(
-        manifest,
-        sha256=hashlib.sha256(plan).hexdigest(),
-        bytes=len(plan),
-        golden=golden.name,
-        golden_sha256=write_golden(vectors, judged, golden),
+    manifest = replace(manifest, sha256=hashlib.sha256(plan).hexdigest(), bytes=len(plan))
+    # A crash between two leaves a manifest whose hash refuses the engine.
+    write_together(
+        {
+            golden_path(out): vectors,
+            out: plan,
+            manifest_path(out): manifest.to_json().encode(),
+        }
     )
-    # In this order a crash between two leaves a manifest whose hash refuses the engine.
-    write_atomically(out, plan)
-    write_atomically(manifest_path(out), manifest.to_json().encode())
     return EngineReport(
         path=out,
         manifest=manifest_path(out),
-        golden=golden,
+        golden=golden_path(out),
         bytes=len(plan),
-        backend=backend,
+        backend=bindings.name,
         targets=manifest.compute_capabilities,
         profiles=options.profiles,
-        precision=contract.precision,
+        precision=job.contract.precision,
         version=bindings.version,
         seconds=time.perf_counter() - started,
         convolutions=plans[best].convolutions,
         int8=plans[best].int8,
         variation=variation,
-        notes=tuple(notes),
+        notes=tuple(job.notes),
     )
 
 
-def _calibrated(model: Path, out: Path, precision: str, data: Path | str | None) -> Path:
-    """The graph in another precision, written beside the engine."""
+@contextmanager
+def _calibrated(
+    model: Path, out: Path, precision: str | None, data: Path | str | None
+) -> Iterator[Path]:
+    """The model, or it in another precision, in a folder that is gone afterwards."""
+    if precision in (None, contract_of(load_onnx(model), model).precision):
+        yield model
+        return
     if data is None:
         raise InputError(
             f"--precision {precision}: the graph's types are its own; give --data, and it is "
             "calibrated first, or use `segdeploy calibrate`"
         )
-    path = out.with_name(f"{out.stem}.{precision}.onnx")
-    calibrate(model, data, path, precision=precision)
-    return path
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        path = Path(folder, f"{out.stem}.{precision}.onnx")
+        calibrate(model, data, path, precision=precision or "")
+        yield path
+
+
+def _check_stripped(model: Path, out: Path, repeats: int, mended: Sequence[str]) -> None:
+    """Weights that are not in the plan come from the model when it is loaded."""
+    if mended:
+        raise InputError(
+            f"--stripped: the weights would come from {model}, which was mended for TensorRT "
+            f"({mended[0]}); calibrate the FP32 graph with --for tensorrt instead"
+        )
+    if model.parent.resolve() != out.parent.resolve():
+        raise InputError(
+            f"--stripped: {model} must lie beside the engine, which takes its weights from there"
+        )
+    if repeats > 1:
+        raise InputError("--stripped: builds cannot be compared without their weights; leave out "
+                         "--repeats")  # fmt: skip
 
 
 def _mended(
@@ -223,10 +301,3 @@ def _mended(
             "`segdeploy bench`, or calibrate the FP32 graph with --for tensorrt"
         )
     return graph, model, notes
-
-
-def _described(built: BuiltPlan) -> tuple[dict[str, object], ...]:
-    return tuple(
-        {"module": proof.module, "node": proof.node, **asdict(proof.expected)}
-        for proof in built.convolutions
-    )

@@ -16,8 +16,8 @@ from segdeploy.engine.network_proof import count_int8, prove_network
 from segdeploy.engine.options import BuildOptions, Shape
 from segdeploy.engine.timing_cache import shared_timing_cache
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.exporter.dilation import ConvProof
-from segdeploy.onnx_file import module_of
+from segdeploy.exporter.dilation import CONVOLUTIONS, ConvProof
+from segdeploy.onnx_file import convolution_of, module_of
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +56,10 @@ def build_plan(
     network = builder.create_network(bindings.network_flags())
     parser = trt.OnnxParser(network, logger)
     graph = with_names(graph)  # by its name a node is found again
-    modules = {node.name: module_of(node) for node in graph.graph.node}
+    modules = {
+        node.name: convolution_of(node) if node.op_type in CONVOLUTIONS else module_of(node)
+        for node in graph.graph.node
+    }
     if not parser.parse(graph.SerializeToString()):
         raise InputError(
             f"{source}: TensorRT's parser refuses it: {_parser_errors(parser, modules)}"
@@ -201,7 +204,8 @@ def _told(
     ]
     where = ", ".join(f"node {name} is of module {modules[name]}" for name in named[:3])
     said = f"{bindings.name} cannot build it: {reason}" + (f" ({where})" if where else "")
-    if "OutOfMemory" in reason and options.workspace is not None:
+    lacks = "OutOfMemory" in reason or "workspace" in reason.lower()
+    if lacks and options.workspace is not None:
         return f"{said}; --workspace {options.workspace} MiB is too little"
     if options.weights != "kept" and "CUDA_SUCCESS" in reason:
         return f"{said}; --refittable and --stripped need a GPU when building, too"

@@ -24,19 +24,12 @@ _INTEGER_OPERATORS = (
 )
 
 
-def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, int]:
-    """A copy whose 8-bit integers are signed and symmetric, and how many tensors were not.
-
-    Each keeps its range, whose larger side becomes 127: up to one bit coarser, so that the copy
-    computes other numbers. The graph itself comes back if all were symmetric.
+def refuse_integer_operators(graph: onnx.ModelProto, source: str) -> None:
+    """Refuse a graph whose operators compute on integers themselves.
 
     Raises:
-        InputError: for operators on integers, integers of another width, or a scale or zero point
-            that is not constant.
+        InputError: with the first of them, and the way to Q/DQ.
     """
-    import onnx
-    from onnx import helper, numpy_helper
-
     integer = next((n for n in graph.graph.node if n.op_type in _INTEGER_OPERATORS), None)
     if integer is not None:
         raise InputError(
@@ -44,6 +37,20 @@ def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.M
             "alone; quantise with QuantFormat.QDQ, or calibrate the FP32 graph with "
             "--for tensorrt"
         )
+
+
+def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, int]:
+    """A copy whose 8-bit integers are signed and symmetric, and how many tensors were not.
+
+    Each keeps its range, whose larger side becomes 127: up to one bit coarser, so that the copy
+    computes other numbers. The graph itself comes back if all were symmetric.
+
+    Raises:
+        InputError: for integers of another width, or a scale or zero point that is not constant.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
     mended = onnx.ModelProto()
     mended.CopyFrom(graph)
     constants = {t.name: numpy_helper.to_array(t) for t in mended.graph.initializer}

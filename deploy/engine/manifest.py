@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segdeploy.engine.bindings import BACKENDS
 from segdeploy.engine.options import Profile
 from segdeploy.errors import InputError
-from segdeploy.files import check_input, sha256_of_file
+from segdeploy.files import check_input
+from segdeploy.graph_layers import LayerInfo
+from segdeploy.onnx_file import tensor_shape
 from segdeploy.spec import PRECISIONS, Contract, read_contract
+
+if TYPE_CHECKING:
+    import onnx
 
 SCHEMA = 2
 _LARGEST = 64 << 20  # bytes; ours are a few kilobytes
 
 
 @dataclass(frozen=True)
+class TensorInfo:
+    """An end of the network: `name` is None where nobody said it; open dimensions are names."""
+
+    name: str | None
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+def end_of(value: onnx.ValueInfoProto) -> TensorInfo:
+    """The end of a graph."""
+    import onnx
+
+    kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    return TensorInfo(value.name, kind, tensor_shape(value))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`NAME.engine.json`; the engine file itself stays a pure TensorRT plan.
 
-    `compute_capabilities` are the GPUs that the plan was built for. `parent` is the ONNX file, and
+    `compute_capabilities` are the GPUs that the plan was built for, `gpu` is the one that TensorRT
+    timed it on. `parent` is the ONNX file, and
     the contract's provenance goes on to the checkpoint. `golden` names the file of golden vectors
     beside the engine. An `adopted` engine was built elsewhere: what is said of it is what its user
     stated.
@@ -36,13 +61,14 @@ class Manifest:
     platform: str
     compute_capabilities: tuple[str, ...]
     precision: str
-    input_shape: tuple[int | str, ...]
-    output_shape: tuple[int | str, ...]
+    gpu: str | None
+    input: TensorInfo
+    output: TensorInfo
     profiles: tuple[Profile, ...]
     options: Mapping[str, Any]
     parent: str | None
     parent_sha256: str | None
-    convolutions: tuple[Mapping[str, Any], ...]
+    convolutions: tuple[LayerInfo, ...]
     contract: Contract
     built_at: str
     seconds: float
@@ -57,12 +83,21 @@ class Manifest:
 
     def rebuild(self, target: str | None = None) -> str:
         """The command that builds the engine again, for another GPU if one is named."""
-        parent = self.parent or "MODEL.onnx"
-        options = f"--backend {self.backend}"
+        words = ["segdeploy", "build-engine", self.parent or "MODEL.onnx"]
+        words += ["--backend", self.backend]
         if self.backend == "tensorrt-rtx":
-            targets = (target,) if target else self.compute_capabilities
-            options += "".join(f" --target {one}" for one in targets)
-        return f"segdeploy build-engine {parent} {options} -o {self.engine}"
+            for one in (target,) if target else self.compute_capabilities:
+                words += ["--target", one]
+        for profile in self.profiles:
+            for end in ("minimum", "optimum", "maximum"):
+                words += [f"--{end[:3]}", "x".join(map(str, getattr(profile, end)))]
+        weights = self.options.get("weights")
+        words += [f"--{weights}"] if weights in ("refittable", "stripped") else []
+        for name in ("version_compatible", "hardware_compatible"):
+            words += [f"--{name.replace('_', '-')}"] if self.options.get(name) is True else []
+        workspace = self.options.get("workspace_mib")
+        words += ["--workspace", str(workspace)] if isinstance(workspace, int) else []
+        return shlex.join([*words, "-o", self.engine])
 
 
 def manifest_path(engine: Path) -> Path:
@@ -72,6 +107,15 @@ def manifest_path(engine: Path) -> Path:
 
 def read_manifest(engine: Path) -> Manifest:
     """Read and check the manifest of an engine, and that the engine's bytes are those it tells of.
+
+    Raises:
+        InputError: as `read_engine`.
+    """
+    return read_engine(engine)[0]
+
+
+def read_engine(engine: Path) -> tuple[Manifest, bytes]:
+    """An engine's manifest and its bytes, which are those that the manifest tells of.
 
     Raises:
         InputError: if there is none, it is damaged, of another schema, or of another file.
@@ -90,18 +134,18 @@ def read_manifest(engine: Path) -> Manifest:
             f"{path}: is the manifest of {manifest.engine}; keep an engine's name, or rename both "
             "and its entry 'engine'"
         )
-    size = engine.stat().st_size
-    if size != manifest.bytes:
+    plan = engine.read_bytes()
+    if len(plan) != manifest.bytes:
         raise InputError(
-            f"{engine}: has {size:,} bytes, and its manifest tells of {manifest.bytes:,}: it was "
-            f"cut off or replaced; copy it again, or build it: {manifest.rebuild()}"
+            f"{engine}: has {len(plan):,} bytes, and its manifest tells of {manifest.bytes:,}: it "
+            f"was cut off or replaced; copy it again, or build it: {manifest.rebuild()}"
         )
-    if sha256_of_file(engine) != manifest.sha256:
+    if hashlib.sha256(plan).hexdigest() != manifest.sha256:
         raise InputError(
             f"{engine}: its bytes are not those that its manifest tells of: it was changed or "
             f"replaced; copy both again, or build it: {manifest.rebuild()}"
         )
-    return manifest
+    return manifest, plan
 
 
 def parse_manifest(path: Path) -> Manifest:
@@ -129,14 +173,32 @@ def parse_manifest(path: Path) -> Manifest:
                 f"{path}: the manifest's '{name}' is missing or wrong; build the engine again"
             )
     contract = read_contract(json.dumps(values["contract"]), str(path))
-    given = {name: values[name] for name in _CHECKS if name not in ("contract", "profiles")}
-    for name in ("compute_capabilities", "input_shape", "output_shape", "convolutions"):
-        given[name] = tuple(given[name])
+    made = ("contract", "profiles", "convolutions", "input", "output")
+    given = {name: values[name] for name in _CHECKS if name not in made}
+    given["compute_capabilities"] = tuple(given["compute_capabilities"])
     profiles = tuple(
         Profile(*(tuple(one[end]) for end in ("minimum", "optimum", "maximum")))
         for one in values["profiles"]
     )
-    return Manifest(contract=contract, profiles=profiles, **given)
+    layers = tuple(
+        LayerInfo(**{n: _frozen(one[n]) for n in _LAYER}) for one in values["convolutions"]
+    )
+    taken, made_of = (
+        TensorInfo(**{name: _frozen(values[end][name]) for name in ("name", "dtype", "shape")})
+        for end in ("input", "output")
+    )
+    return Manifest(
+        contract=contract,
+        profiles=profiles,
+        convolutions=layers,
+        input=taken,
+        output=made_of,
+        **given,
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _is_text(value: object) -> bool:
@@ -161,11 +223,45 @@ def _is_shape(value: object) -> bool:
 
 
 def _is_profile(value: object) -> bool:
-    return isinstance(value, dict) and all(
+    ends = ("minimum", "optimum", "maximum")
+    if not isinstance(value, dict) or not all(
         isinstance(value.get(end), list)
         and len(value[end]) == 3
-        and all(_is_count(side) for side in value[end])
-        for end in ("minimum", "optimum", "maximum")
+        and all(_is_count(side) and side for side in value[end])
+        for end in ends
+    ):
+        return False
+    return all(a <= b <= c for a, b, c in zip(*(value[end] for end in ends), strict=True))
+
+
+def _is_end(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_text_or_none(value.get("name", 0))
+        and value.get("dtype") in ("float", "float16", "bfloat16", "uint8", "int32", "int64")
+        and _is_shape(value.get("shape"))
+    )
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(_is_count(one) for one in value)
+
+
+_LAYER: dict[str, Callable[[Any], bool]] = {
+    "module": _is_text,
+    "kernel": _are_counts,
+    "dilation": _are_counts,
+    "stride": _are_counts,
+    "padding": _is_shape,
+    "groups": _is_count,
+    "precision": _is_text,
+    "macs": lambda value: value is None or _is_count(value),
+}
+
+
+def _is_layer(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        name in value and is_valid(value[name]) for name, is_valid in _LAYER.items()
     )
 
 
@@ -178,15 +274,14 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "platform": _is_text,
     "compute_capabilities": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     "precision": lambda value: value in PRECISIONS,
-    "input_shape": _is_shape,
-    "output_shape": _is_shape,
+    "gpu": _is_text_or_none,
+    "input": _is_end,
+    "output": _is_end,
     "profiles": lambda value: isinstance(value, list) and all(map(_is_profile, value)),
     "options": lambda value: isinstance(value, dict),
-    "parent": _is_text_or_none,
+    "parent": lambda value: value is None or _is_file_name(value),
     "parent_sha256": _is_text_or_none,
-    "convolutions": lambda value: (
-        isinstance(value, list) and all(isinstance(one, dict) for one in value)
-    ),
+    "convolutions": lambda value: isinstance(value, list) and all(map(_is_layer, value)),
     "contract": lambda value: isinstance(value, dict),
     "built_at": _is_text,
     "seconds": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.exporter.dilation import CONVOLUTIONS, ConvGeometry, ConvProof, node_geometry
-from segdeploy.onnx_file import module_of
+from segdeploy.onnx_file import convolution_of
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +33,7 @@ def prove_network(trt: Any, network: Any, graph: onnx.ModelProto) -> list[ConvPr
             # TensorRT puts the output padding into the padding behind; its shape check sees that.
             found = replace(found, padding=expected.padding)
         if len(expected.kernel) == 2:
-            proofs.append(ConvProof(module_of(node) or node.name, node.name, expected, found))
+            proofs.append(ConvProof(convolution_of(node), node.name, expected, found))
     return proofs
 
 

@@ -12,6 +12,8 @@ from segdeploy.errors import InputError
 from segdeploy.spec import Contract
 
 Shape = tuple[int, int, int]
+# Without profiles, a dynamic engine is built for this many times the network's sides, and batches.
+_SIDES, _BATCH = 2, 4
 WEIGHTS = ("kept", "refittable", "stripped")
 
 
@@ -120,8 +122,7 @@ def choose_profiles(
                 f"{source}: is dynamic in {', '.join(dynamic)}; say which shapes the engine must "
                 "take: --min, --opt and --max, each NxHxW"
             )
-        smallest, largest, batch = bounds
-        return (Profile((1, *smallest), (1, *contract.size), (batch, *largest)),)
+        return (_around(contract),)
     for profile in given:
         pairs = zip(profile.minimum, profile.optimum, profile.maximum, strict=True)
         if not all(low <= best <= high for low, best, high in pairs):
@@ -138,6 +139,31 @@ def choose_profiles(
                     f"{_told(shape)} is outside; export it with other --min-size and --max-size"
                 )
     return tuple(given)
+
+
+def _around(contract: Contract) -> Profile:
+    """What is likely to be run, within the graph's bounds: memory is reserved for the largest."""
+    assert contract.bounds is not None
+    smallest, largest, batch = contract.bounds
+    height, width = (
+        min(_SIDES * side, most) for side, most in zip(contract.size, largest, strict=True)
+    )
+    return Profile((1, *smallest), (1, *contract.size), (min(_BATCH, batch), height, width))
+
+
+def profiles_of(contract: Contract) -> tuple[Profile, ...]:
+    """The bounds of a dynamic graph, as the one profile that a CPU's runtime has; () if static."""
+    if contract.bounds is None:
+        return ()
+    smallest, largest, batch = contract.bounds
+    return (Profile((1, *smallest), (1, *contract.size), (batch, *largest)),)
+
+
+def own_size(profiles: Sequence[Profile], size: tuple[int, int]) -> tuple[int, int]:
+    """The size that pictures are resized to by default: the network's, if a profile takes it."""
+    if not profiles or any(profile.takes((1, *size)) for profile in profiles):
+        return size
+    return profiles[0].optimum[1:]
 
 
 def route(profiles: Sequence[Profile], shape: Shape) -> int:

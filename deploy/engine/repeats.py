@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.device import current_gpu
-from segdeploy.engine.bindings import Bindings
 from segdeploy.engine.manifest import Manifest, manifest_path
 from segdeploy.files import write_atomically
 from segdeploy.runtime.predictor import Predictor
@@ -40,7 +39,6 @@ class Variation:
 
 def vary(
     plans: Sequence[bytes],
-    bindings: Bindings,
     manifest: Manifest,
     pictures: Sequence[NDArray[np.uint8]],
 ) -> tuple[int, Variation]:

@@ -197,7 +197,7 @@ def module_geometries(
 
             def note(conv: nn.Module, given: Any, output: Any, name: str = name) -> None:
                 assert isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d))
-                geometry = _module_geometry(conv)
+                geometry = module_geometry(conv)
                 live = None
                 if not conv.transposed and conv.padding_mode == "zeros":
                     sizes = tuple(given[0].shape[2:]), tuple(output.shape[2:])
@@ -222,7 +222,8 @@ def module_geometries(
     return ran, norms
 
 
-def _module_geometry(conv: nn.Conv2d | nn.ConvTranspose2d) -> ConvGeometry:
+def module_geometry(conv: nn.Conv2d | nn.ConvTranspose2d) -> ConvGeometry:
+    """What a PyTorch module reads, in ONNX's terms."""
     if conv.transposed:
         top, left = (int(side) for side in conv.padding)
         padding: tuple[int | str, ...] = (top, left, top, left)

@@ -48,7 +48,8 @@ def fused_logits(
                 f"{session.backend}: the graph is static at {size[0]}x{size[1]}, and scale {scale} "
                 "is another size; export with --dynamic"
             )
-        _check_bounds(target, contract.bounds, scale)
+        if session.takes_any_size:
+            _check_profiles(target, session, scale)
         scaled = upsample(image[0], target, align_corners=True)[None]
         logits = session.run(scaled)[0]
         if flip:  # before the resize, which a maximum does not commute with
@@ -65,23 +66,21 @@ def fused_logits(
     return total
 
 
-def _check_bounds(
-    size: tuple[int, int],
-    bounds: tuple[tuple[int, int], tuple[int, int], int] | None,
-    scale: float,
-) -> None:
-    if bounds is None:
+def _check_profiles(size: tuple[int, int], session: Session, scale: float) -> None:
+    profiles = session.profiles
+    if not profiles or any(profile.takes((1, *size)) for profile in profiles):
         return
-    low, high, _ = bounds
-    if not all(a <= side <= b for a, side, b in zip(low, size, high, strict=True)):
-        raise InputError(
-            f"scale {scale} gives {size[0]}x{size[1]}, outside the graph's {low[0]}x{low[1]} to "
-            f"{high[0]}x{high[1]}; export it with other --min-size and --max-size"
-        )
+    ranges = " or ".join(
+        f"{p.minimum[1]}x{p.minimum[2]} to {p.maximum[1]}x{p.maximum[2]}" for p in profiles
+    )
+    raise InputError(
+        f"scale {scale} gives {size[0]}x{size[1]}, outside the graph's {ranges}; export it with "
+        "other --min-size and --max-size, or build it with other profiles"
+    )
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    if not 0 < scale < 100:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 100:
         raise InputError(f"scale {scale}: must be positive, and below 100")
     try:
         return checked_scaled_size(size, scale)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.engine.options import profiles_of
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_file import load_onnx
@@ -86,6 +87,7 @@ class OnnxRuntimeSession(Closing):
         self.input = _spec(inputs[0])
         self.output = _spec(outputs[0])
         self.takes_any_size = isinstance(self.input.shape[2], str)
+        self.profiles = profiles_of(self.contract)
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from segdeploy.engine.options import profiles_of
 from segdeploy.errors import InputError
 from segdeploy.onnx_file import contract_of, load_onnx
 from segdeploy.packages import require
@@ -36,6 +37,7 @@ class OpenVinoSession(Closing):
         self.input = _spec(compiled.input(0))
         self.output = _spec(compiled.output(0))
         self.takes_any_size = isinstance(self.input.shape[2], str)
+        self.profiles = profiles_of(self.contract)
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from PIL.Image import Image as PillowImage
 
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet
-from segdeploy.models.images import read_image
+from segdeploy.models.images import of_pillow, read_image
 from segdeploy.network import ModelSpec, load_network
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.late_upsampling import labels_of_small_map
@@ -34,13 +34,19 @@ class Predictor(Closing):
     Safe to call from several threads, as its sessions are.
     """
 
-    def __init__(self, session: Session):
+    def __init__(self, session: Session, size: tuple[int, int] | None = None):
         self.session = session
-
-    @property
-    def contract(self) -> Contract:
-        """What the network expects and gives."""
-        return self.session.contract
+        self._closed = False
+        self.contract = session.contract
+        """What the network expects and gives; its size is `size` (H, W) where that is given."""
+        if size is not None and size != self.contract.size:
+            if not session.takes_any_size:
+                height, width = self.contract.size
+                raise InputError(
+                    f"{session.backend}: the network is static at {height}x{width}; export it with "
+                    "--size, or --dynamic"
+                )
+            self.contract = replace(self.contract, size=size)
 
     def warm_up(self, runs: int = 3) -> None:
         """Run a grey picture, so that what a runtime does at first is done."""
@@ -73,7 +79,7 @@ class Predictor(Closing):
             return self._run(picture)
         batch = preprocess(picture, self.contract)
         logits = fused_logits(self.session, batch, scales, flip=flip, fuse=fuse)
-        return self._finite(logits)
+        return self.finite(logits)
 
     def predict(
         self,
@@ -113,7 +119,7 @@ class Predictor(Closing):
             outputs = self.session.run(np.concatenate(inputs[start : start + self._batch]))
             for picture, output in zip(pictures[start:], outputs, strict=False):
                 size = (picture.shape[0], picture.shape[1])
-                labels.append(self.labels_of(self._finite(output), size))
+                labels.append(self.labels_of(self.finite(output), size))
         return labels
 
     def probabilities(
@@ -162,35 +168,44 @@ class Predictor(Closing):
         if fused:
             raise InputError("predict: tiles go with one scale, and without --flip")
         contract = self.contract
-        window = contract.size
-        if self.session.takes_any_size and contract.bounds is not None:
-            # What fits in one piece is run in one.
-            smallest, largest, _ = contract.bounds
-            sides = zip(smallest, picture.shape, largest, strict=False)
-            height, width = (min(max(low, side), high) for low, side, high in sides)
-            window = (height, width)
+        window = self._window(picture.shape[0], picture.shape[1])
         at_window = replace(contract, size=window)
 
         def run(part: NDArray[np.uint8]) -> NDArray[Any]:
-            found = self._finite(self.session.run(preprocess(part, at_window))[0])
+            found = self.finite(self.session.run(preprocess(part, at_window))[0])
             if contract.output == "labels":
                 return self._labels(found, window, at_window)
             return found
 
         return tiled(run, picture, window)
 
+    def _window(self, height: int, width: int) -> tuple[int, int]:
+        """The largest piece of a picture that one run takes: all of it, if that fits."""
+        profiles = self.session.profiles if self.session.takes_any_size else ()
+        windows = [self.contract.size] if not profiles else []
+        for profile in profiles:
+            (_, low, narrow), (_, high, wide) = profile.minimum, profile.maximum
+            windows.append((min(max(low, height), high), min(max(narrow, width), wide)))
+        return max(windows, key=lambda size: size[0] * size[1])
+
     @property
     def _batch(self) -> int:
         """How many pictures one run takes."""
         most = self.session.input.shape[0]
-        if isinstance(most, str):
-            most = self.contract.bounds[2] if self.contract.bounds else _MOST_BATCH
-        return most
+        if isinstance(most, int):
+            return most
+        taking = [p.maximum[0] for p in self.session.profiles if p.takes((1, *self.contract.size))]
+        return max(taking, default=_MOST_BATCH)
 
     def _run(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
-        return self._finite(self.session.run(preprocess(picture, self.contract))[0])
+        return self.finite(self.session.run(preprocess(picture, self.contract))[0])
 
-    def _finite(self, output: NDArray[Any]) -> NDArray[Any]:
+    def finite(self, output: NDArray[Any]) -> NDArray[Any]:
+        """The output as it is.
+
+        Raises:
+            InputError: if it holds NaN or infinity.
+        """
         if not np.isfinite(output).all():
             raise InputError(
                 f"{self.session.backend}: output '{self.session.output.name}' holds NaN or "
@@ -199,8 +214,10 @@ class Predictor(Closing):
         return output
 
     def close(self) -> None:
-        """Free the session."""
-        self.session.close()
+        """Free the session; a second time does nothing."""
+        if not self._closed:
+            self.session.close()
+        self._closed = True
 
 
 def as_picture(image: Image) -> NDArray[np.uint8]:
@@ -212,7 +229,12 @@ def as_picture(image: Image) -> NDArray[np.uint8]:
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
     if isinstance(image, PillowImage):
-        return np.asarray(image.convert("RGB"))
+        return of_pillow(image, "the image")
+    if not isinstance(image, np.ndarray):
+        raise InputError(
+            f"predict: the image is a {type(image).__name__}; give an array (H, W, 3) uint8 in RGB "
+            "order, a Pillow image or a path"
+        )
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise InputError(
             f"predict: the image has shape {image.shape} and dtype {image.dtype}; "
@@ -227,12 +249,14 @@ def load(
     backend: str | None = None,
     literal: bool = False,
     threads: int | None = None,
+    size: tuple[int, int] | None = None,
     dataset: DataSet | None = None,
     default_size: tuple[int, int] | None = None,
 ) -> Predictor:
-    """Open an exported file, a checkpoint or a named network, ready to predict.
+    """Open an exported file, an engine, a checkpoint or a named network, ready to predict.
 
-    `dataset` and `default_size` complete a named network, as in `load_network`.
+    `size` (H, W) is what pictures are resized to, for a network that takes any. `dataset` and
+    `default_size` complete a named network, as in `load_network`.
 
     Raises:
         InputError, ModelInputError: if it cannot be found, read or run here.
@@ -241,9 +265,8 @@ def load(
     path = Path(spec.model)
     if path.suffix in (".onnx", *ENGINE_SUFFIXES):
         spec.refuse_options()
-        if spec.size:
-            raise InputError(f"{path}: its size stands in the file; export it again with --size")
-        return Predictor(open_session(path, backend, literal=literal, threads=threads))
+        session = open_session(path, backend, literal=literal, threads=threads)
+        return Predictor(session, size or spec.size)
     if backend not in (None, "torch"):
         raise InputError(f"{spec.model}: a PyTorch network runs in torch; export it for {backend}")
     from segdeploy.packages import require
@@ -251,5 +274,5 @@ def load(
     require("torch")
     from segdeploy.runtime.torch_session import TorchSession
 
-    loaded = load_network(spec, dataset, default_size)
+    loaded = load_network(replace(spec, size=size) if size else spec, dataset, default_size)
     return Predictor(TorchSession(loaded.network, loaded.contract, threads=threads))

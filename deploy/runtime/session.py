@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from segdeploy.engine.options import Profile
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
 from segdeploy.spec import Contract
@@ -41,6 +42,8 @@ class Session(Protocol):
     input: TensorSpec
     output: TensorSpec
     takes_any_size: bool
+    profiles: tuple[Profile, ...]
+    """The inputs that a dynamic network takes; () where nobody bounded them, or it is static."""
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Run once; takes and gives what `input` and `output` say."""
@@ -71,6 +74,11 @@ def check_tensors(
     Raises:
         InputError: with the contract's shape and the graph's.
     """
+    if isinstance(input_shape[0], int) and input_shape[0] != 1:
+        raise InputError(
+            f"{path}: takes batches of {input_shape[0]} alone; export it for one picture, or with "
+            "a dynamic batch"
+        )
     height, width = contract.size
     picture = (height, width, 3) if contract.layout == "NHWC" else (3, height, width)
     classes = len(contract.classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,29 @@ from numpy.typing import NDArray
 from segdeploy.device import current_gpu
 from segdeploy.engine.admission import check_place, check_version
 from segdeploy.engine.bindings import Bindings, open_bindings
-from segdeploy.engine.manifest import Manifest, read_manifest
+from segdeploy.engine.manifest import Manifest, read_engine
+from segdeploy.engine.opening import open_engine
 from segdeploy.engine.options import route
 from segdeploy.errors import InputError
-from segdeploy.files import sha256_of_file, write_atomically
+from segdeploy.files import write_atomically
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import TensorSpec, check_tensors
 
 MOST_CONTEXTS = 8
+_MOST_SHAPES = 4
 
 
 class TensorRtSession(Closing):
     """An engine that is proven to be for this machine. Safe to call from several threads.
 
     Each thread that runs at the same time has an execution context, a stream and buffers of its
-    own, up to `contexts`. A static engine is replayed as a CUDA graph from its third run on. RTX
+    own, up to `contexts`. A static engine is replayed as a CUDA graph from its second run on. RTX
     keeps the kernels that it compiles on this GPU in `NAME.engine.cache`.
     """
 
     def __init__(self, path: Path, *, backend: str | None = None, contexts: int = MOST_CONTEXTS):
-        manifest = read_manifest(path)
+        manifest, plan = read_engine(path)
         if backend not in (None, manifest.backend):
             raise InputError(
                 f"{path}: was built by {manifest.backend}, and {backend} cannot read it; leave "
@@ -44,7 +47,13 @@ class TensorRtSession(Closing):
         bindings = open_bindings(manifest.backend)
         check_version(manifest, path, bindings)
         check_place(manifest, path, current_gpu())
-        engine = open_engine(bindings, manifest, path)
+        torch = require("torch")
+        if not torch.cuda.is_available():
+            raise InputError(
+                f"{path}: runs through PyTorch's memory and streams, and this PyTorch "
+                f"{torch.__version__} sees no GPU; install one with CUDA"
+            )
+        engine = open_engine(bindings, manifest, path, plan)
         self._start(bindings, manifest, engine, path, contexts)
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
 
@@ -52,6 +61,12 @@ class TensorRtSession(Closing):
         self, bindings: Bindings, manifest: Manifest, engine: Any, path: Path, contexts: int
     ) -> None:
         self.backend, self.contract = manifest.backend, manifest.contract
+        # Which device is current is each thread's own: all work on that of the engine.
+        self.device = require("torch").cuda.current_device()
+        # One thread at a time makes contexts and buffers, or captures: a capture must not see
+        # another thread's allocation.
+        self.setting_up = threading.RLock()
+        self.profiles = manifest.profiles
         self._bindings, self._manifest, self._engine = bindings, manifest, engine
         self._cache = _RuntimeCache(engine, path) if bindings.is_rtx else None
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -66,7 +81,6 @@ class TensorRtSession(Closing):
         self.takes_any_size = bool(manifest.profiles)
         self._idle: queue.LifoQueue[_Lane] = queue.LifoQueue()
         self._may_open = threading.Semaphore(contexts)
-        self._lanes: list[_Lane] = []
 
     def _spec(self, name: str) -> TensorSpec:
         shape = tuple("any" if side < 0 else side for side in self._engine.get_tensor_shape(name))
@@ -89,19 +103,33 @@ class TensorRtSession(Closing):
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
         if self._may_open.acquire(blocking=False):
-            lane = _Lane(self)
-            self._lanes.append(lane)
-            return lane
+            try:
+                with self.setting_up:
+                    return _Lane(self)
+            except BaseException:
+                self._may_open.release()
+                raise
         return self._idle.get()
 
     def new_context(self) -> Any:
-        """An execution context; RTX is told to capture graphs, and where its kernels are."""
+        """An execution context; RTX is told to capture graphs, and where its kernels are.
+
+        Raises:
+            InputError: if the GPU has no room for one.
+        """
         if self._cache is None:
-            return self._engine.create_execution_context()
-        config = self._engine.create_runtime_config()
-        config.cuda_graph_strategy = self._bindings.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        config.set_runtime_cache(self._cache.cache)
-        return self._engine.create_execution_context(config)
+            context = self._engine.create_execution_context()
+        else:
+            config = self._engine.create_runtime_config()
+            config.cuda_graph_strategy = self._bindings.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            config.set_runtime_cache(self._cache.cache)
+            context = self._engine.create_execution_context(config)
+        if context is None:
+            raise InputError(
+                f"{self.backend}: the GPU has no room for an execution context; build the engine "
+                "for smaller inputs (--max), or use fewer threads"
+            )
+        return context
 
     @property
     def captures_graphs(self) -> bool:
@@ -122,45 +150,8 @@ class TensorRtSession(Closing):
         """Free contexts, buffers and the engine, and keep what RTX compiled."""
         if self._cache is not None:
             self._cache.save()
-        self._lanes.clear()
         self._idle = queue.LifoQueue()
         self._engine = None
-
-
-def open_engine(bindings: Bindings, manifest: Manifest, path: Path) -> Any:
-    """Deserialise an engine whose manifest was checked; stripped weights come from its parent.
-
-    Raises:
-        InputError: if TensorRT refuses it, or the parent is not beside it.
-    """
-    logger = bindings.log()
-    runtime = bindings.trt.Runtime(logger)
-    if manifest.options.get("version_compatible") is True:
-        runtime.engine_host_code_allowed = True  # its lean runtime rides in the plan
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
-    if engine is None:
-        reason = "; ".join(logger.errors[:2]) or "no reason given"
-        raise InputError(
-            f"{path}: {bindings.name} {bindings.version} cannot open it ({reason}); `segdeploy "
-            f"doctor` looks at the driver; else build it again: {manifest.rebuild()}"
-        )
-    if manifest.options.get("weights") == "stripped":
-        _refit(bindings, logger, engine, manifest, path)
-    return engine
-
-
-def _refit(bindings: Bindings, logger: Any, engine: Any, manifest: Manifest, path: Path) -> None:
-    parent = path.with_name(manifest.parent or "")
-    if not parent.is_file() or sha256_of_file(parent) != manifest.parent_sha256:
-        raise InputError(
-            f"{path}: holds no weights; they come from {manifest.parent}, which must lie beside "
-            "it, unchanged"
-        )
-    refitter = bindings.trt.Refitter(engine, logger)
-    reader = bindings.trt.OnnxParserRefitter(refitter, logger)
-    if not reader.refit_from_bytes(parent.read_bytes()) or not refitter.refit_cuda_engine():
-        reason = "; ".join(logger.errors[:2]) or "no reason given"
-        raise InputError(f"{path}: cannot be given the weights of {parent.name} ({reason})")
 
 
 class _Lane:
@@ -169,18 +160,21 @@ class _Lane:
     def __init__(self, session: TensorRtSession):
         self._torch = require("torch")
         self._session = session
-        self._context = session.new_context()
-        self._stream = self._torch.cuda.Stream()
+        with self._torch.cuda.device(session.device):
+            self._context = session.new_context()
+            self._stream = self._torch.cuda.Stream()
         self._profile = 0
-        self._buffers: dict[tuple[int, ...], _Buffers] = {}
+        # The last shapes that were run: a tiled picture of another size is another shape.
+        self._buffers: OrderedDict[tuple[int, ...], _Buffers] = OrderedDict()
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Copy to the device, execute, copy back."""
         torch, stream = self._torch, self._stream
         profile = self._session.profile_for(array.shape)
-        with torch.cuda.stream(stream):
+        with torch.cuda.device(self._session.device), torch.cuda.stream(stream):
             if profile is not None and profile != self._profile:
-                self._context.set_optimization_profile_async(profile, stream.cuda_stream)
+                changed = self._context.set_optimization_profile_async(profile, stream.cuda_stream)
+                self._must(changed, f"take its profile {profile}")
                 self._profile = profile
                 stream.synchronize()
             buffers = self._bound(array.shape)
@@ -196,32 +190,55 @@ class _Lane:
     def _bound(self, shape: tuple[int, ...]) -> _Buffers:
         """The buffers for an input's shape, at addresses that the context knows."""
         context, session = self._context, self._session
-        context.set_input_shape(session.input.name, shape)
-        if shape not in self._buffers:
+        self._must(context.set_input_shape(session.input.name, shape), f"take the shape {shape}")
+        if shape in self._buffers:
+            self._buffers.move_to_end(shape)
+        else:
             given = tuple(context.get_tensor_shape(session.output.name))
-            self._buffers[shape] = _Buffers(self._torch, session, shape, given)
+            with session.setting_up:
+                if len(self._buffers) == _MOST_SHAPES:
+                    self._buffers.popitem(last=False)
+                self._buffers[shape] = _Buffers(self._torch, session, shape, given)
         buffers = self._buffers[shape]
-        context.set_tensor_address(session.input.name, buffers.device_input.data_ptr())
-        context.set_tensor_address(session.output.name, buffers.device_output.data_ptr())
+        for name, memory in (
+            (session.input.name, buffers.device_input),
+            (session.output.name, buffers.device_output),
+        ):
+            self._must(context.set_tensor_address(name, memory.data_ptr()), f"bind {name}")
         return buffers
 
     def _execute(self, buffers: _Buffers) -> None:
         if buffers.graph is not None:
             buffers.graph.replay()
             return
-        if buffers.runs == 1 and self._session.captures_graphs:  # the first run set things up
-            graph = self._torch.cuda.CUDAGraph()
-            with self._torch.cuda.graph(graph, stream=self._stream):
-                self._enqueue()
-            buffers.graph = graph
-            graph.replay()
-            return
         self._enqueue()
-        buffers.runs += 1
+        # The first run set things up, and what it left is captured for those that follow.
+        if not buffers.was_tried and self._session.captures_graphs:
+            buffers.was_tried = True
+            self._stream.synchronize()
+            buffers.graph = self._captured()
+
+    def _captured(self) -> Any:
+        """A CUDA graph of one run; None where it cannot be captured, which costs only time."""
+        torch = self._torch
+        graph = torch.cuda.CUDAGraph()
+        mode = "thread_local"  # other threads go on with their own streams
+        try:
+            with (
+                self._session.setting_up,
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode=mode),
+            ):
+                self._enqueue()
+        except (RuntimeError, InputError):
+            return None
+        return graph
 
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise InputError(f"{self._session.backend}: the engine failed to run on this GPU")
+        self._must(self._context.execute_async_v3(self._stream.cuda_stream), "run")
+
+    def _must(self, done: bool, what: str) -> None:
+        if not done:
+            raise InputError(f"{self._session.backend}: the engine cannot {what} on this GPU")
 
 
 class _Buffers:
@@ -248,7 +265,7 @@ class _Buffers:
         self.device_output = torch.empty(given, dtype=last, device="cuda")
         self.host_output = torch.empty(given, dtype=last, pin_memory=True)
         self.graph: Any = None
-        self.runs = 0
+        self.was_tried = False
 
 
 class _RuntimeCache:
@@ -256,7 +273,8 @@ class _RuntimeCache:
 
     def __init__(self, engine: Any, path: Path):
         self._path = path.with_name(f"{path.name}.cache")
-        self.cache = engine.create_runtime_config().create_runtime_cache()
+        config = engine.create_runtime_config()
+        self.cache = config.create_runtime_cache()
         self._held = b""
         if self._path.is_file():
             held = self._path.read_bytes()

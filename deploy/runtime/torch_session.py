@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from segdeploy.engine.options import Profile
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import TensorSpec
@@ -20,6 +21,7 @@ class TorchSession(Closing):
 
     backend = "torch"
     takes_any_size = True
+    profiles: tuple[Profile, ...] = ()
 
     def __init__(self, network: Network, contract: Contract, *, threads: int | None = None):
         self._torch = require("torch")

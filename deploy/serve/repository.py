@@ -9,17 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segdeploy.engine.manifest import read_manifest
+from segdeploy.engine.manifest import TensorInfo, end_of, read_manifest
+from segdeploy.engine.options import route
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, write_atomically
-from segdeploy.onnx_file import contract_of, load_onnx, save_onnx, tensor_shape
-from segdeploy.runtime.session import ENGINE_SUFFIXES
+from segdeploy.onnx_file import contract_of, load_onnx, save_onnx
+from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
 from segdeploy.serve.config import Served, Tensor, ensemble, validate
 from segdeploy.serve.ends import labels_graph, preprocessing_graph
 from segdeploy.spec import Contract
 
 _MOST_BATCH = 8
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,16 @@ def serve_repo(
     out = Path(out)
     name = name or model.name.split(".")[0]
     if not _NAME.fullmatch(name):
-        raise InputError(f"--name {name}: must be letters, digits, '_', '-' and '.' alone")
+        raise InputError(
+            f"--name {name}: must be letters, digits, '_', '-' and '.' alone, no '.' first"
+        )
     if instances < 1 or delay_us < 0:
         raise InputError("--instances must be 1 or more, --delay 0 or more")
     served, contract = _described(model, name, batch)
     gpu = served.on_gpu if on_gpu is None else on_gpu
     served = replace(served, instances=instances, delay_us=delay_us, on_gpu=gpu)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; give a folder for the repository")
     out.mkdir(parents=True, exist_ok=True)
     chain = _chain(name, served, contract, model)
     configs = {step.name: step.config() for step, _ in chain}
@@ -129,29 +134,27 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
                 f"{model}: is an engine of {manifest.backend}, and Triton loads those of TensorRT; "
                 "serve the .onnx, or build with --backend tensorrt on the server's GPU"
             )
-        contract, taken, given = manifest.contract, manifest.input_shape, manifest.output_shape
-        input_name, output_name = "image", contract.output
-        types = ["uint8" if contract.layout == "NHWC" else "float", _output_type(contract)]
+        contract, taken, given = manifest.contract, manifest.input, manifest.output
         platform, file, largest = "tensorrt_plan", "model.plan", 1
         if manifest.profiles:
-            profile, largest = 0, manifest.profiles[0].maximum[0]
+            profile = route(manifest.profiles, (1, *contract.size))
+            largest = manifest.profiles[profile].maximum[0]
     elif model.suffix == ".onnx":
         graph = load_onnx(model)
         contract = contract_of(graph, model)
-        ends = (graph.graph.input[0], graph.graph.output[0])
-        taken, given = (tensor_shape(end) for end in ends)
-        input_name, output_name = (end.name for end in ends)
-        types = [_type_of(end.type.tensor_type.elem_type) for end in ends]
+        taken, given = (end_of(end) for end in (graph.graph.input[0], graph.graph.output[0]))
+        check_tensors(model, contract, taken.shape, given.shape)
         platform, file = "onnxruntime_onnx", "model.onnx"
         largest = contract.bounds[2] if contract.bounds else _MOST_BATCH
     else:
         raise InputError(f"{model}: is neither an .onnx file nor an .engine")
+    _check_ends(model, taken, given)
     if contract.upsampling:
         raise InputError(
             f"{model}: ends in a small map, which a server cannot finish; export it without "
             "--late-upsampling"
         )
-    is_batched = isinstance(taken[0], str)
+    is_batched = isinstance(taken.shape[0], str)
     if batch is not None and batch > (largest if is_batched else 1):
         raise InputError(
             f"--batch {batch}: {model} takes {largest if is_batched else 1} at most; export it "
@@ -161,7 +164,9 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
     # Sizes are the contract's: the ensemble's ends are made for it.
     height, width = contract.size
     picture = (height, width, 3) if contract.layout == "NHWC" else (3, height, width)
-    scores = (height, width) if contract.output == "labels" else (given[1], height, width)
+    scores = (
+        (height, width) if contract.output == "labels" else (len(contract.classes), height, width)
+    )
     first = () if is_batched else (1,)
     labels = "labels.txt" if contract.output == "labels" else None
     served = Served(
@@ -169,8 +174,8 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
         platform=platform,
         file=file,
         batch=most,
-        input=Tensor(input_name, types[0], (*first, *picture)),
-        output=Tensor(output_name, types[1], (*first, *map(int, scores)), labels),
+        input=Tensor(taken.name or "", taken.dtype, (*first, *picture)),
+        output=Tensor(given.name or "", given.dtype, (*first, *scores), labels),
         instances=1,
         on_gpu=platform == "tensorrt_plan",
         delay_us=0,
@@ -179,23 +184,23 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
     return served, contract
 
 
-def _type_of(element: int) -> str:
-    from onnx import TensorProto
+def _check_ends(model: Path, taken: TensorInfo, given: TensorInfo) -> None:
+    """Refuse what a chain of models could not be joined to.
 
-    names: dict[int, str] = {
-        TensorProto.FLOAT: "float",
-        TensorProto.FLOAT16: "float16",
-        TensorProto.UINT8: "uint8",
-        TensorProto.INT32: "int32",
-        TensorProto.INT64: "int64",
-    }
-    if element not in names:
-        raise InputError(f"type {TensorProto.DataType.Name(element)} of an end cannot be served")
-    return names[element]
-
-
-def _output_type(contract: Contract) -> str:
-    return "uint8" if contract.output == "labels" else "float"
+    Raises:
+        InputError: for half ends, or an engine whose tensors' names nobody knows.
+    """
+    if taken.name is None or given.name is None:
+        raise InputError(
+            f"{model}: was adopted, and the names of its tensors are not known; build it with "
+            "segdeploy, or serve the .onnx"
+        )
+    for end in (taken, given):
+        if end.dtype not in ("float", "uint8"):
+            raise InputError(
+                f"{model}: its tensor {end.name} is {end.dtype}, which nothing here stands before "
+                "or behind; calibrate it without --half-io"
+            )
 
 
 def _next_version(out: Path, configs: dict[str, str]) -> int:

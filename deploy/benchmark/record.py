@@ -1,0 +1,166 @@
+"""The verdict for machines: JSON with a version, Markdown for a pull request, JUnit for CI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+from xml.etree import ElementTree
+
+from segdeploy.benchmark.fidelity import MARGINS, QUANTILES
+from segdeploy.benchmark.verdict import Row, Verdict, miou_drop
+from segdeploy.plain_json import plain
+
+SCHEMA = 2
+
+
+def to_json(verdict: Verdict, command: Sequence[str] = ()) -> str:
+    """Serialise everything but the pictures."""
+    return json.dumps(plain(described(verdict, command)), indent=2, allow_nan=False)
+
+
+def described(verdict: Verdict, command: Sequence[str] = ()) -> dict[str, Any]:
+    """The verdict as plain values."""
+    return {
+        "schema": SCHEMA,
+        "dataset": str(verdict.dataset.root),
+        "split": verdict.split,
+        "frames": verdict.frames,
+        "size": list(verdict.size),
+        "classes": list(verdict.dataset.classes),
+        "command": list(command),
+        "environment": asdict(verdict.environment),
+        "limits": asdict(verdict.limits),
+        "passes": verdict.passes,
+        "recommended": verdict.recommended,
+        "front": list(verdict.front),
+        "notes": list(verdict.notes),
+        "margins": MARGINS,
+        "quantiles": QUANTILES,
+        "rows": [describe_row(row, verdict.reference) for row in verdict.rows],
+    }
+
+
+def describe_row(row: Row, reference: Row) -> dict[str, Any]:
+    """One line, without the loss of anything that was measured."""
+    judgement, latency = row.judgement, row.latency
+    values: dict[str, Any] = {
+        "name": row.name,
+        "backend": row.backend,
+        "precision": row.precision,
+        "bytes": row.bytes,
+        "passes": row.passes,
+        "skipped": row.skipped,
+        "failure": row.failure,
+        "complaints": list(row.complaints),
+        "accuracy": None,
+        "fidelity": None,
+        "latency": None,
+        "kernel_agreement": None,
+    }
+    if judgement is not None:
+        spread = judgement.spread
+        values["accuracy"] = {
+            **asdict(judgement.accuracy),
+            "miou_interval": asdict(spread.miou) if spread and spread.miou else None,
+            "miou_drop": miou_drop(reference, row),
+            "miou_drop_interval": asdict(spread.drop) if spread and spread.drop else None,
+            "iou_intervals": {
+                name: asdict(one) if one else None
+                for name, one in zip(judgement.accuracy.iou, spread.iou, strict=True)
+            }
+            if spread
+            else None,
+        }
+        values["fidelity"] = asdict(judgement.fidelity) if judgement.fidelity else None
+        values["kernel_agreement"] = judgement.kernels
+    if latency is not None:
+        values["latency"] = asdict(latency)
+        if latency.ratio is not None:
+            values["latency"]["ratio"]["is_clear"] = latency.ratio.is_clear
+    return values
+
+
+def to_markdown(verdict: Verdict) -> str:
+    """A table and the conclusion, for a pull request."""
+    head = ("candidate", "runtime", "precision", "mIoU", "drop", "labels equal", "median ms",
+            "speed-up", "verdict")  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines += [f"| {' | '.join(_cells(row, verdict))} |" for row in verdict.rows]
+    told = "every candidate passes" if verdict.passes else "not every candidate passes"
+    chosen = f"recommended: **{verdict.recommended}**" if verdict.recommended else "none to ship"
+    notes = "".join(f"\n- {note}" for note in verdict.notes)
+    return (
+        f"**segdeploy bench**, {verdict.frames} frames of {verdict.dataset.root.name}/"
+        f"{verdict.split}, {verdict.size[0]}x{verdict.size[1]}: {told}; {chosen}\n\n"
+        + "\n".join(lines)
+        + f"\n{notes}\n"
+    )
+
+
+def to_junit(verdict: Verdict) -> str:
+    """A test case for each candidate: failed, skipped or passed."""
+    suite = ElementTree.Element("testsuite", name="segdeploy bench")
+    for row in verdict.rows[1:]:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="segdeploy.bench", name=row.name, time="0"
+        )
+        if row.skipped:
+            ElementTree.SubElement(case, "skipped", message=row.failure or "")
+        elif row.failure is not None:
+            ElementTree.SubElement(case, "error", message=row.failure)
+        elif row.complaints:
+            ElementTree.SubElement(case, "failure", message="; ".join(row.complaints))
+    counts = {name: len(suite.findall(f".//{name}")) for name in ("failure", "error", "skipped")}
+    suite.set("tests", str(len(verdict.rows) - 1))
+    suite.set("failures", str(counts["failure"]))
+    suite.set("errors", str(counts["error"]))
+    suite.set("skipped", str(counts["skipped"]))
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def outcome(row: Row) -> str:
+    """The verdict of a line, in words."""
+    if row.skipped:
+        return "skipped"
+    if row.failure is not None:
+        return "failed"
+    return "; ".join(row.complaints) or "pass"
+
+
+def told_speedup(row: Row) -> str:
+    """The ratio to the reference with its interval, or that none can be seen."""
+    ratio = row.latency.ratio if row.latency else None
+    if ratio is None:
+        return "-"
+    if not ratio.is_clear:
+        return f"{ratio.speedup:.2f}x (no difference seen)"
+    return f"{ratio.speedup:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def told_drop(row: Row, reference: Row) -> str:
+    """Percentage points of mIoU lost, with the interval over frames."""
+    drop = miou_drop(reference, row)
+    if drop is None or row is reference:
+        return "-"
+    interval = row.judgement.spread.drop if row.judgement and row.judgement.spread else None
+    told = f" ({100 * interval.low:.2f} to {100 * interval.high:.2f})" if interval else ""
+    return f"{100 * drop:.2f}{told}"
+
+
+def _cells(row: Row, verdict: Verdict) -> list[str]:
+    judgement, latency = row.judgement, row.latency
+    miou = judgement.accuracy.miou if judgement else None
+    fidelity = judgement.fidelity if judgement else None
+    return [
+        row.name,
+        row.backend,
+        row.precision,
+        "-" if miou is None else f"{100 * miou:.2f}",
+        told_drop(row, verdict.reference),
+        "-" if fidelity is None else f"{100 * fidelity.agreement:.3f} %",
+        "-" if latency is None else f"{latency.median_ms:.2f}",
+        told_speedup(row),
+        "reference" if row is verdict.reference else outcome(row).replace("|", "/"),
+    ]

@@ -1,0 +1,166 @@
+"""What a bench concludes: which candidates keep the limits, and which one to ship."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segdeploy.benchmark.accuracy import Judgement, Sample
+from segdeploy.benchmark.environment import Environment
+from segdeploy.benchmark.latency import Latency
+from segdeploy.errors import InputError
+from segdeploy.models.dataset import DataSet
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate must keep; None asks for nothing.
+
+    `max_miou_drop` is in percentage points, `min_agreement` in 0..1, both against the reference;
+    `min_speedup` is against the reference's latency.
+    """
+
+    max_miou_drop: float | None = None
+    min_agreement: float | None = None
+    max_latency_ms: float | None = None
+    min_speedup: float | None = None
+
+    def check(self) -> None:
+        """Refuse limits that mean nothing.
+
+        Raises:
+            InputError: for one outside its range.
+        """
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise InputError(f"--min-agreement {self.min_agreement}: is a share, 0 to 1")
+        for name in ("max_miou_drop", "max_latency_ms", "min_speedup"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must not be negative")
+
+    @property
+    def are_given(self) -> bool:
+        """Whether anything is asked for."""
+        return any(value is not None for value in vars(self).values())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the verdict; `bytes` is the file's size, None for a network without one.
+
+    `failure` says why there are no figures, or no latency; `skipped` that the candidate was left
+    out because it cannot run on this machine.
+    """
+
+    name: str
+    backend: str
+    precision: str
+    bytes: int | None
+    judgement: Judgement | None
+    latency: Latency | None
+    failure: str | None = None
+    skipped: bool = False
+    complaints: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether it ran, and keeps the limits."""
+        return self.failure is None and not self.complaints
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The reference's row first, then the candidates', the fastest first, those that failed last.
+
+    `recommended` is the fastest candidate that passes, by name; `front` those that no other beats
+    in both mIoU (labels equal, without masks) and latency.
+    """
+
+    rows: tuple[Row, ...]
+    samples: tuple[Sample, ...]
+    dataset: DataSet
+    split: str
+    frames: int
+    size: tuple[int, int]
+    environment: Environment
+    limits: Limits
+    has_masks: bool
+    recommended: str | None
+    front: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def reference(self) -> Row:
+        """The row that the others are compared with."""
+        return self.rows[0]
+
+    @property
+    def passes(self) -> bool:
+        """Whether every candidate that was not skipped ran and keeps the limits."""
+        return all(row.passes or row.skipped for row in self.rows[1:])
+
+
+def miou_drop(reference: Row, row: Row) -> float | None:
+    """How much mIoU is lost, in 0..1; None where it is not defined."""
+    before, after = (
+        one.judgement.accuracy.miou if one.judgement else None for one in (reference, row)
+    )
+    return None if before is None or after is None else before - after
+
+
+def complaints(row: Row, reference: Row, limits: Limits) -> tuple[str, ...]:
+    """Which limits a row does not keep, and by how much."""
+    found = []
+    drop = miou_drop(reference, row)
+    if limits.max_miou_drop is not None and (drop is None or 100 * drop > limits.max_miou_drop):
+        told = "is not defined" if drop is None else f"is {100 * drop:.3g} points"
+        found.append(f"the mIoU drop {told} (limit {limits.max_miou_drop:g})")
+    agreement = _agreement(row)
+    if limits.min_agreement is not None and agreement is not None:
+        told = f"{agreement:.3%} of labels are equal (limit {limits.min_agreement:.3%})"
+        found += [told] if agreement < limits.min_agreement else []
+    if limits.max_latency_ms is not None and row.latency is not None:
+        took = row.latency.median_ms
+        told = f"the median latency is {took:.3g} ms (limit {limits.max_latency_ms:g})"
+        found += [told] if took > limits.max_latency_ms else []
+    if limits.min_speedup is not None and row.latency is not None:
+        speedup = row.latency.ratio.speedup if row.latency.ratio else 0.0
+        told = f"it is {speedup:.3g} times as fast (limit {limits.min_speedup:g})"
+        found += [told] if speedup < limits.min_speedup else []
+    return tuple(found)
+
+
+def _agreement(row: Row) -> float | None:
+    fidelity = row.judgement.fidelity if row.judgement else None
+    return fidelity.agreement if fidelity else None
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """By latency, the fastest first; those without one last."""
+    return sorted(rows, key=lambda row: row.latency.median_ms if row.latency else float("inf"))
+
+
+def recommended(rows: Sequence[Row]) -> str | None:
+    """The fastest of the candidates that pass."""
+    passing = [row for row in ranked(rows) if row.passes and row.latency]
+    return passing[0].name if passing else None
+
+
+def front(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Those that no other beats in both accuracy and latency, the fastest first."""
+    best = -1.0
+    kept = []
+    for row in ranked(rows):
+        if row.latency is None or row.judgement is None:
+            continue
+        accuracy = _accuracy(row.judgement)
+        if accuracy > best:
+            best = accuracy
+            kept.append(row.name)
+    return tuple(kept)
+
+
+def _accuracy(judgement: Judgement) -> float:
+    if judgement.accuracy.miou is not None:
+        return judgement.accuracy.miou
+    return judgement.fidelity.agreement if judgement.fidelity else 1.0
