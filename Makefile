@@ -25,7 +25,7 @@ demo: $(VENV)/.ready
 	PATH="$(abspath $(BIN)):$$PATH" RUN="$(RUN)" DATA="$(DATA)" EPOCHS="$(EPOCHS)" docs/demo.sh
 
 test: $(VENV)/.ready
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # A thousand damaged files for each parser, instead of the suite's two hundred.
 fuzz: $(VENV)/.ready

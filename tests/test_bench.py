@@ -32,9 +32,7 @@ from .test_cli import check_one_line, run  # noqa: F401
 
 @pytest.fixture(scope="module")
 def verdict(graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path):
-    return segdeploy.bench(
-        [graph, int8_graph], reference=checkpoint, data=dataset, burst_seconds=0.05
-    )
+    return segdeploy.bench([graph, int8_graph], reference=checkpoint, data=dataset, seconds=0.3)
 
 
 def test_rows_hold_accuracy_parity_and_latency(verdict, graph: Path, dataset: Path) -> None:
@@ -139,7 +137,7 @@ def test_the_page_stands_alone_and_shows_overlays(verdict, tmp_path: Path) -> No
 def test_a_named_network_is_a_reference_too(graph: Path, checkpoint: Path, dataset: Path) -> None:
     spec = ModelSpec("deeplabv3", None, {"width": 8, "stride": 2}, checkpoint, (48, 64))
     verdict = segdeploy.bench(
-        [graph], reference=spec, data=dataset, limit=1, backends=["openvino"], burst_seconds=0.05
+        [graph], reference=spec, data=dataset, limit=1, backends=["openvino"], seconds=0.3
     )
     assert verdict.frames == 1
     assert verdict.rows[1].backend == "openvino"
@@ -173,7 +171,7 @@ def test_two_candidates_of_one_name_are_told_apart_by_their_paths(
     options = {"reference": checkpoint, "data": dataset, "limit": 1}
     with pytest.raises(InputError, match="a candidate is named twice"):
         segdeploy.bench([graph, graph], **options)
-    verdict = segdeploy.bench([graph, other], burst_seconds=0.01, **options)
+    verdict = segdeploy.bench([graph, other], seconds=0.1, **options)
     assert {row.name for row in verdict.rows} == {"reference", str(graph), str(other)}
 
 
@@ -241,7 +239,19 @@ def broken(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_that_fails_is_told_and_the_others_go_on(
     run, graph: Path, broken: Path, checkpoint: Path, dataset: Path, tmp_path: Path  # noqa: F811
 ) -> None:  # fmt: skip
-    ran = run("bench", graph, broken, "--reference", checkpoint, "--data", dataset, "--limit", 1)
+    ran = run(
+        "bench",
+        graph,
+        broken,
+        "--reference",
+        checkpoint,
+        "--data",
+        dataset,
+        "--limit",
+        1,
+        "--seconds",
+        0.2,
+    )
     assert ran.code == 1
     assert "nan.onnx: failed: frame val_0000: onnxruntime: output 'logits' holds NaN" in ran.out
     assert f"recommended: {graph.name}" in ran.out
@@ -252,7 +262,18 @@ def test_an_engine_for_another_machine_is_skipped(
 ) -> None:  # fmt: skip
     engine = tmp_path / "m.engine"
     segdeploy.build_engine(graph, engine, targets=["sm75"])
-    common = (graph, engine, "--reference", checkpoint, "--data", dataset, "--limit", 1)
+    common = (
+        graph,
+        engine,
+        "--reference",
+        checkpoint,
+        "--data",
+        dataset,
+        "--limit",
+        1,
+        "--seconds",
+        0.2,
+    )
     ran = run("bench", *common)
     assert ran.code == 0
     assert "m.engine: skipped: " in ran.out
@@ -262,7 +283,18 @@ def test_an_engine_for_another_machine_is_skipped(
 def test_limits_decide(
     run, graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path  # noqa: F811
 ) -> None:  # fmt: skip
-    common = (graph, int8_graph, "--reference", checkpoint, "--data", dataset, "--limit", 2)
+    common = (
+        graph,
+        int8_graph,
+        "--reference",
+        checkpoint,
+        "--data",
+        dataset,
+        "--limit",
+        2,
+        "--seconds",
+        0.2,
+    )
     ran = run("bench", *common, "--min-agreement", 0.99999, "--json")
     assert ran.code == 1
     read = json.loads(ran.out)
@@ -280,7 +312,7 @@ def test_pictures_without_masks_are_enough_for_parity(
 ) -> None:
     for frame in open_dataset(dataset).frames("val", 2):
         shutil.copy(frame.image, tmp_path)
-    verdict = segdeploy.bench([graph], reference=checkpoint, data=tmp_path, burst_seconds=0.05)
+    verdict = segdeploy.bench([graph], reference=checkpoint, data=tmp_path, seconds=0.3)
     row = verdict.rows[1]
     assert row.judgement.accuracy.miou is None
     assert row.judgement.fidelity.agreement > 0.999

@@ -112,7 +112,7 @@ def test_the_printed_tables(
     assert "conv_combine folded in" in exported.out
     bench = run(
         *("bench", graph, int8_graph, "--reference", checkpoint, "--data", dataset),
-        *("--limit", 1, "--report", tmp_path / "report"),
+        *("--limit", 1, "--seconds", 0.2, "--report", tmp_path / "report"),
     )
     assert bench.code == 0
     assert "executed literally" in bench.out

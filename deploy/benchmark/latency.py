@@ -20,7 +20,7 @@ from segdeploy.errors import InputError
 from segdeploy.network import ModelSpec
 
 ROUNDS = 7
-BURST_SECONDS = 0.7
+SECONDS = 5.0
 _DRAWS = 2000
 
 
@@ -85,7 +85,7 @@ def measure_latencies(
     candidates: Sequence[Candidate],
     *,
     rounds: int = ROUNDS,
-    burst_seconds: float = BURST_SECONDS,
+    burst_seconds: float = SECONDS / ROUNDS,
     threads: int | None = None,
     fps: float | None = None,
     on_burst: Callable[[int, int], None] = lambda done, total: None,

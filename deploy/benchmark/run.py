@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from segdeploy.benchmark.accuracy import Contestant, Judgement, judge
 from segdeploy.benchmark.environment import describe_environment
 from segdeploy.benchmark.latency import (
-    BURST_SECONDS,
+    ROUNDS,
+    SECONDS,
     Candidate,
     Failure,
     Latency,
@@ -55,7 +56,7 @@ def bench(
     threads: int | None = None,
     limits: Limits | None = None,
     fps: float | None = None,
-    burst_seconds: float = BURST_SECONDS,
+    seconds: float = SECONDS,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
     on_burst: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:
@@ -63,8 +64,8 @@ def bench(
 
     A quantised graph is judged by executing it literally, which is what TensorRT computes; its
     latency is that of this machine's own kernels, and how far those agree is said beside it.
-    Latency is measured in seven interleaved bursts of `burst_seconds` a candidate, at a pace of
-    `fps` calls a second if that is given. `data` may be a folder of pictures without masks: then
+    Latency is measured in seven interleaved bursts, of `seconds` in all for a candidate, at a pace
+    of `fps` calls a second if that is given. `data` may be a folder of pictures without masks: then
     there is parity and latency alone. A candidate that fails, or is for another GPU, is told, and
     the others go on.
 
@@ -107,7 +108,7 @@ def bench(
     able = [one for one in named if isinstance(judgements.get(one.name), Judgement)]
     times = measure_latencies(
         [measured, *able],
-        burst_seconds=burst_seconds,
+        burst_seconds=seconds / ROUNDS,
         threads=threads,
         fps=fps,
         on_burst=on_burst,

@@ -43,6 +43,13 @@ if TYPE_CHECKING:
     help="Runtime of the .onnx candidates; may be repeated.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an operator, and cores.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="How long each candidate is timed, in seven rounds.",
+)
 @click.option("--fps", type=float, help="Call at this pace, as behind a camera, idle in between.")
 @click.option("--max-miou-drop", type=float, metavar="POINTS", help="Fail what loses more mIoU.")
 @click.option("--min-agreement", type=float, metavar="SHARE", help="Fail what has fewer labels.")
@@ -67,6 +74,7 @@ def bench(
     limit: int | None,
     backends: tuple[str, ...],
     threads: int | None,
+    seconds: float,
     fps: float | None,
     fail_on_skip: bool,
     compare: tuple[Path, Path] | None,
@@ -108,6 +116,7 @@ def bench(
             threads=threads,
             limits=limits,
             fps=fps,
+            seconds=seconds,
             on_frame=on_frame,
             on_burst=on_burst,
         )
