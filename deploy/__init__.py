@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from segdeploy.runtime.predictor import load
     from segdeploy.self_test import selftest
     from segdeploy.serve.repository import serve_repo
+    from segdeploy.shipping import deploy
     from segdeploy.training import train
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "bench",
     "build_engine",
     "calibrate",
+    "deploy",
     "doctor",
     "evaluate",
     "export",
@@ -50,6 +52,7 @@ _HOMES = {
     "bench": "segdeploy.benchmark.run",
     "build_engine": "segdeploy.engine.build",
     "calibrate": "segdeploy.calibrator.calibrating",
+    "deploy": "segdeploy.shipping",
     "doctor": "segdeploy.health",
     "evaluate": "segdeploy.evaluation",
     "export": "segdeploy.exporter.onnx_export",

@@ -343,3 +343,46 @@ def test_two_verdicts_are_compared(run, verdict, tmp_path: Path) -> None:  # noq
     check_one_line(run("bench", "--compare", old, new), "its frames is 9")
     new.write_text("[]")
     check_one_line(run("bench", "--compare", old, new), "is no verdict of segdeploy bench")
+
+
+def test_a_corrupted_layer_is_named(
+    run, graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    model = load_onnx(graph)
+    for tensor in model.graph.initializer:
+        if tensor.name == "backbone.1.conv2.weight":
+            values = numpy_helper.to_array(tensor).copy()
+            values[0] *= 3
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    path = tmp_path / "corrupted.onnx"
+    onnx.save(model, path)
+    report = tmp_path / "report"
+    ran = run("bench", graph, path, int8_graph, "--reference", checkpoint, "--data", dataset,
+              "--limit", 1, "--seconds", 0.2, "--layers", "--report", report)  # fmt: skip
+    assert ran.code == 0
+    said = [line for line in ran.err.splitlines() if line.startswith("note: corrupted.onnx")]
+    assert re.search(r"the error enters at backbone\.1\.bn2 \(node ", said[0])
+    assert f"note: {graph.name}: the error enters" not in ran.err
+    page = (report / "index.html").read_text()
+    assert "corrupted.onnx, layer by layer" in page
+    read = json.loads((report / "bench.json").read_text())
+    followed = {row["name"]: row["layers"] for row in read["rows"][1:]}
+    assert followed["corrupted.onnx"]["enters"]["module"] == "backbone.1.bn2"
+    assert followed[graph.name]["enters"] is None
+    assert len(followed[graph.name]["layers"]) > 10
+    assert followed[int8_graph.name]["enters"] is not None  # where the first layer is rounded
+
+
+def test_layers_that_cannot_be_followed_say_why(
+    graph: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    from segdeploy.benchmark.layers import compare_layers
+
+    image = np.zeros((1, 3, 48, 64), np.float32)
+    with segdeploy.load(checkpoint) as network, segdeploy.load(graph) as other:
+        assert "an engine shows no tensors" in compare_layers(
+            network.session, tmp_path / "m.engine", image
+        )
+        assert "need a PyTorch network" in compare_layers(other.session, graph, image)
+        several = segdeploy.export(checkpoint, tmp_path / "s.onnx", scales=(0.5, 1.0)).path
+        assert "of one scale" in compare_layers(network.session, several, image)

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from segdeploy.benchmark.fidelity import MARGINS, QUANTILES
+from segdeploy.benchmark.layers import LayerReport
 from segdeploy.benchmark.verdict import Row, Verdict, miou_drop
 from segdeploy.plain_json import plain
 
@@ -58,6 +59,7 @@ def describe_row(row: Row, reference: Row) -> dict[str, Any]:
         "fidelity": None,
         "latency": None,
         "kernel_agreement": None,
+        "layers": asdict(row.layers) if isinstance(row.layers, LayerReport) else row.layers,
     }
     if judgement is not None:
         spread = judgement.spread

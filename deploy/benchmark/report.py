@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from segdeploy.benchmark.accuracy import Sample
 from segdeploy.benchmark.fidelity import BOUNDARY, MARGINS
+from segdeploy.benchmark.layers import LayerReport
 from segdeploy.benchmark.record import (
     outcome,
     to_json,
@@ -33,6 +34,7 @@ from segdeploy.runtime.postprocess import overlay
 _WIDEST = 480  # pixels of a panel
 _ROWS, _TITLE = 3, 20  # of the one picture
 _DIFFERS = (255, 0, 80)
+_LEAST_ERROR = 1e-8  # at the foot of the plot
 
 
 def check_folder(folder: Path) -> None:
@@ -67,6 +69,7 @@ def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path
         outcomes={row.name: outcome(row) for row in verdict.rows[1:]},
         front=_front(verdict),
         latencies=_latencies(verdict),
+        layers=_layers(verdict),
         margins=_margin_names(),
         boundary=BOUNDARY,
         samples=[_sample(sample, verdict) for sample in verdict.samples],
@@ -143,6 +146,21 @@ def _latencies(verdict: Verdict) -> list[dict[str, Any]]:
         }
         for row, one in timed
     ]
+
+
+def _layers(verdict: Verdict) -> list[dict[str, Any]]:
+    """A curve for each candidate that was followed: error of a layer's range, logarithmic."""
+    curves = []
+    for row in verdict.rows:
+        if not isinstance(row.layers, LayerReport) or not row.layers.layers:
+            continue
+        errors = [min(1.0, max(_LEAST_ERROR, one.max_rel)) for one in row.layers.layers]
+        heights = [1 - math.log10(error) / math.log10(_LEAST_ERROR) for error in errors]
+        step = 1 / max(1, len(heights) - 1)
+        points = " ".join(f"{60 + 560 * i * step:.1f},{190 - 170 * y:.1f}"
+                          for i, y in enumerate(heights))  # fmt: skip
+        curves.append({"row": row, "points": points, "enters": row.layers.enters})
+    return curves
 
 
 def _sample(sample: Sample, verdict: Verdict) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from segdeploy.benchmark.latency import (
     Latency,
     measure_latencies,
 )
+from segdeploy.benchmark.layers import LayerReport, compare_layers
 from segdeploy.benchmark.pictures import is_folder_of_pictures, pictures_of
 from segdeploy.benchmark.verdict import (
     Limits,
@@ -34,6 +35,7 @@ from segdeploy.models.dataset import open_dataset
 from segdeploy.network import ModelSpec, check_classes
 from segdeploy.onnx_file import is_quantized, load_onnx, precision_of
 from segdeploy.runtime.predictor import Predictor, load
+from segdeploy.runtime.preprocess import preprocess
 from segdeploy.spec import Contract
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def bench(
     threads: int | None = None,
     limits: Limits | None = None,
     fps: float | None = None,
+    layers: bool = False,
     seconds: float = SECONDS,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
     on_burst: Callable[[int, int], None] = lambda done, total: None,
@@ -66,8 +69,9 @@ def bench(
     latency is that of this machine's own kernels, and how far those agree is said beside it.
     Latency is measured in seven interleaved bursts, of `seconds` in all for a candidate, at a pace
     of `fps` calls a second if that is given. `data` may be a folder of pictures without masks: then
-    there is parity and latency alone. A candidate that fails, or is for another GPU, is told, and
-    the others go on.
+    there is parity and latency alone. With `layers`, the first frame is followed through each
+    graph, layer by layer. A candidate that fails, or is for another GPU, is told, and the others go
+    on.
 
     Raises:
         InputError, ModelInputError: for files that cannot be used, or whose contract differs.
@@ -102,6 +106,13 @@ def bench(
         own, judged, samples = judge(
             truth, contestants, dataset, frames, samples=SAMPLES, on_frame=on_frame
         )
+        followed: dict[str, LayerReport | str] = {}
+        if layers:
+            image = preprocess(frames[0].read()[0], contract)
+            followed = {
+                one.name: compare_layers(truth.session, Path(one.spec.model), image)
+                for one in named
+            }
     measured = Candidate("reference", _complete(spec, contract), backend)
     judgements = dict(zip((one.name for one in contestants), judged, strict=True))
     # What gives no labels is not worth timing.
@@ -120,6 +131,7 @@ def bench(
     rows = []
     for candidate, one in zip(named, opened, strict=True):
         row = _row(candidate, one, judgements.get(candidate.name), latencies.get(candidate.name))
+        row = replace(row, layers=followed.get(candidate.name))
         rows.append(replace(row, complaints=complaints(row, first, limits)))
     return Verdict(
         rows=(first, *ranked(rows)),
@@ -186,6 +198,12 @@ def _notes(reference: Row, rows: Sequence[Row], has_masks: bool) -> list[str]:
             f"the machine was busy (load {load_average:.1f} on {cores} cores) when this ended"
         )
     for row in rows:
+        if isinstance(row.layers, LayerReport) and row.layers.enters is not None:
+            entry = row.layers.enters
+            notes.append(
+                f"{row.name}: the error enters at {entry.module} (node {entry.node}), which is off "
+                f"by {entry.max_rel:.2g} of its range"
+            )
         fidelity = row.judgement.fidelity if row.judgement else None
         sure = fidelity.by_margin[-1] if fidelity else None
         if sure is not None and sure < _SURE:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from segdeploy.benchmark.accuracy import Judgement, Sample
 from segdeploy.benchmark.environment import Environment
 from segdeploy.benchmark.latency import Latency
+from segdeploy.benchmark.layers import LayerReport
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet
 
@@ -49,7 +50,8 @@ class Row:
     """One line of the verdict; `bytes` is the file's size, None for a network without one.
 
     `failure` says why there are no figures, or no latency; `skipped` that the candidate was left
-    out because it cannot run on this machine.
+    out because it cannot run on this machine. `layers` sets each layer beside PyTorch's, if that
+    was asked for, or says why it cannot.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Row:
     latency: Latency | None
     failure: str | None = None
     skipped: bool = False
+    layers: LayerReport | str | None = None
     complaints: tuple[str, ...] = ()
 
     @property

@@ -17,6 +17,7 @@ from segdeploy.cli.bench import bench
 from segdeploy.cli.build_engine import build_engine
 from segdeploy.cli.calibrate import calibrate
 from segdeploy.cli.data import data
+from segdeploy.cli.deploy import deploy
 from segdeploy.cli.doctor import doctor
 from segdeploy.cli.evaluate import evaluate
 from segdeploy.cli.export import export
@@ -40,7 +41,7 @@ def cli(debug: bool) -> None:
 
 for command in (
     *(models, data, train, evaluate, export, optimize, calibrate, build_engine, bench, predict),
-    *(inspect, selftest, adopt, serve_repo, doctor),
+    *(deploy, inspect, selftest, adopt, serve_repo, doctor),
 ):
     cli.add_command(command)
 

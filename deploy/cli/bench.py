@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 @click.option("--min-agreement", type=float, metavar="SHARE", help="Fail what has fewer labels.")
 @click.option("--max-latency-ms", type=float, metavar="MS", help="Fail a median above that.")
 @click.option("--min-speedup", type=float, metavar="X", help="Fail what is not X times as fast.")
+@click.option("--layers", is_flag=True, help="Follow a frame layer by layer: where errors enter.")
 @click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if a candidate cannot run here.")
 @click.option(
     "--compare",
@@ -76,6 +77,7 @@ def bench(
     threads: int | None,
     seconds: float,
     fps: float | None,
+    layers: bool,
     fail_on_skip: bool,
     compare: tuple[Path, Path] | None,
     report: Path | None,
@@ -116,6 +118,7 @@ def bench(
             threads=threads,
             limits=limits,
             fps=fps,
+            layers=layers,
             seconds=seconds,
             on_frame=on_frame,
             on_burst=on_burst,
@@ -176,6 +179,15 @@ def _print(verdict: Verdict) -> None:
             click.echo(
                 f"{row.name}: accuracy is that of the graph executed literally, as TensorRT "
                 f"rounds; this machine's own kernels give {row.judgement.kernels:.3%} of its labels"
+            )
+    for row in verdict.rows:
+        if isinstance(row.layers, str):
+            click.echo(f"{row.name}: {row.layers}")
+        elif row.layers is not None:
+            print_table(
+                ("layer", "node", "off by, of its range"),
+                [(one.module, one.node, f"{one.max_rel:.2g}") for one in row.layers.layers],
+                f"{row.name}, layer by layer",
             )
     click.echo(
         f"recommended: {verdict.recommended}" if verdict.recommended else "recommended: none"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from segdeploy.exporter.parity import FP32_LIMIT, open_graph, random_images
 from segdeploy.onnx_file import module_of
+from segdeploy.spec import FOLDED_KEY
 
 if TYPE_CHECKING:
     import onnx
@@ -39,6 +41,36 @@ class Divergence:
         )
 
 
+@dataclass(frozen=True)
+class LayerError:
+    """How far one layer's output is from PyTorch's, of its range; `of` layers can be compared.
+
+    A tensor of another shape is no such output: a rewrite moved the layer. Its error is infinite,
+    and `is_moved` says so.
+    """
+
+    module: str
+    node: str
+    max_rel: float
+    of: int
+    is_moved: bool = False
+
+
+def layer_errors(
+    network: nn.Module, run: nn.Module, graph: onnx.ModelProto, images: NDArray[np.float32]
+) -> Iterator[LayerError]:
+    """The layers' errors in the order in which they run; see `first_divergence`."""
+    calls = _calls(network, run, images)
+    nodes = _nodes(graph, Counter(name for name, _ in calls))
+    order = [call for call in calls if call in nodes]
+    for start in range(0, len(order), _AT_ONCE):
+        chosen = {call: nodes[call][1] for call in order[start : start + _AT_ONCE]}
+        for call, error in _differences(network, run, graph, chosen, images).items():
+            moved = math.isnan(error)
+            largest = math.inf if moved else error
+            yield LayerError(call[0], nodes[call][0], largest, len(order), moved)
+
+
 def first_divergence(
     network: nn.Module,
     run: nn.Module,
@@ -53,18 +85,14 @@ def first_divergence(
     be quicker and wrong: behind one of several parallel branches, the others agree again. `run` is
     what is called: the network, or what wraps it. `_AT_ONCE` outputs are held at a time.
     """
-    images = random_images(shape)
-    calls = _calls(network, run, images)
-    nodes = _nodes(graph, Counter(name for name, _ in calls))
-    order = [call for call in calls if call in nodes]
     before: str | None = None
-    for start in range(0, len(order), _AT_ONCE):
-        chosen = {call: nodes[call][1] for call in order[start : start + _AT_ONCE]}
-        for call, error in _differences(network, run, graph, chosen, images).items():
-            if error > limit:
-                return Divergence(call[0], nodes[call][0], error, before), len(order)
-            before = call[0]
-    return None, len(order)
+    count = 0
+    for layer in layer_errors(network, run, graph, random_images(shape)):
+        count = layer.of
+        if layer.max_rel > limit:
+            return Divergence(layer.module, layer.node, layer.max_rel, before), count
+        before = layer.module
+    return None, count
 
 
 def _nodes(graph: onnx.ModelProto, calls: Mapping[str, int]) -> dict[Call, tuple[str, str]]:
@@ -75,7 +103,8 @@ def _nodes(graph: onnx.ModelProto, calls: Mapping[str, int]) -> dict[Call, tuple
     made: dict[str, list[tuple[str, str]]] = {}
     for node in graph.graph.node:
         module = module_of(node)
-        if module is not None:
+        folded = any(entry.key == FOLDED_KEY for entry in node.metadata_props)
+        if module is not None and not folded:  # what took in another layer gives another tensor
             made.setdefault(module, []).append((node.name, node.output[0]))
     found = {}
     for module, nodes in made.items():
@@ -118,9 +147,12 @@ def _differences(
     return errors
 
 
-def _difference(reference: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    if found.shape != reference.shape or not np.isfinite(found).all():
-        return float("inf")
+def _difference(reference: NDArray[np.float32], found: NDArray[Any]) -> float:
+    found = found.astype(np.float32)  # of a half graph
+    if found.shape != reference.shape:
+        return math.nan
+    if not np.isfinite(found).all():
+        return math.inf
     span = float(np.ptp(reference))
     # Where values are large beside their range, that range is no measure of their rounding.
     rounding = 16 * float(np.finfo(np.float32).eps) * float(np.abs(reference).max())

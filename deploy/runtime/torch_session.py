@@ -27,7 +27,7 @@ class TorchSession(Closing):
         self._torch = require("torch")
         if threads is not None:
             self._torch.set_num_threads(threads)
-        self._network = network.eval()
+        self.network = network.eval()
         self._device = next(network.parameters()).device
         self.contract = contract
         batch, size = "batch", contract.size
@@ -37,6 +37,6 @@ class TorchSession(Closing):
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Run once: `(N, 3, H, W) float32` to logits `(N, num_classes, H, W) float32`."""
         with self._torch.inference_mode():
-            logits = self._network(self._torch.from_numpy(array).to(self._device))
+            logits = self.network(self._torch.from_numpy(array).to(self._device))
         result: NDArray[Any] = logits.cpu().numpy()
         return result

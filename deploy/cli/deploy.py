@@ -1,0 +1,87 @@
+"""`segdeploy deploy`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segdeploy.cli.console import print_json, progress
+from segdeploy.cli.options import (
+    data_option,
+    json_option,
+    network_options,
+    network_spec,
+    note_untrained,
+    quiet_option,
+)
+
+
+@click.command()
+@click.argument("model")
+@data_option
+@network_options
+@click.option("--target", "targets", multiple=True, help="Compute capability, such as sm86.")
+@click.option(
+    "--backend",
+    type=click.Choice(["tensorrt-rtx", "tensorrt"]),
+    default="tensorrt-rtx",
+    show_default=True,
+    help="The builder.",
+)
+@click.option(
+    "--max-miou-drop", type=float, default=0.5, show_default=True, metavar="POINTS",
+    help="The budget.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the steps, and which of them are done.")
+@click.option("-o", "--out", type=Path, required=True, help="Folder to ship.")
+@json_option
+@quiet_option
+def deploy(
+    model: str,
+    data: Path,
+    targets: tuple[str, ...],
+    backend: str,
+    max_miou_drop: float,
+    dry_run: bool,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Take MODEL the whole way: export, FP16 and INT8 within a budget, engines, verdict.
+
+    What was done before, of the same, is not done again. Exits with 1 if nothing keeps the budget.
+    """
+    import segdeploy
+
+    spec = network_spec(model, options)
+    note_untrained(spec)
+
+    def tell(name: str, told: str) -> None:
+        click.echo(f"{name}: {told}", err=not dry_run or as_json)
+
+    with progress("deploying", quiet or dry_run) as update:
+        shipment = segdeploy.deploy(
+            spec,
+            data,
+            out,
+            targets=targets,
+            backend=backend,
+            max_miou_drop=max_miou_drop,
+            dry_run=dry_run,
+            on_step=tell,
+            on_progress=update,
+        )
+    if as_json:
+        print_json(asdict(shipment))
+    elif not dry_run:
+        for note in shipment.notes:
+            click.echo(f"note: {note}", err=True)
+        chosen = shipment.chosen.name if shipment.chosen else "nothing"
+        engines = f" with {shipment.engines[0].name}" if shipment.engines else ""
+        click.echo(f"{out}: ship {chosen}{engines}: {shipment.why}")
+        click.echo(f"report: {out / 'report' / 'index.html'}")
+    return int(not shipment.passes)

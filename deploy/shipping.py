@@ -1,0 +1,260 @@
+"""`segdeploy deploy`: the whole path in one command, and a folder to ship."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segdeploy.benchmark.report import write_report
+from segdeploy.benchmark.run import bench
+from segdeploy.benchmark.verdict import Limits, Verdict
+from segdeploy.calibrator.calibrating import calibrate
+from segdeploy.calibrator.frames import hash_of
+from segdeploy.engine.bindings import open_bindings
+from segdeploy.engine.build import build_engine
+from segdeploy.engine.manifest import manifest_path
+from segdeploy.engine.options import BuildOptions, check_options
+from segdeploy.errors import CheckFailed, InputError
+from segdeploy.exporter.onnx_export import export
+from segdeploy.files import sha256_of_file, write_atomically
+from segdeploy.golden import golden_path
+from segdeploy.models.dataset import open_dataset
+from segdeploy.network import ModelSpec
+from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.packages import versions
+
+_LEDGER = "steps.json"
+# What a candidate costs where nobody can time it: the width of its multiplications.
+_COST = {"int8": 0, "mixed": 1, "fp16": 2, "bf16": 2, "fp32": 3}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of the way: what it makes, of what (`key`), and whether that is there already."""
+
+    name: str
+    outputs: tuple[str, ...]
+    key: str
+    is_done: bool
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What `deploy` leaves in `folder`; `chosen` is the .onnx to ship, `engines` its engines."""
+
+    folder: Path
+    steps: tuple[Step, ...]
+    chosen: Path | None
+    engines: tuple[Path, ...]
+    passes: bool
+    why: str
+    notes: tuple[str, ...] = ()
+
+
+def deploy(
+    model: str | Path | ModelSpec,
+    data: Path | str,
+    out: Path | str,
+    *,
+    targets: Sequence[str],
+    backend: str = "tensorrt-rtx",
+    max_miou_drop: float = 0.5,
+    dry_run: bool = False,
+    on_step: Callable[[str, str], None] = lambda name, told: None,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> Shipment:
+    """Export, quantise within the budget, build engines, compare, and leave a folder to ship.
+
+    A step whose inputs are those of an earlier run is not done again: what it made is known by its
+    hash. With `dry_run` nothing is done, and the steps say what would be. The candidate that is
+    chosen keeps the budget and, of those, has the cheapest arithmetic: that of a GPU is timed where
+    the GPU is, by `segdeploy bench`.
+
+    Raises:
+        InputError, ModelInputError: for a model, data set or target that cannot be used.
+    """
+    spec, out = ModelSpec.of(model), Path(out)
+    bindings = open_bindings(backend)
+    check_options(BuildOptions(targets=tuple(one.lower() for one in targets)), bindings)
+    dataset = open_dataset(Path(data))
+    frames = [frame for split in dataset.splits for frame in dataset.frames(split)]
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; give a folder")
+    budget = {"max_miou_drop": max_miou_drop}
+    tools = versions("torch", "onnx", "onnxruntime") | {"backend": bindings.version}
+    ledger = _Ledger(out, {"tools": tools, "data": hash_of(frames, masks=True)}, dry_run, on_step)
+    described = {**vars(spec), "weights": _hash_of_weights(spec)}
+    fp32 = out / "model.onnx"
+    ledger.do("export", [fp32], described, lambda: export(spec, fp32, data=data))
+    candidates = [fp32]
+    for precision, options in (("fp16", {}), ("int8", budget)):
+        path = out / f"model.{precision}.onnx"
+
+        def quantise(path: Path = path, precision: str = precision, options: Any = options) -> None:
+            calibrate(fp32, data, path, precision=precision, on_progress=on_progress, **options)
+
+        if ledger.do(f"calibrate to {precision}", [path], {"of": ledger.key, **options}, quantise):
+            candidates.append(path)
+    engines: dict[Path, Path] = {}
+    for path in candidates:
+        engine = path.with_suffix(".engine")
+        files = [engine, manifest_path(engine), golden_path(engine)]
+
+        def build(path: Path = path, engine: Path = engine) -> None:
+            build_engine(
+                path, engine, backend=backend, targets=targets, data=data, on_progress=on_progress
+            )
+
+        asked = {"of": ledger.hash_of(path), "targets": list(targets), "backend": backend}
+        if ledger.do(f"build {engine.name}", files, asked, build):
+            engines[path] = engine
+    if dry_run:
+        return Shipment(out, tuple(ledger.steps), None, (), True, "nothing was done", ())
+    verdict = bench(
+        [*candidates, *engines.values()],
+        reference=spec,
+        data=data,
+        split="val" if "val" in dataset.splits else dataset.splits[-1],
+        limits=Limits(max_miou_drop=max_miou_drop),
+        on_frame=lambda done, total: on_progress(done, total, "accuracy"),
+        on_burst=lambda done, total: on_progress(done, total, "latency"),
+    )
+    write_report(verdict, out / "report", ["segdeploy", "deploy"])
+    chosen, why = _chosen(verdict, candidates, engines)
+    contract = contract_of(load_onnx(fp32), fp32)
+    labels = "".join(f"{name}\n" for name in contract.classes)
+    write_atomically(out / "labels.txt", labels.encode())
+    chosen_engine = engines.get(chosen) if chosen else None
+    if chosen is not None:
+        write_atomically(
+            out / "README.md", _readme(chosen, chosen_engine, why, max_miou_drop).encode()
+        )
+    return Shipment(
+        folder=out,
+        steps=tuple(ledger.steps),
+        chosen=chosen,
+        engines=(chosen_engine,) if chosen_engine else (),
+        passes=chosen is not None,
+        why=why,
+        notes=tuple(ledger.notes),
+    )
+
+
+class _Ledger:
+    """What each step was made of, and the hashes of what it made: `steps.json` in the folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        common: Mapping[str, Any],
+        dry_run: bool,
+        on_step: Callable[[str, str], None],
+    ):
+        self._folder, self._common, self._dry_run = folder, common, dry_run
+        self._on_step = on_step
+        self.steps: list[Step] = []
+        self.notes: list[str] = []
+        self.key = ""
+        self._held: dict[str, Any] = {}
+        try:
+            held = json.loads((folder / _LEDGER).read_text())
+            self._held = held if isinstance(held, dict) else {}
+        except (OSError, ValueError):
+            pass  # a first run, or a ledger that was damaged: everything is done
+        if not dry_run:
+            folder.mkdir(exist_ok=True)
+
+    def do(
+        self, name: str, outputs: Sequence[Path], inputs: Mapping[str, Any], run: Callable[[], Any]
+    ) -> bool:
+        """Do a step unless it was done with the same inputs; False if a check of it failed."""
+        told = json.dumps({**self._common, **inputs}, sort_keys=True, default=str)
+        self.key = hashlib.sha256(told.encode()).hexdigest()
+        done = self._is_done(name, outputs)
+        names = tuple(path.name for path in outputs)
+        self.steps.append(Step(name, names, self.key, done))
+        self._on_step(name, "is done" if done else "would be done" if self._dry_run else "...")
+        if done or self._dry_run:
+            return True
+        try:
+            run()
+        except CheckFailed as error:
+            self.notes.append(f"{name}: {error}")
+            return False
+        made = {path.name: sha256_of_file(path) for path in outputs}
+        self._held[name] = {"key": self.key, "made": made}
+        write_atomically(self._folder / _LEDGER, json.dumps(self._held, indent=2).encode())
+        return True
+
+    def _is_done(self, name: str, outputs: Sequence[Path]) -> bool:
+        held = self._held.get(name)
+        if not isinstance(held, dict) or held.get("key") != self.key:
+            return False
+        made = held.get("made", {})
+        return all(
+            path.is_file() and sha256_of_file(path) == made.get(path.name) for path in outputs
+        )
+
+    def hash_of(self, path: Path) -> str:
+        """The content of what an earlier step made; its key where it is only planned."""
+        return sha256_of_file(path) if path.is_file() else self.key
+
+
+def _hash_of_weights(spec: ModelSpec) -> str | None:
+    path = Path(spec.model) if spec.is_file else spec.weights
+    return sha256_of_file(path) if path is not None and Path(path).is_file() else None
+
+
+def _chosen(
+    verdict: Verdict, candidates: Sequence[Path], engines: Mapping[Path, Path]
+) -> tuple[Path | None, str]:
+    """The candidate to ship, and why: its engine was the fastest here, or its arithmetic is."""
+    rows = {row.name: row for row in verdict.rows}
+    passing = [path for path in candidates if rows[path.name].passes]
+    if not passing:
+        return None, "no candidate keeps the budget"
+    timed = {
+        path: row.latency.median_ms
+        for path, engine in engines.items()
+        if (row := rows[engine.name]).passes and row.latency is not None and path in passing
+    }
+    if timed:
+        return min(
+            timed, key=timed.__getitem__
+        ), "its engine is the fastest on this GPU that passes"
+    cheapest = min(passing, key=lambda path: _COST[rows[path.name].precision])
+    return cheapest, (
+        "it keeps the budget with the cheapest arithmetic; no engine was timed, since no such GPU "
+        "is here: run `segdeploy bench` there"
+    )
+
+
+def _readme(chosen: Path, engine: Path | None, why: str, budget: float) -> str:
+    name = engine.name if engine else chosen.name
+    ship = f"`{chosen.name}`, and its engine `{name}`" if engine else f"`{name}`"
+    return f"""# What to ship
+
+{ship}: {why}.
+It loses at most {budget:g} points of mIoU on the frames of `report/index.html`.
+Ship it with its neighbours: `{name}.json` (the manifest), `{name}.golden.safetensors`
+and `labels.txt`.
+
+On the target, first prove the host:
+
+    segdeploy selftest {name}
+
+From Python:
+
+    import segdeploy
+    with segdeploy.load("{name}") as network:
+        labels = network.predict("picture.jpg")  # (H, W) uint8, indices into labels.txt
+
+From C++, `{name}` is a plain TensorRT plan for `IRuntime::deserializeCudaEngine`, and the
+manifest holds the contract: size, mean, standard deviation, layout, classes.
+"""
