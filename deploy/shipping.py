@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdeploy.benchmark.latency import SECONDS
 from segdeploy.benchmark.report import write_report
 from segdeploy.benchmark.run import bench
 from segdeploy.benchmark.verdict import Limits, Verdict
@@ -63,6 +64,7 @@ def deploy(
     targets: Sequence[str],
     backend: str = "tensorrt-rtx",
     max_miou_drop: float = 0.5,
+    seconds: float = SECONDS,
     dry_run: bool = False,
     on_step: Callable[[str, str], None] = lambda name, told: None,
     on_progress: Callable[[int, int, str], None] = lambda done, total, note: None,
@@ -72,7 +74,7 @@ def deploy(
     A step whose inputs are those of an earlier run is not done again: what it made is known by its
     hash. With `dry_run` nothing is done, and the steps say what would be. The candidate that is
     chosen keeps the budget and, of those, has the cheapest arithmetic: that of a GPU is timed where
-    the GPU is, by `segdeploy bench`.
+    the GPU is, by `segdeploy bench`. Each candidate is timed for `seconds`.
 
     Raises:
         InputError, ModelInputError: for a model, data set or target that cannot be used.
@@ -122,6 +124,7 @@ def deploy(
         data=data,
         split="val" if "val" in dataset.splits else dataset.splits[-1],
         limits=Limits(max_miou_drop=max_miou_drop),
+        seconds=seconds,
         on_frame=lambda done, total: on_progress(done, total, "accuracy"),
         on_burst=lambda done, total: on_progress(done, total, "latency"),
     )

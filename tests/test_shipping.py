@@ -24,7 +24,9 @@ def shipped(
     checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory, tensorrt_rtx: object
 ) -> Shipment:
     out = tmp_path_factory.mktemp("ship") / "dist"
-    return segdeploy.deploy(checkpoint, dataset, out, targets=["sm86", "sm89"], max_miou_drop=20.0)
+    return segdeploy.deploy(
+        checkpoint, dataset, out, targets=["sm86", "sm89"], max_miou_drop=20.0, seconds=0.2
+    )
 
 
 def test_the_folder_holds_what_is_to_be_shipped(shipped) -> None:
@@ -65,7 +67,12 @@ def test_what_was_done_is_not_done_again(
     ran = run("deploy", checkpoint, *common, *budget, "--dry-run")
     assert "calibrate to fp16: would be done" in ran.out
     segdeploy.deploy(
-        checkpoint, dataset, shipped.folder, targets=["sm86", "sm89"], max_miou_drop=20.0
+        checkpoint,
+        dataset,
+        shipped.folder,
+        targets=["sm86", "sm89"],
+        max_miou_drop=20.0,
+        seconds=0.2,
     )
     after = {path: path.stat().st_mtime_ns for path in shipped.folder.glob("model*")}
     changed = {path.name for path in after if before.get(path) != after[path]}
@@ -80,7 +87,7 @@ def test_a_budget_that_nothing_keeps_ships_nothing(
     monkeypatch.setattr(shipping, "Limits", lambda **_: Limits(max_latency_ms=1e-6))
     out = tmp_path / "dist"
     ran = run("deploy", checkpoint, "--data", dataset, "--target", "sm86",
-              "--max-miou-drop", 20, "-o", out, "--json")  # fmt: skip
+              "--max-miou-drop", 20, "--seconds", 0.2, "-o", out, "--json")  # fmt: skip
     assert ran.code == 1
     described = json.loads(ran.out)
     assert described["chosen"] is None

@@ -35,6 +35,13 @@ from segdeploy.cli.options import (
     "--max-miou-drop", type=float, default=0.5, show_default=True, metavar="POINTS",
     help="The budget.",
 )  # fmt: skip
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="How long each candidate is timed.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the steps, and which of them are done.")
 @click.option("-o", "--out", type=Path, required=True, help="Folder to ship.")
 @json_option
@@ -45,6 +52,7 @@ def deploy(
     targets: tuple[str, ...],
     backend: str,
     max_miou_drop: float,
+    seconds: float,
     dry_run: bool,
     out: Path,
     as_json: bool,
@@ -71,6 +79,7 @@ def deploy(
             targets=targets,
             backend=backend,
             max_miou_drop=max_miou_drop,
+            seconds=seconds,
             dry_run=dry_run,
             on_step=tell,
             on_progress=update,
