@@ -24,6 +24,7 @@ import torch
 
 import segdeploy
 from segdeploy.benchmark.environment import describe_environment
+from segdeploy.benchmark.worker import peak_mib
 from segdeploy.calibration.thresholds import METHODS
 from segdeploy.calibrator.judge import Judge
 from segdeploy.models.dataset import open_dataset
@@ -52,12 +53,7 @@ def child(mode: str, *arguments: str) -> None:
         said = latency(*arguments)
     else:
         said = plain(*arguments)
-    print(json.dumps({**said, "peak_mib": _peak_mib()}))
-
-
-def _peak_mib() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
+    print(json.dumps({**said, "peak_mib": peak_mib()}))
 
 
 def observe(graph: str, images: str, repeats: str, method: str) -> dict[str, Any]:

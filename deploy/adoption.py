@@ -19,6 +19,7 @@ from segdeploy.onnx_check import check_graph
 from segdeploy.onnx_file import (
     contract_of,
     is_quantized,
+    keep_weights_in,
     load_onnx,
     save_onnx,
     set_contract,
@@ -89,15 +90,13 @@ def adopt(
 def _adopt_graph(file: Path, statement: Statement, out: Path) -> Path:
     graph = load_onnx(file)
     check_graph(graph, file)
-    weights = {tensor.name for tensor in graph.graph.initializer}
-    images = [value for value in graph.graph.input if value.name not in weights]
+    keep_weights_in(graph)
+    images = graph.graph.input
     if len(images) != 1 or len(graph.graph.output) != 1:
         raise InputError(
             f"{file}: has {len(images)} inputs and {len(graph.graph.output)} outputs; a "
             "segmentation network has one image, and one output that is kept"
         )
-    del graph.graph.input[:]
-    graph.graph.input.extend(images)
     shape, given = tensor_shape(images[0]), tensor_shape(graph.graph.output[0])
     contract = _contract(file, statement, shape)
     if statement.precision is None:

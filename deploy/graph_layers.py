@@ -46,9 +46,7 @@ def read_layers(
 
     try:
         if contract is not None:
-            height, width = contract.size
-            nhwc = contract.layout == "NHWC"
-            graph = fix_shape(graph, (1, height, width, 3) if nhwc else (1, 3, height, width))
+            graph = fix_shape(graph, (1, *contract.picture_shape))
         weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
         return _read(graph, {**weights, **shapes_of(graph)})
     except Exception as error:  # the checker's classes share no base below Exception

@@ -165,6 +165,14 @@ def set_contract(model: onnx.ModelProto, contract: Contract) -> None:
     entry.key, entry.value = METADATA_KEY, contract.to_json()
 
 
+def keep_weights_in(model: onnx.ModelProto) -> None:
+    """Old exporters list weights among the inputs, which lets a caller replace them: they stay."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    images = [value for value in model.graph.input if value.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(images)
+
+
 def module_of(node: onnx.NodeProto) -> str | None:
     """The PyTorch module that a node came from, where its notes say so."""
     return next((e.value for e in node.metadata_props if e.key == MODULE_KEY), None)

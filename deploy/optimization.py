@@ -15,7 +15,7 @@ from segdeploy.exporter.parity import run_graph
 from segdeploy.files import check_output, sha256_of_file
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_check import check_graph
-from segdeploy.onnx_file import find_contract, load_onnx, save_onnx, set_contract
+from segdeploy.onnx_file import find_contract, keep_weights_in, load_onnx, save_onnx, set_contract
 from segdeploy.optimizer.optimize import Account, optimize_graph
 from segdeploy.packages import require, versions
 
@@ -55,7 +55,7 @@ def optimize(
     check_graph(graph, model)
     require("onnxslim", "onnxruntime")
     contract = find_contract(graph, model)
-    _keep_weights_in(graph)
+    keep_weights_in(graph)
     size = size or (contract.size if contract else None)
     shapes = _runnable(model, graph, _shapes(model, graph, size))
     rewritten, account = optimize_graph(graph, checked_at=shapes)
@@ -68,14 +68,6 @@ def optimize(
     return OptimizationReport(
         out, graph.ByteSize(), written, time.perf_counter() - started, account
     )
-
-
-def _keep_weights_in(graph: onnx.ModelProto) -> None:
-    """Old exporters list weights among the inputs, which lets a caller replace them: they stay."""
-    weights = {tensor.name for tensor in graph.graph.initializer}
-    images = [value for value in graph.graph.input if value.name not in weights]
-    del graph.graph.input[:]
-    graph.graph.input.extend(images)
 
 
 def _shapes(

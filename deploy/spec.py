@@ -65,6 +65,12 @@ class Contract:
     bounds: tuple[tuple[int, int], tuple[int, int], int] | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Shape of one picture as the network takes it: `(3, H, W)`, or `(H, W, 3)` bytes."""
+        height, width = self.size
+        return (height, width, 3) if self.layout == "NHWC" else (3, height, width)
+
     def derived(self, parent_sha256: str, versions: Mapping[str, str], **changes: Any) -> Contract:
         """Give the contract of a file made from another: its parent's hash, the tools' versions.
 

@@ -62,15 +62,18 @@ def main() -> None:
         for line in sys.stdin:
             asked = json.loads(line)
             if "end" in asked:
-                say({"peak_mib": _peak_mib()})
+                say({"peak_mib": peak_mib()})
             else:
                 say({"times": _burst(predictor, picture, asked["seconds"], asked["fps"])})
     except Exception as error:  # told to the parent, which says it to the user
         say({"error": f"{type(error).__name__}: {first_line(error)}"})
 
 
-def _peak_mib() -> int:
-    """Peak of resident memory. Linux counts the parent's, too, into `ru_maxrss` of a child."""
+def peak_mib() -> int:
+    """This process's peak of resident memory.
+
+    Linux counts the parent's, too, into `ru_maxrss` of a child.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024

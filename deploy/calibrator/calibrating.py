@@ -207,13 +207,8 @@ def _optimised(graph: onnx.ModelProto, contract: Contract) -> tuple[onnx.ModelPr
     _, account = optimize_graph(graph, clean=False)
     if not account.rewrites:
         return graph, []
-    graph, account = optimize_graph(graph, clean=False, checked_at=(_input_shape(contract),))
+    graph, account = optimize_graph(graph, clean=False, checked_at=((1, *contract.picture_shape),))
     return graph, list(account.rewrites)
-
-
-def _input_shape(contract: Contract) -> tuple[int, ...]:
-    height, width = contract.size
-    return (1, height, width, 3) if contract.layout == "NHWC" else (1, 3, height, width)
 
 
 def _check_options(precision: str, max_miou_drop: float | None, method: str, flavour: str) -> None:
@@ -260,7 +255,7 @@ def _learn(
     known = read_cache(Path(cache), *keys) if cache else None
     source, settled = learn(
         graph,
-        _input_shape(contract),
+        (1, *contract.picture_shape),
         counted(),
         flavour=FLAVOURS[flavour],
         half=half,

@@ -16,6 +16,7 @@ from segdeploy.cli.options import (
     network_spec,
     note_untrained,
     quiet_option,
+    seconds_option,
     split_option,
 )
 
@@ -43,13 +44,7 @@ if TYPE_CHECKING:
     help="Runtime of the .onnx candidates; may be repeated.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an operator, and cores.")
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="How long each candidate is timed, in seven rounds.",
-)
+@seconds_option
 @click.option("--fps", type=float, help="Call at this pace, as behind a camera, idle in between.")
 @click.option("--max-miou-drop", type=float, metavar="POINTS", help="Fail what loses more mIoU.")
 @click.option("--min-agreement", type=float, metavar="SHARE", help="Fail what has fewer labels.")

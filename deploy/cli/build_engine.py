@@ -10,7 +10,14 @@ import click
 
 from segdeploy.cli.console import megabytes, percent, print_json, progress
 from segdeploy.cli.export import count_proofs
-from segdeploy.cli.options import Shape, json_option, out_option, quiet_option
+from segdeploy.cli.options import (
+    Shape,
+    builder_option,
+    json_option,
+    out_option,
+    quiet_option,
+    targets_option,
+)
 
 if TYPE_CHECKING:
     from segdeploy.engine.build import EngineReport
@@ -55,19 +62,8 @@ def read_profiles(
 
 @click.command("build-engine")
 @click.argument("model", type=Path)
-@click.option(
-    "--backend",
-    type=click.Choice(["tensorrt-rtx", "tensorrt"]),
-    default="tensorrt-rtx",
-    show_default=True,
-    help="The builder.",
-)
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    help="Compute capability for TensorRT-RTX, such as sm86; repeatable.",
-)
+@builder_option
+@targets_option
 @profile_options
 @click.option(
     "--precision",

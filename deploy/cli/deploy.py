@@ -10,12 +10,15 @@ import click
 
 from segdeploy.cli.console import print_json, progress
 from segdeploy.cli.options import (
+    builder_option,
     data_option,
     json_option,
     network_options,
     network_spec,
     note_untrained,
     quiet_option,
+    seconds_option,
+    targets_option,
 )
 
 
@@ -23,25 +26,13 @@ from segdeploy.cli.options import (
 @click.argument("model")
 @data_option
 @network_options
-@click.option("--target", "targets", multiple=True, help="Compute capability, such as sm86.")
-@click.option(
-    "--backend",
-    type=click.Choice(["tensorrt-rtx", "tensorrt"]),
-    default="tensorrt-rtx",
-    show_default=True,
-    help="The builder.",
-)
+@targets_option
+@builder_option
 @click.option(
     "--max-miou-drop", type=float, default=0.5, show_default=True, metavar="POINTS",
     help="The budget.",
 )  # fmt: skip
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="How long each candidate is timed.",
-)
+@seconds_option
 @click.option("--dry-run", is_flag=True, help="Print the steps, and which of them are done.")
 @click.option("-o", "--out", type=Path, required=True, help="Folder to ship.")
 @json_option

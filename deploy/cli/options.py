@@ -163,6 +163,28 @@ backend_option = click.option(
 )
 
 
+builder_option = click.option(
+    "--backend",
+    type=click.Choice(["tensorrt-rtx", "tensorrt"]),
+    default="tensorrt-rtx",
+    show_default=True,
+    help="The builder.",
+)
+targets_option = click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    help="Compute capability for TensorRT-RTX, such as sm86; repeatable.",
+)
+seconds_option = click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="How long each candidate is timed, in seven rounds.",
+)
+
+
 def out_option(help_text: str) -> Callable[[Command], Command]:
     """`-o/--out`, the file to write."""
     return click.option("-o", "--out", type=Path, required=True, help=help_text)

@@ -249,7 +249,7 @@ def _calibrated(
     model: Path, out: Path, precision: str | None, data: Path | str | None
 ) -> Iterator[Path]:
     """The model, or it in another precision, in a folder that is gone afterwards."""
-    if precision in (None, contract_of(load_onnx(model), model).precision):
+    if precision is None or precision == contract_of(load_onnx(model), model).precision:
         yield model
         return
     if data is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.calibrator.judge import share_equal
 from segdeploy.device import current_gpu
 from segdeploy.engine.manifest import Manifest, manifest_path
 from segdeploy.files import write_atomically
@@ -56,10 +57,7 @@ def vary(
         found, latency = _run(plan, manifest, pictures)
         labels.append(found)
         latencies.append(latency)
-    agreements = [
-        float(np.mean([np.mean(a == b) for a, b in zip(labels[0], other, strict=True)]))
-        for other in labels
-    ]
+    agreements = [share_equal(labels[0], other) for other in labels]
     best = min(range(len(plans)), key=latencies.__getitem__)
     return best, replace(variation, least_agreement=min(agreements), latency_ms=tuple(latencies))
 

@@ -103,12 +103,10 @@ class Predictor(Closing):
         """
         picture = as_picture(image)
         size = (picture.shape[0], picture.shape[1])
-        if tile:
-            found = self._tiled(picture, scales or flip)
-            return found if found.ndim == 2 else labels_at(found, size)
-        if scales or flip:
-            return labels_at(self.logits(picture, scales=scales, flip=flip, fuse=fuse), size)
-        return self.labels_of(self._run(picture), size)
+        if not tile and not scales and not flip:
+            return self.labels_of(self._run(picture), size)
+        found = self._scores(picture, scales, flip, fuse, tile)
+        return found if found.ndim == 2 else labels_at(found, size)
 
     def predict_batch(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
         """Labels of each picture, run together as far as the network takes a batch."""
@@ -141,14 +139,24 @@ class Predictor(Closing):
             raise InputError(
                 f"{self.session.backend}: the graph gives labels; export it without --output"
             )
-        if tile:
-            scores = self._tiled(picture, scales or flip)
-        elif scales or flip:
-            scores = self.logits(picture, scales=scales, flip=flip, fuse=fuse)
-        else:
-            scores = self._run(picture)
+        scores = self._scores(picture, scales, flip, fuse, tile)
         scores = upsample(scores, (picture.shape[0], picture.shape[1]))
         return softmax(scores) if self.contract.output == "logits" else scores
+
+    def _scores(
+        self,
+        picture: NDArray[np.uint8],
+        scales: Sequence[float],
+        flip: bool,
+        fuse: str,
+        tile: bool,
+    ) -> NDArray[Any]:
+        """Scores `(C, h, w)` of one run, several fused, or tiles; of a labels graph its labels."""
+        if tile:
+            return self._tiled(picture, scales or flip)
+        if scales or flip:
+            return self.logits(picture, scales=scales, flip=flip, fuse=fuse)
+        return self._run(picture)
 
     def labels_of(self, output: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
         """Labels at `size` (H, W) of one picture's raw output, as the contract says."""

@@ -26,7 +26,12 @@ def preprocess(image: NDArray[np.uint8], contract: Contract) -> NDArray[Any]:
         image = image[:, :, ::-1]
     if contract.layout == "NHWC":
         return np.ascontiguousarray(image[None])
-    scale = np.float32(1) / (np.float32(255) * np.asarray(contract.std, np.float32))
-    shift = np.asarray(contract.mean, np.float32) / np.asarray(contract.std, np.float32)
+    scale, shift = normalisation(contract)
     normalised = image.astype(np.float32) * scale - shift
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
+
+
+def normalisation(contract: Contract) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What bytes are multiplied by, and what is then subtracted: both `(3,) float32`."""
+    std = np.asarray(contract.std, np.float32)
+    return np.float32(1) / (np.float32(255) * std), np.asarray(contract.mean, np.float32) / std

@@ -80,14 +80,17 @@ def check_tensors(
             "a dynamic batch"
         )
     height, width = contract.size
-    picture = (height, width, 3) if contract.layout == "NHWC" else (3, height, width)
     classes = len(contract.classes)
     given: tuple[int | None, ...] = (classes, height, width)
     if contract.upsampling:
         given = (classes, None, None)
     elif contract.output == "labels":
         given = (height, width)
-    for what, shape, expected in (("input", input_shape, picture), ("output", output_shape, given)):
+    expectations: tuple[tuple[str, tuple[int | str, ...], tuple[int | None, ...]], ...] = (
+        ("input", input_shape, contract.picture_shape),
+        ("output", output_shape, given),
+    )
+    for what, shape, expected in expectations:
         fits = len(shape) == len(expected) + 1 and all(
             isinstance(size, str) or size_wanted in (None, size)
             for size, size_wanted in zip(shape[1:], expected, strict=True)

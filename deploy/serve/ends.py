@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.runtime.preprocess import normalisation
 from segdeploy.spec import Contract
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ def preprocessing_graph(contract: Contract) -> onnx.ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
     height, width = contract.size
-    std = np.asarray(contract.std, np.float32)
-    scale = np.float32(1) / (np.float32(255) * std)
-    shift = np.asarray(contract.mean, np.float32) / std
+    scale, shift = normalisation(contract)
     constants: dict[str, NDArray[Any]] = {"scale": scale, "shift": shift}
     nodes = [helper.make_node("Cast", ["bytes"], ["values"], to=TensorProto.FLOAT)]
     if contract.colour == "BGR":

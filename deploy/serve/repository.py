@@ -163,7 +163,6 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
     most = (batch or largest) if is_batched else 0
     # Sizes are the contract's: the ensemble's ends are made for it.
     height, width = contract.size
-    picture = (height, width, 3) if contract.layout == "NHWC" else (3, height, width)
     scores = (
         (height, width) if contract.output == "labels" else (len(contract.classes), height, width)
     )
@@ -174,7 +173,7 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
         platform=platform,
         file=file,
         batch=most,
-        input=Tensor(taken.name or "", taken.dtype, (*first, *picture)),
+        input=Tensor(taken.name or "", taken.dtype, (*first, *contract.picture_shape)),
         output=Tensor(given.name or "", given.dtype, (*first, *scores), labels),
         instances=1,
         on_gpu=platform == "tensorrt_plan",
