@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdeploy.benchmark.journal import NAME as JOURNAL
 from segdeploy.benchmark.latency import SECONDS
+from segdeploy.benchmark.measuring import Protocol
 from segdeploy.benchmark.report import write_report
 from segdeploy.benchmark.run import bench
 from segdeploy.benchmark.verdict import Limits, Verdict
@@ -124,7 +126,8 @@ def deploy(
         data=data,
         split="val" if "val" in dataset.splits else dataset.splits[-1],
         limits=Limits(max_miou_drop=max_miou_drop),
-        seconds=seconds,
+        protocol=Protocol(seconds=seconds),
+        journal=out / "report" / JOURNAL,
         on_frame=lambda done, total: on_progress(done, total, "accuracy"),
         on_burst=lambda done, total: on_progress(done, total, "latency"),
     )

@@ -8,7 +8,8 @@ of its classes, where errors hide.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,9 @@ _BINS, _LEAST, _MOST = 400, -12.0, 4.0  # of |difference|, by its decimal logari
 
 @dataclass(frozen=True)
 class Worst:
-    """The frame with the fewest equal labels, and the pixel (row, column) with the largest error.
+    """The frame with the fewest equal labels, and its pixel (row, column) with the largest error.
 
-    `pixel` is of the network's own output; None where the graph gives labels.
+    `pixel` is None where the graph gives labels.
     """
 
     frame: str
@@ -70,10 +71,10 @@ class FidelityCount:
     )
     max_abs: float = 0.0
     max_rel: float = 0.0
-    _sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(6))
-    _bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS + 2, np.int64))
-    _worst: Worst | None = None
-    _scored: bool = True
+    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(6))
+    bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS + 2, np.int64))
+    worst: Worst | None = None
+    scored: bool = True
 
     def add(
         self,
@@ -97,12 +98,49 @@ class FidelityCount:
             self.margins[:, hit] += np.bincount(chosen.ravel(), minlength=len(MARGINS))
         pixel = None
         if scores is None:
-            self._scored = False
+            self.scored = False
         else:
-            pixel = self._add_scores(reference, scores)
-        share = float(same.mean())
-        if self._worst is None or share < self._worst.agreement:
-            self._worst = Worst(frame, share, pixel)
+            row, column = self._add_scores(reference, scores)
+            height, width = scores.shape[1:]
+            pixel = (
+                int((row + 0.5) * same.shape[0] / height),
+                int((column + 0.5) * same.shape[1] / width),
+            )
+        self._note(Worst(frame, float(same.mean()), pixel))
+
+    def merge(self, other: FidelityCount) -> None:
+        """Add what was counted of other frames."""
+        self.pixels += other.pixels
+        self.equal += other.equal
+        self.boundary = [a + b for a, b in zip(self.boundary, other.boundary, strict=True)]
+        self.max_abs = max(self.max_abs, other.max_abs)
+        self.max_rel = max(self.max_rel, other.max_rel)
+        self.margins += other.margins
+        self.sums += other.sums
+        self.bins += other.bins
+        self.scored = self.scored and other.scored
+        if other.worst is not None:
+            self._note(other.worst)
+
+    def _note(self, frame: Worst) -> None:
+        if self.worst is None or frame.agreement < self.worst.agreement:
+            self.worst = frame
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of it in JSON's types."""
+        arrays = {name: getattr(self, name).tolist() for name in ("margins", "sums", "bins")}
+        worst = astuple(self.worst) if self.worst else None
+        return {**vars(self), **arrays, "worst": worst}
+
+    @staticmethod
+    def of_plain(values: dict[str, Any]) -> FidelityCount:
+        """Read what `to_plain` gave."""
+        arrays = {name: np.array(values[name]) for name in ("margins", "sums", "bins")}
+        worst = values["worst"]
+        if worst is not None:
+            frame, agreement, pixel = worst
+            worst = Worst(frame, agreement, None if pixel is None else (pixel[0], pixel[1]))
+        return FidelityCount(**{**values, **arrays, "worst": worst})
 
     def _add_scores(self, reference: Floats, scores: Floats) -> tuple[int, int]:
         difference = np.abs(scores - reference)
@@ -113,10 +151,10 @@ class FidelityCount:
         wide, ours = (np.asarray(one, np.float64).ravel() for one in (reference, scores))
         off = wide - ours
         pairs = ((off, off), (wide, wide), (ours, ours), (wide, ours))
-        self._sums += [np.abs(off).sum(), off.size, *(float(a @ b) for a, b in pairs)]
+        self.sums += [np.abs(off).sum(), off.size, *(float(a @ b) for a, b in pairs)]
         with np.errstate(divide="ignore"):
             places = (np.log10(difference) - _LEAST) / (_MOST - _LEAST) * _BINS
-        self._bins += np.bincount(
+        self.bins += np.bincount(
             np.clip(np.nan_to_num(places, neginf=-1) + 1, 0, _BINS + 1).astype(np.int64).ravel(),
             minlength=_BINS + 2,
         )
@@ -126,11 +164,11 @@ class FidelityCount:
     def result(self) -> Fidelity:
         """Turn the sums into figures."""
         shares = [float(a / b) if b else None for a, b in self.margins]
-        total, count, noise, signal, power, product = self._sums
-        if not self._scored:
+        total, count, noise, signal, power, product = self.sums
+        if not self.scored:
             return Fidelity(
                 self.equal / self.pixels, _share(self.boundary), tuple(shares),
-                None, None, None, None, None, (), self._worst,
+                None, None, None, None, None, (), self.worst,
             )  # fmt: skip
         return Fidelity(
             agreement=self.equal / self.pixels,
@@ -142,12 +180,12 @@ class FidelityCount:
             snr_db=float(10 * np.log10(signal / noise)) if noise and signal else math.inf,
             cosine=float(product / math.sqrt(signal * power)) if signal and power else None,
             quantiles=self._quantiles(),
-            worst=self._worst,
+            worst=self.worst,
         )
 
     def _quantiles(self) -> tuple[float, ...]:
         """Upper ends of the bins that the quantiles lie in: 0, or a power of ten by hundredths."""
-        reached = np.cumsum(self._bins)
+        reached = np.cumsum(self.bins)
         found = np.searchsorted(reached, np.asarray(QUANTILES) * reached[-1])
         step = (_MOST - _LEAST) / _BINS
         return tuple(0.0 if b == 0 else float(10 ** (_LEAST + b * step)) for b in found)

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.benchmark.worker import STAGES, START, spec_to_json
+from segdeploy.benchmark.journal import Journal
+from segdeploy.benchmark.process import Candidate, Failure, Process, start
+from segdeploy.benchmark.rounds import Answers, take_turns
+from segdeploy.benchmark.worker import STAGES
 from segdeploy.errors import InputError
-from segdeploy.network import ModelSpec
 
-ROUNDS = 7
+# A machine's clock moves from second to second, and seven long rounds told two runs' ratios apart
+# by 8 %; fifty short ones do by 2 %.
+_FEWEST, _MOST, _A_SECOND = 10, 50, 10
 SECONDS = 5.0
+_CALLS_PACED = 2
 _DRAWS = 2000
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A network to bench, and the runtime to bench it with."""
-
-    name: str
-    spec: ModelSpec
-    backend: str
 
 
 @dataclass(frozen=True)
@@ -55,8 +45,10 @@ class Latency:
     """Milliseconds of one call of the network at batch 1, its stages apart, and what loading cost.
 
     The figures are of the network's call alone; `stages_ms` are medians of preprocessing, that
-    call, and postprocessing to labels. `standard_error_ms` is that of the rounds' medians.
-    `stable` is False where warming up ended by its bound. With `fps` the calls were paced.
+    call, and postprocessing to labels; `device_ms` those of the copies and the computation inside
+    the call, by the device's own clock, where the runtime tells them. `scale_ms` are medians of
+    each scale of a loop, by scale. `standard_error_ms` is that of the rounds' medians. `stable` is
+    False where warming up ended by its bound. With `fps` the calls were paced.
     """
 
     median_ms: float
@@ -72,77 +64,73 @@ class Latency:
     stable: bool
     fps: float | None = None
     ratio: Ratio | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a candidate has no latency: its process could not load it, or ended."""
-
-    reason: str
+    device_ms: dict[str, float] | None = None
+    scale_ms: dict[str, float] | None = None
 
 
 def measure_latencies(
     candidates: Sequence[Candidate],
     *,
-    rounds: int = ROUNDS,
-    burst_seconds: float = SECONDS / ROUNDS,
+    seconds: float = SECONDS,
     threads: int | None = None,
     fps: float | None = None,
+    journal: Journal | None = None,
+    identities: Sequence[str] = (),
     on_burst: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Latency | Failure]:
-    """Time all candidates in `rounds` rounds of one burst each; the first is the reference.
+    """Time all candidates in rounds of one burst each; the first is the reference.
 
-    With `threads` a process is pinned to as many cores, where the system allows it. A candidate
-    whose process fails is left out of the rounds that follow.
+    `seconds` are those of a candidate in all, or two calls a round, if that is longer. At a pace
+    of `fps` there are no more rounds than that leaves time for. With `threads` a process is pinned
+    to as many cores, where the system allows it. A candidate whose process fails is left out of the
+    rounds that follow.
     """
-    workers: list[_Worker | Failure] = [_started(one, threads) for one in candidates]
-    bursts: list[list[dict[str, list[float]]]] = [[] for _ in candidates]
+    rounds = max(_FEWEST, min(_MOST, int(seconds * _A_SECOND)))
+    if fps is not None:
+        rounds = max(2, min(rounds, int(seconds * fps / _CALLS_PACED)))
+    workers = [start(one, threads) for one in candidates]
+    message = {"seconds": seconds / rounds, "fps": fps, "batch": 1, "clients": 1}
     try:
-        for turn in range(rounds):
-            for index, worker in enumerate(workers):
-                if isinstance(worker, Failure):
-                    continue
-                try:
-                    answer = worker.ask({"seconds": burst_seconds, "fps": fps})
-                    bursts[index].append(answer["times"])
-                except InputError as error:
-                    workers[index] = Failure(str(error))
-                on_burst(turn * len(workers) + index + 1, rounds * len(workers))
-        found: list[Latency | Failure] = []
-        for worker, held in zip(workers, bursts, strict=True):
-            if isinstance(worker, _Worker):
-                found.append(_summary(held, worker, bursts[0], fps, worker.ask({"end": True})))
-            else:
-                found.append(worker)
-        return found
+        bursts = take_turns(
+            workers,
+            rounds,
+            message,
+            journal=journal or Journal(None, ""),
+            identities=identities,
+            on_burst=on_burst,
+        )
+        return [
+            worker
+            if isinstance(worker, Failure)
+            else _ended(worker, held, None if index == 0 else bursts[0], fps)
+            for index, (worker, held) in enumerate(zip(workers, bursts, strict=True))
+        ]
     finally:
         for worker in workers:
-            if isinstance(worker, _Worker):
+            if isinstance(worker, Process):
                 worker.close()
 
 
-def _started(candidate: Candidate, threads: int | None) -> _Worker | Failure:
+def _ended(
+    worker: Process, bursts: Answers, reference: Answers | None, fps: float | None
+) -> Latency | Failure:
     try:
-        return _Worker(candidate, threads)
+        peak = worker.ask({"end": True})["peak_mib"]
     except InputError as error:
         return Failure(str(error))
+    return _summary(bursts, reference, {**worker.ready, "peak_mib": peak}, fps)
 
 
 def _summary(
-    bursts: list[dict[str, list[float]]],
-    worker: _Worker,
-    reference: list[dict[str, list[float]]],
-    fps: float | None,
-    ended: dict[str, Any],
+    bursts: Answers, reference: Answers | None, known: dict[str, Any], fps: float | None
 ) -> Latency:
     medians = _medians(bursts)
-    calls = np.concatenate([np.asarray(burst["network"]) for burst in bursts]) * 1e3
     stages = {
-        stage: float(np.median(np.concatenate([burst[stage] for burst in bursts])) * 1e3)
-        for stage in STAGES
+        stage: np.concatenate([burst["times"][stage] for burst in bursts]) * 1e3 for stage in STAGES
     }
+    calls = stages["network"]
     ratio = None
-    if len(reference) == len(bursts) and reference is not bursts:
+    if reference is not None and len(reference) == len(bursts):
         ratio = ratio_of(_medians(reference), medians)
     return Latency(
         median_ms=float(np.median(calls)),
@@ -153,98 +141,36 @@ def _summary(
         else 0.0,
         calls=len(calls),
         round_medians_ms=tuple(float(one) for one in medians),
-        stages_ms=stages,
-        load_s=worker.ready["load_s"],
-        first_ms=worker.ready["first_ms"],
-        peak_mib=ended["peak_mib"],
-        stable=worker.ready["stable"],
+        stages_ms={stage: float(np.median(times)) for stage, times in stages.items()},
+        load_s=known["load_s"],
+        first_ms=known["first_ms"],
+        peak_mib=known["peak_mib"],
+        stable=known["stable"],
         fps=fps,
         ratio=ratio,
+        device_ms=_each([burst["device"] for burst in bursts if "device" in burst]),
+        scale_ms=_each([known["scales"]] if known["scales"] else []),
     )
 
 
-def _medians(bursts: Sequence[dict[str, list[float]]]) -> NDArray[np.float64]:
-    return np.array([np.median(burst["network"]) * 1e3 for burst in bursts])
+def _each(found: list[dict[str, float]]) -> dict[str, float] | None:
+    """Medians in ms of times by name; None where nothing was told."""
+    if not found:
+        return None
+    return {name: float(np.median([one[name] for one in found]) * 1e3) for name in found[0]}
+
+
+def _medians(bursts: Answers) -> NDArray[np.float64]:
+    return np.array([np.median(burst["times"]["network"]) * 1e3 for burst in bursts])
 
 
 def ratio_of(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> Ratio:
     """The median over rounds of a speed-up, and its bootstrap interval.
 
-    Within a round both ran seconds apart, under the same clock and load, which a ratio takes out.
+    Within a round both ran a moment apart, under the same clock and load, which a ratio takes out.
     """
     ratios = reference / candidate
     rng = np.random.default_rng(0)
     draws = np.median(ratios[rng.integers(0, len(ratios), (_DRAWS, len(ratios)))], axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
     return Ratio(float(np.median(ratios)), float(low), float(high))
-
-
-class _Worker:
-    """One candidate's process."""
-
-    def __init__(self, candidate: Candidate, threads: int | None):
-        self._name = candidate.name
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", START],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            text=True,
-        )
-        if threads is not None and hasattr(os, "sched_setaffinity"):
-            cores = sorted(os.sched_getaffinity(0))[:threads]
-            with suppress(OSError):
-                os.sched_setaffinity(self._process.pid, cores)
-        self.ready = self.ask(
-            {
-                "spec": spec_to_json(candidate.spec),
-                "backend": candidate.backend,
-                "threads": threads,
-            }
-        )
-
-    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a line, and read the answer.
-
-        Raises:
-            InputError: if the process says an error, or has ended; it is closed then.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise InputError(self._ended())
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            self.close()
-            raise InputError(f"{self._name}: cannot be timed: {answer['error']}")
-        return answer
-
-    def _ended(self) -> str:
-        self._process.kill()
-        code = self._process.wait()
-        self._complaints.seek(0)
-        said = self._complaints.read().decode(errors="replace").strip().splitlines()
-        self.close()
-        reason = said[-1] if said else "it said nothing; out of memory?"
-        return f"{self._name}: its process ended with code {code} while it was timed: {reason}"
-
-    def close(self) -> None:
-        """End the process, kindly if it listens."""
-        self._complaints.close()
-        if self._process.stdin is not None:
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()

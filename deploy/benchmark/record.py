@@ -13,7 +13,7 @@ from segdeploy.benchmark.layers import LayerReport
 from segdeploy.benchmark.verdict import Row, Verdict, miou_drop
 from segdeploy.plain_json import plain
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def to_json(verdict: Verdict, command: Sequence[str] = ()) -> str:
@@ -40,6 +40,14 @@ def described(verdict: Verdict, command: Sequence[str] = ()) -> dict[str, Any]:
         "margins": MARGINS,
         "quantiles": QUANTILES,
         "rows": [describe_row(row, verdict.reference) for row in verdict.rows],
+        "modes": {
+            "scales": verdict.modes.scales,
+            "rows": [describe_row(row, verdict.modes.rows[0]) for row in verdict.modes.rows],
+        }
+        if verdict.modes
+        else None,
+        "sweep": [asdict(point) for point in verdict.sweep],
+        "peak": asdict(verdict.peak) if verdict.peak else None,
     }
 
 
@@ -59,6 +67,9 @@ def describe_row(row: Row, reference: Row) -> dict[str, Any]:
         "fidelity": None,
         "latency": None,
         "kernel_agreement": None,
+        "expected_calibration_error": None,
+        "claims": [asdict(claim) for claim in row.claims],
+        "roofline": asdict(row.roofline) if row.roofline else None,
         "layers": asdict(row.layers) if isinstance(row.layers, LayerReport) else row.layers,
     }
     if judgement is not None:
@@ -77,6 +88,7 @@ def describe_row(row: Row, reference: Row) -> dict[str, Any]:
         }
         values["fidelity"] = asdict(judgement.fidelity) if judgement.fidelity else None
         values["kernel_agreement"] = judgement.kernels
+        values["expected_calibration_error"] = judgement.ece
     if latency is not None:
         values["latency"] = asdict(latency)
         if latency.ratio is not None:
@@ -88,23 +100,75 @@ def to_markdown(verdict: Verdict) -> str:
     """A table and the conclusion, for a pull request."""
     head = ("candidate", "runtime", "precision", "mIoU", "drop", "labels equal", "median ms",
             "speed-up", "verdict")  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines += [f"| {' | '.join(_cells(row, verdict))} |" for row in verdict.rows]
+    table = _table(head, verdict.rows)
+    if verdict.modes:
+        scales = ", ".join(f"{scale:g}" for scale in verdict.modes.scales)
+        table += f"\n\nat scales {scales}, each against the reference at the same scales; "
+        table += f"speed-up against the reference at one:\n\n{_table(head, verdict.modes.rows)}"
     told = "every candidate passes" if verdict.passes else "not every candidate passes"
     chosen = f"recommended: **{verdict.recommended}**" if verdict.recommended else "none to ship"
     notes = "".join(f"\n- {note}" for note in verdict.notes)
     return (
         f"**segdeploy bench**, {verdict.frames} frames of {verdict.dataset.root.name}/"
         f"{verdict.split}, {verdict.size[0]}x{verdict.size[1]}: {told}; {chosen}\n\n"
-        + "\n".join(lines)
-        + f"\n{notes}\n"
+        + f"{table}\n{notes}\n"
     )
+
+
+def told_roofline(row: Row) -> str | None:
+    """What a candidate reaches of the roof, in a clause."""
+    roof = row.roofline
+    if roof is None:
+        return None
+    moved = f", {roof.bytes / 1e6:.0f} MB" if roof.bytes else ""
+    return (
+        f"{roof.macs / 1e9:.2f} GMAC{moved} a picture, {roof.gmacs_per_second:.0f} GMAC/s: "
+        f"{roof.share:.0%} of the roof ({roof.bound}-bound)"
+    )
+
+
+def told_claims(row: Row) -> str | None:
+    """How many other batches and shapes were tried, and the least of what came out."""
+    held = [claim.agreement for claim in row.claims if claim.agreement is not None]
+    if not held:
+        return None
+    least = f"at least {min(held):.3%} of labels equal"
+    return f"{len(row.claims)} other batches and shapes that it claims: {least}"
+
+
+def told_scales(row: Row) -> str | None:
+    """The share of each scale in a loop's time."""
+    scales = row.latency.scale_ms if row.latency else None
+    if not scales:
+        return None
+    total = sum(scales.values())
+    return ", ".join(f"scale {s} takes {ms:.1f} ms ({ms / total:.0%})" for s, ms in scales.items())
+
+
+def told_sweep(verdict: Verdict) -> list[tuple[str, str, str, str]]:
+    """A line for each point: candidate, setting, median and throughput, or why there are none."""
+    return [
+        (
+            point.candidate,
+            f"{point.kind} {point.value}",
+            point.failure or f"{point.median_ms:.2f}",
+            "-" if point.failure else f"{point.pictures_per_second:.1f}",
+        )
+        for point in verdict.sweep
+    ]
+
+
+def _table(head: Sequence[str], rows: Sequence[Row]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines += [f"| {' | '.join(_cells(row, rows[0]))} |" for row in rows]
+    return "\n".join(lines)
 
 
 def to_junit(verdict: Verdict) -> str:
     """A test case for each candidate: failed, skipped or passed."""
     suite = ElementTree.Element("testsuite", name="segdeploy bench")
-    for row in verdict.rows[1:]:
+    rows = (*verdict.rows[1:], *(verdict.modes.rows[1:] if verdict.modes else ()))
+    for row in rows:
         case = ElementTree.SubElement(
             suite, "testcase", classname="segdeploy.bench", name=row.name, time="0"
         )
@@ -115,7 +179,7 @@ def to_junit(verdict: Verdict) -> str:
         elif row.complaints:
             ElementTree.SubElement(case, "failure", message="; ".join(row.complaints))
     counts = {name: len(suite.findall(f".//{name}")) for name in ("failure", "error", "skipped")}
-    suite.set("tests", str(len(verdict.rows) - 1))
+    suite.set("tests", str(len(rows)))
     suite.set("failures", str(counts["failure"]))
     suite.set("errors", str(counts["error"]))
     suite.set("skipped", str(counts["skipped"]))
@@ -151,7 +215,7 @@ def told_drop(row: Row, reference: Row) -> str:
     return f"{100 * drop:.2f}{told}"
 
 
-def _cells(row: Row, verdict: Verdict) -> list[str]:
+def _cells(row: Row, reference: Row) -> list[str]:
     judgement, latency = row.judgement, row.latency
     miou = judgement.accuracy.miou if judgement else None
     fidelity = judgement.fidelity if judgement else None
@@ -160,9 +224,9 @@ def _cells(row: Row, verdict: Verdict) -> list[str]:
         row.backend,
         row.precision,
         "-" if miou is None else f"{100 * miou:.2f}",
-        told_drop(row, verdict.reference),
+        told_drop(row, reference),
         "-" if fidelity is None else f"{100 * fidelity.agreement:.3f} %",
         "-" if latency is None else f"{latency.median_ms:.2f}",
         told_speedup(row),
-        "reference" if row is verdict.reference else outcome(row).replace("|", "/"),
+        "reference" if row is reference else outcome(row).replace("|", "/"),
     ]

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segdeploy.benchmark.accuracy import Judgement, Sample
+from segdeploy.benchmark.claims import Claim
 from segdeploy.benchmark.environment import Environment
 from segdeploy.benchmark.latency import Latency
 from segdeploy.benchmark.layers import LayerReport
+from segdeploy.benchmark.peak import Peak
+from segdeploy.benchmark.roofline import Roofline
+from segdeploy.benchmark.sweep import Point
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet
 
@@ -51,7 +55,7 @@ class Row:
 
     `failure` says why there are no figures, or no latency; `skipped` that the candidate was left
     out because it cannot run on this machine. `layers` sets each layer beside PyTorch's, if that
-    was asked for, or says why it cannot.
+    was asked for, or says why it cannot. `claims` are the other batches and shapes that it takes.
     """
 
     name: str
@@ -63,12 +67,26 @@ class Row:
     failure: str | None = None
     skipped: bool = False
     layers: LayerReport | str | None = None
+    claims: tuple[Claim, ...] = ()
+    roofline: Roofline | None = None
     complaints: tuple[str, ...] = ()
 
     @property
     def passes(self) -> bool:
         """Whether it ran, and keeps the limits."""
         return self.failure is None and not self.complaints
+
+
+@dataclass(frozen=True)
+class Modes:
+    """The reference at several scales first, then each way to run them.
+
+    A row's drop and labels are against the reference at the same scales; its speed-up is against
+    the reference at one scale, so that it says what the scales cost.
+    """
+
+    scales: tuple[float, ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,9 @@ class Verdict:
     recommended: str | None
     front: tuple[str, ...]
     notes: tuple[str, ...]
+    modes: Modes | None = None
+    sweep: tuple[Point, ...] = ()
+    peak: Peak | None = None
 
     @property
     def reference(self) -> Row:
@@ -100,7 +121,8 @@ class Verdict:
     @property
     def passes(self) -> bool:
         """Whether every candidate that was not skipped ran and keeps the limits."""
-        return all(row.passes or row.skipped for row in self.rows[1:])
+        rows = (*self.rows[1:], *(self.modes.rows[1:] if self.modes else ()))
+        return all(row.passes or row.skipped for row in rows)
 
 
 def miou_drop(reference: Row, row: Row) -> float | None:
@@ -130,6 +152,10 @@ def complaints(row: Row, reference: Row, limits: Limits) -> tuple[str, ...]:
         speedup = row.latency.ratio.speedup if row.latency.ratio else 0.0
         told = f"it is {speedup:.3g} times as fast (limit {limits.min_speedup:g})"
         found += [told] if speedup < limits.min_speedup else []
+    for claim in row.claims:
+        if claim.failure is not None:
+            at = "x".join(map(str, claim.shape))
+            found.append(f"it claims to take {at}: {claim.failure}")
     return tuple(found)
 
 

@@ -1,8 +1,8 @@
 """A process that times one candidate, a burst at a time, when it is told to.
 
 It reads JSON lines from stdin and answers on stdout: first a candidate to load, then
-`{"seconds": S, "fps": F}` for each burst, answered with the times of its calls, and at last
-`{"end": true}`.
+`{"seconds": S, "fps": F, "batch": N, "clients": K}` for each burst, answered with the times of its
+calls, and at last `{"end": true}`.
 Between bursts it sleeps in `readline`, so that its threads do not disturb the others.
 """
 
@@ -13,6 +13,7 @@ import os
 import resource
 import statistics
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.errors import InputError, NotHere
 from segdeploy.models.errors import first_line
 from segdeploy.network import ModelSpec
+from segdeploy.runtime.multi_scale import fused_logits
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.preprocess import preprocess
 
@@ -32,7 +35,7 @@ START = (
     "from segdeploy.benchmark.worker import main; main()"
 )
 STAGES = ("preprocessing", "network", "postprocessing")
-_FEWEST_CALLS = 3
+_FEWEST_CALLS = 2
 # Warming up ends when the median of a few calls no longer moves, or after so many seconds.
 _WINDOW, _MOVED, _WARM_UP_SECONDS = 5, 0.05, 8.0
 
@@ -51,22 +54,25 @@ def main() -> None:
         started = time.perf_counter()
         predictor = load(
             spec_from_json(candidate["spec"]),
-            backend=candidate["backend"],
+            backend=candidate["backend"] or None,
             threads=candidate["threads"],
+            scales=candidate["scales"],
         )
         load_s = time.perf_counter() - started
         height, width = predictor.contract.size
         picture = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
-        first_ms = 1e3 * _run(predictor, picture)["network"]
-        say({"load_s": load_s, "first_ms": first_ms, "stable": _warm_up(predictor, picture)})
+        first_ms = 1e3 * _run(predictor, picture, 1)["network"]
+        ready = {"load_s": load_s, "first_ms": first_ms, "stable": _warm_up(predictor, picture)}
+        say({**ready, "scales": _scales(predictor, picture)})
         for line in sys.stdin:
             asked = json.loads(line)
             if "end" in asked:
                 say({"peak_mib": peak_mib()})
             else:
-                say({"times": _burst(predictor, picture, asked["seconds"], asked["fps"])})
+                say(_answer(predictor, picture, asked))
     except Exception as error:  # told to the parent, which says it to the user
-        say({"error": f"{type(error).__name__}: {first_line(error)}"})
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        say({"error": kind + first_line(error), "is_elsewhere": isinstance(error, NotHere)})
 
 
 def peak_mib() -> int:
@@ -86,34 +92,101 @@ def _warm_up(predictor: Predictor, picture: NDArray[np.uint8]) -> bool:
     end = time.perf_counter() + _WARM_UP_SECONDS
     before = float("inf")
     while time.perf_counter() < end:
-        now = statistics.median(_run(predictor, picture)["network"] for _ in range(_WINDOW))
+        now = statistics.median(_run(predictor, picture, 1)["network"] for _ in range(_WINDOW))
         if abs(now - before) < _MOVED * before:
             return True
         before = now
     return False
 
 
+def _answer(
+    predictor: Predictor, picture: NDArray[np.uint8], asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Run a burst as it was asked for: times of each stage in seconds, and of the whole of it."""
+    seconds, fps, batch = asked["seconds"], asked["fps"], asked["batch"]
+    taken = predictor.session.input.shape[0]
+    if isinstance(taken, int) and taken != batch:
+        return {"refused": f"it takes batches of {taken} alone; export it with --dynamic"}
+    if asked["clients"] > 1:
+        return _crowd(predictor, picture, seconds, batch, asked["clients"])
+    times, wall = _burst(predictor, picture, seconds, fps, batch)
+    answer: dict[str, Any] = {"times": times, "wall": wall}
+    if hasattr(predictor.session, "run_timed"):  # its events cost time: outside the burst
+        image = preprocess(picture, predictor.contract)
+        answer["device"] = predictor.session.run_timed(image)[1]
+    return answer
+
+
+def _scales(predictor: Predictor, picture: NDArray[np.uint8]) -> dict[str, float]:
+    """Seconds that each scale of a loop takes, its resizes included; {} without a loop."""
+    image = preprocess(picture, predictor.contract)
+    found: dict[str, list[float]] = {f"{scale:g}": [] for scale in predictor.loop}
+    for _ in range(_WINDOW):
+        for scale in predictor.loop:
+            begin = time.perf_counter()
+            fused_logits(predictor.session, image, (scale,), flip=False, fuse="mean")
+            found[f"{scale:g}"].append(time.perf_counter() - begin)
+    return {scale: statistics.median(times) for scale, times in found.items()}
+
+
 def _burst(
-    predictor: Predictor, picture: NDArray[np.uint8], seconds: float, fps: float | None
-) -> dict[str, list[float]]:
-    """Seconds of each stage of every call; with `fps`, calls begin at that pace."""
+    predictor: Predictor,
+    picture: NDArray[np.uint8],
+    seconds: float,
+    fps: float | None,
+    batch: int,
+) -> tuple[dict[str, list[float]], float]:
+    """Seconds of each stage of every call, and of them all; with `fps`, calls begin at that pace.
+
+    Without, a first call is left out: caches and sleeping threads are another candidate's still.
+    """
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    if fps is None:
+        _run(predictor, picture, batch)
     begin = time.perf_counter()
     calls = 0
     while calls < _FEWEST_CALLS or time.perf_counter() < begin + seconds:
         if fps is not None:  # between frames the machine idles, as behind a camera
             time.sleep(max(0.0, begin + calls / fps - time.perf_counter()))
-        for stage, took in _run(predictor, picture).items():
+        for stage, took in _run(predictor, picture, batch).items():
             times[stage].append(took)
         calls += 1
-    return times
+    return times, time.perf_counter() - begin
 
 
-def _run(predictor: Predictor, picture: NDArray[np.uint8]) -> dict[str, float]:
+def _crowd(
+    predictor: Predictor, picture: NDArray[np.uint8], seconds: float, batch: int, clients: int
+) -> dict[str, Any]:
+    """A burst of several threads, each calling one after the other on the same session."""
+    found: list[dict[str, list[float]]] = []
+    failures: list[Exception] = []
+
+    def call() -> None:
+        try:
+            found.append(_burst(predictor, picture, seconds, None, batch)[0])
+        except Exception as error:  # told to the parent by the thread that waits
+            failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(clients)]
+    begin = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wall = time.perf_counter() - begin
+    if failures:
+        raise failures[0]
+    times = {stage: [took for one in found for took in one[stage]] for stage in STAGES}
+    return {"times": times, "wall": wall}
+
+
+def _run(predictor: Predictor, picture: NDArray[np.uint8], batch: int) -> dict[str, float]:
     started = time.perf_counter()
     image = preprocess(picture, predictor.contract)
+    if batch > 1:
+        image = np.repeat(image, batch, axis=0)
     prepared = time.perf_counter()
-    output = predictor.session.run(image)
+    output = predictor.run(image)
     ran = time.perf_counter()
     predictor.labels_of(output[0], (picture.shape[0], picture.shape[1]))
     stamps = (started, prepared, ran, time.perf_counter())

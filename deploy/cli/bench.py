@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import click
 
 from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress
 from segdeploy.cli.options import (
+    Scales,
     json_option,
     limit_option,
     network_options,
@@ -46,6 +49,20 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1), help="Threads inside an operator, and cores.")
 @seconds_option
 @click.option("--fps", type=float, help="Call at this pace, as behind a camera, idle in between.")
+@click.option(
+    "--scales",
+    type=Scales(),
+    default=(),
+    help="Compare several scales as well, as 0.5,1,1.5: a loop, and one graph that fuses them.",
+)
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="WHAT=N,...",
+    help="Vary batch=1,2,4, threads=1,2 or clients=1,2 (calls at the same time); may be repeated.",
+)
+@click.option("--ece", is_flag=True, help="Expected calibration error of each network's scores.")
 @click.option("--max-miou-drop", type=float, metavar="POINTS", help="Fail what loses more mIoU.")
 @click.option("--min-agreement", type=float, metavar="SHARE", help="Fail what has fewer labels.")
 @click.option("--max-latency-ms", type=float, metavar="MS", help="Fail a median above that.")
@@ -72,6 +89,9 @@ def bench(
     threads: int | None,
     seconds: float,
     fps: float | None,
+    scales: tuple[float, ...],
+    sweeps: tuple[str, ...],
+    ece: bool,
     layers: bool,
     fail_on_skip: bool,
     compare: tuple[Path, Path] | None,
@@ -89,8 +109,11 @@ def bench(
     if not candidates or reference is None or data is None:
         raise click.UsageError("give CANDIDATES, --reference and --data, or --compare OLD NEW")
     import segdeploy
+    from segdeploy.benchmark.journal import NAME as JOURNAL
+    from segdeploy.benchmark.measuring import Protocol
     from segdeploy.benchmark.record import to_json
     from segdeploy.benchmark.report import check_folder, write_report
+    from segdeploy.benchmark.sweep import Sweep
     from segdeploy.benchmark.verdict import Limits
 
     names = ("max_miou_drop", "min_agreement", "max_latency_ms", "min_speedup")
@@ -99,7 +122,17 @@ def bench(
         check_folder(report)
     spec = network_spec(reference, options)
     note_untrained(spec)
+    protocol = Protocol(
+        seconds=seconds,
+        threads=threads,
+        fps=fps,
+        layers=layers,
+        ece=ece,
+        scales=scales,
+        sweep=Sweep.of(sweeps),
+    )
     with (
+        _kept(report),
         progress("accuracy", quiet) as on_frame,
         progress("latency", quiet) as on_burst,
     ):
@@ -110,11 +143,9 @@ def bench(
             split=split,
             limit=limit,
             backends=backends,
-            threads=threads,
             limits=limits,
-            fps=fps,
-            layers=layers,
-            seconds=seconds,
+            protocol=protocol,
+            journal=report / JOURNAL if report else None,
             on_frame=on_frame,
             on_burst=on_burst,
         )
@@ -128,6 +159,19 @@ def bench(
             click.echo(f"report: {page}")
     skipped = any(row.skipped for row in verdict.rows)
     return int(not verdict.passes or (fail_on_skip and skipped))
+
+
+@contextmanager
+def _kept(report: Path | None) -> Iterator[None]:
+    """Say at Ctrl-C what stays."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if report is None:
+            raise
+        raise KeyboardInterrupt(
+            f"what was found is kept in {report}, and the same command goes on from there"
+        ) from None
 
 
 def _compare(files: tuple[Path, Path], as_json: bool) -> int:
@@ -157,17 +201,28 @@ def _told(value: float | str | None) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+_HEAD = (
+    "candidate", "runtime", "precision", "mIoU %", "drop (95 %)", "labels equal %",
+    "max rel", "median ms", "p99 ms", "speed-up (95 %)", "MB", "verdict",
+)  # fmt: skip
+
+
 def _print(verdict: Verdict) -> None:
     print_table(
-        (
-            "candidate", "runtime", "precision", "mIoU %", "drop (95 %)", "labels equal %",
-            "max rel", "median ms", "p99 ms", "speed-up (95 %)", "MB", "verdict",
-        ),
-        [_row(row, verdict) for row in verdict.rows],
+        _HEAD,
+        [_row(row, verdict.reference) for row in verdict.rows],
         f"{verdict.frames} frames of {verdict.dataset.root}/{verdict.split}, "
         f"input {verdict.size[0]}x{verdict.size[1]}",
-    )  # fmt: skip
-    for row in verdict.rows:
+    )
+    several = verdict.modes.rows if verdict.modes else ()
+    if verdict.modes:
+        print_table(
+            _HEAD,
+            [_row(row, several[0]) for row in several],
+            f"at scales {', '.join(f'{scale:g}' for scale in verdict.modes.scales)}; drop and "
+            "labels against the reference at the same scales, speed-up against it at one",
+        )
+    for row in (*verdict.rows, *several):
         if row.failure:
             click.echo(f"{row.name}: {'skipped' if row.skipped else 'failed'}: {row.failure}")
         if row.judgement is not None and row.judgement.kernels is not None:
@@ -175,6 +230,7 @@ def _print(verdict: Verdict) -> None:
                 f"{row.name}: accuracy is that of the graph executed literally, as TensorRT "
                 f"rounds; this machine's own kernels give {row.judgement.kernels:.3%} of its labels"
             )
+    _print_costs(verdict)
     for row in verdict.rows:
         if isinstance(row.layers, str):
             click.echo(f"{row.name}: {row.layers}")
@@ -191,7 +247,22 @@ def _print(verdict: Verdict) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-def _row(row: Row, verdict: Verdict) -> tuple[str, ...]:
+def _print_costs(verdict: Verdict) -> None:
+    """The roof, the scales' shares, and the sweep, where there are any."""
+    from segdeploy.benchmark.record import told_claims, told_roofline, told_scales, told_sweep
+
+    for row in verdict.rows:
+        for line in (told_roofline(row), told_claims(row)):
+            if line:
+                click.echo(f"{row.name}: {line}")
+    for row in verdict.modes.rows if verdict.modes else ():
+        if told := told_scales(row):
+            click.echo(f"{row.name}: {told}")
+    if verdict.sweep:
+        print_table(("candidate", "at", "median ms", "pictures/s"), told_sweep(verdict), "sweep")
+
+
+def _row(row: Row, reference: Row) -> tuple[str, ...]:
     from segdeploy.benchmark.record import outcome, told_drop, told_speedup
 
     judgement, latency = row.judgement, row.latency
@@ -202,12 +273,12 @@ def _row(row: Row, verdict: Verdict) -> tuple[str, ...]:
         row.backend,
         row.precision,
         percent(judgement.accuracy.miou if judgement else None),
-        told_drop(row, verdict.reference),
+        told_drop(row, reference),
         percent(fidelity.agreement if fidelity else None, 3),
         "-" if max_rel is None else f"{max_rel:.2g}",
         f"{latency.median_ms:.2f}" if latency else "-",
         f"{latency.p99_ms:.2f}" if latency else "-",
         told_speedup(row),
         megabytes(row.bytes),
-        "reference" if row is verdict.reference else outcome(row),
+        "reference" if row is reference else outcome(row),
     )

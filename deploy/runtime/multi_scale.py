@@ -27,29 +27,13 @@ def fused_logits(
         InputError: for a session that cannot take other sizes or gives no logits, scales that are
             not positive or shrink the image to nothing, or another fusion.
     """
-    contract = session.contract
-    if contract.layout != "NCHW" or contract.output != "logits" or contract.upsampling:
-        raise InputError(
-            f"{session.backend}: scales need float input and logits at run time; export without "
-            "--preprocess and --output, or with --scales in the graph"
-        )
-    if contract.scales != (1.0,) or contract.flip:
-        raise InputError(
-            f"{session.backend}: the graph fuses scales {contract.scales} already; run it as it is"
-        )
+    size = (image.shape[2], image.shape[3])
+    check_scales(session, size, scales)
     if fuse not in ("mean", "max"):
         raise InputError(f"fuse '{fuse}' is neither mean nor max")
-    size = (image.shape[2], image.shape[3])
     total: Floats | None = None
     for scale in scales or (1.0,):
         target = _scaled(size, scale)
-        if target != size and not session.takes_any_size:
-            raise InputError(
-                f"{session.backend}: the graph is static at {size[0]}x{size[1]}, and scale {scale} "
-                "is another size; export with --dynamic"
-            )
-        if session.takes_any_size:
-            _check_profiles(target, session, scale)
         scaled = upsample(image[0], target, align_corners=True)[None]
         logits = session.run(scaled)[0]
         if flip:  # before the resize, which a maximum does not commute with
@@ -64,6 +48,34 @@ def fused_logits(
     if fuse == "mean":
         total /= len(scales or (1.0,)) * (2 if flip else 1)
     return total
+
+
+def check_scales(session: Session, size: tuple[int, int], scales: Sequence[float]) -> None:
+    """Refuse a session that cannot be run at these scales of `size` (H, W), without running it.
+
+    Raises:
+        InputError: if it cannot take other sizes or gives no logits, or for scales that are not
+            positive or shrink the image to nothing.
+    """
+    contract = session.contract
+    if contract.layout != "NCHW" or contract.output != "logits" or contract.upsampling:
+        raise InputError(
+            f"{session.backend}: scales need float input and logits at run time; export without "
+            "--preprocess and --output, or with --scales in the graph"
+        )
+    if contract.scales != (1.0,) or contract.flip:
+        raise InputError(
+            f"{session.backend}: the graph fuses scales {contract.scales} already; run it as it is"
+        )
+    for scale in scales or (1.0,):
+        target = _scaled(size, scale)
+        if target != size and not session.takes_any_size:
+            raise InputError(
+                f"{session.backend}: the graph is static at {size[0]}x{size[1]}, and scale {scale} "
+                "is another size; export with --dynamic"
+            )
+        if session.takes_any_size:
+            _check_profiles(target, session, scale)
 
 
 def _check_profiles(size: tuple[int, int], session: Session, scale: float) -> None:

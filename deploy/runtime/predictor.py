@@ -17,7 +17,7 @@ from segdeploy.models.images import of_pillow, read_image
 from segdeploy.network import ModelSpec, load_network
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.late_upsampling import labels_of_small_map
-from segdeploy.runtime.multi_scale import fused_logits
+from segdeploy.runtime.multi_scale import check_scales, fused_logits
 from segdeploy.runtime.postprocess import labels_at, nearest, softmax, upsample
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import ENGINE_SUFFIXES, Session, open_session
@@ -34,11 +34,16 @@ class Predictor(Closing):
     Safe to call from several threads, as its sessions are.
     """
 
-    def __init__(self, session: Session, size: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        session: Session,
+        size: tuple[int, int] | None = None,
+        scales: Sequence[float] = (),
+    ):
         self.session = session
         self._closed = False
         self.contract = session.contract
-        """What the network expects and gives; its size is `size` (H, W) where that is given."""
+        """What the network expects and gives; its size (H, W) and scales are those given here."""
         if size is not None and size != self.contract.size:
             if not session.takes_any_size:
                 height, width = self.contract.size
@@ -47,12 +52,27 @@ class Predictor(Closing):
                     "--size, or --dynamic"
                 )
             self.contract = replace(self.contract, size=size)
+        self.loop: tuple[float, ...] = ()
+        """The scales that are run one after the other outside the graph, if any."""
+        if scales and tuple(scales) != self.contract.scales:
+            self.loop = tuple(float(scale) for scale in scales)
+            check_scales(session, self.contract.size, self.loop)
+            self.contract = replace(self.contract, scales=self.loop)
 
     def warm_up(self, runs: int = 3) -> None:
         """Run a grey picture, so that what a runtime does at first is done."""
         grey = np.full((*self.contract.size, 3), 127, np.uint8)
         for _ in range(runs):
-            self.session.run(preprocess(grey, self.contract))
+            self.run(preprocess(grey, self.contract))
+
+    def run(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """The raw output of a prepared batch: one call, or the loop over this predictor's scales.
+
+        The loop takes one picture `(1, 3, H, W) float32`, and gives `(1, C, H, W) float32`.
+        """
+        if not self.loop:
+            return self.session.run(batch)
+        return fused_logits(self.session, batch, self.loop, flip=False, fuse="mean")[None]
 
     def logits(
         self,
@@ -78,7 +98,7 @@ class Predictor(Closing):
         if not scales and not flip:
             return self._run(picture)
         batch = preprocess(picture, self.contract)
-        logits = fused_logits(self.session, batch, scales, flip=flip, fuse=fuse)
+        logits = fused_logits(self.session, batch, scales or self.loop, flip=flip, fuse=fuse)
         return self.finite(logits)
 
     def predict(
@@ -114,7 +134,7 @@ class Predictor(Closing):
         inputs = [preprocess(picture, self.contract) for picture in pictures]
         labels: list[NDArray[np.uint8]] = []
         for start in range(0, len(inputs), self._batch):
-            outputs = self.session.run(np.concatenate(inputs[start : start + self._batch]))
+            outputs = self.run(np.concatenate(inputs[start : start + self._batch]))
             for picture, output in zip(pictures[start:], outputs, strict=False):
                 size = (picture.shape[0], picture.shape[1])
                 labels.append(self.labels_of(self.finite(output), size))
@@ -153,7 +173,7 @@ class Predictor(Closing):
     ) -> NDArray[Any]:
         """Scores `(C, h, w)` of one run, several fused, or tiles; of a labels graph its labels."""
         if tile:
-            return self._tiled(picture, scales or flip)
+            return self._tiled(picture, scales or flip or self.loop)
         if scales or flip:
             return self.logits(picture, scales=scales, flip=flip, fuse=fuse)
         return self._run(picture)
@@ -199,14 +219,14 @@ class Predictor(Closing):
     @property
     def _batch(self) -> int:
         """How many pictures one run takes."""
-        most = self.session.input.shape[0]
+        most = 1 if self.loop else self.session.input.shape[0]
         if isinstance(most, int):
             return most
         taking = [p.maximum[0] for p in self.session.profiles if p.takes((1, *self.contract.size))]
         return max(taking, default=_MOST_BATCH)
 
     def _run(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
-        return self.finite(self.session.run(preprocess(picture, self.contract))[0])
+        return self.finite(self.run(preprocess(picture, self.contract))[0])
 
     def finite(self, output: NDArray[Any]) -> NDArray[Any]:
         """The output as it is.
@@ -258,12 +278,14 @@ def load(
     literal: bool = False,
     threads: int | None = None,
     size: tuple[int, int] | None = None,
+    scales: Sequence[float] = (),
     dataset: DataSet | None = None,
     default_size: tuple[int, int] | None = None,
 ) -> Predictor:
     """Open an exported file, an engine, a checkpoint or a named network, ready to predict.
 
-    `size` (H, W) is what pictures are resized to, for a network that takes any. `dataset` and
+    `size` (H, W) is what pictures are resized to, for a network that takes any. Every picture is
+    run at each of `scales`, and the means taken, unless the graph has them inside. `dataset` and
     `default_size` complete a named network, as in `load_network`.
 
     Raises:
@@ -274,7 +296,7 @@ def load(
     if path.suffix in (".onnx", *ENGINE_SUFFIXES):
         spec.refuse_options()
         session = open_session(path, backend, literal=literal, threads=threads)
-        return Predictor(session, size or spec.size)
+        return Predictor(session, size or spec.size, scales)
     if backend not in (None, "torch"):
         raise InputError(f"{spec.model}: a PyTorch network runs in torch; export it for {backend}")
     from segdeploy.packages import require
@@ -283,4 +305,4 @@ def load(
     from segdeploy.runtime.torch_session import TorchSession
 
     loaded = load_network(replace(spec, size=size) if size else spec, dataset, default_size)
-    return Predictor(TorchSession(loaded.network, loaded.contract, threads=threads))
+    return Predictor(TorchSession(loaded.network, loaded.contract, threads=threads), None, scales)

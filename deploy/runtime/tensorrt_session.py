@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +102,18 @@ class TensorRtSession(Closing):
         finally:
             self._idle.put(lane)
 
+    def run_timed(self, array: NDArray[Any]) -> tuple[NDArray[Any], dict[str, float]]:
+        """Run once; beside the output the seconds of copies and computation, by the GPU's clock."""
+        lane = self._lane()
+        marks = [require("torch").cuda.Event(enable_timing=True) for _ in range(4)]
+        try:
+            output = lane.run(np.ascontiguousarray(array), marks)
+        finally:
+            self._idle.put(lane)
+        names = ("host to device", "compute", "device to host")
+        spans = [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
+        return output, dict(zip(names, spans, strict=True))
+
     def _lane(self) -> _Lane:
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
@@ -167,9 +182,15 @@ class _Lane:
         # The last shapes that were run: a tiled picture of another size is another shape.
         self._buffers: OrderedDict[tuple[int, ...], _Buffers] = OrderedDict()
 
-    def run(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Copy to the device, execute, copy back."""
+    def run(self, array: NDArray[Any], marks: Sequence[Any] = ()) -> NDArray[Any]:
+        """Copy to the device, execute, copy back; four events mark where each begins and ends."""
         torch, stream = self._torch, self._stream
+        marked = iter(marks)
+
+        def mark() -> None:
+            for event in itertools.islice(marked, 1):
+                event.record(stream)
+
         profile = self._session.profile_for(array.shape)
         with torch.cuda.device(self._session.device), torch.cuda.stream(stream):
             if profile is not None and profile != self._profile:
@@ -179,9 +200,13 @@ class _Lane:
                 stream.synchronize()
             buffers = self._bound(array.shape)
             buffers.host_input.copy_(torch.from_numpy(array))
+            mark()
             buffers.device_input.copy_(buffers.host_input, non_blocking=True)
+            mark()
             self._execute(buffers)
+            mark()
             buffers.host_output.copy_(buffers.device_output, non_blocking=True)
+            mark()
         stream.synchronize()
         found = buffers.host_output
         result: NDArray[Any] = (found.float() if found.is_floating_point() else found).numpy()

@@ -1,0 +1,116 @@
+"""Every batch size and shape that a candidate claims to take, tried against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from segdeploy.benchmark.accuracy import Contestant
+from segdeploy.engine.options import Shape
+from segdeploy.errors import InputError
+from segdeploy.models.dataset import Frame
+from segdeploy.models.errors import first_line
+from segdeploy.runtime.predictor import Predictor
+from segdeploy.runtime.preprocess import preprocess
+from segdeploy.runtime.session import Session
+
+# Tried where a graph bounds neither its batch nor its sides: another batch, and sides that no
+# stride divides.
+_BATCH, _SHRUNK, _GROWN = 3, 0.75, 1.25
+_MOST = 8  # times the pixels of the contract's picture
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An input (N, H, W), and the share of labels equal to the reference's, or why there is none.
+
+    `max_rel` is the largest difference of a score over the reference's range; None for labels.
+    """
+
+    shape: Shape
+    agreement: float | None = None
+    max_rel: float | None = None
+    failure: str | None = None
+
+
+def claimed_shapes(session: Session, size: tuple[int, int]) -> list[Shape]:
+    """The corners of each profile, or, without profiles, some of what a dynamic graph takes.
+
+    The contract's own size at batch 1 is not among them: that is what everything else is judged at.
+    Of a corner beyond eight times its pixels a part is tried.
+    """
+    found: list[Shape] = []
+    for profile in session.profiles:
+        for corner in (profile.minimum, profile.optimum, profile.maximum):
+            found += _within(corner, size)
+    if not session.profiles:
+        if session.takes_any_size:
+            found += [(1, *_odd(size, factor)) for factor in (_SHRUNK, _GROWN)]
+        if not isinstance(session.input.shape[0], int):
+            found.append((_BATCH, *size))
+    return [shape for shape in dict.fromkeys(found) if shape != (1, *size)]
+
+
+def _within(corner: Shape, size: tuple[int, int]) -> list[Shape]:
+    """The corner, or, where it is too large to be tried, a large batch and a large picture."""
+    batch, height, width = corner
+    if batch * height * width <= _MOST * size[0] * size[1]:
+        return [corner]
+    sides = min(height, 2 * size[0]), min(width, 2 * size[1])
+    return [(min(batch, _MOST // 2), min(height, size[0]), min(width, size[1])), (1, *sides)]
+
+
+def _odd(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    height, width = (int(side * factor) | 1 for side in size)
+    return height, width
+
+
+def check_claims(
+    contestant: Contestant, reference: Predictor, frames: Sequence[Frame]
+) -> list[Claim]:
+    """Run each shape once, with as many frames as its batch holds, beside the reference."""
+    predictor = contestant.predictor
+    if predictor.loop:
+        return []
+    shapes = claimed_shapes(predictor.session, predictor.contract.size)
+    return [_claim(predictor, reference, shape, frames) for shape in shapes]
+
+
+def _claim(
+    predictor: Predictor, reference: Predictor, shape: Shape, frames: Sequence[Frame]
+) -> Claim:
+    batch, *sides = shape
+    size = (sides[0], sides[1])
+    pictures = [frames[index % len(frames)].read()[0] for index in range(batch)]
+    contract = replace(predictor.contract, size=size)
+    try:
+        wanted = Predictor(reference.session, size, reference.loop)
+        scores = [wanted.logits(picture) for picture in pictures]
+    except InputError as error:
+        return Claim(shape, failure=f"the reference cannot: {first_line(error)}")
+    try:
+        inputs = np.concatenate([preprocess(picture, contract) for picture in pictures])
+        outputs = predictor.finite(predictor.session.run(inputs))
+    except InputError as error:
+        return Claim(shape, failure=first_line(error))
+    height, width = outputs.shape[-2:]
+    if contract.upsampling is None and (height, width) != size:
+        return Claim(shape, failure=f"it gives {height}x{width}")
+    at_size = Predictor(predictor.session, size if predictor.session.takes_any_size else None)
+    pairs = list(zip(scores, outputs, strict=True))
+    equal = [
+        np.mean(at_size.labels_of(ours, size) == wanted.labels_of(theirs, size))
+        for theirs, ours in pairs
+    ]
+    offs = list(_offs(predictor, pairs))
+    return Claim(shape, float(np.mean(equal)), max(offs, default=None))
+
+
+def _offs(predictor: Predictor, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[float]:
+    if predictor.contract.output != "logits" or predictor.contract.upsampling:
+        return
+    for theirs, ours in pairs:
+        span = float(np.ptp(theirs)) or 1.0
+        yield float(np.abs(ours - theirs).max()) / span

@@ -1,0 +1,101 @@
+"""The roof over a candidate: what this CPU reaches by measurement, or a GPU by its maker's word."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_SIDES, _REPEATS, _COPIED = (512, 1024), 40, 256 << 20
+# Dense tera-operations a second (two for a multiply-accumulate) in FP16 with FP32 sums and in
+# INT8, and GB/s of memory, from NVIDIA's data sheets; the longer name first where two begin alike.
+_STATED = {
+    "H200": (989, 1979, 4800),
+    "H100 PCIe": (756, 1513, 2000),
+    "H100": (989, 1979, 3350),
+    "A100": (312, 624, 1555),
+    "A10G": (70, 140, 600),
+    "A10": (125, 250, 600),
+    "A30": (165, 330, 933),
+    "L40S": (362, 733, 864),
+    "L4": (121, 242, 300),
+    "T4": (65, 130, 320),
+    "RTX 4090": (165.2, 660.6, 1008),
+    "RTX 3090": (71, 284, 936),
+}
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Multiply-accumulates a second by precision, and bytes a second, both in 1e9.
+
+    `source` says whether this machine's were measured, or a GPU's are stated by its maker.
+    """
+
+    gmacs: dict[str, float]
+    gbytes: float
+    source: str
+
+
+def stated_peak(gpu: str) -> Peak | None:
+    """A GPU's peaks by its name; None where no data sheet was read."""
+    for name, (half, whole, gbytes) in _STATED.items():
+        if name.lower() in gpu.lower().replace("geforce ", ""):
+            gmacs = {"fp16": half * 500.0, "bf16": half * 500.0, "int8": whole * 500.0}
+            return Peak(gmacs, float(gbytes), f"stated by NVIDIA for {name}, dense")
+    return None
+
+
+def measured_peak(threads: int | None) -> Peak:
+    """Time a matrix product of float32 and of bytes in ONNX Runtime, and a copy of memory."""
+    gmacs = {
+        name: max(_gmacs(kind, side, threads) for side in _SIDES)
+        for name, kind in (("fp32", np.float32), ("int8", np.uint8))
+    }
+    # A CPU computes half types in float32.
+    gmacs |= {"fp16": gmacs["fp32"], "bf16": gmacs["fp32"]}
+    source = np.ones(_COPIED, np.uint8)
+    target = np.empty_like(source)
+    took = min(_timed(lambda: np.copyto(target, source)) for _ in range(5))
+    return Peak(gmacs, 2 * _COPIED / took / 1e9, "measured: matrix products, and a copy")
+
+
+def _gmacs(kind: type, side: int, threads: int | None) -> float:
+    import onnx
+    import onnxruntime
+
+    whole = kind is np.uint8
+    types = (
+        (onnx.TensorProto.UINT8, onnx.TensorProto.INT8, onnx.TensorProto.INT32)
+        if whole
+        else (onnx.TensorProto.FLOAT,) * 3
+    )
+    first, second, third = types
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-9, 9, (side, side)).astype(np.int8 if whole else np.float32)
+    node = onnx.helper.make_node("MatMulInteger" if whole else "MatMul", ["a", "w"], ["c"])
+    graph = onnx.helper.make_graph(
+        [node],
+        "matmul",
+        [onnx.helper.make_tensor_value_info("a", first, (side, side))],
+        [onnx.helper.make_tensor_value_info("c", third, (side, side))],
+        [onnx.helper.make_tensor("w", second, weight.shape, weight.tobytes(), raw=True)],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 10
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    fed: dict[str, Any] = {"a": rng.integers(0, 9, (side, side)).astype(kind)}
+    took = min(_timed(lambda: session.run(None, fed)) for _ in range(_REPEATS))
+    return side**3 / took / 1e9
+
+
+def _timed(call: Any) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

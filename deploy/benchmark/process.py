@@ -1,0 +1,124 @@
+"""A candidate's own process, seen from the bench: it is told lines, and answers each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from segdeploy.benchmark.worker import START, spec_to_json
+from segdeploy.errors import InputError, NotHere
+from segdeploy.network import ModelSpec
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to bench, and the runtime to bench it with; `scales` are looped over outside it."""
+
+    name: str
+    spec: ModelSpec
+    backend: str
+    scales: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a candidate has no latency: its process could not load it, or ended.
+
+    `is_elsewhere` if it is sound, for another machine.
+    """
+
+    reason: str
+    is_elsewhere: bool = False
+
+
+class Process:
+    """A process that has loaded one candidate, and warmed it up; `ready` is what it said then.
+
+    Raises:
+        InputError: if the candidate cannot be loaded and run there.
+    """
+
+    def __init__(self, candidate: Candidate, threads: int | None):
+        self._name = candidate.name
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", START],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            text=True,
+        )
+        if threads is not None and hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))[:threads]
+            with suppress(OSError):
+                os.sched_setaffinity(self._process.pid, cores)
+        self.ready = self.ask(
+            {
+                "spec": spec_to_json(candidate.spec),
+                "backend": candidate.backend,
+                "threads": threads,
+                "scales": candidate.scales,
+            }
+        )
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a line, and read the answer.
+
+        Raises:
+            InputError: if the process says an error, or has ended; it is closed then. NotHere if
+                the candidate is for another machine.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise InputError(self._ended())
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            self.close()
+            if answer["is_elsewhere"]:
+                raise NotHere(answer["error"])
+            raise InputError(f"{self._name}: cannot be run: {answer['error']}")
+        return answer
+
+    def _ended(self) -> str:
+        self._process.kill()
+        code = self._process.wait()
+        self._complaints.seek(0)
+        said = self._complaints.read().decode(errors="replace").strip().splitlines()
+        self.close()
+        reason = said[-1] if said else "it said nothing; out of memory?"
+        return f"{self._name}: its process ended with code {code} while it was timed: {reason}"
+
+    def close(self) -> None:
+        """End the process, kindly if it listens."""
+        self._complaints.close()
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def start(candidate: Candidate, threads: int | None) -> Process | Failure:
+    """A candidate's process, or why there is none."""
+    try:
+        return Process(candidate, threads)
+    except InputError as error:
+        return Failure(str(error), isinstance(error, NotHere))

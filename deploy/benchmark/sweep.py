@@ -1,0 +1,118 @@
+"""Latency and throughput over batch sizes, threads and clients that call at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segdeploy.benchmark.journal import Journal
+from segdeploy.benchmark.process import Candidate, Failure, Process, start
+from segdeploy.benchmark.rounds import Answers, take_turns
+from segdeploy.errors import InputError
+
+KINDS = ("batch", "threads", "clients")
+_ROUNDS = 10
+_MOST = 256
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to vary, one at a time; the others stay at 1 (threads: as for the verdict)."""
+
+    batch: tuple[int, ...] = ()
+    threads: tuple[int, ...] = ()
+    clients: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(told: Sequence[str]) -> Sweep:
+        """Read `batch=1,2,4`, `threads=1,2`, `clients=1,2`.
+
+        Raises:
+            InputError: for another word, or a number that is none.
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        for one in told:
+            kind, _, numbers = one.partition("=")
+            values = [number for number in numbers.split(",") if number.isdecimal()]
+            counts = tuple(sorted({int(value) for value in values}))
+            whole = values and len(values) == len(numbers.split(","))
+            if kind not in KINDS or not whole or not 1 <= counts[0] <= counts[-1] <= _MOST:
+                raise InputError(
+                    f"--sweep {one}: give batch=1,2,4 or threads=1,2 or clients=1,2, with numbers "
+                    f"from 1 to {_MOST}"
+                )
+            if kind in found:
+                raise InputError(f"--sweep {one}: {kind} is given twice")
+            found[kind] = counts
+        return Sweep(**found)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One candidate, one value: median of a call, and pictures a second, by rounds' medians.
+
+    `failure` says why there are none: a static batch, say.
+    """
+
+    candidate: str
+    kind: str
+    value: int
+    median_ms: float | None = None
+    pictures_per_second: float | None = None
+    failure: str | None = None
+
+
+def run_sweep(
+    candidates: Sequence[Candidate],
+    sweep: Sweep,
+    *,
+    seconds: float,
+    threads: int | None,
+    journal: Journal,
+    identities: Sequence[str],
+    on_burst: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Point]:
+    """Measure every candidate at each value, all of them in turns, `seconds` each in all."""
+    groups = [(threads, [(kind, n) for kind in ("batch", "clients") for n in getattr(sweep, kind)])]
+    groups += [(cores, [("threads", cores)]) for cores in sweep.threads]
+    points: list[Point] = []
+    total = sum(len(settings) for _, settings in groups)
+    done = 0
+    for cores, settings in groups:
+        workers = [start(one, cores) for one in candidates] if settings else []
+        try:
+            for kind, value in settings:
+                message = {"seconds": seconds / _ROUNDS, "fps": None, "batch": 1, "clients": 1}
+                if kind != "threads":
+                    message[kind] = value
+                answers = take_turns(
+                    workers,
+                    _ROUNDS,
+                    message,
+                    journal=journal,
+                    identities=[*identities, f"threads {cores}"],
+                )
+                points += [
+                    _point(candidate.name, kind, value, worker, held)
+                    for candidate, worker, held in zip(candidates, workers, answers, strict=True)
+                ]
+                done += 1
+                on_burst(done, total)
+        finally:
+            for worker in workers:
+                if isinstance(worker, Process):
+                    worker.close()
+    return points
+
+
+def _point(name: str, kind: str, value: int, worker: Process | Failure, held: Answers) -> Point:
+    if isinstance(worker, Failure):
+        return Point(name, kind, value, failure=worker.reason)
+    if "refused" in held[0]:
+        return Point(name, kind, value, failure=held[0]["refused"])
+    calls = np.concatenate([one["times"]["network"] for one in held])
+    batch = value if kind == "batch" else 1
+    speeds = [batch * len(one["times"]["network"]) / one["wall"] for one in held]
+    return Point(name, kind, value, float(np.median(calls) * 1e3), float(np.median(speeds)))
