@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 SOURCES := deploy models calibration tests benchmarks
 
-.PHONY: demo test fuzz bench lint format typecheck clean
+.PHONY: demo test cpp fuzz bench lint format typecheck clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,12 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# The C++ library. Its headers come from Debian's packages, unless ONNXRUNTIME_ROOT is set.
+cpp:
+	test -n "$(ONNXRUNTIME_ROOT)" || deploy/cpp/fetch_headers.sh build/cpp-headers
+	cmake -S deploy/cpp -B build/cpp -DONNXRUNTIME_ROOT="$(ONNXRUNTIME_ROOT)" -DCMAKE_PREFIX_PATH=$(CURDIR)/build/cpp-headers/usr
+	cmake --build build/cpp --parallel
 
 # A thousand damaged files for each parser, instead of the suite's two hundred.
 fuzz: $(VENV)/.ready

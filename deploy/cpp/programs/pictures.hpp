@@ -1,0 +1,25 @@
+// Pictures in files, through libpng and libjpeg.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "segdeploy/segdeploy.hpp"
+
+namespace segdeploy {
+
+struct Picture {
+  int height = 0;
+  int width = 0;
+  std::vector<std::uint8_t> rgb;
+
+  ImageView view() const { return {rgb.data(), height, width, 0, Format::rgb}; }
+};
+
+// Reads a PNG or JPEG as RGB. Throws Error.
+Picture read_picture(const std::string& path);
+// Writes labels as a gray PNG whose values are class ids. Throws Error.
+void write_labels(const std::string& path, const Labels& labels);
+
+}  // namespace segdeploy

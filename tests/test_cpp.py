@@ -1,0 +1,188 @@
+"""The C++ library gives the labels that Python gives, pixel for pixel, on real frames."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+import segdeploy
+from segdeploy.models.dataset import open_dataset
+
+from .conftest import skip
+
+SOURCE = Path(__file__).parents[1] / "deploy" / "cpp"
+ODD = (37, 83)  # a picture of another shape than the network's, with odd sides
+
+
+def built(folder: Path, *settings: str) -> Path:
+    """Configure and build the library, its programs and its tests."""
+    if not shutil.which("cmake") or not shutil.which("g++"):
+        skip("no C++ compiler and CMake here")
+    headers = SOURCE.parents[1] / "build" / "cpp-headers"
+    subprocess.run([SOURCE / "fetch_headers.sh", headers], check=True)
+    root = headers / "usr"
+    subprocess.run(
+        ["cmake", "-S", SOURCE, "-B", folder, f"-DCMAKE_PREFIX_PATH={root}", *settings],
+        check=True,
+    )
+    subprocess.run(["cmake", "--build", folder, "--parallel", "2"], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("cpp") / "build")
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """ONNX Runtime's library is that of the Python package."""
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    library = next(folder.glob("libonnxruntime.so.*"))
+    return {**os.environ, "SEGDEPLOY_ONNXRUNTIME": str(library)}
+
+
+@pytest.fixture(scope="module")
+def pictures(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames at their own size, at the network's, and at an odd one; a small one is enlarged."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, frame in enumerate(open_dataset(dataset).frames("val", 2)):
+        image = Image.open(frame.image).convert("RGB")
+        image.save(folder / f"{index}.png")
+        image.resize((64, 48)).save(folder / f"{index}_own.png")
+        image.resize(ODD[::-1]).save(folder / f"{index}_odd.png")
+        image.resize((20, 15)).save(folder / f"{index}_small.png")
+        image.resize((64, 200)).save(folder / f"{index}_tall.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cases(
+    checkpoint: Path, int8_graph: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Graphs of every kind of end, the pictures, and the labels that Python gives."""
+    folder = tmp_path_factory.mktemp("files")
+    kinds = {
+        "logits": {},
+        "labels": {"output": "labels"},
+        "probabilities": {"output": "probabilities"},
+        "late": {"output": "labels", "late_upsampling": True},
+        "bytes": {"preprocess": "RGB"},
+        "bgr": {"preprocess": "BGR", "output": "labels"},
+        "fused": {"scales": (0.5, 1.0)},
+    }
+    for name, options in kinds.items():
+        segdeploy.export(checkpoint, folder / f"{name}.onnx", **options)
+    shutil.copy(int8_graph, folder / "int8.onnx")
+    shutil.copytree(pictures, folder / "pictures")
+    for graph in sorted(folder.glob("*.onnx")):
+        (folder / graph.stem).mkdir()
+        with segdeploy.load(graph, threads=1) as network:
+            for picture in sorted(pictures.iterdir()):
+                labels = Image.fromarray(network.predict(picture))
+                labels.save(folder / graph.stem / picture.name)
+    (folder / "plain.txt").write_text("no graph")
+    return folder
+
+
+def test_ctest(build: Path, cases: Path, environment: dict[str, str]) -> None:
+    command = ["ctest", "--test-dir", build, "--output-on-failure"]
+    ran = subprocess.run(
+        command, env={**environment, "SEGDEPLOY_TEST_FILES": str(cases)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout
+    assert "100% tests passed, 0 tests failed out of 2" in ran.stdout
+
+
+@pytest.fixture
+def run(build: Path, environment: dict[str, str]) -> Callable:
+    def call(*arguments: object, **extra: str) -> subprocess.CompletedProcess:
+        command = [build / "programs" / "segdeploy-run", *map(str, arguments)]
+        ran = {**environment, **extra}
+        return subprocess.run(command, env=ran, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def test_labels_of_camvid_are_pythons(run, camvid: Path, tmp_path: Path) -> None:
+    """An untrained network mixes its classes everywhere: the hardest case for equal labels."""
+    from segdeploy.network import ModelSpec
+
+    graph = tmp_path / "m.onnx"
+    spec = ModelSpec("deeplabv3", None, {"width": 8}, None, (120, 160))
+    segdeploy.export(spec, graph, data=camvid)
+    frames = [frame.image for frame in open_dataset(camvid).frames("val", 3)]
+    ran = run(*frames, "--model", graph, "--out", tmp_path / "out")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("3 pictures by onnxruntime ")
+    with segdeploy.load(graph) as network:
+        for frame in frames:
+            ours = np.asarray(Image.open(tmp_path / "out" / f"{frame.stem}.png"))
+            assert np.array_equal(ours, network.predict(frame)), frame
+
+
+def test_bad_arguments_and_files_are_one_line(run, cases: Path, tmp_path: Path) -> None:
+    graph, picture = cases / "logits.onnx", cases / "pictures" / "0.png"
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    text = tmp_path / "text.png"
+    text.write_text("text")
+    out = ("--out", tmp_path / "out")
+    for arguments, words in (
+        ((), "usage: segdeploy-run"),
+        ((picture, "--model", graph, "--out"), "--out needs a value"),
+        ((picture, "--modal", graph), "--modal: no such option"),
+        ((picture, "--model", graph, *out, "--threads", "0"), "--threads 0: is 1 or more"),
+        ((tmp_path / "none.png", "--model", graph, *out), "none.png: no such file"),
+        ((text, "--model", graph, *out), "is neither a PNG nor a JPEG"),
+        ((broken, "--model", graph, *out), "cannot be read as JPEG (Premature end"),
+        ((picture, "--model", tmp_path / "none.onnx", *out), "none.onnx: no such file"),
+    ):
+        ran = run(*arguments)
+        assert ran.returncode == 2, arguments
+        assert ran.stderr.startswith("error: ")
+        assert words in ran.stderr
+        assert ran.stderr.count("\n") == 1
+    ran = run(picture, "--model", graph, *out, SEGDEPLOY_ONNXRUNTIME="/nowhere/libort.so")
+    assert ran.returncode == 2
+    assert "/nowhere/libort.so: cannot be opened" in ran.stderr
+
+
+def test_an_outside_project_uses_the_install_tree(build: Path, tmp_path: Path) -> None:
+    prefix, project = tmp_path / "prefix", tmp_path / "project"
+    subprocess.run(["cmake", "--install", build, "--prefix", prefix], check=True)
+    project.mkdir()
+    (project / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.20)\n"
+        "project(outside CXX)\n"
+        "find_package(segdeploy 0.1 REQUIRED)\n"
+        "add_executable(outside main.cpp)\n"
+        "target_link_libraries(outside PRIVATE segdeploy::segdeploy)\n"
+    )
+    (project / "main.cpp").write_text(
+        "#include <segdeploy/segdeploy.hpp>\n#include <iostream>\n"
+        "int main() { std::cout << segdeploy::version(); }\n"
+    )
+    made = project / "build"
+    subprocess.run(
+        ["cmake", "-S", project, "-B", made, f"-DCMAKE_PREFIX_PATH={prefix}"], check=True
+    )
+    subprocess.run(["cmake", "--build", made], check=True)
+    told = subprocess.run([made / "outside"], capture_output=True, text=True, check=True)
+    assert told.stdout == "0.1.0"
+    header = (prefix / "include" / "segdeploy" / "segdeploy.hpp").read_text()
+    assert len(header.splitlines()) < 300
+    for word in ("Ort", "cuda", "nvinfer", "nlohmann"):
+        assert f"{word}::" not in header
+    library = next(prefix.rglob("libsegdeploy.so.0.1.0"))
+    subprocess.run(["strip", library], check=True)
+    assert library.stat().st_size < 500_000
