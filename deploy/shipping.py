@@ -11,12 +11,13 @@ from typing import Any
 
 from segdeploy.benchmark.journal import NAME as JOURNAL
 from segdeploy.benchmark.latency import SECONDS
-from segdeploy.benchmark.measuring import Protocol
+from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.report import write_report
 from segdeploy.benchmark.run import bench
-from segdeploy.benchmark.verdict import Limits, Verdict
+from segdeploy.benchmark.verdict import Limits
 from segdeploy.calibrator.calibrating import calibrate
 from segdeploy.calibrator.frames import hash_of
+from segdeploy.device import current_gpu
 from segdeploy.engine.bindings import open_bindings
 from segdeploy.engine.build import build_engine
 from segdeploy.engine.manifest import manifest_path
@@ -68,6 +69,7 @@ def deploy(
     max_miou_drop: float = 0.5,
     seconds: float = SECONDS,
     dry_run: bool = False,
+    command: Sequence[str] = ("segdeploy", "deploy"),
     on_step: Callable[[str, str], None] = lambda name, told: None,
     on_progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> Shipment:
@@ -76,7 +78,8 @@ def deploy(
     A step whose inputs are those of an earlier run is not done again: what it made is known by its
     hash. With `dry_run` nothing is done, and the steps say what would be. The candidate that is
     chosen keeps the budget and, of those, has the cheapest arithmetic: that of a GPU is timed where
-    the GPU is, by `segdeploy bench`. Each candidate is timed for `seconds`.
+    the GPU is, by `segdeploy bench`. Each candidate is timed for `seconds`. `command`
+    is what the report says that it was made with.
 
     Raises:
         InputError, ModelInputError: for a model, data set or target that cannot be used.
@@ -118,21 +121,34 @@ def deploy(
         asked = {"of": ledger.hash_of(path), "targets": list(targets), "backend": backend}
         if ledger.do(f"build {engine.name}", files, asked, build):
             engines[path] = engine
+    report = out / "report"
+    shipped = [*candidates, *engines.values()]
+
+    def compare() -> None:
+        verdict = bench(
+            shipped,
+            reference=spec,
+            data=data,
+            split="val" if "val" in dataset.splits else dataset.splits[-1],
+            limits=Limits(max_miou_drop=max_miou_drop),
+            protocol=Protocol(seconds=seconds),
+            journal=report / JOURNAL,
+            on_frame=lambda done, total: on_progress(done, total, "accuracy"),
+            on_burst=lambda done, total: on_progress(done, total, "latency"),
+        )
+        write_report(verdict, report, command)
+
+    compared: dict[str, Any] = {
+        "of": [(path.name, ledger.hash_of(path)) for path in shipped],
+        "budget": max_miou_drop,
+        "seconds": seconds,
+        "gpu": str(current_gpu()),
+    }
+    ledger.do("bench", [report / "index.html", report / "bench.json"], compared, compare)
     if dry_run:
         return Shipment(out, tuple(ledger.steps), None, (), True, "nothing was done", ())
-    verdict = bench(
-        [*candidates, *engines.values()],
-        reference=spec,
-        data=data,
-        split="val" if "val" in dataset.splits else dataset.splits[-1],
-        limits=Limits(max_miou_drop=max_miou_drop),
-        protocol=Protocol(seconds=seconds),
-        journal=out / "report" / JOURNAL,
-        on_frame=lambda done, total: on_progress(done, total, "accuracy"),
-        on_burst=lambda done, total: on_progress(done, total, "latency"),
-    )
-    write_report(verdict, out / "report", ["segdeploy", "deploy"])
-    chosen, why = _chosen(verdict, candidates, engines)
+    rows = {row["name"]: row for row in json.loads((report / "bench.json").read_text())["rows"]}
+    chosen, why = _chosen(rows, candidates, engines)
     contract = contract_of(load_onnx(fp32), fp32)
     labels = "".join(f"{name}\n" for name in contract.classes)
     write_atomically(out / "labels.txt", labels.encode())
@@ -141,6 +157,8 @@ def deploy(
         write_atomically(
             out / "README.md", _readme(chosen, chosen_engine, why, max_miou_drop).encode()
         )
+    else:  # an earlier run's would still say what to ship
+        (out / "README.md").unlink(missing_ok=True)
     return Shipment(
         folder=out,
         steps=tuple(ledger.steps),
@@ -218,23 +236,25 @@ def _hash_of_weights(spec: ModelSpec) -> str | None:
 
 
 def _chosen(
-    verdict: Verdict, candidates: Sequence[Path], engines: Mapping[Path, Path]
+    rows: Mapping[str, Any], candidates: Sequence[Path], engines: Mapping[Path, Path]
 ) -> tuple[Path | None, str]:
-    """The candidate to ship, and why: its engine was the fastest here, or its arithmetic is."""
-    rows = {row.name: row for row in verdict.rows}
-    passing = [path for path in candidates if rows[path.name].passes]
+    """The candidate to ship, and why: its engine was the fastest here, or its arithmetic is.
+
+    `rows` are those of `bench.json`, by name.
+    """
+    passing = [path for path in candidates if rows[path.name]["passes"]]
     if not passing:
         return None, "no candidate keeps the budget"
     timed = {
-        path: row.latency.median_ms
+        path: row["latency"]["median_ms"]
         for path, engine in engines.items()
-        if (row := rows[engine.name]).passes and row.latency is not None and path in passing
+        if (row := rows[engine.name])["passes"] and row["latency"] and path in passing
     }
     if timed:
         return min(
             timed, key=timed.__getitem__
         ), "its engine is the fastest on this GPU that passes"
-    cheapest = min(passing, key=lambda path: _COST[rows[path.name].precision])
+    cheapest = min(passing, key=lambda path: _COST[rows[path.name]["precision"]])
     return cheapest, (
         "it keeps the budget with the cheapest arithmetic; no engine was timed, since no such GPU "
         "is here: run `segdeploy bench` there"

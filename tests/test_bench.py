@@ -20,8 +20,8 @@ from onnx import numpy_helper
 import segdeploy
 from segdeploy.benchmark.comparing import compare_verdicts
 from segdeploy.benchmark.latency import measure_latencies
-from segdeploy.benchmark.measuring import Protocol
 from segdeploy.benchmark.process import Candidate
+from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.record import to_json, to_junit, to_markdown
 from segdeploy.benchmark.report import write_report
 from segdeploy.errors import InputError
@@ -90,7 +90,7 @@ def test_the_json_has_every_figure(verdict) -> None:
     assert read["command"] == ["segdeploy", "bench"]
 
 
-def test_markdown_and_junit_say_the_same(verdict, int8_graph: Path) -> None:
+def test_markdown_and_junit_say_the_same(verdict, int8_graph: Path, tmp_path: Path) -> None:
     text = to_markdown(verdict)
     assert f"| {int8_graph.name} | onnxruntime | int8 |" in text
     assert "recommended: **" in text
@@ -109,6 +109,9 @@ def test_markdown_and_junit_say_the_same(verdict, int8_graph: Path) -> None:
     assert counts == ["3", "1", "1", "1"]
     assert suite.find(".//failure").get("message") == "too slow"
     assert "too slow" in to_markdown(failing)
+    assert "failed: it crashed" in to_markdown(failing)
+    page = write_report(failing, tmp_path / "failing", [])
+    assert "Not every candidate passes." in page.read_text()
 
 
 class _Page(HTMLParser):
@@ -173,11 +176,11 @@ def test_a_candidate_of_another_contract_is_refused_with_the_difference(
 
 
 def test_two_candidates_of_one_name_are_told_apart_by_their_paths(
-    graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path
+    graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / graph.name
     other.write_bytes(graph.read_bytes())
-    options = {"reference": checkpoint, "data": dataset, "limit": 1}
+    options = {"reference": graph, "data": dataset, "limit": 1}
     with pytest.raises(InputError, match="a candidate is named twice"):
         segdeploy.bench([graph, graph], **options)
     verdict = segdeploy.bench([graph, other], protocol=BRIEF, **options)
@@ -246,14 +249,14 @@ def broken(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_that_fails_is_told_and_the_others_go_on(
-    run, graph: Path, broken: Path, checkpoint: Path, dataset: Path, tmp_path: Path  # noqa: F811
+    run, graph: Path, broken: Path, dataset: Path, tmp_path: Path  # noqa: F811
 ) -> None:  # fmt: skip
     ran = run(
         "bench",
         graph,
         broken,
         "--reference",
-        checkpoint,
+        graph,
         "--data",
         dataset,
         "--limit",
@@ -267,7 +270,7 @@ def test_one_that_fails_is_told_and_the_others_go_on(
 
 
 def test_an_engine_for_another_machine_is_skipped(
-    run, graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path, tensorrt_rtx  # noqa: F811
+    run, graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx  # noqa: F811
 ) -> None:  # fmt: skip
     engine = tmp_path / "m.engine"
     segdeploy.build_engine(graph, engine, targets=["sm75"])
@@ -275,7 +278,7 @@ def test_an_engine_for_another_machine_is_skipped(
         graph,
         engine,
         "--reference",
-        checkpoint,
+        graph,
         "--data",
         dataset,
         "--limit",
@@ -290,13 +293,13 @@ def test_an_engine_for_another_machine_is_skipped(
 
 
 def test_limits_decide(
-    run, graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path  # noqa: F811
+    run, graph: Path, int8_graph: Path, dataset: Path  # noqa: F811
 ) -> None:  # fmt: skip
     common = (
         graph,
         int8_graph,
         "--reference",
-        checkpoint,
+        graph,
         "--data",
         dataset,
         "--limit",
@@ -317,11 +320,11 @@ def test_limits_decide(
 
 
 def test_pictures_without_masks_are_enough_for_parity(
-    graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path
+    graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     for frame in open_dataset(dataset).frames("val", 2):
         shutil.copy(frame.image, tmp_path)
-    verdict = segdeploy.bench([graph], reference=checkpoint, data=tmp_path, protocol=BRIEF)
+    verdict = segdeploy.bench([graph], reference=graph, data=tmp_path, protocol=BRIEF)
     row = verdict.rows[1]
     assert row.judgement.accuracy.miou is None
     assert row.judgement.fidelity.agreement > 0.999

@@ -11,13 +11,21 @@ import pytest
 from onnx import helper, numpy_helper
 
 import segdeploy
+from segdeploy.benchmark.accuracy import Judgement
+from segdeploy.benchmark.fidelity import Fidelity
+from segdeploy.benchmark.latency import Latency, Ratio
 from segdeploy.benchmark.machine import GpuState, MachineState, doubts, machine_state
-from segdeploy.benchmark.measuring import Protocol
 from segdeploy.benchmark.peak import measured_peak, stated_peak
+from segdeploy.benchmark.process import Candidate, Process
+from segdeploy.benchmark.protocol import Protocol
+from segdeploy.benchmark.record import told_claims
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
-from segdeploy.benchmark.roofline import Work, roofline, work_of
+from segdeploy.benchmark.roofline import Work, roofline, work_of, work_of_network
 from segdeploy.benchmark.sweep import Sweep
+from segdeploy.benchmark.verdict import Row, as_fast, ranked, recommended
 from segdeploy.errors import InputError
+from segdeploy.evaluation import Accuracy
+from segdeploy.network import ModelSpec
 from segdeploy.onnx_file import contract_of, load_onnx, set_contract
 
 from .test_cli import check_one_line, run  # noqa: F401
@@ -159,3 +167,84 @@ def test_bad_scales_are_refused(run, graph: Path, checkpoint: Path, dataset: Pat
     common = ("bench", graph, "--reference", checkpoint, "--data", dataset)
     check_one_line(run(*common, "--scales", 1), "--scales 1: is what is measured anyway")
     check_one_line(run(*common, "--sweep", "batch=x"), "--sweep batch=x: give batch=1,2,4")
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
+    run, graph: Path, dynamic_graph: Path, checkpoint: Path, dataset: Path, monkeypatch  # noqa: F811
+) -> None:  # fmt: skip
+    from segdeploy.benchmark import measuring
+
+    monkeypatch.setattr(measuring, "measure_latencies", None)
+    common = ("--data", dataset, "--limit", 1)
+    ran = run("bench", dynamic_graph, "--reference", graph, *common, "--scales", "0.75,1")
+    check_one_line(ran, "is static at 48x64")
+    ran = run("bench", graph, "--reference", checkpoint, *common, "--backend", "foo")
+    check_one_line(ran, "foo: no such backend; there are onnxruntime")
+    for option in ("--max-latency-ms", "--max-miou-drop", "--min-speedup"):
+        ran = run("bench", graph, "--reference", checkpoint, *common, option, "nan")
+        check_one_line(ran, f"{option} nan: must be 0 or more, and finite")
+    ran = run("bench", graph, "--reference", checkpoint, *common, "--seconds", "inf")
+    check_one_line(ran, "--seconds inf: is above 0, to 3600")
+    check_one_line(run("bench", graph, "--compare", graph, graph), "takes nothing else")
+
+
+def test_a_static_reference_cannot_try_what_a_graph_claims(
+    graph: Path, dynamic_graph: Path, dataset: Path
+) -> None:
+    protocol = Protocol(seconds=0.1, sweep=Sweep.of(["batch=40", "clients=2", "threads=1"]))
+    found = segdeploy.bench(
+        [dynamic_graph], reference=graph, data=dataset, limit=1, protocol=protocol
+    )
+    assert found.passes
+    row = found.rows[1]
+    untried = [claim for claim in row.claims if claim.untried]
+    assert len(untried) == 2
+    assert all("the reference cannot" in claim.untried for claim in untried)
+    assert told_claims(row).startswith("1 of 3 other batches and shapes")
+    points = {(one.candidate, one.kind): one for one in found.sweep}
+    failed = points[row.name, "batch"]
+    assert failed.failure is None or "40" in failed.failure
+    assert points[row.name, "clients"].failure is None  # what came before does not take it out
+    # One frame says nothing of how frames differ.
+    assert row.judgement.spread.miou is None
+    assert any("1 frames are few" in note for note in found.notes)
+    assert work_of(graph) == work_of(dynamic_graph)
+
+
+def test_clients_time_all_that_they_call(graph: Path) -> None:
+    candidate = Candidate("m", ModelSpec(str(graph)), "onnxruntime")
+    process = Process(candidate, None)
+    answer = process.ask({"seconds": 0.2, "fps": None, "batch": 1, "clients": 3})
+    process.close()
+    inside = sum(sum(times) for times in answer["times"].values())
+    assert 0.8 < inside / (3 * answer["wall"]) < 1.05  # nothing uncounted is in the time
+
+
+def test_a_network_does_what_its_graph_does(checkpoint: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.onnx"
+    segdeploy.export(checkpoint, plain, optimized=False)
+    with segdeploy.load(checkpoint) as network:
+        watched = work_of_network(network.session, network.contract.size)
+    assert watched.macs == work_of(plain).macs
+    assert watched.bytes == work_of(plain).bytes
+
+
+def row_of(name: str, speedup: float, low: float, high: float, agreement: float) -> Row:
+    latency = Latency(1, 1, 1, 0, 2, (1,), {}, 0, 0, 0, True, ratio=Ratio(speedup, low, high))
+    fidelity = Fidelity(agreement, None, (1,), 0, 0, 0, 0, 0, (), None)
+    accuracy = Accuracy(20, 0.5, None, None, None, {}, {})
+    judgement = Judgement(accuracy, None, fidelity)
+    return Row(name, "onnxruntime", "fp32", 1, judgement, latency)
+
+
+def test_of_those_that_are_as_fast_the_most_faithful_is_recommended() -> None:
+    rows = [
+        row_of("fast", 3.0, 2.9, 3.1, 0.98),
+        row_of("near", 2.9, 2.8, 3.0, 0.99),
+        row_of("slow", 2.0, 1.9, 2.1, 1.0),
+    ]
+    assert recommended(rows) == "near"
+    assert [row.name for row in as_fast(rows)] == ["fast", "near"]
+    rows[1] = row_of("near", 2.7, 2.6, 2.8, 0.99)
+    assert recommended(rows) == "fast"
+    assert [row.name for row in ranked(rows)] == ["fast", "near", "slow"]

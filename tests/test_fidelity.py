@@ -130,5 +130,5 @@ def test_a_ratio_is_clear_only_where_its_interval_leaves_one() -> None:
 def test_limits_out_of_range_are_refused() -> None:
     with pytest.raises(InputError, match="--min-agreement 1.5: is a share"):
         Limits(min_agreement=1.5).check()
-    with pytest.raises(InputError, match="--max-latency-ms -1: must not be negative"):
+    with pytest.raises(InputError, match="--max-latency-ms -1: must be 0 or more"):
         Limits(max_latency_ms=-1).check()

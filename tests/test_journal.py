@@ -12,7 +12,7 @@ import pytest
 
 import segdeploy
 from segdeploy.benchmark.journal import NAME, Journal
-from segdeploy.benchmark.measuring import Protocol
+from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.report import write_report
 from segdeploy.benchmark.verdict import Verdict
 
@@ -57,10 +57,10 @@ def figures(verdict: Verdict) -> list:
 
 
 def test_a_bench_goes_on_where_it_was(
-    graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path
+    graph: Path, int8_graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     files = [graph, int8_graph]
-    common = {"reference": checkpoint, "data": dataset, "protocol": BRIEF}
+    common = {"reference": graph, "data": dataset, "protocol": BRIEF}
     whole = segdeploy.bench(files, **common)
     journal = tmp_path / "report" / NAME
     with pytest.raises(KeyboardInterrupt):
@@ -81,16 +81,17 @@ def test_a_bench_goes_on_where_it_was(
 
 
 def test_what_was_found_of_another_file_is_not_taken(
-    graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path
+    graph: Path, int8_graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "m.onnx"
     shutil.copy(graph, file)
     journal = tmp_path / "report" / NAME
-    common = {"reference": checkpoint, "data": dataset, "limit": 2, "journal": journal}
+    common = {"reference": graph, "data": dataset, "limit": 2, "journal": journal}
     first = segdeploy.bench([file], **common, protocol=BRIEF)
     shutil.copy(int8_graph, file)
     second = segdeploy.bench([file], **common, protocol=BRIEF)
-    assert second.rows[1].judgement.fidelity.max_rel > 10 * first.rows[1].judgement.fidelity.max_rel
+    assert first.rows[1].judgement.fidelity.max_rel < 1e-6
+    assert second.rows[1].judgement.fidelity.max_rel > 1e-3
     assert second.reference.judgement == first.reference.judgement
     other = segdeploy.bench([file], **common, protocol=replace(BRIEF, ece=True))
     assert other.reference.judgement.ece is not None
@@ -98,7 +99,7 @@ def test_what_was_found_of_another_file_is_not_taken(
 
 
 def test_ctrl_c_says_what_stays(
-    run, graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch  # noqa: F811
+    run, graph: Path, dataset: Path, tmp_path: Path, monkeypatch  # noqa: F811
 ) -> None:  # fmt: skip
     from segdeploy.benchmark import measuring
 
@@ -106,8 +107,34 @@ def test_ctrl_c_says_what_stays(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measuring, "judge", interrupted)
-    ran = run("bench", graph, "--reference", checkpoint, "--data", dataset, "--limit", 1,
+    ran = run("bench", graph, "--reference", graph, "--data", dataset, "--limit", 1,
               "--seconds", 0.1, "--report", tmp_path / "r")  # fmt: skip
     assert ran.code == 130
     assert f"what was found is kept in {tmp_path / 'r'}, and the same command goes on" in ran.err
     assert [path.name for path in (tmp_path / "r").iterdir()] == [NAME]
+
+
+def test_rounds_are_kept_beside_a_candidate_that_cannot_run(
+    graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx: object
+) -> None:
+    engine = tmp_path / "m.engine"
+    segdeploy.build_engine(graph, engine, targets=["sm75"])
+    journal = tmp_path / "report" / NAME
+    common = {"reference": graph, "data": dataset, "protocol": BRIEF, "journal": journal}
+    with pytest.raises(KeyboardInterrupt):
+        segdeploy.bench([engine, graph], **common, on_frame=_Stop(1))
+    assert sum(line.startswith('["round') for line in journal.read_text().splitlines()) == 10
+    row = segdeploy.bench([engine, graph], **common).rows[-1]
+    assert (row.skipped, row.backend) == (True, "tensorrt-rtx")
+
+
+def test_other_scales_are_other_figures(dynamic_graph: Path, dataset: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "report" / NAME
+    common = {"reference": dynamic_graph, "data": dataset, "limit": 2, "journal": journal}
+    mious = [
+        segdeploy.bench([dynamic_graph], **common, protocol=replace(BRIEF, scales=scales))
+        .modes.rows[0]
+        .judgement.accuracy.miou
+        for scales in ((0.75, 1.0), (1.0, 1.5))
+    ]
+    assert mious[0] != mious[1]

@@ -55,14 +55,15 @@ def test_what_was_done_is_not_done_again(
 ) -> None:  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in shipped.folder.glob("model*")}
     common = ("--data", dataset, "--target", "sm86", "--target", "sm89", "-o", shipped.folder)
-    budget = ("--max-miou-drop", 20)
+    budget = ("--max-miou-drop", 20, "--seconds", 0.2)
     ran = run("deploy", checkpoint, *common, *budget, "--dry-run")
     assert ran.code == 0
-    assert ran.out.count(": is done") == 6
+    assert ran.out.count(": is done") == 7
     ran = run("deploy", checkpoint, *common, "--max-miou-drop", 21, "--dry-run")
     assert "export: is done" in ran.out
     assert "calibrate to fp16: is done" in ran.out
     assert "calibrate to int8: would be done" in ran.out
+    assert "bench: would be done" in ran.out
     (shipped.folder / "model.fp16.onnx").write_bytes(b"damaged")
     ran = run("deploy", checkpoint, *common, *budget, "--dry-run")
     assert "calibrate to fp16: would be done" in ran.out

@@ -42,6 +42,8 @@ def spread(
     counts: Sequence[NDArray[np.int64]], reference: Sequence[NDArray[np.int64]] | None = None
 ) -> Spread:
     """Intervals for confusion matrices `(C, C)`, one a frame, and a reference's of the same."""
+    if len(counts) < 2:  # nothing can be said of how frames differ
+        return Spread(None, (None,) * len(counts[0]))
     weights = _draws(len(counts))
     ious = _iou(weights, counts)
     mious = _mean(ious)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from segdeploy.benchmark.accuracy import Contestant
+from segdeploy.benchmark.process import Candidate, Failure, Process, start
 from segdeploy.engine.options import Shape
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import Frame
@@ -24,15 +25,17 @@ _MOST = 8  # times the pixels of the contract's picture
 
 @dataclass(frozen=True)
 class Claim:
-    """An input (N, H, W), and the share of labels equal to the reference's, or why there is none.
+    """An input (N, H, W), and the share of labels equal to the reference's.
 
     `max_rel` is the largest difference of a score over the reference's range; None for labels.
+    `failure` says why the candidate cannot run it, `untried` why the reference cannot.
     """
 
     shape: Shape
     agreement: float | None = None
     max_rel: float | None = None
     failure: str | None = None
+    untried: str | None = None
 
 
 def claimed_shapes(session: Session, size: tuple[int, int]) -> list[Shape]:
@@ -68,14 +71,44 @@ def _odd(size: tuple[int, int], factor: float) -> tuple[int, int]:
 
 
 def check_claims(
-    contestant: Contestant, reference: Predictor, frames: Sequence[Frame]
+    candidate: Candidate, contestant: Contestant, reference: Predictor, frames: Sequence[Frame]
 ) -> list[Claim]:
-    """Run each shape once, with as many frames as its batch holds, beside the reference."""
+    """Run each shape once, with as many frames as its batch holds, beside the reference.
+
+    First in a process of its own, where a shape that crashes takes nothing with it.
+    """
     predictor = contestant.predictor
     if predictor.loop:
         return []
     shapes = claimed_shapes(predictor.session, predictor.contract.size)
-    return [_claim(predictor, reference, shape, frames) for shape in shapes]
+    failures = _failures(candidate, shapes)
+    return [
+        Claim(shape, failure=failures[shape])
+        if shape in failures
+        else _claim(predictor, reference, shape, frames)
+        for shape in shapes
+    ]
+
+
+def _failures(candidate: Candidate, shapes: Sequence[Shape]) -> dict[Shape, str]:
+    """Why the candidate's own runtime cannot run some of the shapes."""
+    found: dict[Shape, str] = {}
+    process: Process | Failure | None = None
+    for shape in shapes:
+        if process is None:
+            process = start(candidate, None)
+        if isinstance(process, Failure):
+            return dict.fromkeys(shapes, process.reason)
+        try:
+            answer = process.ask({"shape": shape})
+            if "refused" in answer:
+                found[shape] = answer["refused"]
+        except InputError as error:  # it died of that, and the next shape has another process
+            found[shape] = first_line(error)
+            process = None
+    if isinstance(process, Process):
+        process.close()
+    return found
 
 
 def _claim(
@@ -89,7 +122,7 @@ def _claim(
         wanted = Predictor(reference.session, size, reference.loop)
         scores = [wanted.logits(picture) for picture in pictures]
     except InputError as error:
-        return Claim(shape, failure=f"the reference cannot: {first_line(error)}")
+        return Claim(shape, untried=f"the reference cannot: {first_line(error)}")
     try:
         inputs = np.concatenate([preprocess(picture, contract) for picture in pictures])
         outputs = predictor.finite(predictor.session.run(inputs))

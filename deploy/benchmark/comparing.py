@@ -36,14 +36,15 @@ def compare_verdicts(old: Path, new: Path) -> list[Change]:
         InputError: for files that are no verdicts, or of other frames.
     """
     before, after = _read(old), _read(new)
-    for what in ("split", "frames", "size", "classes"):
+    for values in (before, after):
+        values["data set"] = Path(str(values["dataset"])).name
+    for what in ("data set", "split", "frames", "size", "classes"):
         if before[what] != after[what]:
             raise InputError(
                 f"{new}: its {what} is {after[what]}, that of {old} {before[what]}; they cannot be "
                 "compared"
             )
-    olds = {row["name"]: row for row in before["rows"]}
-    news = {row["name"]: row for row in after["rows"]}
+    olds, news = ({row["name"]: row for row in _rows(values)} for values in (before, after))
     changes = []
     for name in dict.fromkeys([*olds, *news]):
         if name not in olds or name not in news:
@@ -52,6 +53,11 @@ def compare_verdicts(old: Path, new: Path) -> list[Change]:
             continue
         changes += _changes(name, olds[name], news[name])
     return changes
+
+
+def _rows(values: dict[str, Any]) -> list[dict[str, Any]]:
+    modes = values["modes"] or {"rows": []}
+    return [*values["rows"], *modes["rows"]]
 
 
 def _changes(name: str, old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
@@ -91,13 +97,18 @@ def _read(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_bytes())
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise ValueError(f"no verdict of schema {SCHEMA}")
-        rows = values["rows"]
-        if not isinstance(rows, list) or not all(
+        modes = values["modes"]
+        if modes is not None and not (
+            isinstance(modes, dict) and isinstance(modes.get("rows"), list)
+        ):
+            raise ValueError("its modes are damaged")
+        rows = _rows(values) if isinstance(values["rows"], list) else None
+        if rows is None or not all(
             isinstance(row, dict) and isinstance(row.get("name"), str) and "passes" in row
             for row in rows
         ):
             raise ValueError("its rows are damaged")
-        for what in ("split", "frames", "size", "classes"):
+        for what in ("dataset", "split", "frames", "size", "classes"):
             values[what]
     except (ValueError, KeyError, RecursionError) as error:
         raise InputError(

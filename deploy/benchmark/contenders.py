@@ -17,7 +17,7 @@ from segdeploy.files import check_input, sha256_of_file
 from segdeploy.network import ModelSpec
 from segdeploy.onnx_file import contract_of, is_quantized, load_onnx, precision_of
 from segdeploy.runtime.predictor import Predictor, load
-from segdeploy.runtime.session import ENGINE_SUFFIXES
+from segdeploy.runtime.session import ENGINE_SUFFIXES, PROVIDERS
 from segdeploy.runtime.torch_session import TorchSession
 from segdeploy.spec import Contract
 
@@ -34,6 +34,11 @@ def name_candidates(paths: Sequence[Path], backends: Sequence[str]) -> list[Cand
     for what, named in (("candidate", paths), ("backend", backends)):
         if len(set(named)) < len(named):
             raise InputError(f"bench: a {what} is named twice")
+    for backend in backends:
+        if backend not in (*PROVIDERS, "openvino"):
+            raise InputError(
+                f"{backend}: no such backend; there are {', '.join(PROVIDERS)}, openvino"
+            )
     return [
         Candidate(_name(path, paths, backend, backends), ModelSpec(str(path)), backend)
         for path in paths

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from segdeploy.benchmark.machine import GpuState
 from segdeploy.packages import versions
 
-_PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx_cu13", "numpy")
+_PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx_cu13", "tensorrt", "numpy")
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Machine facts of one run; `threads` is None where each runtime chose for itself."""
+    """Machine facts of one run; `threads` is None where each runtime chose for itself.
+
+    `gpu` is what NVML says of the GPU, None without one or without `nvidia-ml-py`.
+    """
 
     measured_at: str
     system: str
@@ -24,6 +28,7 @@ class Environment:
     threads: int | None
     python: str
     packages: dict[str, str]
+    gpu: GpuState | None = None
 
 
 def describe_environment(threads: int | None) -> Environment:

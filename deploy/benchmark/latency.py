@@ -96,7 +96,7 @@ def measure_latencies(
             rounds,
             message,
             journal=journal or Journal(None, ""),
-            identities=identities,
+            identities=identities or [one.name for one in candidates],
             on_burst=on_burst,
         )
         return [
@@ -114,6 +114,9 @@ def measure_latencies(
 def _ended(
     worker: Process, bursts: Answers, reference: Answers | None, fps: float | None
 ) -> Latency | Failure:
+    refused = next((burst["refused"] for burst in bursts if "refused" in burst), None)
+    if refused is not None:
+        return Failure(refused)
     try:
         peak = worker.ask({"end": True})["peak_mib"]
     except InputError as error:
@@ -130,7 +133,7 @@ def _summary(
     }
     calls = stages["network"]
     ratio = None
-    if reference is not None and len(reference) == len(bursts):
+    if reference is not None and len(reference) == len(bursts) and "times" in reference[0]:
         ratio = ratio_of(_medians(reference), medians)
     return Latency(
         median_ms=float(np.median(calls)),

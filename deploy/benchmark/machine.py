@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _CPU = Path("/sys/devices/system/cpu/cpu0")
@@ -70,6 +71,37 @@ def machine_state() -> MachineState:
     )
 
 
+class Watch:
+    """The machine's state when a measurement began, and its GPU's while it ran."""
+
+    def __init__(self) -> None:
+        self._before = machine_state()
+        self._gpus: list[GpuState] = []
+
+    def during(self, on_burst: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """Look at the GPU after each burst: an idle one says nothing."""
+
+        def look(done: int, total: int) -> None:
+            if self._before.gpu is not None and (state := _gpu()) is not None:
+                self._gpus.append(state)
+            on_burst(done, total)
+
+        return look
+
+    @property
+    def gpu(self) -> GpuState | None:
+        """The GPU at its slowest, with every reason for which its clock was held down."""
+        if not self._gpus:
+            return self._before.gpu
+        reasons = {reason for state in self._gpus for reason in state.reasons}
+        slowest = min(self._gpus, key=lambda state: state.clock)
+        return replace(slowest, reasons=tuple(sorted(reasons)))
+
+    def doubts(self) -> list[str]:
+        """What a reader of the latencies should know, a sentence each."""
+        return doubts(self._before, replace(machine_state(), gpu=self.gpu))
+
+
 def doubts(before: MachineState, after: MachineState) -> list[str]:
     """What a reader of the latencies should know, a sentence each."""
     found = []
@@ -102,8 +134,8 @@ def _gpu_doubts(gpu: GpuState) -> list[str]:
         found.append(f"{gpu.name}: its clock was held down ({told}) at {gpu.temperature} C")
     elif gpu.clock < _SLOW * gpu.highest_clock:
         found.append(
-            f"{gpu.name}: its clock is not locked ({gpu.clock} of {gpu.highest_clock} MHz at the "
-            "end); nvidia-smi --lock-gpu-clocks makes latencies repeat"
+            f"{gpu.name}: its clock is not locked ({gpu.clock} of {gpu.highest_clock} MHz at its "
+            "slowest); nvidia-smi --lock-gpu-clocks makes latencies repeat"
         )
     if gpu.power_limit < gpu.default_limit:
         found.append(

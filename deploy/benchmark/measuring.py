@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segdeploy.benchmark.accuracy import Contestant, Judgement, Sample, judge, show
@@ -17,14 +17,18 @@ from segdeploy.benchmark.contenders import (
     identity_of_reference,
     open_candidate,
 )
+from segdeploy.benchmark.environment import describe_environment
 from segdeploy.benchmark.journal import Journal
-from segdeploy.benchmark.latency import SECONDS, Latency, measure_latencies
+from segdeploy.benchmark.latency import Latency, measure_latencies
 from segdeploy.benchmark.layers import compare_layers
 from segdeploy.benchmark.modes import export_fused, looped, why_no_loop
 from segdeploy.benchmark.pictures import is_folder_of_pictures, pictures_of
 from segdeploy.benchmark.process import Candidate, Failure
-from segdeploy.benchmark.sweep import Point, Sweep, run_sweep
+from segdeploy.benchmark.protocol import Protocol
+from segdeploy.benchmark.sweep import Point, run_sweep
 from segdeploy.benchmark.verdict import Limits, Modes, Row, complaints, ranked
+from segdeploy.device import current_gpu
+from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, Frame, open_dataset
 from segdeploy.network import ModelSpec, check_classes
@@ -35,35 +39,6 @@ from segdeploy.spec import Contract
 
 Progress = Callable[[int, int], None]
 _SAMPLES = 4
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a bench measures: `seconds` are each candidate's in all; `fps` paces the calls.
-
-    `threads` are those inside an operator, and as many cores where a process can be pinned.
-    `layers` follows a frame layer by layer; `ece` adds the expected calibration error. `scales`
-    are run as a loop and as one graph, side by side. `sweep` varies batch, threads and clients.
-    """
-
-    seconds: float = SECONDS
-    threads: int | None = None
-    fps: float | None = None
-    layers: bool = False
-    ece: bool = False
-    scales: tuple[float, ...] = ()
-    sweep: Sweep = field(default_factory=Sweep)
-
-    def check(self) -> None:
-        """Refuse what cannot be measured.
-
-        Raises:
-            InputError: for a pace or scales that mean nothing.
-        """
-        if self.fps is not None and not 0 < self.fps <= 1000:
-            raise InputError(f"--fps {self.fps}: is calls a second, above 0 to 1000")
-        if self.scales == (1.0,):
-            raise InputError("--scales 1: is what is measured anyway; give several")
 
 
 @dataclass(frozen=True)
@@ -131,6 +106,20 @@ class Measuring:
     on_frame: Progress
     on_burst: Progress
 
+    def check(self, single: Sequence[Candidate], fused: Sequence[Candidate]) -> None:
+        """Refuse what could not be compared, before minutes are spent on the rest.
+
+        Raises:
+            InputError: for a contract that differs, or a reference that cannot take the scales.
+        """
+        scene, scales = self.scene, self.protocol.scales
+        for one in single:
+            check_contract(one, scene.truth)
+        if scales:
+            truth = Predictor(scene.truth.session, None, scales)
+            for one in fused:
+                check_contract(one, truth)
+
     def at_one_scale(self, named: Sequence[Candidate]) -> Measured:
         """Everything of the candidates that run as the reference does."""
         scene = self.scene
@@ -163,7 +152,7 @@ class Measuring:
             notes = [made] if isinstance(made, str) else []
             named = []
             for one in single:
-                if why := why_no_loop(Path(one.spec.model)):
+                if why := why_no_loop(Path(one.spec.model), scales):
                     notes.append(f"{one.name}: {why}")
                 else:
                     named.append(looped(one, scales))
@@ -202,15 +191,13 @@ class Measuring:
         against the first of `references`; the last is `truth` itself.
         """
         scene, protocol = self.scene, self.protocol
-        for one in named:
-            check_contract(one, truth)
         times = measure_latencies(
             [*references, *named],
             seconds=protocol.seconds,
             threads=protocol.threads,
             fps=protocol.fps,
             journal=self.journal,
-            identities=[f"{truth.loop}", *self._identities(named)],
+            identities=[*(str(one.scales) for one in references[1:]), *self._identities(named)],
             on_burst=self.on_burst,
         )
         for latency in times[: len(references)]:
@@ -230,7 +217,7 @@ class Measuring:
                 scene.dataset,
                 scene.frames,
                 journal=self.journal,
-                identity=references[-1].name,
+                identity=f"reference at {truth.loop}",
                 ece=protocol.ece,
                 on_frame=self.on_frame,
             )
@@ -240,7 +227,9 @@ class Measuring:
                 if isinstance(judgement, Judgement)
             }
             claims = {
-                name: check_claims(one, truth, scene.frames) for name, (one, _) in sound.items()
+                one.name: check_claims(one, sound[one.name][0], truth, scene.frames)
+                for one in named
+                if one.name in sound
             }
             shown = show(truth, sound, scene.dataset, scene.frames, samples) if samples else []
         taken = times[len(references) - 1]
@@ -266,8 +255,11 @@ def journal_key(scene: Scene, protocol: Protocol) -> str:
         for frame in scene.frames
         for path in (frame.image, frame.mask)
     ]
-    settings = (protocol.threads, protocol.ece, versions("segdeploy", "torch", "onnxruntime"))
-    return json.dumps([scene.identity, scene.dataset.classes, frames, settings])
+    here = describe_environment(protocol.threads)
+    gpu = current_gpu()
+    settings = (protocol.ece, here.threads, here.cpu, here.cores, here.packages, str(gpu))
+    ours = versions("segdeploy")
+    return json.dumps([scene.identity, scene.dataset.classes, frames, settings, ours])
 
 
 def _row(
@@ -281,8 +273,7 @@ def _row(
         failure = latency.reason
     return Row(
         name=candidate.name,
-        backend=candidate.backend
-        or (contestant.predictor.session.backend if contestant else "tensorrt"),
+        backend=candidate.backend or read_manifest(Path(candidate.spec.model)).backend,
         precision=contestant.precision if contestant else "-",
         bytes=_bytes(candidate.spec),
         judgement=judgement if isinstance(judgement, Judgement) else None,

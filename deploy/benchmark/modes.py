@@ -9,11 +9,13 @@ from pathlib import Path
 from segdeploy.benchmark.contenders import contract_of_file
 from segdeploy.benchmark.process import Candidate
 from segdeploy.engine.manifest import read_manifest
+from segdeploy.engine.options import profiles_of
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.models.errors import first_line
+from segdeploy.models.scales import checked_scaled_size
 from segdeploy.network import ModelSpec
 from segdeploy.onnx_file import load_onnx
-from segdeploy.runtime.session import ENGINE_SUFFIXES, PROVIDERS
+from segdeploy.runtime.session import ENGINE_SUFFIXES
 
 
 def split_by_scales(
@@ -28,17 +30,25 @@ def split_by_scales(
     return [one for one in candidates if one not in fused], fused
 
 
-def why_no_loop(path: Path) -> str | None:
-    """Why a candidate cannot be run at several sizes; None if it can."""
+def why_no_loop(path: Path, scales: tuple[float, ...]) -> str | None:
+    """Why a candidate cannot be run at these scales; None if it can."""
     contract = contract_of_file(path)
     if contract.layout != "NCHW" or contract.output != "logits" or contract.upsampling:
         return "takes bytes or gives no logits, so there is no loop over its scales"
     if path.suffix in ENGINE_SUFFIXES:
-        dynamic = bool(read_manifest(path).profiles)
+        profiles = read_manifest(path).profiles
+        dynamic = bool(profiles)
     else:
+        profiles = profiles_of(contract)
         sides = load_onnx(path).graph.input[0].type.tensor_type.shape.dim[2:]
         dynamic = not any(side.HasField("dim_value") for side in sides)
-    return None if dynamic else "is static, so there is no loop over it; export it with --dynamic"
+    if not dynamic:
+        return "is static, so there is no loop over it; export it with --dynamic"
+    for scale in scales:
+        height, width = checked_scaled_size(contract.size, scale)
+        if profiles and not any(one.takes((1, height, width)) for one in profiles):
+            return f"does not take {height}x{width}, which is scale {scale:g}: no loop over it"
+    return None
 
 
 def looped(candidate: Candidate, scales: tuple[float, ...]) -> Candidate:
@@ -70,5 +80,4 @@ def export_fused(
             backend,
         )
         for backend in backends
-        if backend in (*PROVIDERS, "openvino")
     ]

@@ -8,10 +8,11 @@ import numpy as np
 
 from segdeploy.benchmark.latency import Latency
 from segdeploy.benchmark.layers import LayerReport
-from segdeploy.benchmark.verdict import Row
+from segdeploy.benchmark.verdict import Row, as_fast
 
 _WIDE = 1.2  # ninth over first decile of the rounds' medians
 _FAR = 0.02  # fewer equal labels than at the size of the contract
+_FEW = 10
 _SURE = 0.999  # labels equal where the reference's margin is above its mean
 
 
@@ -31,6 +32,22 @@ def notes_of(reference: Row, rows: Sequence[Row]) -> list[str]:
             f"the machine ran at several speeds: {name} took {most:.2f} times as long in its slow "
             "rounds as in its fast ones; ratios may differ from run to run by more than they say"
         )
+    alike = [row.name for row in as_fast(rows)]
+    if len(alike) > 1:
+        notes.append(
+            f"{', '.join(alike)}: this run cannot tell which of them is fastest; of those the one "
+            "with the most equal labels is recommended"
+        )
+    if reference.latency and reference.latency.fps:
+        notes += [
+            f"{row.name}: cannot keep {row.latency.fps:g} calls a second"
+            for row in timed
+            if row.latency and row.latency.fps
+            and sum(row.latency.stages_ms.values()) > 1e3 / row.latency.fps
+        ]  # fmt: skip
+    frames = reference.judgement.accuracy.frames if reference.judgement else 0
+    if frames < _FEW:
+        notes.append(f"{frames} frames are few: their intervals of mIoU say little")
     said: dict[str, list[str]] = {}
     for row in rows:
         for told in _of_labels(row):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 from segdeploy.benchmark.worker import START, spec_to_json
 from segdeploy.errors import InputError, NotHere
 from segdeploy.network import ModelSpec
+
+_PATIENCE = 600.0  # seconds: an engine may compile for its GPU when it is loaded
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,17 @@ class Process:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        # A runtime that hangs would hang the bench.
+        patience = threading.Timer(_PATIENCE + 20 * message.get("seconds", 0), self._process.kill)
+        patience.start()
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        finally:
+            patience.cancel()
         if not line:
             raise InputError(self._ended())
         answer: dict[str, Any] = json.loads(line)
@@ -98,8 +107,10 @@ class Process:
         self._complaints.seek(0)
         said = self._complaints.read().decode(errors="replace").strip().splitlines()
         self.close()
-        reason = said[-1] if said else "it said nothing; out of memory?"
-        return f"{self._name}: its process ended with code {code} while it was timed: {reason}"
+        how = f"with code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        guess = "; out of memory, or it hung?" if code == -signal.SIGKILL else ""
+        reason = said[-1] if said else f"it said nothing{guess}"
+        return f"{self._name}: its process ended {how}: {reason}"
 
     def close(self) -> None:
         """End the process, kindly if it listens."""

@@ -133,7 +133,8 @@ def told_claims(row: Row) -> str | None:
     if not held:
         return None
     least = f"at least {min(held):.3%} of labels equal"
-    return f"{len(row.claims)} other batches and shapes that it claims: {least}"
+    of = "" if len(held) == len(row.claims) else f" of {len(row.claims)}"
+    return f"{len(held)}{of} other batches and shapes that it claims: {least}"
 
 
 def told_scales(row: Row) -> str | None:
@@ -211,8 +212,16 @@ def told_drop(row: Row, reference: Row) -> str:
     if drop is None or row is reference:
         return "-"
     interval = row.judgement.spread.drop if row.judgement and row.judgement.spread else None
-    told = f" ({100 * interval.low:.2f} to {100 * interval.high:.2f})" if interval else ""
-    return f"{100 * drop:.2f}{told}"
+    told = f" ({_points(interval.low)} to {_points(interval.high)})" if interval else ""
+    return f"{_points(drop)}{told}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share + 0.0:.2f}".replace("-0.00", "0.00")
+
+
+def _told_outcome(row: Row) -> str:
+    return f"{outcome(row)}: {row.failure}" if row.failure else outcome(row)
 
 
 def _cells(row: Row, reference: Row) -> list[str]:
@@ -228,5 +237,5 @@ def _cells(row: Row, reference: Row) -> list[str]:
         "-" if fidelity is None else f"{100 * fidelity.agreement:.3f} %",
         "-" if latency is None else f"{latency.median_ms:.2f}",
         told_speedup(row),
-        "reference" if row is reference else outcome(row).replace("|", "/"),
+        "reference" if row is reference else _told_outcome(row).replace("|", "/"),
     ]

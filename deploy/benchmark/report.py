@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -65,7 +66,7 @@ def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path
         boundary=BOUNDARY,
         samples=[layers_of(sample, verdict) for sample in verdict.samples],
         classes=list(zip(verdict.dataset.classes, verdict.dataset.palette, strict=True)),
-        command=" ".join(command),
+        command=shlex.join(command),
     )
     check_folder(folder)
     folder.mkdir(exist_ok=True)

@@ -8,15 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segdeploy.benchmark.peak import Peak
 from segdeploy.engine.manifest import read_manifest
-from segdeploy.exporter.dilation import CONVOLUTIONS, ConvGeometry, node_geometry
+from segdeploy.exporter.dilation import (
+    CONVOLUTIONS,
+    ConvGeometry,
+    module_geometry,
+    node_geometry,
+)
 from segdeploy.onnx_file import contract_of, load_onnx
 from segdeploy.runtime.session import ENGINE_SUFFIXES
+from segdeploy.runtime.torch_session import TorchSession
 
 if TYPE_CHECKING:
     import onnx
@@ -74,6 +80,30 @@ def work_of(path: Path) -> Work | None:
             macs[layer.precision] = macs.get(layer.precision, 0) + layer.macs
         return Work(macs, None)
     return _of_graph(load_onnx(path), path)
+
+
+def work_of_network(session: TorchSession, size: tuple[int, int]) -> Work:
+    """The work of a PyTorch network's convolutions, watched while it runs once."""
+    import torch
+    from torch import nn
+
+    macs, moved = 0, 0
+
+    def watch(module: Any, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        nonlocal macs, moved
+        shapes = [tuple(one.shape) for one in (given[0], module.weight, out)]
+        macs += _macs(module_geometry(module), *shapes)
+        moved += _WIDTHS["fp32"] * sum(map(prod, shapes))
+
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    watched = [one for one in session.network.modules() if isinstance(one, kinds)]
+    hooks = [one.register_forward_hook(watch) for one in watched]
+    try:
+        session.run(np.zeros((1, 3, *size), np.float32))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Work({"fp32": macs}, moved)
 
 
 def _of_graph(graph: onnx.ModelProto, path: Path) -> Work | None:

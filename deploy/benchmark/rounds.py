@@ -28,20 +28,21 @@ def take_turns(
     """
     answers: list[Answers] = [[] for _ in workers]
     for turn in range(rounds):
-        place = f"round {turn} of {message} with {identities}"
-        held = journal.get(place)
-        given: Answers = held or [{} for _ in workers]
-        for index, worker in enumerate(workers):
-            if isinstance(worker, Failure):
-                continue
-            if held is None:
+        alive = [i for i, worker in enumerate(workers) if isinstance(worker, Process)]
+        place = f"round {turn} of {message} with {[identities[i] for i in alive]}"
+        given: Answers = journal.get(place) or []
+        is_new = not given
+        for index in alive:
+            worker = workers[index]
+            assert isinstance(worker, Process)
+            if is_new:
                 try:
-                    given[index] = worker.ask(message)
+                    given.append(worker.ask(message))
                 except InputError as error:
                     workers[index] = Failure(str(error))
                     continue
-            answers[index].append(given[index])
+            answers[index].append(given[alive.index(index)] if not is_new else given[-1])
             on_burst(turn * len(workers) + index + 1, rounds * len(workers))
-        if held is None and all(given):
+        if is_new and len(given) == len(alive):
             journal.put(place, given)
     return answers

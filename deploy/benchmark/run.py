@@ -9,21 +9,17 @@ from pathlib import Path
 from segdeploy.benchmark.contenders import name_candidates
 from segdeploy.benchmark.environment import describe_environment
 from segdeploy.benchmark.journal import Journal
-from segdeploy.benchmark.machine import doubts, machine_state
-from segdeploy.benchmark.measuring import (
-    Measuring,
-    Progress,
-    Protocol,
-    journal_key,
-    open_scene,
-)
+from segdeploy.benchmark.machine import Watch
+from segdeploy.benchmark.measuring import Measuring, Progress, journal_key, open_scene
 from segdeploy.benchmark.modes import split_by_scales
 from segdeploy.benchmark.notes import notes_of
-from segdeploy.benchmark.peak import Peak, measured_peak, stated_peak
-from segdeploy.benchmark.roofline import roofline, work_of
+from segdeploy.benchmark.peak import Peak, higher, measured_peak, stated_peak
+from segdeploy.benchmark.protocol import Protocol
+from segdeploy.benchmark.roofline import roofline, work_of, work_of_network
 from segdeploy.benchmark.verdict import Limits, Row, Verdict, front, ranked, recommended
 from segdeploy.device import current_gpu
 from segdeploy.network import ModelSpec
+from segdeploy.runtime.torch_session import TorchSession
 
 
 def bench(
@@ -57,11 +53,13 @@ def bench(
     protocol.check()
     named = name_candidates([Path(path) for path in candidates], backends)
     single, fused = split_by_scales(named, protocol.scales)
-    before = machine_state()
+    peak = measured_peak(protocol.threads)
+    watch = Watch()
     with open_scene(ModelSpec.of(reference), Path(data), split, limit) as scene:
         held = Journal(journal, journal_key(scene, protocol))
         resumed = held.resumed
-        work = Measuring(scene, protocol, limits, held, on_frame, on_burst)
+        work = Measuring(scene, protocol, limits, held, on_frame, watch.during(on_burst))
+        work.check(single, fused)
         found = work.at_one_scale(single)
         modes, notes = None, list[str]()
         if protocol.scales:
@@ -69,11 +67,13 @@ def bench(
         points = work.sweep([
             one for one, row in zip(single, found.rows, strict=True) if row.latency is not None
         ])  # fmt: skip
-        peak = measured_peak(protocol.threads)
-    work_done = [work_of(Path(one.spec.model)) for one in single]
-    # The reference computes what its float32 graph does.
-    float32 = [one for one in work_done if one is not None and set(one.macs) == {"fp32"}]
-    work_done.insert(0, float32[0] if float32 else None)
+        work_done = [
+            work_of_network(scene.truth.session, scene.truth.contract.size)
+            if isinstance(scene.truth.session, TorchSession)
+            else work_of(Path(scene.spec.model)),
+            *(work_of(Path(one.spec.model)) for one in single),
+        ]
+    peak = higher(peak, measured_peak(protocol.threads))
     first, *rows = [
         replace(row, roofline=roofline(done, row.latency.median_ms, _roof(row, peak)))
         if row.latency
@@ -86,7 +86,7 @@ def bench(
     told = [] if has_masks else ["the frames have no masks: no mIoU, parity and latency alone"]
     if resumed:
         told.append("this bench goes on with an interrupted one; some of it is from before")
-    told += [*doubts(before, machine_state()), *notes_of(first, rows), *notes]
+    told += [*watch.doubts(), *notes_of(first, rows), *notes]
     return Verdict(
         rows=(first, *ranked(rows)),
         samples=tuple(found.samples),
@@ -94,7 +94,7 @@ def bench(
         split=scene.split,
         frames=len(scene.frames),
         size=scene.truth.contract.size,
-        environment=describe_environment(protocol.threads),
+        environment=replace(describe_environment(protocol.threads), gpu=watch.gpu),
         limits=limits,
         has_masks=has_masks,
         recommended=recommended(rows) or (recommended(modes.rows[1:]) if modes else None),

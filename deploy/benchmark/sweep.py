@@ -92,7 +92,7 @@ def run_sweep(
                     _ROUNDS,
                     message,
                     journal=journal,
-                    identities=[*identities, f"threads {cores}"],
+                    identities=[f"{one} on {cores} threads" for one in identities],
                 )
                 points += [
                     _point(candidate.name, kind, value, worker, held)
@@ -110,8 +110,9 @@ def run_sweep(
 def _point(name: str, kind: str, value: int, worker: Process | Failure, held: Answers) -> Point:
     if isinstance(worker, Failure):
         return Point(name, kind, value, failure=worker.reason)
-    if "refused" in held[0]:
-        return Point(name, kind, value, failure=held[0]["refused"])
+    refused = next((one["refused"] for one in held if "refused" in one), None)
+    if refused is not None:
+        return Point(name, kind, value, failure=refused)
     calls = np.concatenate([one["times"]["network"] for one in held])
     batch = value if kind == "batch" else 1
     speeds = [batch * len(one["times"]["network"]) / one["wall"] for one in held]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,8 +41,10 @@ class Limits:
             raise InputError(f"--min-agreement {self.min_agreement}: is a share, 0 to 1")
         for name in ("max_miou_drop", "max_latency_ms", "min_speedup"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must not be negative")
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {value}: must be 0 or more, and finite"
+                )
 
     @property
     def are_given(self) -> bool:
@@ -165,14 +168,35 @@ def _agreement(row: Row) -> float | None:
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """By latency, the fastest first; those without one last."""
-    return sorted(rows, key=lambda row: row.latency.median_ms if row.latency else float("inf"))
+    """The fastest first, by speed-up: it is measured in pairs. Those without a latency last."""
+    return sorted(rows, key=lambda row: -_speed(row))
+
+
+def _speed(row: Row) -> float:
+    if row.latency is None:
+        return 0.0
+    return row.latency.ratio.speedup if row.latency.ratio else 1.0
+
+
+def as_fast(rows: Sequence[Row]) -> list[Row]:
+    """Of the candidates that pass the fastest, and those which this run cannot tell from it."""
+    passing = [row for row in ranked(rows) if row.passes and row.latency]
+    if not passing or passing[0].latency is None or passing[0].latency.ratio is None:
+        return passing[:1]
+    least = passing[0].latency.ratio.low
+    return [
+        row
+        for row in passing
+        if row.latency and row.latency.ratio and row.latency.ratio.high >= least
+    ]
 
 
 def recommended(rows: Sequence[Row]) -> str | None:
-    """The fastest of the candidates that pass."""
-    passing = [row for row in ranked(rows) if row.passes and row.latency]
-    return passing[0].name if passing else None
+    """The fastest of the candidates that pass; of several that are as fast the most faithful."""
+    best = as_fast(rows)
+    if not best:
+        return None
+    return max(best, key=lambda row: _agreement(row) or 0.0).name
 
 
 def front(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -105,12 +105,14 @@ def bench(
     Exits with 1 if one fails, or does not keep a limit.
     """
     if compare is not None:
+        if candidates or reference or data:
+            raise click.UsageError("--compare OLD NEW: compares two files, and takes nothing else")
         return _compare(compare, as_json)
     if not candidates or reference is None or data is None:
         raise click.UsageError("give CANDIDATES, --reference and --data, or --compare OLD NEW")
     import segdeploy
     from segdeploy.benchmark.journal import NAME as JOURNAL
-    from segdeploy.benchmark.measuring import Protocol
+    from segdeploy.benchmark.protocol import Protocol
     from segdeploy.benchmark.record import to_json
     from segdeploy.benchmark.report import check_folder, write_report
     from segdeploy.benchmark.sweep import Sweep
@@ -201,6 +203,7 @@ def _told(value: float | str | None) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+_LONGEST = 60  # characters in a table's cell
 _HEAD = (
     "candidate", "runtime", "precision", "mIoU %", "drop (95 %)", "labels equal %",
     "max rel", "median ms", "p99 ms", "speed-up (95 %)", "MB", "verdict",
@@ -223,6 +226,9 @@ def _print(verdict: Verdict) -> None:
             "labels against the reference at the same scales, speed-up against it at one",
         )
     for row in (*verdict.rows, *several):
+        for complaint in row.complaints:
+            if len(complaint) > _LONGEST:
+                click.echo(f"{row.name}: {complaint}")
         if row.failure:
             click.echo(f"{row.name}: {'skipped' if row.skipped else 'failed'}: {row.failure}")
         if row.judgement is not None and row.judgement.kernels is not None:
@@ -236,7 +242,7 @@ def _print(verdict: Verdict) -> None:
             click.echo(f"{row.name}: {row.layers}")
         elif row.layers is not None:
             print_table(
-                ("layer", "node", "off by, of its range"),
+                ("layer", "node", "off by, beyond rounding, of its range"),
                 [(one.module, one.node, f"{one.max_rel:.2g}") for one in row.layers.layers],
                 f"{row.name}, layer by layer",
             )
@@ -245,6 +251,10 @@ def _print(verdict: Verdict) -> None:
     )
     for note in verdict.notes:
         click.echo(f"note: {note}", err=True)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _print_costs(verdict: Verdict) -> None:
@@ -259,7 +269,8 @@ def _print_costs(verdict: Verdict) -> None:
         if told := told_scales(row):
             click.echo(f"{row.name}: {told}")
     if verdict.sweep:
-        print_table(("candidate", "at", "median ms", "pictures/s"), told_sweep(verdict), "sweep")
+        lines = [tuple(map(_shortened, line)) for line in told_sweep(verdict)]
+        print_table(("candidate", "at", "median ms", "pictures/s"), lines, "sweep")
 
 
 def _row(row: Row, reference: Row) -> tuple[str, ...]:
@@ -280,5 +291,5 @@ def _row(row: Row, reference: Row) -> tuple[str, ...]:
         f"{latency.p99_ms:.2f}" if latency else "-",
         told_speedup(row),
         megabytes(row.bytes),
-        "reference" if row is reference else outcome(row),
+        "reference" if row is reference else _shortened(outcome(row)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def deploy(
             max_miou_drop=max_miou_drop,
             seconds=seconds,
             dry_run=dry_run,
+            command=["segdeploy", *sys.argv[1:]],
             on_step=tell,
             on_progress=update,
         )

@@ -181,7 +181,7 @@ seconds_option = click.option(
     type=click.FloatRange(min=0, min_open=True),
     default=5.0,
     show_default=True,
-    help="How long each candidate is timed, in seven rounds.",
+    help="How long each candidate is timed, in all; ten rounds a second, 10 to 50.",
 )
 
 
