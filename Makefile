@@ -25,7 +25,8 @@ demo: $(VENV)/.ready
 	PATH="$(abspath $(BIN)):$$PATH" RUN="$(RUN)" DATA="$(DATA)" EPOCHS="$(EPOCHS)" docs/demo.sh
 
 test: $(VENV)/.ready
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	@# Two processes on two cores: threads inside each would only wait for the other's.
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 # The C++ library. Its headers come from Debian's packages, unless ONNXRUNTIME_ROOT is set.
 cpp:

@@ -18,10 +18,15 @@ from segdeploy.network import ModelSpec
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SEGDEPLOY_SHARED", ROOT.parent / "shared"))
 SIZE = (48, 64)
+LONGEST = ("test_docs.py", "test_cpp.py", "test_training.py", "test_page.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none."""
+    """Leave out what needs a GPU where there is none; begin with the longest files.
+
+    Two processes share the files: a long one that comes last keeps one of them waiting.
+    """
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing and current_gpu() is None:
         config.hook.pytest_deselected(items=needing)

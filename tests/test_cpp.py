@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -100,7 +101,7 @@ def test_ctest(build: Path, cases: Path, environment: dict[str, str]) -> None:
         text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout
-    assert "100% tests passed, 0 tests failed out of 2" in ran.stdout
+    assert "100% tests passed, 0 tests failed out of 3" in ran.stdout
 
 
 @pytest.fixture
@@ -155,6 +156,69 @@ def test_bad_arguments_and_files_are_one_line(run, cases: Path, tmp_path: Path) 
     ran = run(picture, "--model", graph, *out, SEGDEPLOY_ONNXRUNTIME="/nowhere/libort.so")
     assert ran.returncode == 2
     assert "/nowhere/libort.so: cannot be opened" in ran.stderr
+
+
+def test_other_languages_use_the_c_interface(
+    build: Path, cases: Path, environment: dict[str, str]
+) -> None:
+    """Python's ctypes is one; its labels are those of the Python package."""
+    library = ctypes.CDLL(str(build / "libsegdeploy.so"))
+    library.segdeploy_open.restype = ctypes.c_void_p
+    library.segdeploy_error.restype = library.segdeploy_class.restype = ctypes.c_char_p
+    handle, size = ctypes.c_void_p, ctypes.c_size_t
+    bytes_of = ctypes.c_char_p
+    library.segdeploy_predict.argtypes = [
+        handle, bytes_of, ctypes.c_int, ctypes.c_int, size, ctypes.c_int, bytes_of,
+    ]  # fmt: skip
+    for function in (library.segdeploy_classes, library.segdeploy_close):
+        function.argtypes = [handle]
+    library.segdeploy_class.argtypes = [handle, ctypes.c_int]
+    runtime = environment["SEGDEPLOY_ONNXRUNTIME"].encode()
+    assert not library.segdeploy_open(b"none.onnx", runtime, 0)
+    assert library.segdeploy_error() == b"none.onnx: no such file"
+    graph = cases / "logits.onnx"
+    model = library.segdeploy_open(str(graph).encode(), runtime, 1)
+    assert model, library.segdeploy_error()
+    picture = np.asarray(Image.open(cases / "pictures" / "0_odd.png"))
+    labels = ctypes.create_string_buffer(ODD[0] * ODD[1])
+    assert library.segdeploy_predict(model, picture.tobytes(), *ODD, 0, 0, labels) == 0
+    wanted = np.asarray(Image.open(cases / "logits" / "0_odd.png"))
+    assert labels.raw == wanted.tobytes()
+    assert library.segdeploy_predict(model, b"", *ODD, 1, 0, labels) == 1
+    assert b"stride is 1 bytes" in library.segdeploy_error()
+    assert library.segdeploy_predict(None, b"", *ODD, 0, 0, labels) == 1
+    assert library.segdeploy_predict(model, b"", *ODD, 0, 9, labels) == 1
+    assert b"none of rgb" in library.segdeploy_error()
+    with segdeploy.load(graph) as network:
+        assert library.segdeploy_classes(model) == len(network.contract.classes)
+        assert library.segdeploy_class(model, 1).decode() == network.contract.classes[1]
+    assert library.segdeploy_class(model, 99) is None
+    library.segdeploy_close(model)
+
+
+@pytest.mark.parametrize("kind", ["address,undefined", "thread"])
+def test_sanitizers_are_silent(
+    kind: str, cases: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    folder = built(tmp_path / "build", f"-DSEGDEPLOY_SANITIZE={kind}", "-DCMAKE_BUILD_TYPE=Debug")
+    few = tmp_path / "few"
+    for name in ("logits", "late", "bytes"):
+        shutil.copytree(cases / name, few / name)
+        shutil.copy(cases / f"{name}.onnx", few)
+    shutil.copytree(cases / "pictures", few / "pictures")
+    shutil.copy(cases / "plain.txt", few)
+    command = ["ctest", "--test-dir", folder, "--output-on-failure"]
+    # ONNX Runtime keeps what it made until the process ends, and is not instrumented.
+    options = {
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        "TSAN_OPTIONS": "report_mutex_bugs=0:ignore_noninstrumented_modules=1",
+    }
+    ran = subprocess.run(
+        command, env={**environment, **options, "SEGDEPLOY_TEST_FILES": str(few)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-4000:]
 
 
 def test_an_outside_project_uses_the_install_tree(build: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -173,11 +174,38 @@ def test_a_budget_is_kept_on_frames_that_the_search_did_not_see(
     assert contract.precision == report.precision in ("int8", "mixed")
 
 
+def unbalanced(graph: Path, path: Path) -> Path:
+    """The same network, with one channel so large that INT8 leaves nothing of its neighbours."""
+    model = load_onnx(graph)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        source = makers.get(node.input[0]) if node.op_type == "Conv" else None
+        if source is None or source.op_type != "Relu":
+            continue
+        first = makers[source.input[0]]
+        readers = [one for one in model.graph.node if source.output[0] in one.input]
+        if first.op_type == "Conv" and all(one.op_type == "Conv" for one in readers):
+            break
+    for name in first.input[1:]:
+        scale(weights[name], np.s_[0], 3000)
+    for reader in readers:
+        scale(weights[reader.input[1]], np.s_[:, 0], 1 / 3000)
+    onnx.save(model, path)
+    return path
+
+
+def scale(tensor: onnx.TensorProto, place: object, factor: float) -> None:
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[place] *= factor
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
 def test_a_broken_promise_writes_nothing_and_exits_with_1(
     run, graph: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     """Held-back frames may be kinder than others; here they are made to be."""
-    out = tmp_path / "m.onnx"
+    graph, out = unbalanced(graph, tmp_path / "unbalanced.onnx"), tmp_path / "m.onnx"
     monkeypatch.setattr(assignment, "_MARGIN", 1e9)
     options = ("--limit", 4, "--max-miou-drop", 0.01, "--method", "min-max", "--for", "cpu")
     ran = run("calibrate", graph, "--data", dataset, "-o", out, *options)

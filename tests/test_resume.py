@@ -223,7 +223,7 @@ def test_ctrl_c_leaves_what_resume_continues_from(dataset: Path, tmp_path: Path)
         assert running.poll() is None
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=180)
     assert running.returncode == 130, said
     assert [line for line in said.splitlines() if line] == [
         "note: the same command with --resume continues",

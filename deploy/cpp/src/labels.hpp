@@ -16,12 +16,57 @@ struct Scores {
   int width;
 };
 
-// Upsamples bilinearly, pixel centres at half, then takes the best class: `labels` (height, width).
-void best_classes(const Scores& scores, int height, int width, std::vector<std::uint8_t>& labels);
+// Keeps what belongs to the last sizes, and its memory: the next picture allocates nothing.
+class Labeller {
+ public:
+  // Upsamples bilinearly, pixel centres at half, then takes the best class: (height, width).
+  void best_classes(const Scores& scores, int height, int width, std::vector<std::uint8_t>& labels);
 
-// The same without the upsampled map: only cells whose four corners disagree are interpolated.
-void best_classes_of_small_map(const Scores& scores, int height, int width, bool align_corners,
-                               std::vector<std::uint8_t>& labels);
+  // The same without the upsampled map. Bilinear values are convex combinations of a cell's four
+  // corners: a class that leads at all four leads in the cell, and only other cells are
+  // interpolated, for the classes that reach at some corner what another has at every corner.
+  void best_classes_of_small_map(const Scores& scores, int height, int width, bool align_corners,
+                                 std::vector<std::uint8_t>& labels);
+
+ private:
+  struct Tap {
+    int low;
+    int high;
+    float share;
+  };
+  // Along one axis, a run of outputs between the same two neighbours. Before the first index and
+  // beyond the last, values are clamped: there both neighbours are one.
+  struct Cell {
+    int low;
+    int high;
+    int from;
+    int to;
+  };
+  struct Axis {
+    int source = 0;
+    int target = 0;
+    bool align_corners = false;
+    std::vector<Tap> taps;
+    std::vector<Cell> cells;
+    std::vector<float> shares;  // of the second neighbour, by output
+  };
+  // A class that may win somewhere in a cell, by its lead over the first such class at each corner.
+  struct Rival {
+    std::uint8_t id;
+    float lead[4];  // upper left, upper right, lower left, lower right
+  };
+
+  static void prepare_taps(Axis& axis, int source, int target);
+  static void prepare_cells(Axis& axis, int source, int target, bool align_corners);
+  void find_leaders(const Scores& scores);
+  void find_rivals(const Scores& scores, const std::size_t (&places)[4]);
+  void settle(const Cell& row, const Cell& column, int width, std::uint8_t* labels) const;
+
+  Axis tap_rows_, tap_columns_, cell_rows_, cell_columns_;
+  std::vector<float> line_, best_;
+  std::vector<std::uint8_t> leaders_;
+  std::vector<Rival> rivals_;
+};
 
 // Nearest neighbour, pixel centres at half, of labels (height, width).
 void resize_nearest(const std::uint8_t* labels, int height, int width, int to_height, int to_width,

@@ -1,5 +1,6 @@
-#include <cmath>
+#include <cstring>
 #include <fstream>
+#include <mutex>
 #include <utility>
 
 #include "backend.hpp"
@@ -20,11 +21,58 @@ std::unique_ptr<Backend> open(const std::string& path, const Options& options) {
   throw Error(path + ": is no .onnx file, and this library was built without TensorRT");
 }
 
-std::string told(const std::vector<std::int64_t>& shape) {
+std::string told(const OutputView& output) {
   std::string text;
-  for (const auto side : shape) text += (text.empty() ? "" : "x") + std::to_string(side);
+  for (std::size_t side = 0; side < output.sides; ++side) {
+    text += (side == 0 ? "" : "x") + std::to_string(output.shape[side]);
+  }
   return text;
 }
+
+// What one call works with. A model keeps those that are idle, so that calls allocate nothing.
+struct Workspace {
+  Prepared prepared;
+  Labeller labeller;
+  std::vector<std::uint8_t> small;
+};
+
+class Workspaces {
+ public:
+  // A workspace for as long as a call runs.
+  class Lease {
+   public:
+    explicit Lease(Workspaces& owner) : owner_(owner), held_(owner.take()) {}
+    ~Lease() { owner_.give(std::move(held_)); }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    Workspace& operator*() const { return *held_; }
+
+   private:
+    Workspaces& owner_;
+    std::unique_ptr<Workspace> held_;
+  };
+
+ private:
+  std::unique_ptr<Workspace> take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (idle_.empty()) {
+      idle_.reserve(++made_);  // giving back must not fail
+      return std::make_unique<Workspace>();
+    }
+    auto taken = std::move(idle_.back());
+    idle_.pop_back();
+    return taken;
+  }
+
+  void give(std::unique_ptr<Workspace> workspace) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(std::move(workspace));
+  }
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Workspace>> idle_;
+  std::size_t made_ = 0;
+};
 
 }  // namespace
 
@@ -32,19 +80,43 @@ struct Model::Impl {
   Impl(const std::string& given, const Options& options)
       : path(given), backend(open(given, options)), preprocessor(backend->contract()) {}
 
-  void read(const OutputView& output, const ImageView& image, Labels& labels) const {
+  void predict(const ImageView& image, Labels& labels) {
+    const Workspaces::Lease lease(workspaces);
+    Workspace& work = *lease;
+    preprocessor.run(image, work.prepared);
+    LabelReader reader(*this, image, work, labels);
+    const void* input = work.prepared.floats.data();
+    if (backend->contract().takes_bytes) input = work.prepared.bytes.data();
+    backend->run(input, reader);
+  }
+
+  class LabelReader final : public Reader {
+   public:
+    LabelReader(const Impl& model, const ImageView& image, Workspace& work, Labels& labels)
+        : model_(model), image_(image), work_(work), labels_(labels) {}
+
+    void read(const OutputView& output) override { model_.read(output, image_, work_, labels_); }
+
+   private:
+    const Impl& model_;
+    const ImageView& image_;
+    Workspace& work_;
+    Labels& labels_;
+  };
+
+  void read(const OutputView& output, const ImageView& image, Workspace& work,
+            Labels& labels) const {
     const Contract& contract = backend->contract();
-    labels.height = image.height;
-    labels.width = image.width;
-    const std::size_t sides = output.shape.size();
     const bool has_scores = output.scores != nullptr;
     const auto count = static_cast<std::int64_t>(contract.classes.size());
-    if (sides != (has_scores ? 4U : 3U) || output.shape[0] != 1 ||
+    if (output.sides != (has_scores ? 4U : 3U) || output.shape[0] != 1 ||
         (has_scores && output.shape[1] != count)) {
-      throw Error(path + ": gave " + told(output.shape) + ", which its contract does not say");
+      throw Error(path + ": gave " + told(output) + ", which its contract does not say");
     }
-    const int height = static_cast<int>(output.shape[sides - 2]);
-    const int width = static_cast<int>(output.shape[sides - 1]);
+    const int height = static_cast<int>(output.shape[output.sides - 2]);
+    const int width = static_cast<int>(output.shape[output.sides - 1]);
+    labels.height = image.height;
+    labels.width = image.width;
     if (!has_scores) {
       resize_nearest(output.labels, height, width, image.height, image.width, labels.data);
       return;
@@ -52,13 +124,16 @@ struct Model::Impl {
     const Scores scores{output.scores, static_cast<int>(count), height, width};
     check_finite(scores);
     if (contract.upsampling == Upsampling::none) {
-      best_classes(scores, image.height, image.width, labels.data);
+      work.labeller.best_classes(scores, image.height, image.width, labels.data);
       return;
     }
-    std::vector<std::uint8_t> small;
-    best_classes_of_small_map(scores, contract.height, contract.width,
-                              contract.upsampling == Upsampling::align_corners, small);
-    resize_nearest(small.data(), contract.height, contract.width, image.height, image.width,
+    const bool align_corners = contract.upsampling == Upsampling::align_corners;
+    const bool is_own_size = image.height == contract.height && image.width == contract.width;
+    auto& made = is_own_size ? labels.data : work.small;
+    work.labeller.best_classes_of_small_map(scores, contract.height, contract.width, align_corners,
+                                            made);
+    if (is_own_size) return;
+    resize_nearest(made.data(), contract.height, contract.width, image.height, image.width,
                    labels.data);
   }
 
@@ -66,10 +141,14 @@ struct Model::Impl {
     const std::size_t values = static_cast<std::size_t>(scores.classes) *
                                static_cast<std::size_t>(scores.height) *
                                static_cast<std::size_t>(scores.width);
-    // A sum is finite where every term is: no float32 score of a sound network overflows a double.
-    double sum = 0;
-    for (std::size_t at = 0; at < values; ++at) sum += static_cast<double>(scores.data[at]);
-    if (!std::isfinite(sum)) {
+    constexpr std::uint32_t kExponent = 0x7F800000;  // all ones in NaN and infinity alone
+    std::uint32_t found = 0;
+    for (std::size_t at = 0; at < values; ++at) {
+      std::uint32_t bits;
+      std::memcpy(&bits, scores.data + at, sizeof bits);
+      found |= static_cast<std::uint32_t>((bits & kExponent) == kExponent);
+    }
+    if (found != 0) {
       throw Error(path + ": its output holds NaN or infinity for this image; look for overflow in "
                          "the network");
     }
@@ -78,6 +157,7 @@ struct Model::Impl {
   std::string path;
   std::unique_ptr<Backend> backend;
   Preprocessor preprocessor;
+  Workspaces workspaces;
 };
 
 Model::Model(const std::string& path, const Options& options)
@@ -93,16 +173,7 @@ Labels Model::predict(const ImageView& image) const {
 }
 
 void Model::predict(const ImageView& image, Labels& labels) const {
-  const auto read = [&](const OutputView& output) { impl_->read(output, image, labels); };
-  if (impl_->backend->contract().takes_bytes) {
-    std::vector<std::uint8_t> input;
-    impl_->preprocessor.bytes(image, input);
-    impl_->backend->run(input.data(), read);
-  } else {
-    std::vector<float> input;
-    impl_->preprocessor.floats(image, input);
-    impl_->backend->run(input.data(), read);
-  }
+  impl_->predict(image, labels);
 }
 
 const std::vector<std::string>& Model::classes() const {

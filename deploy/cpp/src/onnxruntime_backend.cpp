@@ -47,6 +47,7 @@ class OnnxRuntime final : public Backend {
       Ort::SessionOptions settings;
       if (options.threads > 0) settings.SetIntraOpNumThreads(options.threads);
       session_ = Ort::Session(environment_, path.c_str(), settings);
+      memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
       read_contract_of_file();
       check_tensors();
     } catch (const Ort::Exception& error) {
@@ -57,36 +58,40 @@ class OnnxRuntime final : public Backend {
   const Contract& contract() const override { return contract_; }
   std::string name() const override { return "onnxruntime " + version_; }
 
-  void run(const void* input,
-           const std::function<void(const OutputView&)>& read) const override {
-    const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  void run(const void* input, Reader& reader) const override {
     const std::size_t values = static_cast<std::size_t>(contract_.height) *
                                static_cast<std::size_t>(contract_.width) * 3;
     const std::int64_t height = contract_.height;
     const std::int64_t width = contract_.width;
     const std::int64_t floats[] = {1, 3, height, width};
     const std::int64_t bytes[] = {1, height, width, 3};
-    const Ort::Value tensor =
-        contract_.takes_bytes
-            ? Ort::Value::CreateTensor(memory, const_cast<void*>(input), values, bytes, 4,
-                                       ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8)
-            : Ort::Value::CreateTensor(memory, const_cast<void*>(input), values * sizeof(float),
-                                       floats, 4, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+    const bool is_bytes = contract_.takes_bytes;
     const char* inputs[] = {input_.c_str()};
     const char* outputs[] = {output_.c_str()};
     try {
+      const Ort::Value tensor = Ort::Value::CreateTensor(
+          memory_, const_cast<void*>(input), values * (is_bytes ? 1 : sizeof(float)),
+          is_bytes ? bytes : floats, 4,
+          is_bytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+      Ort::Value found{nullptr};  // the runtime makes it
       // Running does not change a session, and several threads may: its method is not const.
       auto& session = const_cast<Ort::Session&>(session_);
-      const auto found = session.Run(Ort::RunOptions{nullptr}, inputs, &tensor, 1, outputs, 1);
-      const auto information = found[0].GetTensorTypeAndShapeInfo();
+      session.Run(Ort::RunOptions{nullptr}, inputs, &tensor, 1, outputs, &found, 1);
+      const auto information = found.GetTensorTypeAndShapeInfo();
       OutputView view;
-      view.shape = information.GetShape();
-      if (gives_labels_) {
-        view.labels = found[0].GetTensorData<std::uint8_t>();
-      } else {
-        view.scores = found[0].GetTensorData<float>();
+      view.sides = information.GetDimensionsCount();
+      if (view.sides > view.shape.size()) {
+        throw Error(path_ + ": gave " + std::to_string(view.sides) + " dimensions");
       }
-      read(view);
+      // The wrapper's own call gives a vector, and would allocate.
+      Ort::ThrowOnError(
+          Ort::GetApi().GetDimensions(information, view.shape.data(), view.sides));
+      if (gives_labels_) {
+        view.labels = found.GetTensorData<std::uint8_t>();
+      } else {
+        view.scores = found.GetTensorData<float>();
+      }
+      reader.read(view);
     } catch (const Ort::Exception& error) {
       throw Error(path_ + ": ONNX Runtime cannot run it (" + error.what() + ")");
     }
@@ -129,6 +134,7 @@ class OnnxRuntime final : public Backend {
   std::string path_;
   Ort::Env environment_;
   Ort::Session session_{nullptr};
+  Ort::MemoryInfo memory_{nullptr};
   Contract contract_;
   std::string input_;
   std::string output_;

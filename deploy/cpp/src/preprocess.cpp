@@ -5,8 +5,6 @@
 #include <string>
 #include <utility>
 
-#include "resize.hpp"
-
 namespace segdeploy {
 namespace {
 
@@ -25,8 +23,7 @@ int channels_of(Format format) {
   throw Error("predict: the image has a format that is none of rgb, bgr, rgba and gray");
 }
 
-}  // namespace
-
+// (height, width, 3) bytes without gaps in RGB order, of a view that is checked first.
 void gather(const ImageView& image, std::vector<std::uint8_t>& rgb) {
   const int channels = channels_of(image.format);
   if (image.data == nullptr || image.height < 1 || image.width < 1 ||
@@ -62,8 +59,13 @@ void gather(const ImageView& image, std::vector<std::uint8_t>& rgb) {
   }
 }
 
+}  // namespace
+
 Preprocessor::Preprocessor(const Contract& contract)
-    : height_(contract.height), width_(contract.width), is_bgr_(contract.is_bgr) {
+    : height_(contract.height),
+      width_(contract.width),
+      is_bgr_(contract.is_bgr),
+      takes_bytes_(contract.takes_bytes) {
   for (std::size_t channel = 0; channel < 3; ++channel) {
     // The order of Python's operations, each rounded to float32.
     const float divisor = 255.0F * contract.std[channel];
@@ -76,23 +78,23 @@ Preprocessor::Preprocessor(const Contract& contract)
   }
 }
 
-void Preprocessor::bytes(const ImageView& image, std::vector<std::uint8_t>& input) const {
-  std::vector<std::uint8_t> rgb;
-  gather(image, rgb);
-  resize_bilinear(rgb, image.height, image.width, input, height_, width_);
-  if (!is_bgr_) return;
-  for (std::size_t at = 0; at + 2 < input.size(); at += 3) std::swap(input[at], input[at + 2]);
-}
-
-void Preprocessor::floats(const ImageView& image, std::vector<float>& input) const {
-  std::vector<std::uint8_t> resized;
-  bytes(image, resized);
-  const std::size_t pixels = resized.size() / 3;
-  input.resize(pixels * 3);
-  for (std::size_t channel = 0; channel < 3; ++channel) {
-    const auto& values = normalised_[channel];
-    float* plane = input.data() + channel * pixels;
-    for (std::size_t at = 0; at < pixels; ++at) plane[at] = values[resized[at * 3 + channel]];
+void Preprocessor::run(const ImageView& image, Prepared& prepared) const {
+  gather(image, prepared.rgb);
+  auto& bytes = prepared.bytes;
+  prepared.resizer.run(prepared.rgb, image.height, image.width, bytes, height_, width_);
+  if (is_bgr_) {
+    for (std::size_t at = 0; at + 2 < bytes.size(); at += 3) std::swap(bytes[at], bytes[at + 2]);
+  }
+  if (takes_bytes_) return;
+  const std::size_t pixels = bytes.size() / 3;
+  prepared.floats.resize(pixels * 3);
+  float* planes[] = {prepared.floats.data(), prepared.floats.data() + pixels,
+                     prepared.floats.data() + 2 * pixels};
+  const std::uint8_t* byte = bytes.data();
+  for (std::size_t at = 0; at < pixels; ++at, byte += 3) {
+    planes[0][at] = normalised_[0][byte[0]];
+    planes[1][at] = normalised_[1][byte[1]];
+    planes[2][at] = normalised_[2][byte[2]];
   }
 }
 

@@ -6,26 +6,31 @@
 #include <vector>
 
 #include "contract.hpp"
+#include "resize.hpp"
 #include "segdeploy/segdeploy.hpp"
 
 namespace segdeploy {
 
-// Checks a view, and makes (height, width, 3) bytes without gaps in RGB order of it. Throws Error.
-void gather(const ImageView& image, std::vector<std::uint8_t>& rgb);
+// What a picture passes through; its memory is used again for the next one.
+struct Prepared {
+  std::vector<std::uint8_t> rgb;
+  std::vector<std::uint8_t> bytes;  // (H, W, 3), for a graph that normalises
+  std::vector<float> floats;        // (3, H, W)
+  Resizer resizer;
+};
 
 class Preprocessor {
  public:
   explicit Preprocessor(const Contract& contract);
 
-  // (1, 3, H, W) floats of the picture.
-  void floats(const ImageView& image, std::vector<float>& input) const;
-  // (1, H, W, 3) bytes, for a graph that normalises.
-  void bytes(const ImageView& image, std::vector<std::uint8_t>& input) const;
+  // Fills `bytes`, and `floats` where the network takes those. Throws Error for a bad view.
+  void run(const ImageView& image, Prepared& prepared) const;
 
  private:
   int height_;
   int width_;
   bool is_bgr_;
+  bool takes_bytes_;
   // A byte has 256 values: what each becomes, by channel of the network.
   std::array<std::array<float, 256>, 3> normalised_{};
 };
