@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 import segdeploy
+from segdeploy.golden import golden_content, golden_pictures, make_vectors
 from segdeploy.models.dataset import open_dataset
 
 from .conftest import skip
@@ -219,6 +221,59 @@ def test_sanitizers_are_silent(
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-4000:]
+
+
+@pytest.mark.parametrize("name", ["logits", "bytes", "late", "int8"])
+def test_golden_vectors_prove_the_host(run, cases: Path, tmp_path: Path, name: str) -> None:
+    graph, golden = cases / f"{name}.onnx", tmp_path / "golden.safetensors"
+    with segdeploy.load(graph, threads=1) as network:
+        vectors = make_vectors(network, golden_pictures(network.contract))
+    golden.write_bytes(golden_content(vectors, graph))
+    ran = run("--selftest", golden, "--model", graph)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 4
+    assert all("input 0, " in line and "labels 100.000 %" in line for line in lines[:3])
+    other = replace(vectors[1], input=vectors[1].input + np.float32(1))
+    golden.write_bytes(golden_content([vectors[0], other], graph))
+    ran = run("--selftest", golden, "--model", graph)
+    assert ran.returncode == 1
+    assert "error: picture 1: the network's input differs by" in ran.stderr
+
+
+def test_every_size_is_resized_as_pillow_does(run, cases: Path, tmp_path: Path) -> None:
+    """To the last bit: the network's input differs by nothing."""
+    graph, golden = cases / "logits.onnx", tmp_path / "golden.safetensors"
+    rng = np.random.default_rng(0)
+    sizes = [tuple(rng.integers(8, 160, 2)) for _ in range(40)]
+    sizes += [(48, 65), (64, 65), (56, 68), (57, 68), (49, 64), (200, 20), (20, 200)]
+    images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]
+    with segdeploy.load(graph, threads=1) as network:
+        golden.write_bytes(golden_content(make_vectors(network, images), graph))
+    ran = run("--selftest", golden, "--model", graph)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert len(lines) == len(sizes) + 1
+    for size, line in zip(sizes, lines, strict=False):
+        assert "input 0, " in line, (size, line)
+
+
+def test_damaged_golden_vectors_are_refused(run, cases: Path, tmp_path: Path) -> None:
+    graph, golden = cases / "logits.onnx", tmp_path / "golden.safetensors"
+    with segdeploy.load(graph, threads=1) as network:
+        vectors = make_vectors(network, golden_pictures(network.contract)[:1])
+    content = golden_content(vectors, graph)
+    rng = np.random.default_rng(0)
+    head = 8 + int.from_bytes(content[:8], "little")
+    for index in range(60):
+        damaged = bytearray(content if index % 2 else content[: rng.integers(len(content))])
+        for place in rng.integers(0, min(head, len(damaged)) or 1, 3):
+            if damaged:
+                damaged[place] = rng.integers(256)
+        golden.write_bytes(bytes(damaged))
+        ran = run("--selftest", golden, "--model", graph)
+        assert ran.returncode in (0, 1, 2), (index, ran)
+        assert ran.stderr.count("\n") == (ran.returncode != 0)
 
 
 def test_an_outside_project_uses_the_install_tree(build: Path, tmp_path: Path) -> None:

@@ -218,12 +218,18 @@ def test_ctrl_c_leaves_what_resume_continues_from(dataset: Path, tmp_path: Path)
         *("--data", dataset, "--size", "32x48", "--batch-size", "4", "--workers", "0"),
         *("--epochs", "200", "-q", "-o", out),
     ]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores SIGINT, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (tmp_path / "m.resume.pt").exists():
         assert running.poll() is None
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=180)
+    _, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
     assert [line for line in said.splitlines() if line] == [
         "note: the same command with --resume continues",

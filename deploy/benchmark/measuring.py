@@ -170,12 +170,9 @@ class Measuring:
             seconds=self.protocol.seconds,
             threads=self.protocol.threads,
             journal=self.journal,
-            identities=self._identities(named),
+            identities=[self.scene.identity, *(identity_of(one) for one in named)],
             on_burst=self.on_burst,
         )
-
-    def _identities(self, named: Sequence[Candidate]) -> list[str]:
-        return [self.scene.identity, *(identity_of(one) for one in named)]
 
     def _measure(
         self,
@@ -197,7 +194,10 @@ class Measuring:
             threads=protocol.threads,
             fps=protocol.fps,
             journal=self.journal,
-            identities=[*(str(one.scales) for one in references[1:]), *self._identities(named)],
+            identities=[
+                *(f"{scene.identity} at {one.scales}" for one in references),
+                *(identity_of(one) for one in named),
+            ],
             on_burst=self.on_burst,
         )
         for latency in times[: len(references)]:

@@ -1,4 +1,5 @@
 // segdeploy-run IMAGE... --model M --out DIR: labels of each picture as DIR/NAME.png.
+// segdeploy-run --selftest GOLDEN --model M: does this host give what the reference gave?
 #include <cstdio>
 #include <exception>
 #include <filesystem>
@@ -10,12 +11,15 @@
 
 namespace {
 
-constexpr const char* kUsage = "usage: segdeploy-run IMAGE... --model MODEL --out DIR [--threads N]";
+constexpr const char* kUsage =
+    "usage: segdeploy-run IMAGE... --model MODEL --out DIR [--threads N], or "
+    "segdeploy-run --selftest GOLDEN --model MODEL";
 
 struct Arguments {
   std::vector<std::string> images;
   std::string model;
   std::string out;
+  std::string golden;
   segdeploy::Options options;
 };
 
@@ -33,6 +37,8 @@ Arguments parse(int count, char** words) {
       found.model = value;
     } else if (word == "--out") {
       found.out = value;
+    } else if (word == "--selftest") {
+      found.golden = value;
     } else if (word == "--threads") {
       found.options.threads = std::atoi(value.c_str());
       if (found.options.threads < 1) throw segdeploy::Error("--threads " + value + ": is 1 or more");
@@ -40,10 +46,28 @@ Arguments parse(int count, char** words) {
       throw segdeploy::Error(word + ": no such option; " + kUsage);
     }
   }
-  if (found.images.empty() || found.model.empty() || found.out.empty()) {
+  const bool has_pictures = !found.images.empty() && !found.out.empty();
+  if (found.model.empty() || has_pictures == !found.golden.empty()) {
     throw segdeploy::Error(kUsage);
   }
   return found;
+}
+
+// Prints each stage's largest difference; 1 if one is too large.
+int self_test(const segdeploy::Model& model, const std::string& golden) {
+  const auto found = model.self_test(golden);
+  for (std::size_t at = 0; at < found.pictures.size(); ++at) {
+    const auto& picture = found.pictures[at];
+    std::printf("picture %zu: input %.2g, output %.2g of its range, labels %.3f %%\n", at,
+                static_cast<double>(picture.input), static_cast<double>(picture.output),
+                100.0 * static_cast<double>(picture.agreement));
+  }
+  if (!found.complaint.empty()) {
+    std::fprintf(stderr, "error: %s\n", found.complaint.c_str());
+    return 1;
+  }
+  std::printf("this host gives what the reference gave, by %s\n", model.runtime().c_str());
+  return 0;
 }
 
 }  // namespace
@@ -52,6 +76,7 @@ int main(int count, char** words) {
   try {
     const Arguments asked = parse(count, words);
     const segdeploy::Model model(asked.model, asked.options);
+    if (!asked.golden.empty()) return self_test(model, asked.golden);
     std::filesystem::create_directories(asked.out);
     segdeploy::Labels labels;
     for (const auto& path : asked.images) {

@@ -74,6 +74,7 @@ Contract read_contract(const std::string& text, const std::string& source) {
   contract.is_bgr = one_of<bool>(values, "colour", source, {{"RGB", false}, {"BGR", true}});
   contract.takes_bytes = one_of<bool>(values, "layout", source, {{"NCHW", false}, {"NHWC", true}});
   one_of<bool>(values, "resize", source, {{"pillow-bilinear", true}});
+  contract.precision = get<std::string>(values, "precision", source);
   contract.output = one_of<Output>(values, "output", source,
                                    {{"logits", Output::logits},
                                     {"probabilities", Output::probabilities},

@@ -19,6 +19,7 @@ struct Contract {
   bool is_bgr = false;
   bool takes_bytes = false;  // NHWC uint8: the graph normalises
   Output output = Output::logits;
+  std::string precision;
   Upsampling upsampling = Upsampling::none;
 };
 

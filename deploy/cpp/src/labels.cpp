@@ -70,7 +70,7 @@ void Labeller::find_leaders(const Scores& scores) {
   }
 }
 
-void Labeller::find_rivals(const Scores& scores, const std::size_t (&places)[4]) {
+void Labeller::find_rivals(const Scores& scores, const std::array<std::size_t, 4>& places) {
   const std::size_t pixels = area(scores.height, scores.width);
   const float* plane = scores.data;
   float floor = -INFINITY;
@@ -94,25 +94,32 @@ void Labeller::find_rivals(const Scores& scores, const std::size_t (&places)[4])
   }
 }
 
-void Labeller::settle(const Cell& row, const Cell& column, int width, std::uint8_t* labels) const {
+void Labeller::settle(const Cell& row, const Cell& column, int width, std::uint8_t* labels) {
+  const auto count = static_cast<std::size_t>(column.to - column.from);
+  const float* across = cell_columns_.shares.data() + column.from;
+  // Along the cell's upper and lower edge, for each rival but the first, whose lead is nothing.
+  edges_.resize(2 * rivals_.size() * count);
+  for (std::size_t k = 1; k < rivals_.size(); ++k) {
+    const float* lead = rivals_[k].lead;
+    float* upper = edges_.data() + 2 * k * count;
+    for (std::size_t x = 0; x < count; ++x) {
+      upper[x] = lead[0] * (1 - across[x]) + lead[1] * across[x];
+      upper[count + x] = lead[2] * (1 - across[x]) + lead[3] * across[x];
+    }
+  }
   for (int y = row.from; y < row.to; ++y) {
-    std::uint8_t* out = labels + area(y, width);
+    std::uint8_t* out = labels + area(y, width) + column.from;
     const float down = cell_rows_.shares[static_cast<std::size_t>(y)];
-    for (int x = column.from; x < column.to; ++x) {
-      const float across = cell_columns_.shares[static_cast<std::size_t>(x)];
-      float best = 0;  // of the first rival, whose lead over itself is nothing
-      std::uint8_t found = rivals_[0].id;
-      for (std::size_t k = 1; k < rivals_.size(); ++k) {
-        const float* lead = rivals_[k].lead;
-        const float upper = lead[0] * (1 - across) + lead[1] * across;
-        const float lower = lead[2] * (1 - across) + lead[3] * across;
-        const float value = upper * (1 - down) + lower * down;
-        if (value > best) {
-          best = value;
-          found = rivals_[k].id;
-        }
+    leads_.assign(count, 0.0F);
+    std::fill(out, out + count, rivals_[0].id);
+    for (std::size_t k = 1; k < rivals_.size(); ++k) {
+      const float* upper = edges_.data() + 2 * k * count;
+      for (std::size_t x = 0; x < count; ++x) {
+        const float value = upper[x] * (1 - down) + upper[count + x] * down;
+        const bool leads = value > leads_[x];
+        leads_[x] = leads ? value : leads_[x];
+        out[x] = leads ? rivals_[k].id : out[x];
       }
-      out[x] = found;
     }
   }
 }
@@ -165,21 +172,25 @@ void Labeller::best_classes_of_small_map(const Scores& scores, int height, int w
   for (const Cell& row : cell_rows_.cells) {
     const std::size_t upper = area(row.low, scores.width);
     const std::size_t lower = area(row.high, scores.width);
+    std::uint8_t* line = labels.data() + area(row.from, width);
+    mixed_.clear();
     for (const Cell& column : cell_columns_.cells) {
-      const auto low = static_cast<std::size_t>(column.low);
-      const auto high = static_cast<std::size_t>(column.high);
-      const std::size_t places[4] = {upper + low, upper + high, lower + low, lower + high};
-      const std::uint8_t first = leaders_[places[0]];
-      if (first != leaders_[places[1]] || first != leaders_[places[2]] ||
-          first != leaders_[places[3]]) {
-        find_rivals(scores, places);
-        settle(row, column, width, labels.data());
-        continue;
+      const std::uint8_t first = leaders_[upper + static_cast<std::size_t>(column.low)];
+      std::fill(line + column.from, line + column.to, first);
+      if (first != leaders_[upper + static_cast<std::size_t>(column.high)] ||
+          first != leaders_[lower + static_cast<std::size_t>(column.low)] ||
+          first != leaders_[lower + static_cast<std::size_t>(column.high)]) {
+        mixed_.push_back(&column);
       }
-      for (int y = row.from; y < row.to; ++y) {
-        std::uint8_t* out = labels.data() + area(y, width);
-        std::fill(out + column.from, out + column.to, first);
-      }
+    }
+    for (int y = row.from + 1; y < row.to; ++y) {
+      std::copy(line, line + width, labels.data() + area(y, width));
+    }
+    for (const Cell* column : mixed_) {
+      const auto low = static_cast<std::size_t>(column->low);
+      const auto high = static_cast<std::size_t>(column->high);
+      find_rivals(scores, {upper + low, upper + high, lower + low, lower + high});
+      settle(row, *column, width, labels.data());
     }
   }
 }

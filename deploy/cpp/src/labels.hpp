@@ -1,6 +1,8 @@
 // From the network's output to labels of the picture's own size.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -59,13 +61,14 @@ class Labeller {
   static void prepare_taps(Axis& axis, int source, int target);
   static void prepare_cells(Axis& axis, int source, int target, bool align_corners);
   void find_leaders(const Scores& scores);
-  void find_rivals(const Scores& scores, const std::size_t (&places)[4]);
-  void settle(const Cell& row, const Cell& column, int width, std::uint8_t* labels) const;
+  void find_rivals(const Scores& scores, const std::array<std::size_t, 4>& places);
+  void settle(const Cell& row, const Cell& column, int width, std::uint8_t* labels);
 
   Axis tap_rows_, tap_columns_, cell_rows_, cell_columns_;
-  std::vector<float> line_, best_;
+  std::vector<float> line_, best_, edges_, leads_;
   std::vector<std::uint8_t> leaders_;
   std::vector<Rival> rivals_;
+  std::vector<const Cell*> mixed_;
 };
 
 // Nearest neighbour, pixel centres at half, of labels (height, width).

@@ -1,9 +1,12 @@
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <mutex>
 #include <utility>
 
 #include "backend.hpp"
+#include "golden.hpp"
 #include "labels.hpp"
 #include "preprocess.hpp"
 #include "segdeploy/segdeploy.hpp"
@@ -27,6 +30,17 @@ std::string told(const OutputView& output) {
     text += (side == 0 ? "" : "x") + std::to_string(output.shape[side]);
   }
   return text;
+}
+
+// Preprocessing is float32 arithmetic on bytes: more than rounding is another resize, mean or std.
+constexpr float kMostInputDifference = 1e-4F;
+
+// Python's limits by precision: the largest difference of a score, and the least share of labels.
+std::pair<float, float> limits_of(const std::string& precision) {
+  if (precision == "fp32") return {1e-3F, 0.999F};
+  if (precision == "fp16") return {0.05F, 0.995F};
+  if (precision == "bf16") return {0.3F, 0.98F};
+  return {0.5F, 0.98F};  // int8 and mixed
 }
 
 // What one call works with. A model keeps those that are idle, so that calls allocate nothing.
@@ -89,6 +103,71 @@ struct Model::Impl {
     if (backend->contract().takes_bytes) input = work.prepared.bytes.data();
     backend->run(input, reader);
   }
+
+  SelfTest::Picture compare(const GoldenVector& wanted) {
+    const ImageView image{wanted.image.data(), wanted.height, wanted.width};
+    const Workspaces::Lease lease(workspaces);
+    Workspace& work = *lease;
+    preprocessor.run(image, work.prepared);
+    SelfTest::Picture found;
+    const bool is_bytes = backend->contract().takes_bytes;
+    if (is_bytes) {
+      found.input = largest(wanted.input, work.prepared.bytes.data(), work.prepared.bytes.size());
+    } else {
+      found.input = largest(wanted.input, work.prepared.floats.data(), work.prepared.floats.size());
+    }
+    Labels labels;
+    ComparingReader reader(*this, image, work, labels, wanted.output);
+    const void* input = work.prepared.floats.data();
+    if (is_bytes) input = work.prepared.bytes.data();
+    backend->run(input, reader);
+    const auto [low, high] = std::minmax_element(wanted.output.begin(), wanted.output.end());
+    found.output = reader.difference / (*high > *low ? *high - *low : 1.0F);
+    std::size_t equal = 0;
+    for (std::size_t at = 0; at < wanted.labels.size(); ++at) {
+      equal += labels.data[at] == wanted.labels[at] ? 1 : 0;
+    }
+    found.agreement = static_cast<float>(equal) / static_cast<float>(wanted.labels.size());
+    return found;
+  }
+
+  // The largest difference of samples from the values that they were taken of.
+  template <typename Value>
+  static float largest(const std::vector<float>& samples, const Value* values, std::size_t size) {
+    float found = 0;
+    for (std::size_t at = 0; at < samples.size(); ++at) {
+      const auto ours = static_cast<float>(values[sample_place(at, samples.size(), size)]);
+      const float off = std::abs(ours - samples[at]);
+      found = off <= found ? found : off;  // NaN counts
+    }
+    return found;
+  }
+
+  class ComparingReader final : public Reader {
+   public:
+    ComparingReader(const Impl& model, const ImageView& image, Workspace& work, Labels& labels,
+                    const std::vector<float>& wanted)
+        : model_(model), image_(image), work_(work), labels_(labels), wanted_(wanted) {}
+
+    void read(const OutputView& output) override {
+      model_.read(output, image_, work_, labels_);
+      std::size_t size = 1;
+      for (std::size_t side = 0; side < output.sides; ++side) {
+        size *= static_cast<std::size_t>(output.shape[side]);
+      }
+      difference = output.scores != nullptr ? largest(wanted_, output.scores, size)
+                                            : largest(wanted_, output.labels, size);
+    }
+
+    float difference = 0;
+
+   private:
+    const Impl& model_;
+    const ImageView& image_;
+    Workspace& work_;
+    Labels& labels_;
+    const std::vector<float>& wanted_;
+  };
 
   class LabelReader final : public Reader {
    public:
@@ -174,6 +253,29 @@ Labels Model::predict(const ImageView& image) const {
 
 void Model::predict(const ImageView& image, Labels& labels) const {
   impl_->predict(image, labels);
+}
+
+SelfTest Model::self_test(const std::string& golden) const {
+  const Contract& contract = impl_->backend->contract();
+  const bool has_scores = contract.output != Output::labels;
+  SelfTest found;
+  for (const GoldenVector& wanted : read_golden(golden)) {
+    const auto picture = impl_->compare(wanted);
+    const auto place = "picture " + std::to_string(found.pictures.size()) + ": ";
+    found.pictures.push_back(picture);
+    if (!found.complaint.empty()) continue;
+    const auto [most_output, least_agreement] = limits_of(contract.precision);
+    if (!(picture.input <= kMostInputDifference)) {
+      found.complaint = place + "the network's input differs by " + std::to_string(picture.input);
+    } else if (has_scores && !(picture.output <= most_output)) {
+      found.complaint = place + "the network's output differs by " +
+                        std::to_string(picture.output) + " of its range";
+    } else if (!(picture.agreement >= least_agreement)) {
+      found.complaint = place + std::to_string(100 * picture.agreement) +
+                        " % of the labels are the reference's";
+    }
+  }
+  return found;
 }
 
 const std::vector<std::string>& Model::classes() const {

@@ -10,7 +10,7 @@ namespace {
 nlohmann::json sound() {
   return {{"schema", 1},          {"classes", {"road", "sky"}}, {"size", {48, 64}},
           {"mean", {0, 0, 0}},    {"std", {1, 1, 1}},           {"colour", "RGB"},
-          {"layout", "NCHW"},     {"resize", "pillow-bilinear"}, {"output", "logits"},
+          {"layout", "NCHW"},     {"resize", "pillow-bilinear"}, {"output", "logits"}, {"precision", "fp32"},
           {"upsampling", nullptr}};
 }
 

@@ -46,6 +46,18 @@ struct Labels {
   }
 };
 
+// What a host makes of golden vectors: the largest difference of the network's input, that of its
+// raw output over the reference's range, and the share of equal labels, picture by picture.
+struct SelfTest {
+  struct Picture {
+    float input = 0;
+    float output = 0;
+    float agreement = 0;
+  };
+  std::vector<Picture> pictures;
+  std::string complaint;  // the first stage that differs; empty if it holds
+};
+
 struct Options {
   // Path or name of ONNX Runtime's library; empty: SEGDEPLOY_ONNXRUNTIME, then libonnxruntime.so.1.
   std::string onnxruntime;
@@ -64,6 +76,9 @@ class Model {
   Labels predict(const ImageView& image) const;
   // The same into `labels`, whose memory is used again where it is large enough.
   void predict(const ImageView& image, Labels& labels) const;
+
+  // Runs the golden vectors of a file, and compares each stage with the reference's.
+  SelfTest self_test(const std::string& golden) const;
 
   const std::vector<std::string>& classes() const;
   int height() const;  // of the network's input

@@ -1,0 +1,111 @@
+#include "golden.hpp"
+
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "segdeploy/segdeploy.hpp"
+
+namespace segdeploy {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::size_t kLengthBytes = 8;  // of the header, little-endian, before it
+constexpr std::size_t kMostPictures = 64;
+constexpr std::size_t kMostBytes = std::size_t{1} << 30;
+
+class File {
+ public:
+  explicit File(const std::string& path) : path_(path) {
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    if (!file) throw Error(path + ": no such file");
+    if (static_cast<std::size_t>(file.tellg()) > kMostBytes) refuse("it is too large");
+    file.seekg(0);
+    bytes_.assign(std::istreambuf_iterator<char>(file), {});
+    std::uint64_t length = 0;
+    if (bytes_.size() < kLengthBytes) refuse("it is cut off");
+    for (std::size_t at = 0; at < kLengthBytes; ++at) {
+      length |= std::uint64_t{static_cast<unsigned char>(bytes_[at])} << (8 * at);
+    }
+    if (length > bytes_.size() - kLengthBytes) refuse("it is cut off");
+    start_ = kLengthBytes + static_cast<std::size_t>(length);
+    const char* head = bytes_.data() + kLengthBytes;
+    header_ = json::parse(head, head + length, nullptr, /*allow_exceptions=*/false);
+    if (!header_.is_object()) refuse("its header is no JSON object");
+  }
+
+  const json& header() const { return header_; }
+
+  bool has(const std::string& name) const { return header_.contains(name); }
+
+  // The values of an array, and its shape. Every number in the header is checked.
+  template <typename Value>
+  std::vector<Value> values(const std::string& name, const char* type,
+                            std::vector<std::size_t>& shape) const {
+    std::size_t begin = 0, end = 0, count = 1;
+    try {
+      const json& entry = header_.at(name);
+      if (entry.at("dtype").get<std::string>() != type) refuse(name + " is of another type");
+      shape = entry.at("shape").get<std::vector<std::size_t>>();
+      begin = entry.at("data_offsets").at(0).get<std::size_t>();
+      end = entry.at("data_offsets").at(1).get<std::size_t>();
+    } catch (const json::exception&) {
+      refuse(name + " is damaged");
+    }
+    const std::size_t held = bytes_.size() - start_;
+    for (const std::size_t side : shape) {
+      if (side == 0 || side > held || count > held / side) refuse(name + " has no such shape");
+      count *= side;
+    }
+    if (begin > end || end > held || end - begin != count * sizeof(Value)) {
+      refuse(name + " is cut off");
+    }
+    std::vector<Value> found(count);
+    std::memcpy(found.data(), bytes_.data() + start_ + begin, end - begin);
+    return found;
+  }
+
+  [[noreturn]] void refuse(const std::string& reason) const {
+    throw Error(path_ + ": holds no golden vectors (" + reason + "); build the engine again");
+  }
+
+ private:
+  std::string path_;
+  std::vector<char> bytes_;
+  std::size_t start_ = 0;
+  json header_;
+};
+
+}  // namespace
+
+std::vector<GoldenVector> read_golden(const std::string& path) {
+  const File file(path);
+  std::vector<GoldenVector> found;
+  while (found.size() < kMostPictures) {
+    const std::string index = "_" + std::to_string(found.size());
+    if (!file.has("image" + index)) break;
+    GoldenVector vector;
+    std::vector<std::size_t> shape, labels, samples;
+    vector.image = file.values<std::uint8_t>("image" + index, "U8", shape);
+    vector.labels = file.values<std::uint8_t>("labels" + index, "U8", labels);
+    vector.input = file.values<float>("input" + index, "F32", samples);
+    vector.output = file.values<float>("output" + index, "F32", samples);
+    if (shape.size() != 3 || shape[2] != 3 || labels.size() != 2 || labels[0] != shape[0] ||
+        labels[1] != shape[1]) {
+      file.refuse("its pictures and labels have other shapes");
+    }
+    vector.height = static_cast<int>(shape[0]);
+    vector.width = static_cast<int>(shape[1]);
+    found.push_back(std::move(vector));
+  }
+  if (found.empty()) file.refuse("it has no picture");
+  return found;
+}
+
+std::size_t sample_place(std::size_t index, std::size_t count, std::size_t size) {
+  return count < 2 ? 0 : index * (size - 1) / (count - 1);
+}
+
+}  // namespace segdeploy
