@@ -13,6 +13,7 @@ from pathlib import Path
 
 from segdeploy.benchmark.latency import SECONDS, measure_latencies
 from segdeploy.benchmark.process import Candidate, Failure, Process
+from segdeploy.benchmark.rounds import burst
 from segdeploy.network import ModelSpec
 
 CALL_MS = 20.0
@@ -22,7 +23,7 @@ def overhead_ms(candidate: Candidate, seconds: float) -> tuple[float, float]:
     """Milliseconds a call beyond its stages, and the median of the network's call."""
     process = Process(candidate, None)
     try:
-        answer = process.ask({"seconds": seconds, "fps": None, "batch": 1, "clients": 1})
+        answer = process.ask(burst(seconds))
     finally:
         process.close()
     times = answer["times"]

@@ -248,22 +248,15 @@ def broken(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def briefly(reference: Path, dataset: Path, limit: int) -> tuple[object, ...]:
+    """What every bench of these tests is told beside its candidates."""
+    return ("--reference", reference, "--data", dataset, "--limit", limit, "--seconds", 0.2)
+
+
 def test_one_that_fails_is_told_and_the_others_go_on(
     run, graph: Path, broken: Path, dataset: Path, tmp_path: Path  # noqa: F811
 ) -> None:  # fmt: skip
-    ran = run(
-        "bench",
-        graph,
-        broken,
-        "--reference",
-        graph,
-        "--data",
-        dataset,
-        "--limit",
-        1,
-        "--seconds",
-        0.2,
-    )
+    ran = run("bench", graph, broken, *briefly(graph, dataset, 1))
     assert ran.code == 1
     assert "nan.onnx: failed: frame val_0000: onnxruntime: output 'logits' holds NaN" in ran.out
     assert f"recommended: {graph.name}" in ran.out
@@ -274,18 +267,7 @@ def test_an_engine_for_another_machine_is_skipped(
 ) -> None:  # fmt: skip
     engine = tmp_path / "m.engine"
     segdeploy.build_engine(graph, engine, targets=["sm75"])
-    common = (
-        graph,
-        engine,
-        "--reference",
-        graph,
-        "--data",
-        dataset,
-        "--limit",
-        1,
-        "--seconds",
-        0.2,
-    )
+    common = (graph, engine, *briefly(graph, dataset, 1))
     ran = run("bench", *common)
     assert ran.code == 0
     assert "m.engine: skipped: " in ran.out
@@ -295,18 +277,7 @@ def test_an_engine_for_another_machine_is_skipped(
 def test_limits_decide(
     run, graph: Path, int8_graph: Path, dataset: Path  # noqa: F811
 ) -> None:  # fmt: skip
-    common = (
-        graph,
-        int8_graph,
-        "--reference",
-        graph,
-        "--data",
-        dataset,
-        "--limit",
-        2,
-        "--seconds",
-        0.2,
-    )
+    common = (graph, int8_graph, *briefly(graph, dataset, 2))
     ran = run("bench", *common, "--min-agreement", 0.99999, "--json")
     assert ran.code == 1
     read = json.loads(ran.out)

@@ -21,6 +21,7 @@ from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.record import told_claims
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
 from segdeploy.benchmark.roofline import Work, roofline, work_of, work_of_network
+from segdeploy.benchmark.rounds import burst
 from segdeploy.benchmark.sweep import Sweep
 from segdeploy.benchmark.verdict import Row, as_fast, ranked, recommended
 from segdeploy.errors import InputError
@@ -214,7 +215,7 @@ def test_a_static_reference_cannot_try_what_a_graph_claims(
 def test_clients_time_all_that_they_call(graph: Path) -> None:
     candidate = Candidate("m", ModelSpec(str(graph)), "onnxruntime")
     process = Process(candidate, None)
-    answer = process.ask({"seconds": 0.2, "fps": None, "batch": 1, "clients": 3})
+    answer = process.ask(burst(0.2, clients=3))
     process.close()
     inside = sum(sum(times) for times in answer["times"].values())
     assert 0.8 < inside / (3 * answer["wall"]) < 1.05  # nothing uncounted is in the time

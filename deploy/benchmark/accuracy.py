@@ -34,7 +34,7 @@ class Contestant:
     predictor: Predictor
     kernels: Predictor | None
     precision: str
-    identity: str = ""
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def judge(
     frames: Sequence[Frame],
     *,
     journal: Journal,
-    identity: str = "reference",
+    identity: str,
     ece: bool = False,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Judgement, list[Judgement | str]]:
@@ -141,7 +141,7 @@ def judge(
         for contestant, tally in zip(contestants, tallies, strict=True):
             if tally.failure is not None:
                 continue
-            found = journal.get(f"{place} {contestant.identity}") if contestant.identity else None
+            found = journal.get(f"{place} {contestant.identity}")
             if found is None:
                 seen = seen or _see(reference, frame)
                 found = _count(contestant, seen, dataset, ece=ece)

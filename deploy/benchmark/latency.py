@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.benchmark.journal import Journal
-from segdeploy.benchmark.process import Candidate, Failure, Process, start
-from segdeploy.benchmark.rounds import Answers, take_turns
+from segdeploy.benchmark.process import Candidate, Failure, Process, started
+from segdeploy.benchmark.rounds import Answers, burst, refusal, take_turns
 from segdeploy.benchmark.worker import STAGES
 from segdeploy.errors import InputError
 
@@ -88,13 +88,11 @@ def measure_latencies(
     rounds = max(_FEWEST, min(_MOST, int(seconds * _A_SECOND)))
     if fps is not None:
         rounds = max(2, min(rounds, int(seconds * fps / _CALLS_PACED)))
-    workers = [start(one, threads) for one in candidates]
-    message = {"seconds": seconds / rounds, "fps": fps, "batch": 1, "clients": 1}
-    try:
+    with started(candidates, threads) as workers:
         bursts = take_turns(
             workers,
             rounds,
-            message,
+            burst(seconds / rounds, fps=fps),
             journal=journal or Journal(None, ""),
             identities=identities or [one.name for one in candidates],
             on_burst=on_burst,
@@ -105,17 +103,12 @@ def measure_latencies(
             else _ended(worker, held, None if index == 0 else bursts[0], fps)
             for index, (worker, held) in enumerate(zip(workers, bursts, strict=True))
         ]
-    finally:
-        for worker in workers:
-            if isinstance(worker, Process):
-                worker.close()
 
 
 def _ended(
     worker: Process, bursts: Answers, reference: Answers | None, fps: float | None
 ) -> Latency | Failure:
-    refused = next((burst["refused"] for burst in bursts if "refused" in burst), None)
-    if refused is not None:
+    if (refused := refusal(bursts)) is not None:
         return Failure(refused)
     try:
         peak = worker.ask({"end": True})["peak_mib"]

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +126,20 @@ class Process:
             self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+
+@contextmanager
+def started(
+    candidates: Sequence[Candidate], threads: int | None
+) -> Iterator[list[Process | Failure]]:
+    """A process of each candidate, or why there is none; those that live are ended at the end."""
+    workers = [start(one, threads) for one in candidates]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            if isinstance(worker, Process):
+                worker.close()
 
 
 def start(candidate: Candidate, threads: int | None) -> Process | Failure:

@@ -14,12 +14,8 @@ import numpy as np
 
 from segdeploy.benchmark.peak import Peak
 from segdeploy.engine.manifest import read_manifest
-from segdeploy.exporter.dilation import (
-    CONVOLUTIONS,
-    ConvGeometry,
-    module_geometry,
-    node_geometry,
-)
+from segdeploy.exporter.dilation import ConvGeometry, module_geometry
+from segdeploy.graph_layers import convolutions
 from segdeploy.onnx_file import contract_of, load_onnx
 from segdeploy.runtime.session import ENGINE_SUFFIXES
 from segdeploy.runtime.torch_session import TorchSession
@@ -28,7 +24,6 @@ if TYPE_CHECKING:
     import onnx
 
 _WIDTHS = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
-_KINDS = {1: "fp32", 10: "fp16", 16: "bf16"}  # ONNX's element types
 
 
 @dataclass(frozen=True)
@@ -107,30 +102,17 @@ def work_of_network(session: TorchSession, size: tuple[int, int]) -> Work:
 
 
 def _of_graph(graph: onnx.ModelProto, path: Path) -> Work | None:
-    from segdeploy.calibration.layers import fix_shape, shapes_of
+    from segdeploy.calibration.layers import fix_shape
 
-    fixed = fix_shape(graph, (1, *contract_of(graph, path).picture_shape))
-    shapes = {t.name: tuple(t.dims) for t in fixed.graph.initializer} | shapes_of(fixed)
-    makers = {name: node.op_type for node in fixed.graph.node for name in node.output}
-    kinds = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*fixed.graph.value_info, *fixed.graph.input, *fixed.graph.output)
-    }
-    work: dict[str, int] = {}
+    macs: dict[str, int] = {}
     moved = 0
-    for node in fixed.graph.node:
-        if node.op_type not in CONVOLUTIONS:
-            continue
-        read, weight, given = (shapes.get(n) for n in (*node.input[:2], node.output[0]))
-        if not read or not weight or not given:
+    for one in convolutions(fix_shape(graph, (1, *contract_of(graph, path).picture_shape))):
+        shapes = (one.read, one.weight, one.given)
+        if not all(shapes) or one.precision not in _WIDTHS:
             return None
-        precision = _KINDS.get(kinds.get(node.output[0], 1), "fp32")
-        if {makers.get(name) for name in node.input[:2]} == {"DequantizeLinear"}:
-            precision = "int8"
-        macs = _macs(node_geometry(node, fixed), read, weight, given)
-        work[precision] = work.get(precision, 0) + macs
-        moved += _WIDTHS[precision] * sum(map(prod, (read, weight, given)))
-    return Work(work, moved)
+        macs[one.precision] = macs.get(one.precision, 0) + _macs(one.geometry, *shapes)
+        moved += _WIDTHS[one.precision] * sum(map(prod, shapes))
+    return Work(macs, moved)
 
 
 def _macs(

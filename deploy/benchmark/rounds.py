@@ -30,19 +30,30 @@ def take_turns(
     for turn in range(rounds):
         alive = [i for i, worker in enumerate(workers) if isinstance(worker, Process)]
         place = f"round {turn} of {message} with {[identities[i] for i in alive]}"
-        given: Answers = journal.get(place) or []
-        is_new = not given
-        for index in alive:
+        held: Answers | None = journal.get(place)
+        given: Answers = []
+        for at, index in enumerate(alive):
             worker = workers[index]
             assert isinstance(worker, Process)
-            if is_new:
-                try:
-                    given.append(worker.ask(message))
-                except InputError as error:
-                    workers[index] = Failure(str(error))
-                    continue
-            answers[index].append(given[alive.index(index)] if not is_new else given[-1])
+            try:
+                given.append(worker.ask(message) if held is None else held[at])
+            except InputError as error:
+                workers[index] = Failure(str(error))
+                continue
+            answers[index].append(given[-1])
             on_burst(turn * len(workers) + index + 1, rounds * len(workers))
-        if is_new and len(given) == len(alive):
+        if held is None and given and len(given) == len(alive):
             journal.put(place, given)
     return answers
+
+
+def burst(
+    seconds: float, *, fps: float | None = None, batch: int = 1, clients: int = 1
+) -> dict[str, Any]:
+    """The message that asks a process for a burst of calls."""
+    return {"seconds": seconds, "fps": fps, "batch": batch, "clients": clients}
+
+
+def refusal(answers: Answers) -> str | None:
+    """Why a candidate cannot do what it was asked for, if one of its answers says so."""
+    return next((answer["refused"] for answer in answers if "refused" in answer), None)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from segdeploy.benchmark.journal import Journal
-from segdeploy.benchmark.process import Candidate, Failure, Process, start
-from segdeploy.benchmark.rounds import Answers, take_turns
+from segdeploy.benchmark.process import Candidate, Failure, Process, started
+from segdeploy.benchmark.rounds import Answers, burst, refusal, take_turns
 from segdeploy.errors import InputError
 
 KINDS = ("batch", "threads", "clients")
@@ -81,16 +81,13 @@ def run_sweep(
     total = sum(len(settings) for _, settings in groups)
     done = 0
     for cores, settings in groups:
-        workers = [start(one, cores) for one in candidates] if settings else []
-        try:
+        with started(candidates if settings else (), cores) as workers:
             for kind, value in settings:
-                message = {"seconds": seconds / _ROUNDS, "fps": None, "batch": 1, "clients": 1}
-                if kind != "threads":
-                    message[kind] = value
+                varied = {} if kind == "threads" else {kind: value}
                 answers = take_turns(
                     workers,
                     _ROUNDS,
-                    message,
+                    burst(seconds / _ROUNDS, **varied),
                     journal=journal,
                     identities=[f"{one} on {cores} threads" for one in identities],
                 )
@@ -100,18 +97,13 @@ def run_sweep(
                 ]
                 done += 1
                 on_burst(done, total)
-        finally:
-            for worker in workers:
-                if isinstance(worker, Process):
-                    worker.close()
     return points
 
 
 def _point(name: str, kind: str, value: int, worker: Process | Failure, held: Answers) -> Point:
     if isinstance(worker, Failure):
         return Point(name, kind, value, failure=worker.reason)
-    refused = next((one["refused"] for one in held if "refused" in one), None)
-    if refused is not None:
+    if (refused := refusal(held)) is not None:
         return Point(name, kind, value, failure=refused)
     calls = np.concatenate([one["times"]["network"] for one in held])
     batch = value if kind == "batch" else 1

@@ -163,9 +163,21 @@ def _burst(
 
     Without, a first call is left out: caches and sleeping threads are another candidate's still.
     """
-    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     if fps is None:
         _run(predictor, picture, batch)
+    times, begin, end = _calls(predictor, picture, seconds, fps, batch)
+    return times, end - begin
+
+
+def _calls(
+    predictor: Predictor,
+    picture: NDArray[np.uint8],
+    seconds: float,
+    fps: float | None,
+    batch: int,
+) -> tuple[dict[str, list[float]], float, float]:
+    """Call for `seconds`: the stages' times, and when the first call began and the last ended."""
+    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     begin = time.perf_counter()
     calls = 0
     while calls < _FEWEST_CALLS or time.perf_counter() < begin + seconds:
@@ -174,7 +186,7 @@ def _burst(
         for stage, took in _run(predictor, picture, batch).items():
             times[stage].append(took)
         calls += 1
-    return times, time.perf_counter() - begin
+    return times, begin, time.perf_counter()
 
 
 def _crowd(
@@ -185,24 +197,15 @@ def _crowd(
     All begin together, after a first call each that does not count. The time is that from there to
     the mean of their ends: towards the last end there are fewer clients.
     """
-    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    found: list[tuple[dict[str, list[float]], float, float]] = []
     failures: list[Exception] = []
     ready = threading.Barrier(clients)
-    ends: list[float] = []
-    begins: list[float] = []
 
     def call() -> None:
         try:
             _run(predictor, picture, 1)
             ready.wait()
-            begin = time.perf_counter()
-            begins.append(begin)
-            own: list[dict[str, float]] = []
-            while len(own) < _FEWEST_CALLS or time.perf_counter() < begin + seconds:
-                own.append(_run(predictor, picture, 1))
-            ends.append(time.perf_counter())
-            for stage in STAGES:
-                times[stage] += [one[stage] for one in own]
+            found.append(_calls(predictor, picture, seconds, None, 1))
         except Exception as error:  # told to the parent by the thread that waits
             failures.append(error)
             ready.abort()
@@ -216,7 +219,9 @@ def _crowd(
         raise next(
             (e for e in failures if not isinstance(e, threading.BrokenBarrierError)), failures[0]
         )
-    return {"times": times, "wall": float(np.mean(ends)) - min(begins)}
+    times = {stage: [took for held, _, _ in found for took in held[stage]] for stage in STAGES}
+    begin = min(begin for _, begin, _ in found)
+    return {"times": times, "wall": float(np.mean([end for _, _, end in found])) - begin}
 
 
 def _run(predictor: Predictor, picture: NDArray[np.uint8], batch: int) -> dict[str, float]:

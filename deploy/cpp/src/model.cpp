@@ -96,31 +96,21 @@ struct Model::Impl {
 
   void predict(const ImageView& image, Labels& labels) {
     const Workspaces::Lease lease(workspaces);
-    Workspace& work = *lease;
-    preprocessor.run(image, work.prepared);
-    LabelReader reader(*this, image, work, labels);
-    const void* input = work.prepared.floats.data();
-    if (backend->contract().takes_bytes) input = work.prepared.bytes.data();
-    backend->run(input, reader);
+    LabelReader reader(*this, image, *lease, labels);
+    run(image, *lease, reader);
   }
 
   SelfTest::Picture compare(const GoldenVector& wanted) {
     const ImageView image{wanted.image.data(), wanted.height, wanted.width};
     const Workspaces::Lease lease(workspaces);
-    Workspace& work = *lease;
-    preprocessor.run(image, work.prepared);
-    SelfTest::Picture found;
-    const bool is_bytes = backend->contract().takes_bytes;
-    if (is_bytes) {
-      found.input = largest(wanted.input, work.prepared.bytes.data(), work.prepared.bytes.size());
-    } else {
-      found.input = largest(wanted.input, work.prepared.floats.data(), work.prepared.floats.size());
-    }
     Labels labels;
-    ComparingReader reader(*this, image, work, labels, wanted.output);
-    const void* input = work.prepared.floats.data();
-    if (is_bytes) input = work.prepared.bytes.data();
-    backend->run(input, reader);
+    ComparingReader reader(*this, image, *lease, labels, wanted.output);
+    run(image, *lease, reader);
+    const Prepared& prepared = (*lease).prepared;
+    SelfTest::Picture found;
+    found.input = backend->contract().takes_bytes
+                      ? largest(wanted.input, prepared.bytes.data(), prepared.bytes.size())
+                      : largest(wanted.input, prepared.floats.data(), prepared.floats.size());
     const auto [low, high] = std::minmax_element(wanted.output.begin(), wanted.output.end());
     found.output = reader.difference / (*high > *low ? *high - *low : 1.0F);
     std::size_t equal = 0;
@@ -129,6 +119,13 @@ struct Model::Impl {
     }
     found.agreement = static_cast<float>(equal) / static_cast<float>(wanted.labels.size());
     return found;
+  }
+
+  void run(const ImageView& image, Workspace& work, Reader& reader) const {
+    preprocessor.run(image, work.prepared);
+    const void* input = work.prepared.floats.data();
+    if (backend->contract().takes_bytes) input = work.prepared.bytes.data();
+    backend->run(input, reader);
   }
 
   // The largest difference of samples from the values that they were taken of.
@@ -143,33 +140,7 @@ struct Model::Impl {
     return found;
   }
 
-  class ComparingReader final : public Reader {
-   public:
-    ComparingReader(const Impl& model, const ImageView& image, Workspace& work, Labels& labels,
-                    const std::vector<float>& wanted)
-        : model_(model), image_(image), work_(work), labels_(labels), wanted_(wanted) {}
-
-    void read(const OutputView& output) override {
-      model_.read(output, image_, work_, labels_);
-      std::size_t size = 1;
-      for (std::size_t side = 0; side < output.sides; ++side) {
-        size *= static_cast<std::size_t>(output.shape[side]);
-      }
-      difference = output.scores != nullptr ? largest(wanted_, output.scores, size)
-                                            : largest(wanted_, output.labels, size);
-    }
-
-    float difference = 0;
-
-   private:
-    const Impl& model_;
-    const ImageView& image_;
-    Workspace& work_;
-    Labels& labels_;
-    const std::vector<float>& wanted_;
-  };
-
-  class LabelReader final : public Reader {
+  class LabelReader : public Reader {
    public:
     LabelReader(const Impl& model, const ImageView& image, Workspace& work, Labels& labels)
         : model_(model), image_(image), work_(work), labels_(labels) {}
@@ -181,6 +152,29 @@ struct Model::Impl {
     const ImageView& image_;
     Workspace& work_;
     Labels& labels_;
+  };
+
+  // Makes labels, and finds how far the output is from samples of another.
+  class ComparingReader final : public LabelReader {
+   public:
+    ComparingReader(const Impl& model, const ImageView& image, Workspace& work, Labels& labels,
+                    const std::vector<float>& wanted)
+        : LabelReader(model, image, work, labels), wanted_(wanted) {}
+
+    void read(const OutputView& output) override {
+      LabelReader::read(output);
+      std::size_t size = 1;
+      for (std::size_t side = 0; side < output.sides; ++side) {
+        size *= static_cast<std::size_t>(output.shape[side]);
+      }
+      difference = output.scores != nullptr ? largest(wanted_, output.scores, size)
+                                            : largest(wanted_, output.labels, size);
+    }
+
+    float difference = 0;
+
+   private:
+    const std::vector<float>& wanted_;
   };
 
   void read(const OutputView& output, const ImageView& image, Workspace& work,
