@@ -157,7 +157,9 @@ def _are_bounds(value: object) -> bool:
     if not isinstance(value, list) or len(value) != 3:
         return False
     sizes = _is_list(2, _is_size)
-    return bool(sizes(value[0]) and sizes(value[1]) and _is_size(value[2]))
+    if not (sizes(value[0]) and sizes(value[1]) and _is_size(value[2])):
+        return False
+    return all(low <= high for low, high in zip(value[0], value[1], strict=True))
 
 
 def _is_positive(value: object) -> bool:

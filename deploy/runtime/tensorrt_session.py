@@ -199,6 +199,8 @@ class _Lane:
                 self._profile = profile
                 stream.synchronize()
             buffers = self._bound(array.shape)
+            # PyTorch warns of arrays that are read-only, as those of pictures are.
+            array = array if array.flags.writeable else array.copy()
             buffers.host_input.copy_(torch.from_numpy(array))
             mark()
             buffers.device_input.copy_(buffers.host_input, non_blocking=True)
