@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdeploy.benchmark.accuracy import Contestant
+from segdeploy.benchmark.cpp_program import read_cpp_candidate
 from segdeploy.benchmark.process import Candidate
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def name_candidates(paths: Sequence[Path], backends: Sequence[str]) -> list[Candidate]:
-    """Each `.onnx` once a runtime, and each engine once.
+    """Each `.onnx` once a runtime, each engine once, and each C++ program that times a model.
 
     Raises:
         InputError: if one is named twice.
@@ -40,7 +41,9 @@ def name_candidates(paths: Sequence[Path], backends: Sequence[str]) -> list[Cand
                 f"{backend}: no such backend; there are {', '.join(PROVIDERS)}, openvino"
             )
     return [
-        Candidate(_name(path, paths, backend, backends), ModelSpec(str(path)), backend)
+        read_cpp_candidate(path)
+        if path.suffix == ".json"
+        else Candidate(_name(path, paths, backend, backends), ModelSpec(str(path)), backend)
         for path in paths
         for backend in (backends if path.suffix == ".onnx" else ("",))
     ]
@@ -125,7 +128,8 @@ def _rounds(graph: onnx.ModelProto) -> bool:
 def identity_of(candidate: Candidate) -> str:
     """What a candidate's figures depend on: its content, its runtime, and how it is run."""
     content = sha256_of_file(Path(candidate.spec.model))
-    return f"{content} in {candidate.backend or 'its own'} at {candidate.scales}"
+    runtime = candidate.backend or "its own"
+    return f"{content} in {runtime} at {candidate.scales}{candidate.build}"
 
 
 def identity_of_reference(truth: Predictor, spec: ModelSpec) -> str:

@@ -152,7 +152,9 @@ class Measuring:
             notes = [made] if isinstance(made, str) else []
             named = []
             for one in single:
-                if why := why_no_loop(Path(one.spec.model), scales):
+                if one.program:
+                    notes.append(f"{one.name}: segdeploy-bench times one scale, and no loop")
+                elif why := why_no_loop(Path(one.spec.model), scales):
                     notes.append(f"{one.name}: {why}")
                 else:
                     named.append(looped(one, scales))
@@ -273,7 +275,7 @@ def _row(
         failure = latency.reason
     return Row(
         name=candidate.name,
-        backend=candidate.backend or read_manifest(Path(candidate.spec.model)).backend,
+        backend=_backend(candidate),
         precision=contestant.precision if contestant else "-",
         bytes=_bytes(candidate.spec),
         judgement=judgement if isinstance(judgement, Judgement) else None,
@@ -281,6 +283,11 @@ def _row(
         failure=failure,
         skipped=isinstance(latency, Failure) and latency.is_elsewhere,
     )
+
+
+def _backend(candidate: Candidate) -> str:
+    backend = candidate.backend or read_manifest(Path(candidate.spec.model)).backend
+    return f"{backend}, C++" if candidate.program else backend
 
 
 def _complete(spec: ModelSpec, contract: Contract) -> ModelSpec:

@@ -23,12 +23,18 @@ _PATIENCE = 600.0  # seconds: an engine may compile for its GPU when it is loade
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to bench, and the runtime to bench it with; `scales` are looped over outside it."""
+    """A network to bench, and the runtime to bench it with; `scales` are looped over outside it.
+
+    `program` is the command of a process that times it instead of ours, by the same lines, and
+    `build` the hash of that program's file.
+    """
 
     name: str
     spec: ModelSpec
     backend: str
     scales: tuple[float, ...] = ()
+    program: tuple[str, ...] = ()
+    build: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Process:
         self._name = candidate.name
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-c", START],
+            candidate.program or (sys.executable, "-c", START),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,

@@ -108,7 +108,7 @@ def bench(
 
 def _roof(row: Row, measured: Peak) -> Peak | None:
     """The CPU's, as it was measured, or that which the GPU's maker states."""
-    if row.backend in ("torch", "onnxruntime", "openvino"):
+    if row.backend.split(",")[0] in ("torch", "onnxruntime", "openvino"):
         return measured
     gpu = current_gpu()
     return stated_peak(gpu.name) if gpu else None

@@ -227,7 +227,7 @@ def _crowd(
 def _run(predictor: Predictor, picture: NDArray[np.uint8], batch: int) -> dict[str, float]:
     """Seconds of the stages of one call, from the bytes of `batch` pictures to their labels."""
     started = time.perf_counter()
-    images = [preprocess(picture, predictor.contract) for _ in range(batch)]
+    images = [predictor.prepare(picture) for _ in range(batch)]
     image = images[0] if batch == 1 else np.concatenate(images)
     prepared = time.perf_counter()
     outputs = predictor.run(image)
