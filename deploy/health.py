@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from segdeploy.device import current_gpu, host_platform
+from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
 from segdeploy.packages import EXTRAS, installed_version
+from segdeploy.runtime.native import LIBRARY_VARIABLE, native_library
 
 _OLDEST = (3, 10)
 
@@ -52,6 +54,7 @@ def doctor() -> list[Finding]:
         _gpu(),
         *_providers(),
         _engines(),
+        _library(),
     ]
     return [finding for finding in findings if finding is not None]
 
@@ -237,6 +240,18 @@ def _engines() -> Finding:
     if not found:
         return Finding(what, "absent", "no TensorRT is installed", "pip install 'segdeploy[gpu]'")
     return Finding(what, "ok", f"with {' and '.join(found)}")
+
+
+def _library() -> Finding:
+    """The C++ library, which does what comes before and after a network where it is installed."""
+    what = "C++ library"
+    try:
+        library = native_library()
+    except InputError as error:
+        return Finding(what, "broken", str(error), f"mend or unset {LIBRARY_VARIABLE}")
+    if library is None:
+        return Finding(what, "absent", "not installed in this version; numpy does its work")
+    return Finding(what, "ok", "prepares pictures and makes labels")
 
 
 def toolchain() -> dict[str, str]:

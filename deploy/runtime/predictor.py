@@ -18,6 +18,7 @@ from segdeploy.network import ModelSpec, load_network
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.late_upsampling import labels_of_small_map
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
+from segdeploy.runtime.native import open_stages
 from segdeploy.runtime.postprocess import labels_at, nearest, softmax, upsample
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import ENGINE_SUFFIXES, Session, open_session
@@ -58,12 +59,19 @@ class Predictor(Closing):
             self.loop = tuple(float(scale) for scale in scales)
             check_scales(session, self.contract.size, self.loop)
             self.contract = replace(self.contract, scales=self.loop)
+        self._stages = open_stages(self.contract)
 
     def warm_up(self, runs: int = 3) -> None:
         """Run a grey picture, so that what a runtime does at first is done."""
         grey = np.full((*self.contract.size, 3), 127, np.uint8)
         for _ in range(runs):
-            self.run(preprocess(grey, self.contract))
+            self.run(self.prepare(grey))
+
+    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
+        """The network's input for `(H, W, 3) uint8` RGB, as `preprocess` says."""
+        if self._stages is not None:
+            return self._stages.prepare(picture)
+        return preprocess(picture, self.contract)
 
     def run(self, batch: NDArray[Any]) -> NDArray[Any]:
         """The raw output of a prepared batch: one call, or the loop over this predictor's scales.
@@ -97,7 +105,7 @@ class Predictor(Closing):
         picture = as_picture(image)
         if not scales and not flip:
             return self._run(picture)
-        batch = preprocess(picture, self.contract)
+        batch = self.prepare(picture)
         logits = fused_logits(self.session, batch, scales or self.loop, flip=flip, fuse=fuse)
         return self.finite(logits)
 
@@ -131,7 +139,7 @@ class Predictor(Closing):
     def predict_batch(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
         """Labels of each picture, run together as far as the network takes a batch."""
         pictures = [as_picture(image) for image in images]
-        inputs = [preprocess(picture, self.contract) for picture in pictures]
+        inputs = [self.prepare(picture) for picture in pictures]
         labels: list[NDArray[np.uint8]] = []
         for start in range(0, len(inputs), self._batch):
             outputs = self.run(np.concatenate(inputs[start : start + self._batch]))
@@ -180,6 +188,8 @@ class Predictor(Closing):
 
     def labels_of(self, output: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
         """Labels at `size` (H, W) of one picture's raw output, as the contract says."""
+        if self._stages is not None and output.ndim == 3:
+            return self._stages.labels(output, size)
         return self._labels(output, size, self.contract)
 
     def _labels(
@@ -226,7 +236,7 @@ class Predictor(Closing):
         return max(taking, default=_MOST_BATCH)
 
     def _run(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
-        return self.finite(self.run(preprocess(picture, self.contract))[0])
+        return self.finite(self.run(self.prepare(picture))[0])
 
     def finite(self, output: NDArray[Any]) -> NDArray[Any]:
         """The output as it is.

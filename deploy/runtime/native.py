@@ -1,0 +1,134 @@
+"""Pre- and postprocessing by the C++ library, where it is installed: the same arrays, sooner."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.errors import InputError
+from segdeploy.packages import versions
+from segdeploy.spec import Contract
+
+LIBRARY_VARIABLE = "SEGDEPLOY_LIBRARY"
+"""Names the C++ library; empty, none is used. Without it, `libsegdeploy.so.0.1` is looked for."""
+_DEFAULT = "libsegdeploy.so.0.1"
+
+
+@lru_cache(maxsize=1)
+def native_library() -> ctypes.CDLL | None:
+    """The C++ library of this version, if it is installed.
+
+    Raises:
+        InputError: if one was named that cannot be used.
+    """
+    named = os.environ.get(LIBRARY_VARIABLE)
+    if named == "":
+        return None
+    try:
+        library = ctypes.CDLL(named or _DEFAULT)
+        library.segdeploy_version.restype = ctypes.c_char_p
+        version = library.segdeploy_version().decode()
+    except (OSError, AttributeError) as error:
+        if named:
+            raise InputError(f"{named}: is no segdeploy library ({error})") from error
+        return None
+    wanted = versions("segdeploy")["segdeploy"]
+    if version != wanted:
+        if named:
+            raise InputError(
+                f"{named}: is segdeploy {version}, and this package is {wanted}; build it of the "
+                f"same version, or set {LIBRARY_VARIABLE}="
+            )
+        return None
+    _declare(library)
+    return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    integer, pointer = ctypes.c_int, ctypes.c_void_p
+    library.segdeploy_error.restype = ctypes.c_char_p
+    library.segdeploy_contract_open.restype = pointer
+    library.segdeploy_contract_open.argtypes = [ctypes.c_char_p]
+    library.segdeploy_contract_close.argtypes = [pointer]
+    library.segdeploy_contract_close.restype = None
+    library.segdeploy_prepare.argtypes = [pointer, pointer, integer, integer, pointer]
+    library.segdeploy_label.argtypes = [pointer, pointer, *[integer] * 4, pointer]
+
+
+class NativeStages:
+    """What comes before and after a network, by the C++ library. Safe to call from several threads.
+
+    Raises:
+        InputError: for a contract that it does not execute.
+    """
+
+    def __init__(self, library: ctypes.CDLL, contract: Contract):
+        self._library, self._contract = library, contract
+        self._text = contract.to_json().encode()
+        self._handles = threading.local()
+        self._handle()
+
+    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
+        """The network's input for `(H, W, 3) uint8` RGB, as `preprocess` makes it."""
+        picture = np.ascontiguousarray(picture)
+        kind = np.uint8 if self._contract.layout == "NHWC" else np.float32
+        made = np.empty((1, *self._contract.picture_shape), kind)
+        height, width = picture.shape[:2]
+        self._must(
+            self._library.segdeploy_prepare(
+                self._handle(), picture.ctypes.data, height, width, made.ctypes.data
+            )
+        )
+        return made
+
+    def labels(self, scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Labels `(H, W) uint8` of scores `(C, h, w) float32`."""
+        scores = np.ascontiguousarray(scores, np.float32)
+        made = np.empty(size, np.uint8)
+        _, height, width = scores.shape
+        self._must(
+            self._library.segdeploy_label(
+                self._handle(), scores.ctypes.data, height, width, *size, made.ctypes.data
+            )
+        )
+        return made
+
+    def _handle(self) -> int:
+        held = getattr(self._handles, "held", None)
+        if held is None:
+            held = self._handles.held = _Handle(self._library, self._text)
+        return held.value
+
+    def _must(self, failed: int) -> None:
+        if failed:
+            raise InputError(self._library.segdeploy_error().decode())
+
+
+class _Handle:
+    """A contract that the library has read; freed with the thread that holds it."""
+
+    def __init__(self, library: ctypes.CDLL, text: bytes):
+        self._close = library.segdeploy_contract_close
+        self.value: int = library.segdeploy_contract_open(text)
+        if not self.value:
+            raise InputError(library.segdeploy_error().decode())
+
+    def __del__(self) -> None:
+        self._close(self.value)
+
+
+def open_stages(contract: Contract) -> NativeStages | None:
+    """The library's stages for a contract; None where it is not installed, or reads it not."""
+    library = native_library()
+    if library is None:
+        return None
+    try:
+        return NativeStages(library, contract)
+    except InputError:  # of a size that Python alone takes
+        return None
