@@ -17,6 +17,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@# TensorRT's own libraries are too large, and need a GPU; its bindings show its API to a test.
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-10 tensorrt_cu13_bindings==10.14.1.48.post1
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-11 tensorrt_cu13_bindings==11.4.0.106
+	@# The C++ library is compiled with headers of another family than the TensorRT-RTX above.
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-rtx-1.4 tensorrt-rtx-cu13-libs==1.4.0.76
 	@# Triton's protobuf messages; the client that they come with wants an older protobuf than onnx's.
 	$(BIN)/pip install --quiet --no-deps tritonclient==2.73.0
 	touch $@
@@ -28,10 +30,10 @@ test: $(VENV)/.ready
 	@# Two processes on two cores: threads inside each would only wait for the other's.
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
-# The C++ library. Its headers come from Debian's packages, unless ONNXRUNTIME_ROOT is set.
+# The C++ library. Its headers come from package registries, unless ONNXRUNTIME_ROOT is set.
 cpp:
 	test -n "$(ONNXRUNTIME_ROOT)" || deploy/cpp/fetch_headers.sh build/cpp-headers
-	cmake -S deploy/cpp -B build/cpp -DONNXRUNTIME_ROOT="$(ONNXRUNTIME_ROOT)" -DCMAKE_PREFIX_PATH=$(CURDIR)/build/cpp-headers/usr
+	cmake -S deploy/cpp -B build/cpp -DONNXRUNTIME_ROOT="$(ONNXRUNTIME_ROOT)" -DTENSORRT_ROOT="$(TENSORRT_ROOT)" -DCMAKE_PREFIX_PATH=$(CURDIR)/build/cpp-headers/usr
 	cmake --build build/cpp --parallel
 
 # A thousand damaged files for each parser, instead of the suite's two hundred.

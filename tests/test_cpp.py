@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,27 +18,36 @@ import pytest
 from PIL import Image
 
 import segdeploy
+from segdeploy.benchmark.protocol import Protocol
+from segdeploy.engine.manifest import manifest_path
+from segdeploy.errors import InputError
 from segdeploy.golden import golden_content, golden_pictures, make_vectors
 from segdeploy.models.dataset import open_dataset
+from segdeploy.runtime.postprocess import overlay
 
 from .conftest import skip
+from .cpp_files import write_manifests, write_passes, write_seeds, write_with_half_ends
 
 SOURCE = Path(__file__).parents[1] / "deploy" / "cpp"
 ODD = (37, 83)  # a picture of another shape than the network's, with odd sides
 
 
-def built(folder: Path, *settings: str) -> Path:
+def built(folder: Path, *settings: str, targets: Sequence[str] = ("all",)) -> Path:
     """Configure and build the library, its programs and its tests."""
     if not shutil.which("cmake") or not shutil.which("g++"):
         skip("no C++ compiler and CMake here")
     headers = SOURCE.parents[1] / "build" / "cpp-headers"
-    subprocess.run([SOURCE / "fetch_headers.sh", headers], check=True)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # whose python3 has pip
+    subprocess.run(
+        [SOURCE / "fetch_headers.sh", headers], check=True, env={**os.environ, "PATH": path}
+    )
     root = headers / "usr"
     subprocess.run(
         ["cmake", "-S", SOURCE, "-B", folder, f"-DCMAKE_PREFIX_PATH={root}", *settings],
         check=True,
     )
-    subprocess.run(["cmake", "--build", folder, "--parallel", "2"], check=True)
+    command = ["cmake", "--build", folder, "--parallel", "2", "--target", *targets]
+    subprocess.run(command, check=True)
     return folder
 
 
@@ -69,7 +80,12 @@ def pictures(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(
-    checkpoint: Path, int8_graph: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Path,
+    graph: Path,
+    int8_graph: Path,
+    dataset: Path,
+    pictures: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Graphs of every kind of end, the pictures, and the labels that Python gives."""
     folder = tmp_path_factory.mktemp("files")
@@ -81,10 +97,13 @@ def cases(
         "bytes": {"preprocess": "RGB"},
         "bgr": {"preprocess": "BGR", "output": "labels"},
         "fused": {"scales": (0.5, 1.0)},
+        "dynamic": {"dynamic": True},
     }
     for name, options in kinds.items():
         segdeploy.export(checkpoint, folder / f"{name}.onnx", **options)
     shutil.copy(int8_graph, folder / "int8.onnx")
+    segdeploy.calibrate(graph, dataset, folder / "half.onnx", precision="fp16")
+    write_with_half_ends(folder / "half.onnx", folder / "halves.onnx")
     shutil.copytree(pictures, folder / "pictures")
     for graph in sorted(folder.glob("*.onnx")):
         (folder / graph.stem).mkdir()
@@ -93,17 +112,71 @@ def cases(
                 labels = Image.fromarray(network.predict(picture))
                 labels.save(folder / graph.stem / picture.name)
     (folder / "plain.txt").write_text("no graph")
+    write_passes(folder)
+    write_seeds(folder)
     return folder
 
 
-def test_ctest(build: Path, cases: Path, environment: dict[str, str]) -> None:
+@pytest.fixture(scope="module")
+def manifests(cases: Path, graph: Path) -> Path:
+    return write_manifests(cases, graph)
+
+
+def test_ctest(build: Path, cases: Path, manifests: Path, environment: dict[str, str]) -> None:
+    """Everything that C++ tests itself; NVIDIA's runtime is opened, and finds no GPU here."""
+    folder = Path(sys.prefix) / "tensorrt-rtx-1.4"
+    if not folder.is_dir():
+        skip("TensorRT-RTX 1.4 is not in the environment; make .venv/.ready puts it there")
+    early = folder / "tensorrt_rtx_libs" / "libtensorrt_rtx.so.1"
+    rtx = {
+        "SEGDEPLOY_TEST_RTX": str(early),
+        "SEGDEPLOY_TEST_RTX_VERSION": "1.4.0.76",
+        "SEGDEPLOY_TEST_OTHER_RTX": str(later_rtx()),
+        "SEGDEPLOY_TEST_PLAN": str(manifests / "a b.engine"),
+    }
     command = ["ctest", "--test-dir", build, "--output-on-failure"]
     ran = subprocess.run(
-        command, env={**environment, "SEGDEPLOY_TEST_FILES": str(cases)}, capture_output=True,
-        text=True, check=False,
+        command, env={**environment, **rtx, "SEGDEPLOY_TEST_FILES": str(cases)},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout
-    assert "100% tests passed, 0 tests failed out of 3" in ran.stdout
+    assert "100% tests passed, 0 tests failed out of 8" in ran.stdout
+
+
+def later_rtx() -> Path:
+    """The library of the TensorRT-RTX that Python uses, which is of another family."""
+    import tensorrt_rtx_libs
+
+    return Path(tensorrt_rtx_libs.__file__).parent / "libtensorrt_rtx.so.1"
+
+
+def test_an_engine_says_why_it_cannot_be_opened_here(run, manifests: Path, tmp_path: Path) -> None:
+    """In CI there is no GPU; the library is checked before, the manifest before that."""
+    picture = manifests.parent / "pictures" / "0.png"
+    folder = Path(sys.prefix) / "tensorrt-rtx-1.4" / "tensorrt_rtx_libs"
+    early = str(folder / "libtensorrt_rtx.so.1")
+    engine = tmp_path / "m.engine"
+    whole = manifests / "a b.engine"
+    shutil.copy(whole, engine)
+    manifest = json.loads(manifest_path(whole).read_text())
+
+    def says(library: str, **changes: object) -> str:
+        manifest_path(engine).write_text(json.dumps({**manifest, "engine": "m.engine", **changes}))
+        ran = run(picture, "--model", engine, "--out", tmp_path, SEGDEPLOY_TENSORRT_RTX=library)
+        assert ran.returncode == 2
+        assert ran.stderr.count("\n") == 1
+        return ran.stderr
+
+    assert "was built by tensorrt-rtx 1.7.1.116, and 1.4.0.76 is installed" in says(early)
+    same = {"backend_version": "1.4.0.76"}
+    assert "needs an NVIDIA GPU and its driver, and there is none here" in says(early, **same)
+    other = says(str(later_rtx()))
+    assert "is TensorRT-RTX 1.7.1.116, and this library was compiled for" in other
+    assert "TensorRT-RTX 1.0 to 1.4" in other
+    assert "cannot be opened" in says("/nowhere/libtensorrt_rtx.so.1", **same)
+    both = says(early, backend="tensorrt", **same)
+    assert "libnvinfer.so.10: cannot be opened" in both
+    assert "SEGDEPLOY_TENSORRT or Options::tensorrt" in both
 
 
 @pytest.fixture
@@ -144,7 +217,7 @@ def test_bad_arguments_and_files_are_one_line(run, cases: Path, tmp_path: Path) 
         ((), "usage: segdeploy-run"),
         ((picture, "--model", graph, "--out"), "--out needs a value"),
         ((picture, "--modal", graph), "--modal: no such option"),
-        ((picture, "--model", graph, *out, "--threads", "0"), "--threads 0: is 1 or more"),
+        ((picture, "--model", graph, *out, "--threads", "0"), "--threads 0: is 1 to 1024"),
         ((tmp_path / "none.png", "--model", graph, *out), "none.png: no such file"),
         ((text, "--model", graph, *out), "is neither a PNG nor a JPEG"),
         ((broken, "--model", graph, *out), "cannot be read as JPEG (Premature end"),
@@ -175,11 +248,24 @@ def test_other_languages_use_the_c_interface(
     for function in (library.segdeploy_classes, library.segdeploy_close):
         function.argtypes = [handle]
     library.segdeploy_class.argtypes = [handle, ctypes.c_int]
-    runtime = environment["SEGDEPLOY_ONNXRUNTIME"].encode()
-    assert not library.segdeploy_open(b"none.onnx", runtime, 0)
+
+    class Options(ctypes.Structure):
+        _fields_ = (
+            ("library", ctypes.c_char_p),
+            ("provider", ctypes.c_char_p),
+            ("threads", ctypes.c_int),
+            ("contexts", ctypes.c_int),
+        )
+
+    library.segdeploy_open.argtypes = [bytes_of, ctypes.POINTER(Options)]
+    runtime = Options(environment["SEGDEPLOY_ONNXRUNTIME"].encode(), None, 1, 0)
+    assert not library.segdeploy_open(b"none.onnx", None)
     assert library.segdeploy_error() == b"none.onnx: no such file"
     graph = cases / "logits.onnx"
-    model = library.segdeploy_open(str(graph).encode(), runtime, 1)
+    other = Options(runtime.library, b"cloud", 1, 0)
+    assert not library.segdeploy_open(str(graph).encode(), other)
+    assert b"cloud: no such provider of ONNX Runtime" in library.segdeploy_error()
+    model = library.segdeploy_open(str(graph).encode(), runtime)
     assert model, library.segdeploy_error()
     picture = np.asarray(Image.open(cases / "pictures" / "0_odd.png"))
     labels = ctypes.create_string_buffer(ODD[0] * ODD[1])
@@ -195,21 +281,49 @@ def test_other_languages_use_the_c_interface(
         assert library.segdeploy_classes(model) == len(network.contract.classes)
         assert library.segdeploy_class(model, 1).decode() == network.contract.classes[1]
     assert library.segdeploy_class(model, 99) is None
+    for function in (library.segdeploy_height, library.segdeploy_width):
+        function.argtypes = [handle]
+    assert (library.segdeploy_height(model), library.segdeploy_width(model)) == (48, 64)
+    library.segdeploy_enqueue.argtypes = [handle] * 4
+    assert library.segdeploy_enqueue(model, labels, labels, None) == 1
+    assert b"takes no device memory; open an engine" in library.segdeploy_error()
     library.segdeploy_close(model)
 
 
-@pytest.mark.parametrize("kind", ["address,undefined", "thread"])
+@pytest.mark.parametrize(
+    ("kind", "tests"),
+    [
+        ("address,undefined", ("model", "passes", "contract", "tensorrt", "fuzz")),
+        ("thread", ("model", "passes")),
+    ],
+)
 def test_sanitizers_are_silent(
-    kind: str, cases: Path, environment: dict[str, str], tmp_path: Path
+    kind: str,
+    tests: Sequence[str],
+    cases: Path,
+    manifests: Path,
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    folder = built(tmp_path / "build", f"-DSEGDEPLOY_SANITIZE={kind}", "-DCMAKE_BUILD_TYPE=Debug")
+    settings = (f"-DSEGDEPLOY_SANITIZE={kind}", "-DCMAKE_BUILD_TYPE=Debug")
+    targets = [name + ("_target" if name == "fuzz" else "_test") for name in tests]
+    folder = built(tmp_path / "build", *settings, targets=targets)
     few = tmp_path / "few"
     for name in ("logits", "late", "bytes"):
         shutil.copytree(cases / name, few / name)
         shutil.copy(cases / f"{name}.onnx", few)
     shutil.copytree(cases / "pictures", few / "pictures")
     shutil.copy(cases / "plain.txt", few)
-    command = ["ctest", "--test-dir", folder, "--output-on-failure"]
+    shutil.copytree(manifests.parent / "seeds", few / "seeds")
+    for name in ("passes.json", "overlay.png"):
+        shutil.copy(cases / name, few)
+    shutil.copytree(cases / "wanted", few / "wanted")
+    for graph in ("dynamic", "probabilities", "labels", "bgr", "fused"):
+        (few / graph).mkdir()
+        shutil.copy(cases / graph / "0_own.png", few / graph)
+        shutil.copy(cases / f"{graph}.onnx", few)
+    chosen = ["--tests-regex", f"^({'|'.join(tests)})$"]
+    command = ["ctest", "--test-dir", folder, "--output-on-failure", *chosen]
     # ONNX Runtime keeps what it made until the process ends, and is not instrumented.
     options = {
         "ASAN_OPTIONS": "detect_leaks=0",
@@ -276,28 +390,65 @@ def test_damaged_golden_vectors_are_refused(run, cases: Path, tmp_path: Path) ->
         assert ran.stderr.count("\n") == (ran.returncode != 0)
 
 
-def test_an_outside_project_uses_the_install_tree(build: Path, tmp_path: Path) -> None:
-    prefix, project = tmp_path / "prefix", tmp_path / "project"
+def test_an_outside_project_uses_the_install_tree(
+    build: Path, cases: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The examples are one: they see what was installed, and nothing else."""
+    prefix, project, made = tmp_path / "prefix", tmp_path / "project", tmp_path / "build"
     subprocess.run(["cmake", "--install", build, "--prefix", prefix], check=True)
-    project.mkdir()
-    (project / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.20)\n"
-        "project(outside CXX)\n"
-        "find_package(segdeploy 0.1 REQUIRED)\n"
-        "add_executable(outside main.cpp)\n"
-        "target_link_libraries(outside PRIVATE segdeploy::segdeploy)\n"
-    )
-    (project / "main.cpp").write_text(
-        "#include <segdeploy/segdeploy.hpp>\n#include <iostream>\n"
-        "int main() { std::cout << segdeploy::version(); }\n"
-    )
-    made = project / "build"
+    shutil.copytree(SOURCE / "examples", project)
     subprocess.run(
         ["cmake", "-S", project, "-B", made, f"-DCMAKE_PREFIX_PATH={prefix}"], check=True
     )
     subprocess.run(["cmake", "--build", made], check=True)
-    told = subprocess.run([made / "outside"], capture_output=True, text=True, check=True)
-    assert told.stdout == "0.1.0"
+    graph = cases / "logits.onnx"
+    app, page = tmp_path / "app", (SOURCE.parents[1] / "docs" / "cpp.md").read_text()
+    app.mkdir()
+    for language, name in (("cmake", "CMakeLists.txt"), ("cpp", "main.cpp")):
+        (app / name).write_text(page.split(f"```{language}\n")[1].split("```")[0])
+    for name in ("segdeploy-run", "segdeploy-bench"):  # they find the library beside them
+        ran = subprocess.run([prefix / "bin" / name], capture_output=True, text=True, check=False)
+        assert ran.stderr.startswith(f"error: usage: {name}")
+    package = next(prefix.rglob("segdeploy.pc"))
+    flags = ["pkg-config", "--cflags", "--libs", "segdeploy"]
+    if shutil.which("pkg-config"):
+        found = {**os.environ, "PKG_CONFIG_PATH": str(package.parent)}
+        told = subprocess.run(flags, env=found, capture_output=True, text=True, check=True).stdout
+        include, libraries = told.split()[:2]
+        assert Path(include[2:]).resolve() == (prefix / "include").resolve()
+        assert Path(libraries[2:]).resolve() == next(prefix.rglob("libsegdeploy.so")).parent
+    configure = ["cmake", "-S", app, "-B", app / "build", f"-DCMAKE_PREFIX_PATH={prefix}"]
+    subprocess.run(configure, check=True)
+    subprocess.run(["cmake", "--build", app / "build"], check=True)
+    command = [app / "build" / "app", graph]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    with segdeploy.load(graph) as network:
+        grey = network.predict(np.full((720, 960, 3), 127, np.uint8))
+        assert ran.stdout == network.contract.classes[grey[0, 0]] + "\n"
+    frames = [Image.open(cases / "pictures" / f"{index}_odd.png") for index in (0, 1, 0, 1, 1, 0)]
+    stream = b"".join(np.asarray(frame).tobytes() for frame in frames)
+
+    def call(name: str, *words: object, frames: bytes = stream) -> subprocess.CompletedProcess:
+        command = [made / name, graph, *map(str, words)]
+        return subprocess.run(
+            command, input=frames, env=environment, capture_output=True, check=False
+        )
+
+    painted = call("video", *ODD)
+    assert painted.returncode == 0, painted.stderr
+    with segdeploy.load(graph) as network:
+        labels = [network.predict(frame) for frame in frames]
+        wanted = [
+            overlay(np.asarray(frame), found, network.contract.palette)
+            for frame, found in zip(frames, labels, strict=True)
+        ]
+        classes = network.contract.classes
+    assert painted.stdout == b"".join(one.tobytes() for one in wanted)
+    told = call("minimal", *ODD).stdout.decode().splitlines()
+    shares = 100 * np.bincount(labels[0].ravel(), minlength=len(classes)) / labels[0].size
+    assert told == [f"{name} {share:.2f} %" for name, share in zip(classes, shares, strict=True)]
+    assert call("minimal", *ODD, frames=b"few").stderr == b"error: stdin: holds no such frame\n"
+    assert call("video", 0, 9).returncode == 2
     header = (prefix / "include" / "segdeploy" / "segdeploy.hpp").read_text()
     assert len(header.splitlines()) < 300
     for word in ("Ort", "cuda", "nvinfer", "nlohmann"):
@@ -305,3 +456,100 @@ def test_an_outside_project_uses_the_install_tree(build: Path, tmp_path: Path) -
     library = next(prefix.rglob("libsegdeploy.so.0.1.0"))
     subprocess.run(["strip", library], check=True)
     assert library.stat().st_size < 500_000
+
+
+def test_python_uses_the_library_where_it_is_installed(
+    build: Path, cases: Path, tmp_path: Path
+) -> None:
+    """Labels and inputs are the same to the last bit, and a library of another kind is refused."""
+    script = (
+        "import sys, segdeploy, numpy as np\n"
+        "from pathlib import Path\n"
+        "from segdeploy.runtime.native import native_library\n"
+        "from PIL import Image\n"
+        "print(native_library() is not None)\n"
+        "print(next(one.state for one in segdeploy.doctor() if one.what == 'C++ library'))\n"
+        "found = {}\n"
+        "for graph in sorted(Path(sys.argv[1]).glob('*.onnx')):\n"
+        "    if graph.stem == 'text': continue\n"
+        "    with segdeploy.load(graph, threads=1) as network:\n"
+        "        for picture in sorted(Path(sys.argv[1], 'pictures').iterdir()):\n"
+        "            image = np.asarray(Image.open(picture))\n"
+        "            name = f'{graph.stem} {picture.stem}'\n"
+        "            found[name] = network.predict(image)\n"
+        "            found[name + ' input'] = network.prepare(image)\n"
+        "np.savez(sys.argv[2], **found)\n"
+    )
+
+    def call(library: str, out: Path) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", script, str(cases), str(out)]
+        environment = {**os.environ, "SEGDEPLOY_LIBRARY": library}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    ours, theirs = tmp_path / "ours.npz", tmp_path / "theirs.npz"
+    assert call("", ours).stdout == "False\nabsent\n"
+    ran = call(str(build / "libsegdeploy.so"), theirs)
+    assert ran.stdout == "True\nok\n", ran.stderr
+    with np.load(ours) as a, np.load(theirs) as b:
+        assert len(a.files) > 100
+        for name in a.files:
+            assert a[name].dtype == b[name].dtype
+            assert np.array_equal(a[name], b[name]), name
+    assert "is no segdeploy library" in call("/nowhere/lib.so", ours).stderr
+    assert "is no segdeploy library" in call("libm.so.6", ours).stderr
+
+
+def test_a_program_in_cpp_is_a_candidate_of_bench(
+    build: Path, cases: Path, dataset: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """It has its turns between those of the others, and is judged as they are."""
+    graph, out = tmp_path / "logits.onnx", tmp_path / "road.json"
+    shutil.copy(cases / "logits.onnx", graph)
+    program = build / "programs" / "segdeploy-bench"
+
+    def call(*words: object) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [program, *map(str, words)], env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    ran = call("--model", graph, "--seconds", "0.3", "--threads", 1, "--out", out)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(out.read_text())
+    assert told["arguments"] == ["--threads", "1"]
+    assert len(told["round_medians_ms"]) == 50
+    assert told["calls"] >= 100
+    assert 0 < told["median_ms"] <= told["p99_ms"]
+    assert set(told["stages_ms"]) == {"preprocessing", "network", "postprocessing"}
+    verdict = segdeploy.bench(
+        [out, graph], reference=cases / "logits.onnx", data=dataset,
+        protocol=Protocol(seconds=0.3, threads=1),
+    )  # fmt: skip
+    row = next(one for one in verdict.rows if one.name == "road.json")
+    assert row.backend == "onnxruntime, C++"
+    assert row.failure is None
+    assert row.latency is not None
+    assert row.latency.ratio is not None
+    assert row.judgement is not None
+    assert row.judgement.fidelity.agreement == 1
+    for changes, words in (
+        (
+            {"program": "/nowhere/segdeploy-bench"},
+            "its program /nowhere/segdeploy-bench is not here",
+        ),
+        ({"model_sha256": "0"}, "is not the model that it was written for"),
+        ({"schema": 7}, "was not written by segdeploy-bench --out"),
+        ({"arguments": None}, "its 'arguments' is missing or wrong"),
+    ):
+        out.write_text(json.dumps({**told, **changes}))
+        with pytest.raises(InputError, match=words):
+            segdeploy.bench([out], reference=graph, data=dataset)
+    for words, complaint in (
+        (("--model", graph, "--seconds", "nan"), "--seconds nan: is a positive number"),
+        (("--model", graph, "more"), "usage: segdeploy-bench"),
+        (("--model", graph, "--out", tmp_path / "no" / "f.json"), "cannot be written"),
+    ):
+        ran = call(*words)
+        assert ran.returncode == 2
+        assert complaint in ran.stderr
+        assert ran.stderr.count("\n") == 1

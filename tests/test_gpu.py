@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from segdeploy.device import current_gpu
 from segdeploy.engine.options import Profile
 from segdeploy.models.dataset import open_dataset
 from segdeploy.runtime.predictor import Predictor
+
+from .test_cpp import built
 
 pytestmark = pytest.mark.gpu
 
@@ -134,3 +138,35 @@ def test_onnxruntimes_providers_give_the_graphs_labels(
         pytest.skip(f"this ONNX Runtime has no {PROVIDERS[backend]}")
     with segdeploy.load(graph, backend=backend) as network:
         assert agreement(network, graph, frames) >= 0.999
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_cpp_library_runs_engines(
+    backend: str, checkpoint: Path, graph: Path, dynamic_graph: Path, tmp_path: Path
+) -> None:
+    """Kernels against the CPU's code, device memory in and out, CUDA graphs, and threads."""
+    root = os.environ.get("TENSORRT_ROOT")
+    if root is None:
+        pytest.skip("set TENSORRT_ROOT to headers of the TensorRT that is installed")
+    files = tmp_path / "files"
+    files.mkdir()
+    ends = {"labels": {"output": "labels"}, "late": {"output": "labels", "late_upsampling": True},
+            "bytes": {"preprocess": "BGR"}}  # fmt: skip
+    graphs = {"logits": graph, "dynamic": dynamic_graph}
+    for name, options in ends.items():
+        graphs[name] = segdeploy.export(checkpoint, tmp_path / f"{name}.onnx", **options).path
+    for name, path in graphs.items():
+        build(path, files / f"{name}.engine", backend)
+    module = importlib.import_module(f"{MODULES[backend]}_libs")
+    assert module.__file__ is not None
+    library = next(Path(module.__file__).parent.glob(
+        "libtensorrt_rtx.so.*" if backend == "tensorrt-rtx" else "libnvinfer.so.*"))  # fmt: skip
+    variable = f"SEGDEPLOY_{backend.upper().replace('-', '_')}"
+    folder = built(tmp_path / "build", f"-DTENSORRT_ROOT={root}", targets=["gpu_test"])
+    ran = subprocess.run(
+        [folder / "tests" / "gpu_test"],
+        env={**os.environ, variable: str(library), "SEGDEPLOY_TEST_FILES": str(files)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count(" holds") == len(graphs)

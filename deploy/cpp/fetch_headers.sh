@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Unpack the headers that the C++ library is compiled with into a folder, from Debian's packages.
-# Nothing is installed. A release that lacks ONNX Runtime takes it from the next one, by the
+# Unpack the headers that the C++ library is compiled with into a folder: ONNX Runtime's and
+# nlohmann-json's from Debian's packages, TensorRT 10.14's from a wheel on PyPI that carries them (its
+# Python is never run). Nothing is installed. A release that lacks ONNX Runtime takes it from the next one, by the
 # system's own mirror.
 #
 #     deploy/cpp/fetch_headers.sh build/cpp-headers
@@ -30,4 +31,16 @@ mkdir -p "$target"
 for package in "$work"/*.deb; do
   dpkg-deb -x "$package" "$target"
 done
+# Without pip, or offline, the library is built without TensorRT, and CMake says so.
+wheel=kernel-lens==2.0.1
+hash=sha256:07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0
+if echo "$wheel --hash=$hash" >"$work/wheel.txt" &&
+  python3 -m pip download --quiet --no-deps --require-hashes --only-binary :all: --dest "$work" \
+    --requirement "$work/wheel.txt" 2>"$work/pip.log"; then
+  python3 -m zipfile -e "$work"/kernel_lens-*.whl "$work/wheel"
+  mkdir -p "$target/usr/include/tensorrt"
+  cp "$work"/wheel/kernel_lens/include/tensorrt/*.h "$target/usr/include/tensorrt/"
+else
+  echo "TensorRT's headers cannot be fetched: $(tail -1 "$work/pip.log")" >&2
+fi
 touch "$target/.complete"

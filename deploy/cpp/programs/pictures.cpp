@@ -53,8 +53,8 @@ bool decode_jpeg(std::FILE* file, Picture& picture, JpegError& error) {
   picture.width = static_cast<int>(info.output_width);
   picture.rgb.resize(static_cast<std::size_t>(info.output_height) * info.output_width * 3);
   while (info.output_scanline < info.output_height) {
-    JSAMPROW row = picture.rgb.data() +
-                   static_cast<std::size_t>(info.output_scanline) * info.output_width * 3;
+    JSAMPROW row =
+        picture.rgb.data() + static_cast<std::size_t>(info.output_scanline) * info.output_width * 3;
     jpeg_read_scanlines(&info, &row, 1);
   }
   jpeg_finish_decompress(&info);
@@ -98,16 +98,29 @@ Picture read_picture(const std::string& path) {
   return picture;
 }
 
-void write_labels(const std::string& path, const Labels& labels) {
+namespace {
+
+void write_png(const std::string& path, unsigned format, int height, int width,
+               const std::uint8_t* pixels) {
   png_image image;
   std::memset(&image, 0, sizeof image);
   image.version = PNG_IMAGE_VERSION;
-  image.format = PNG_FORMAT_GRAY;
-  image.height = static_cast<png_uint_32>(labels.height);
-  image.width = static_cast<png_uint_32>(labels.width);
-  if (png_image_write_to_file(&image, path.c_str(), 0, labels.data.data(), 0, nullptr) == 0) {
+  image.format = format;
+  image.height = static_cast<png_uint_32>(height);
+  image.width = static_cast<png_uint_32>(width);
+  if (png_image_write_to_file(&image, path.c_str(), 0, pixels, 0, nullptr) == 0) {
     throw Error(path + ": cannot be written (" + image.message + ")");
   }
+}
+
+}  // namespace
+
+void write_labels(const std::string& path, const Labels& labels) {
+  write_png(path, PNG_FORMAT_GRAY, labels.height, labels.width, labels.data.data());
+}
+
+void write_picture(const std::string& path, const Picture& picture) {
+  write_png(path, PNG_FORMAT_RGB, picture.height, picture.width, picture.rgb.data());
 }
 
 }  // namespace segdeploy

@@ -21,5 +21,7 @@ struct Picture {
 Picture read_picture(const std::string& path);
 // Writes labels as a gray PNG whose values are class ids. Throws Error.
 void write_labels(const std::string& path, const Labels& labels);
+// Writes a picture as PNG. Throws Error.
+void write_picture(const std::string& path, const Picture& picture);
 
 }  // namespace segdeploy

@@ -1,4 +1,5 @@
-// segdeploy-run IMAGE... --model M --out DIR: labels of each picture as DIR/NAME.png.
+// segdeploy-run IMAGE... --model M --out DIR: labels of each picture as DIR/NAME.png; --overlays DIR:
+// the classes' colours over it.
 // segdeploy-run --selftest GOLDEN --model M: does this host give what the reference gave?
 #include <cstdio>
 #include <exception>
@@ -6,52 +7,15 @@
 #include <string>
 #include <vector>
 
+#include "arguments.hpp"
 #include "pictures.hpp"
 #include "segdeploy/segdeploy.hpp"
 
 namespace {
 
 constexpr const char* kUsage =
-    "usage: segdeploy-run IMAGE... --model MODEL --out DIR [--threads N], or "
-    "segdeploy-run --selftest GOLDEN --model MODEL";
-
-struct Arguments {
-  std::vector<std::string> images;
-  std::string model;
-  std::string out;
-  std::string golden;
-  segdeploy::Options options;
-};
-
-Arguments parse(int count, char** words) {
-  Arguments found;
-  for (int at = 1; at < count; ++at) {
-    const std::string word = words[at];
-    if (word.rfind("--", 0) != 0) {
-      found.images.push_back(word);
-      continue;
-    }
-    if (at + 1 == count) throw segdeploy::Error(word + " needs a value; " + kUsage);
-    const std::string value = words[++at];
-    if (word == "--model") {
-      found.model = value;
-    } else if (word == "--out") {
-      found.out = value;
-    } else if (word == "--selftest") {
-      found.golden = value;
-    } else if (word == "--threads") {
-      found.options.threads = std::atoi(value.c_str());
-      if (found.options.threads < 1) throw segdeploy::Error("--threads " + value + ": is 1 or more");
-    } else {
-      throw segdeploy::Error(word + ": no such option; " + kUsage);
-    }
-  }
-  const bool has_pictures = !found.images.empty() && !found.out.empty();
-  if (found.model.empty() || has_pictures == !found.golden.empty()) {
-    throw segdeploy::Error(kUsage);
-  }
-  return found;
-}
+    "usage: segdeploy-run IMAGE... --model MODEL [--out DIR] [--overlays DIR] [--threads N] "
+    "[--provider cpu|cuda|tensorrt], or segdeploy-run --selftest GOLDEN --model MODEL";
 
 // Prints each stage's largest difference; 1 if one is too large.
 int self_test(const segdeploy::Model& model, const std::string& golden) {
@@ -73,18 +37,32 @@ int self_test(const segdeploy::Model& model, const std::string& golden) {
 }  // namespace
 
 int main(int count, char** words) {
+  namespace fs = std::filesystem;
   try {
-    const Arguments asked = parse(count, words);
-    const segdeploy::Model model(asked.model, asked.options);
-    if (!asked.golden.empty()) return self_test(model, asked.golden);
-    std::filesystem::create_directories(asked.out);
-    segdeploy::Labels labels;
-    for (const auto& path : asked.images) {
-      model.predict(segdeploy::read_picture(path).view(), labels);
-      const auto name = std::filesystem::path(path).stem().string() + ".png";
-      segdeploy::write_labels((std::filesystem::path(asked.out) / name).string(), labels);
+    const segdeploy::Arguments asked(count, words,
+                                     {"--model", "--out", "--selftest", "--overlays", "--threads",
+                                      "--provider", "--contexts", "--pictures-on"},
+                                     {}, kUsage);
+    const std::string out = asked.text("--out", ""), golden = asked.text("--selftest", "");
+    const std::string overlays = asked.text("--overlays", "");
+    const bool has_pictures = !asked.others().empty() && !(out.empty() && overlays.empty());
+    if (asked.model().empty() || has_pictures == !golden.empty()) throw segdeploy::Error(kUsage);
+    const segdeploy::Model model(asked.model(), asked.options());
+    if (!golden.empty()) return self_test(model, golden);
+    for (const auto& folder : {out, overlays}) {
+      if (!folder.empty()) fs::create_directories(folder);
     }
-    std::printf("%zu pictures by %s\n", asked.images.size(), model.runtime().c_str());
+    segdeploy::Labels labels;
+    for (const auto& path : asked.others()) {
+      segdeploy::Picture picture = segdeploy::read_picture(path);
+      model.predict(picture.view(), labels);
+      const auto name = fs::path(path).stem().string() + ".png";
+      if (!out.empty()) segdeploy::write_labels((fs::path(out) / name).string(), labels);
+      if (overlays.empty()) continue;
+      segdeploy::overlay(picture.view(), labels, model.palette(), picture.rgb.data());
+      segdeploy::write_picture((fs::path(overlays) / name).string(), picture);
+    }
+    std::printf("%zu pictures by %s\n", asked.others().size(), model.runtime().c_str());
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());

@@ -1,4 +1,4 @@
-// A runtime behind the library: one picture in, one output.
+// A runtime behind the library: pictures in, one output.
 #pragma once
 
 #include <array>
@@ -6,16 +6,28 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "contract.hpp"
 #include "segdeploy/segdeploy.hpp"
 
 namespace segdeploy {
 
+// What a network is run on: (N, 3, H, W) floats, or (N, H, W, 3) bytes.
+struct Input {
+  const void* data;
+  Shape shape;
+
+  std::size_t values() const {
+    return static_cast<std::size_t>(shape[0]) * static_cast<std::size_t>(shape[1]) *
+           static_cast<std::size_t>(shape[2]) * 3;
+  }
+};
+
 // The output of one run. Its memory is the runtime's, and lives as long as the call that reads it.
 struct OutputView {
-  const float* scores = nullptr;         // (1, classes, H, W), or
-  const std::uint8_t* labels = nullptr;  // (1, H, W)
+  const float* scores = nullptr;         // (N, classes, H, W), or
+  const std::uint8_t* labels = nullptr;  // (N, H, W)
   std::array<std::int64_t, 4> shape{};
   std::size_t sides = 0;
 };
@@ -27,6 +39,20 @@ class Reader {
   virtual void read(const OutputView& output) = 0;
 };
 
+// Calls a function with the output; std::function would allocate.
+template <typename Call>
+class CallingReader final : public Reader {
+ public:
+  explicit CallingReader(Call call) : call_(std::move(call)) {}
+  void read(const OutputView& output) override { call_(output); }
+
+ private:
+  Call call_;
+};
+
+// The output's shape, as 1x11x360x480.
+std::string told(const OutputView& output);
+
 // Safe to run from several threads.
 class Backend {
  public:
@@ -34,10 +60,20 @@ class Backend {
 
   virtual const Contract& contract() const = 0;
   virtual std::string name() const = 0;
-  // Runs the input (1, 3, H, W) floats or (1, H, W, 3) bytes, and hands the output to `reader`.
-  virtual void run(const void* input, Reader& reader) const = 0;
+  virtual bool takes_any_size() const = 0;
+  // How many pictures of the contract's size one run takes.
+  virtual int most_pictures() const = 0;
+  // Runs the input, and hands the output to `reader`.
+  virtual void run(const Input& input, Reader& reader) const = 0;
+
+  // Labels of a picture's own size, made on the device; false where this runtime has no way to.
+  virtual bool label(const ImageView&, std::uint8_t*) const { return false; }
+  // Runs one prepared picture from device memory into device memory, on a stream of the caller's.
+  virtual void enqueue(const void* input, void* output, void* stream) const;
 };
 
 std::unique_ptr<Backend> open_onnxruntime(const std::string& path, const Options& options);
+// Throws Error where this library was built without TensorRT's headers.
+std::unique_ptr<Backend> open_tensorrt(const std::string& path, const Options& options);
 
 }  // namespace segdeploy

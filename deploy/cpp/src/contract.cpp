@@ -1,88 +1,156 @@
 #include "contract.hpp"
 
-#include <nlohmann/json.hpp>
-
+#include "json.hpp"
 #include "segdeploy/segdeploy.hpp"
 
 namespace segdeploy {
 namespace {
 
-using nlohmann::json;
-
 constexpr int kSchema = 1;
-constexpr int kLongestSide = 1 << 15;
+constexpr int kLongestSide = 1 << 16;
 constexpr std::size_t kMostClasses = 256;
 
-[[noreturn]] void refuse(const std::string& source, const std::string& name) {
-  throw Error(source + ": its contract has no usable '" + name + "'; export it again");
-}
+// One entry of the contract, or a refusal that names it.
+class Entries {
+ public:
+  Entries(const json& values, const std::string& source) : values_(values), source_(source) {}
 
-template <typename Value>
-Value get(const json& values, const char* name, const std::string& source) {
+  template <typename Value>
+  Value get(const char* name) const {
+    try {
+      return values_.at(name).get<Value>();
+    } catch (const json::exception&) {
+      refuse(name);
+    }
+  }
+
+  template <typename Value>
+  Value one_of(const char* name, const std::vector<std::pair<const char*, Value>>& known) const {
+    const auto text = get<std::string>(name);
+    for (const auto& [word, value] : known) {
+      if (text == word) return value;
+    }
+    refuse(name);
+  }
+
+  std::array<float, 3> three(const char* name) const {
+    const auto& numbers = get_list(name, 3);
+    std::array<float, 3> found{};
+    for (std::size_t at = 0; at < found.size(); ++at) {
+      if (!numbers[at].is_number()) refuse(name);
+      found[at] = static_cast<float>(numbers[at].get<double>());
+    }
+    return found;
+  }
+
+  std::array<int, 2> size(const json& pair, const char* name) const {
+    try {
+      if (!pair.is_array() || pair.size() != 2) refuse(name);
+      return {whole_number<int>(pair[0], 1, kLongestSide),
+              whole_number<int>(pair[1], 1, kLongestSide)};
+    } catch (const json::exception&) {
+      refuse(name);
+    }
+  }
+
+  std::vector<std::array<std::uint8_t, 3>> palette(const char* name, std::size_t length) const {
+    std::vector<std::array<std::uint8_t, 3>> found;
+    try {
+      for (const json& colour : get_list(name, length)) {
+        if (!colour.is_array() || colour.size() != 3) refuse(name);
+        found.push_back({whole_number<std::uint8_t>(colour[0], 0, 255),
+                         whole_number<std::uint8_t>(colour[1], 0, 255),
+                         whole_number<std::uint8_t>(colour[2], 0, 255)});
+      }
+    } catch (const json::exception&) {
+      refuse(name);
+    }
+    return found;
+  }
+
+  bool has(const char* name) const { return values_.contains(name) && !values_[name].is_null(); }
+  const json& operator[](const char* name) const { return values_[name]; }
+
+  [[noreturn]] void refuse(const char* name) const {
+    throw Error(source_ + ": the contract's '" + name +
+                "' is missing, wrong, or of a kind that this version does not execute; export the "
+                "network again");
+  }
+
+ private:
+  const json& get_list(const char* name, std::size_t length) const {
+    if (!values_.contains(name)) refuse(name);
+    const json& found = values_[name];
+    if (!found.is_array() || found.size() != length) refuse(name);
+    return found;
+  }
+
+  const json& values_;
+  const std::string& source_;
+};
+
+Profile read_bounds(const Entries& entries, int height, int width) {
+  const json& bounds = entries["bounds"];
+  if (!bounds.is_array() || bounds.size() != 3) entries.refuse("bounds");
+  const auto low = entries.size(bounds[0], "bounds");
+  const auto high = entries.size(bounds[1], "bounds");
+  if (low[0] > high[0] || low[1] > high[1]) entries.refuse("bounds");
   try {
-    return values.at(name).get<Value>();
+    const int most = whole_number<int>(bounds[2], 1, kLongestSide);
+    return {{1, low[0], low[1]}, {1, height, width}, {most, high[0], high[1]}};
   } catch (const json::exception&) {
-    refuse(source, name);
+    entries.refuse("bounds");
   }
-}
-
-template <typename Value>
-Value one_of(const json& values, const char* name, const std::string& source,
-             const std::vector<std::pair<const char*, Value>>& known) {
-  const auto text = get<std::string>(values, name, source);
-  for (const auto& [word, value] : known) {
-    if (text == word) return value;
-  }
-  refuse(source, name);
-}
-
-std::array<float, 3> three(const json& values, const char* name, const std::string& source) {
-  const auto numbers = get<std::vector<double>>(values, name, source);
-  if (numbers.size() != 3) refuse(source, name);
-  return {static_cast<float>(numbers[0]), static_cast<float>(numbers[1]),
-          static_cast<float>(numbers[2])};
 }
 
 }  // namespace
 
 Contract read_contract(const std::string& text, const std::string& source) {
-  const json values = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  return contract_of(parse_json(text.data(), text.size()), source);
+}
+
+Contract contract_of(const json& values, const std::string& source) {
   if (!values.is_object()) throw Error(source + ": its segdeploy contract is not a JSON object");
-  const auto schema = get<int>(values, "schema", source);
+  const Entries entries(values, source);
+  const auto schema = entries.get<std::int64_t>("schema");
   if (schema != kSchema) {
     throw Error(source + ": its contract has schema " + std::to_string(schema) +
                 ", this segdeploy reads " + std::to_string(kSchema) +
                 "; install the segdeploy that wrote it, or export again");
   }
   Contract contract;
-  contract.classes = get<std::vector<std::string>>(values, "classes", source);
-  if (contract.classes.empty() || contract.classes.size() > kMostClasses) {
-    refuse(source, "classes");
-  }
-  const auto size = get<std::vector<int>>(values, "size", source);
-  if (size.size() != 2 || size[0] < 1 || size[1] < 1 || size[0] > kLongestSide ||
-      size[1] > kLongestSide) {
-    refuse(source, "size");
-  }
+  contract.classes = entries.get<std::vector<std::string>>("classes");
+  if (contract.classes.empty() || contract.classes.size() > kMostClasses) entries.refuse("classes");
+  contract.palette = entries.palette("palette", contract.classes.size());
+  if (!entries.has("size")) entries.refuse("size");
+  const auto size = entries.size(entries["size"], "size");
   contract.height = size[0];
   contract.width = size[1];
-  contract.mean = three(values, "mean", source);
-  contract.std = three(values, "std", source);
+  contract.mean = entries.three("mean");
+  contract.std = entries.three("std");
   for (const float deviation : contract.std) {
-    if (!(deviation > 0)) refuse(source, "std");
+    if (!(deviation > 0)) entries.refuse("std");
   }
-  contract.is_bgr = one_of<bool>(values, "colour", source, {{"RGB", false}, {"BGR", true}});
-  contract.takes_bytes = one_of<bool>(values, "layout", source, {{"NCHW", false}, {"NHWC", true}});
-  one_of<bool>(values, "resize", source, {{"pillow-bilinear", true}});
-  contract.precision = get<std::string>(values, "precision", source);
-  contract.output = one_of<Output>(values, "output", source,
-                                   {{"logits", Output::logits},
-                                    {"probabilities", Output::probabilities},
-                                    {"labels", Output::labels}});
-  if (values.contains("upsampling") && !values["upsampling"].is_null()) {
-    contract.upsampling = one_of<Upsampling>(values, "upsampling", source,
-                                             {{"align-corners", Upsampling::align_corners},
-                                              {"half-pixel", Upsampling::half_pixel}});
+  contract.is_bgr = entries.one_of<bool>("colour", {{"RGB", false}, {"BGR", true}});
+  contract.takes_bytes = entries.one_of<bool>("layout", {{"NCHW", false}, {"NHWC", true}});
+  entries.one_of<bool>("resize", {{"pillow-bilinear", true}});
+  contract.precision = entries.one_of<std::string>(
+      "precision",
+      {{"fp32", "fp32"}, {"fp16", "fp16"}, {"bf16", "bf16"}, {"int8", "int8"}, {"mixed", "mixed"}});
+  contract.output = entries.one_of<Output>("output", {{"logits", Output::logits},
+                                                      {"probabilities", Output::probabilities},
+                                                      {"labels", Output::labels}});
+  contract.fuses = entries.get<std::vector<double>>("scales") != std::vector<double>{1.0} ||
+                   entries.get<bool>("flip");
+  // Scores that are not made labels of are enlarged as they are.
+  if (entries.has("upsampling")) {
+    const auto upsampling = entries.one_of<Upsampling>(
+        "upsampling",
+        {{"align-corners", Upsampling::align_corners}, {"half-pixel", Upsampling::half_pixel}});
+    if (contract.output == Output::labels) contract.upsampling = upsampling;
+  }
+  if (entries.has("bounds")) {
+    contract.profiles.push_back(read_bounds(entries, contract.height, contract.width));
   }
   return contract;
 }

@@ -2,8 +2,12 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
+
+#include "profile.hpp"
 
 namespace segdeploy {
 
@@ -12,6 +16,7 @@ enum class Upsampling { none, align_corners, half_pixel };
 
 struct Contract {
   std::vector<std::string> classes;
+  std::vector<std::array<std::uint8_t, 3>> palette;
   int height = 0;
   int width = 0;
   std::array<float, 3> mean{};
@@ -21,9 +26,12 @@ struct Contract {
   Output output = Output::logits;
   std::string precision;
   Upsampling upsampling = Upsampling::none;
+  bool fuses = false;             // the graph runs several scales, or the mirrored picture, itself
+  std::vector<Profile> profiles;  // of a dynamic graph with bounds: one
 };
 
 // Parses and checks a contract that stood in `source`. Throws Error.
 Contract read_contract(const std::string& text, const std::string& source);
+Contract contract_of(const nlohmann::json& values, const std::string& source);
 
 }  // namespace segdeploy

@@ -1,16 +1,16 @@
 #include "golden.hpp"
 
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <nlohmann/json.hpp>
+#include <utility>
 
+#include "json.hpp"
 #include "segdeploy/segdeploy.hpp"
 
 namespace segdeploy {
 namespace {
-
-using nlohmann::json;
 
 constexpr std::size_t kLengthBytes = 8;  // of the header, little-endian, before it
 constexpr std::size_t kMostPictures = 64;
@@ -18,12 +18,7 @@ constexpr std::size_t kMostBytes = std::size_t{1} << 30;
 
 class File {
  public:
-  explicit File(const std::string& path) : path_(path) {
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
-    if (!file) throw Error(path + ": no such file");
-    if (static_cast<std::size_t>(file.tellg()) > kMostBytes) refuse("it is too large");
-    file.seekg(0);
-    bytes_.assign(std::istreambuf_iterator<char>(file), {});
+  File(std::vector<char> bytes, const std::string& path) : path_(path), bytes_(std::move(bytes)) {
     std::uint64_t length = 0;
     if (bytes_.size() < kLengthBytes) refuse("it is cut off");
     for (std::size_t at = 0; at < kLengthBytes; ++at) {
@@ -31,8 +26,7 @@ class File {
     }
     if (length > bytes_.size() - kLengthBytes) refuse("it is cut off");
     start_ = kLengthBytes + static_cast<std::size_t>(length);
-    const char* head = bytes_.data() + kLengthBytes;
-    header_ = json::parse(head, head + length, nullptr, /*allow_exceptions=*/false);
+    header_ = parse_json(bytes_.data() + kLengthBytes, static_cast<std::size_t>(length));
     if (!header_.is_object()) refuse("its header is no JSON object");
   }
 
@@ -81,7 +75,17 @@ class File {
 }  // namespace
 
 std::vector<GoldenVector> read_golden(const std::string& path) {
-  const File file(path);
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file || !std::filesystem::is_regular_file(path)) throw Error(path + ": no such file");
+  if (static_cast<std::size_t>(file.tellg()) > kMostBytes) {
+    throw Error(path + ": is larger than any golden vectors");
+  }
+  file.seekg(0);
+  return golden_of(std::vector<char>(std::istreambuf_iterator<char>(file), {}), path);
+}
+
+std::vector<GoldenVector> golden_of(std::vector<char> bytes, const std::string& source) {
+  const File file(std::move(bytes), source);
   std::vector<GoldenVector> found;
   while (found.size() < kMostPictures) {
     const std::string index = "_" + std::to_string(found.size());

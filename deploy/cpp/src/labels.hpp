@@ -18,17 +18,21 @@ struct Scores {
   int width;
 };
 
+// Labels are written where the caller has room for them: height x width bytes.
+//
 // Keeps what belongs to the last sizes, and its memory: the next picture allocates nothing.
 class Labeller {
  public:
   // Upsamples bilinearly, pixel centres at half, then takes the best class: (height, width).
-  void best_classes(const Scores& scores, int height, int width, std::vector<std::uint8_t>& labels);
+  void best_classes(const Scores& scores, int height, int width, std::uint8_t* labels);
 
   // The same without the upsampled map. Bilinear values are convex combinations of a cell's four
   // corners: a class that leads at all four leads in the cell, and only other cells are
   // interpolated, for the classes that reach at some corner what another has at every corner.
   void best_classes_of_small_map(const Scores& scores, int height, int width, bool align_corners,
-                                 std::vector<std::uint8_t>& labels);
+                                 std::uint8_t* labels);
+
+  std::vector<std::uint8_t> small;  // labels on their way to another size
 
  private:
   struct Tap {
@@ -65,14 +69,20 @@ class Labeller {
   void settle(const Cell& row, const Cell& column, int width, std::uint8_t* labels);
 
   Axis tap_rows_, tap_columns_, cell_rows_, cell_columns_;
-  std::vector<float> line_, best_, edges_, leads_;
+  std::vector<float> line_, values_, best_, edges_;
+  std::vector<std::int32_t> found_;
   std::vector<std::uint8_t> leaders_;
+  std::vector<std::array<float, 4>> corners_;
   std::vector<Rival> rivals_;
   std::vector<const Cell*> mixed_;
 };
 
+// Labels of a picture (height, width), as the contract says: of scores of its size, or of a small map.
+void label_scores(const Contract& contract, const Scores& scores, int height, int width,
+                  Labeller& labeller, std::uint8_t* labels);
+
 // Nearest neighbour, pixel centres at half, of labels (height, width).
 void resize_nearest(const std::uint8_t* labels, int height, int width, int to_height, int to_width,
-                    std::vector<std::uint8_t>& resized);
+                    std::uint8_t* resized);
 
 }  // namespace segdeploy

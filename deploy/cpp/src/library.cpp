@@ -19,7 +19,8 @@ Library::~Library() = default;
 
 void* Library::find(const char* name) const {
   void* found = dlsym(handle_, name);
-  if (found == nullptr) throw Error(name_ + ": has no function " + name + "; it is another library");
+  if (found == nullptr)
+    throw Error(name_ + ": has no function " + name + "; it is another library");
   return found;
 }
 

@@ -1,12 +1,15 @@
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime_cxx_api.h>
 
 #include "backend.hpp"
+#include "half.hpp"
 #include "library.hpp"
 
 namespace segdeploy {
@@ -15,6 +18,7 @@ namespace {
 constexpr const char* kContractKey = "segdeploy.contract";
 constexpr const char* kAdvice =
     "give the path of ONNX Runtime's library in SEGDEPLOY_ONNXRUNTIME or Options::onnxruntime";
+constexpr int kMostPictures = 8;  // of one run, where nobody says
 
 // ONNX Runtime's table of functions is one for the whole process: the first library that is opened
 // stays.
@@ -39,13 +43,39 @@ const std::string& runtime_version(const Options& options) {
   return *version;
 }
 
+// What runs the graph's nodes; the CPU takes those that a provider leaves.
+void add_provider(Ort::SessionOptions& settings, const std::string& provider) {
+  const OrtApi& api = Ort::GetApi();
+  if (provider.empty() || provider == "cpu") return;
+  if (provider == "cuda") {
+    OrtCUDAProviderOptionsV2* made = nullptr;
+    Ort::ThrowOnError(api.CreateCUDAProviderOptions(&made));
+    const std::unique_ptr<OrtCUDAProviderOptionsV2, decltype(api.ReleaseCUDAProviderOptions)> held(
+        made, api.ReleaseCUDAProviderOptions);
+    settings.AppendExecutionProvider_CUDA_V2(*held);
+  } else if (provider == "tensorrt") {
+    OrtTensorRTProviderOptionsV2* made = nullptr;
+    Ort::ThrowOnError(api.CreateTensorRTProviderOptions(&made));
+    const std::unique_ptr<OrtTensorRTProviderOptionsV2,
+                          decltype(api.ReleaseTensorRTProviderOptions)>
+        held(made, api.ReleaseTensorRTProviderOptions);
+    settings.AppendExecutionProvider_TensorRT_V2(*held);
+  } else {
+    throw Error(provider + ": no such provider of ONNX Runtime; there are cpu, cuda and tensorrt");
+  }
+}
+
 class OnnxRuntime final : public Backend {
  public:
   OnnxRuntime(const std::string& path, const Options& options)
-      : version_(runtime_version(options)), path_(path), environment_(ORT_LOGGING_LEVEL_ERROR) {
+      : version_(runtime_version(options)),
+        provider_(options.provider.empty() ? "cpu" : options.provider),
+        path_(path),
+        environment_(ORT_LOGGING_LEVEL_ERROR) {
     try {
       Ort::SessionOptions settings;
       if (options.threads > 0) settings.SetIntraOpNumThreads(options.threads);
+      add_provider(settings, options.provider);
       session_ = Ort::Session(environment_, path.c_str(), settings);
       memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
       read_contract_of_file();
@@ -56,23 +86,37 @@ class OnnxRuntime final : public Backend {
   }
 
   const Contract& contract() const override { return contract_; }
-  std::string name() const override { return "onnxruntime " + version_; }
+  std::string name() const override {
+    return "onnxruntime " + version_ + (provider_ == "cpu" ? "" : " (" + provider_ + ")");
+  }
 
-  void run(const void* input, Reader& reader) const override {
-    const std::size_t values = static_cast<std::size_t>(contract_.height) *
-                               static_cast<std::size_t>(contract_.width) * 3;
-    const std::int64_t height = contract_.height;
-    const std::int64_t width = contract_.width;
-    const std::int64_t floats[] = {1, 3, height, width};
-    const std::int64_t bytes[] = {1, height, width, 3};
+  bool takes_any_size() const override { return takes_any_size_; }
+
+  int most_pictures() const override {
+    if (!takes_batches_) return 1;
+    return contract_.profiles.empty() ? kMostPictures : contract_.profiles[0].maximum[0];
+  }
+
+  void run(const Input& input, Reader& reader) const override {
+    const std::int64_t count = input.shape[0], height = input.shape[1], width = input.shape[2];
+    const std::int64_t floats[] = {count, 3, height, width};
+    const std::int64_t bytes[] = {count, height, width, 3};
     const bool is_bytes = contract_.takes_bytes;
+    const void* data = input.data;
+    std::size_t size = input.values() * (is_bytes ? 1 : sizeof(float));
+    thread_local std::vector<std::uint16_t> halves;
+    thread_local std::vector<float> widened;
+    if (fed_ == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
+      halves.resize(input.values());
+      to_half(static_cast<const float*>(input.data), halves.data(), halves.size());
+      data = halves.data();
+      size = halves.size() * sizeof halves[0];
+    }
     const char* inputs[] = {input_.c_str()};
     const char* outputs[] = {output_.c_str()};
     try {
-      const Ort::Value tensor = Ort::Value::CreateTensor(
-          memory_, const_cast<void*>(input), values * (is_bytes ? 1 : sizeof(float)),
-          is_bytes ? bytes : floats, 4,
-          is_bytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+      const Ort::Value tensor = Ort::Value::CreateTensor(memory_, const_cast<void*>(data), size,
+                                                         is_bytes ? bytes : floats, 4, fed_);
       Ort::Value found{nullptr};  // the runtime makes it
       // Running does not change a session, and several threads may: its method is not const.
       auto& session = const_cast<Ort::Session&>(session_);
@@ -84,10 +128,14 @@ class OnnxRuntime final : public Backend {
         throw Error(path_ + ": gave " + std::to_string(view.sides) + " dimensions");
       }
       // The wrapper's own call gives a vector, and would allocate.
-      Ort::ThrowOnError(
-          Ort::GetApi().GetDimensions(information, view.shape.data(), view.sides));
+      Ort::ThrowOnError(Ort::GetApi().GetDimensions(information, view.shape.data(), view.sides));
       if (gives_labels_) {
         view.labels = found.GetTensorData<std::uint8_t>();
+      } else if (given_ == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
+        widened.resize(information.GetElementCount());
+        from_half(static_cast<const std::uint16_t*>(found.GetTensorRawData()), widened.data(),
+                  widened.size());
+        view.scores = widened.data();
       } else {
         view.scores = found.GetTensorData<float>();
       }
@@ -103,7 +151,9 @@ class OnnxRuntime final : public Backend {
     const auto metadata = session_.GetModelMetadata();
     const auto text = metadata.LookupCustomMetadataMapAllocated(kContractKey, allocator);
     if (text == nullptr) {
-      throw Error(path_ + ": has no segdeploy contract; export it with segdeploy, or adopt it");
+      throw Error(path_ +
+                  ": carries no segdeploy contract (classes, mean, std, size); export it with "
+                  "`segdeploy export`, or state one with `segdeploy adopt`");
     }
     contract_ = read_contract(text.get(), path_);
     if (session_.GetInputCount() != 1 || session_.GetOutputCount() != 1) {
@@ -118,19 +168,31 @@ class OnnxRuntime final : public Backend {
   void check_tensors() {
     const auto given = session_.GetOutputTypeInfo(0);
     const auto taken = session_.GetInputTypeInfo(0);
-    const auto type = given.GetTensorTypeAndShapeInfo().GetElementType();
+    given_ = given.GetTensorTypeAndShapeInfo().GetElementType();
+    fed_ = taken.GetTensorTypeAndShapeInfo().GetElementType();
+    const auto sides = taken.GetTensorTypeAndShapeInfo().GetShape();
+    if (sides.size() != 4 || (sides[0] > 0 && sides[0] != 1)) {
+      throw Error(path_ +
+                  ": takes batches of a fixed size, or no pictures; export it for one picture, "
+                  "or with a dynamic batch");
+    }
+    takes_batches_ = sides[0] < 0;
+    takes_any_size_ = sides[contract_.takes_bytes ? 1 : 2] < 0;
     gives_labels_ = contract_.output == Output::labels && contract_.upsampling == Upsampling::none;
-    const auto wanted =
-        gives_labels_ ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    const auto fed = contract_.takes_bytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
-                                           : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    if (type != wanted || taken.GetTensorTypeAndShapeInfo().GetElementType() != fed) {
-      throw Error(path_ + ": its input or output has another type than its contract says; export it "
-                          "again");
+    const auto fits = [](ONNXTensorElementDataType type, bool is_bytes) {
+      if (is_bytes) return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+      return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ||
+             type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    };
+    if (!fits(given_, gives_labels_) || !fits(fed_, contract_.takes_bytes)) {
+      throw Error(path_ +
+                  ": its input or output has another type than its contract says; export it "
+                  "again");
     }
   }
 
   std::string version_;
+  std::string provider_;
   std::string path_;
   Ort::Env environment_;
   Ort::Session session_{nullptr};
@@ -138,7 +200,10 @@ class OnnxRuntime final : public Backend {
   Contract contract_;
   std::string input_;
   std::string output_;
+  ONNXTensorElementDataType fed_{}, given_{};
   bool gives_labels_ = false;
+  bool takes_batches_ = false;
+  bool takes_any_size_ = false;
 };
 
 }  // namespace

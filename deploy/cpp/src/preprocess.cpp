@@ -8,7 +8,7 @@
 namespace segdeploy {
 namespace {
 
-constexpr int kLongestSide = 1 << 16;
+constexpr int kLongestSide = (1 << 16) - 1;  // as far as a GPU counts rows
 
 int channels_of(Format format) {
   switch (format) {
@@ -23,49 +23,49 @@ int channels_of(Format format) {
   throw Error("predict: the image has a format that is none of rgb, bgr, rgba and gray");
 }
 
-// (height, width, 3) bytes without gaps in RGB order, of a view that is checked first.
-void gather(const ImageView& image, std::vector<std::uint8_t>& rgb) {
-  const int channels = channels_of(image.format);
-  if (image.data == nullptr || image.height < 1 || image.width < 1 ||
-      image.height > kLongestSide || image.width > kLongestSide) {
+}  // namespace
+
+void check_view(const ImageView& image) {
+  const auto channels = static_cast<std::size_t>(channels_of(image.format));
+  if (image.data == nullptr || image.height < 1 || image.width < 1 || image.height > kLongestSide ||
+      image.width > kLongestSide) {
     throw Error("predict: the image is " + std::to_string(image.height) + "x" +
                 std::to_string(image.width) + (image.data ? "" : " at no address") +
-                "; give a view of 1x1 to 65536x65536 pixels");
+                "; give a view of 1x1 to 65535x65535 pixels");
   }
-  const auto height = static_cast<std::size_t>(image.height);
+  const std::size_t packed = static_cast<std::size_t>(image.width) * channels;
+  if (image.stride != 0 && image.stride < packed) {
+    throw Error("predict: the image's stride is " + std::to_string(image.stride) +
+                " bytes, and a row has " + std::to_string(packed));
+  }
+}
+
+void gather(const ImageView& image, std::uint8_t* rgb) {
+  const int channels = channels_of(image.format);
   const auto width = static_cast<std::size_t>(image.width);
   const std::size_t packed = width * static_cast<std::size_t>(channels);
   const std::size_t stride = image.stride == 0 ? packed : image.stride;
-  if (stride < packed) {
-    throw Error("predict: the image's stride is " + std::to_string(stride) + " bytes, and a row has " +
-                std::to_string(packed));
-  }
-  rgb.resize(height * width * 3);
-  std::uint8_t* to = rgb.data();
-  for (std::size_t row = 0; row < height; ++row) {
-    const std::uint8_t* from = image.data + row * stride;
+  for (int row = 0; row < image.height; ++row) {
+    const std::uint8_t* from = image.data + static_cast<std::size_t>(row) * stride;
     if (image.format == Format::rgb) {
-      std::memcpy(to, from, packed);
-      to += packed;
+      std::memcpy(rgb, from, packed);
+      rgb += packed;
       continue;
     }
-    for (std::size_t column = 0; column < width; ++column, from += channels, to += 3) {
-      const bool is_gray = image.format == Format::gray;
-      to[0] = from[0];
-      to[1] = from[is_gray ? 0 : 1];
-      to[2] = from[is_gray ? 0 : 2];
-      if (image.format == Format::bgr) std::swap(to[0], to[2]);
+    const bool is_gray = image.format == Format::gray;
+    const int first = image.format == Format::bgr ? 2 : 0;
+    const int second = is_gray ? 0 : 1;
+    const int third = is_gray ? 0 : 2 - first;
+    for (std::size_t column = 0; column < width; ++column, from += channels, rgb += 3) {
+      rgb[0] = from[first];
+      rgb[1] = from[second];
+      rgb[2] = from[third];
     }
   }
 }
 
-}  // namespace
-
-Preprocessor::Preprocessor(const Contract& contract)
-    : height_(contract.height),
-      width_(contract.width),
-      is_bgr_(contract.is_bgr),
-      takes_bytes_(contract.takes_bytes) {
+NormalisedBytes normalised_bytes(const Contract& contract) {
+  NormalisedBytes values{};
   for (std::size_t channel = 0; channel < 3; ++channel) {
     // The order of Python's operations, each rounded to float32.
     const float divisor = 255.0F * contract.std[channel];
@@ -73,15 +73,30 @@ Preprocessor::Preprocessor(const Contract& contract)
     const float shift = contract.mean[channel] / contract.std[channel];
     for (std::size_t byte = 0; byte < 256; ++byte) {
       const float product = static_cast<float>(byte) * scale;
-      normalised_[channel][byte] = product - shift;
+      values[channel][byte] = product - shift;
     }
   }
+  return values;
 }
 
+Preprocessor::Preprocessor(const Contract& contract)
+    : height_(contract.height),
+      width_(contract.width),
+      is_bgr_(contract.is_bgr),
+      takes_bytes_(contract.takes_bytes),
+      normalised_(normalised_bytes(contract)) {}
+
 void Preprocessor::run(const ImageView& image, Prepared& prepared) const {
-  gather(image, prepared.rgb);
+  run(image, prepared, height_, width_);
+}
+
+void Preprocessor::run(const ImageView& image, Prepared& prepared, int height, int width) const {
+  check_view(image);
   auto& bytes = prepared.bytes;
-  prepared.resizer.run(prepared.rgb, image.height, image.width, bytes, height_, width_);
+  prepared.rgb.resize(static_cast<std::size_t>(image.height) *
+                      static_cast<std::size_t>(image.width) * 3);
+  gather(image, prepared.rgb.data());
+  prepared.resizer.run(prepared.rgb, image.height, image.width, bytes, height, width);
   if (is_bgr_) {
     for (std::size_t at = 0; at + 2 < bytes.size(); at += 3) std::swap(bytes[at], bytes[at + 2]);
   }

@@ -11,6 +11,16 @@
 
 namespace segdeploy {
 
+// Throws Error for a view of nothing, or one whose rows overlap.
+void check_view(const ImageView& image);
+
+// Writes (height, width, 3) bytes without gaps in RGB order, of a view that was checked.
+void gather(const ImageView& image, std::uint8_t* rgb);
+
+// A byte has 256 values: what each becomes, by channel of the network.
+using NormalisedBytes = std::array<std::array<float, 256>, 3>;
+NormalisedBytes normalised_bytes(const Contract& contract);
+
 // What a picture passes through; its memory is used again for the next one.
 struct Prepared {
   std::vector<std::uint8_t> rgb;
@@ -23,16 +33,17 @@ class Preprocessor {
  public:
   explicit Preprocessor(const Contract& contract);
 
-  // Fills `bytes`, and `floats` where the network takes those. Throws Error for a bad view.
+  // Fills `bytes`, and `floats` where the network takes those, of its size or another one. Throws
+  // Error for a bad view.
   void run(const ImageView& image, Prepared& prepared) const;
+  void run(const ImageView& image, Prepared& prepared, int height, int width) const;
 
  private:
   int height_;
   int width_;
   bool is_bgr_;
   bool takes_bytes_;
-  // A byte has 256 values: what each becomes, by channel of the network.
-  std::array<std::array<float, 256>, 3> normalised_{};
+  NormalisedBytes normalised_;
 };
 
 }  // namespace segdeploy

@@ -7,12 +7,12 @@
 
 #include "segdeploy/segdeploy.hpp"
 
-#define CHECK(condition)                                                            \
-  do {                                                                              \
-    if (!(condition)) {                                                             \
+#define CHECK(condition)                                                           \
+  do {                                                                             \
+    if (!(condition)) {                                                            \
       std::cerr << __FILE__ << ":" << __LINE__ << ": not so: " #condition << "\n"; \
-      std::exit(1);                                                                 \
-    }                                                                               \
+      std::exit(1);                                                                \
+    }                                                                              \
   } while (false)
 
 template <typename Call>

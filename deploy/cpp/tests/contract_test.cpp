@@ -8,9 +8,19 @@
 namespace {
 
 nlohmann::json sound() {
-  return {{"schema", 1},          {"classes", {"road", "sky"}}, {"size", {48, 64}},
-          {"mean", {0, 0, 0}},    {"std", {1, 1, 1}},           {"colour", "RGB"},
-          {"layout", "NCHW"},     {"resize", "pillow-bilinear"}, {"output", "logits"}, {"precision", "fp32"},
+  return {{"schema", 1},
+          {"classes", {"road", "sky"}},
+          {"size", {48, 64}},
+          {"mean", {0, 0, 0}},
+          {"std", {1, 1, 1}},
+          {"colour", "RGB"},
+          {"layout", "NCHW"},
+          {"resize", "pillow-bilinear"},
+          {"output", "logits"},
+          {"precision", "fp32"},
+          {"palette", {{1, 2, 3}, {4, 5, 6}}},
+          {"scales", {1.0}},
+          {"flip", false},
           {"upsampling", nullptr}};
 }
 
@@ -26,7 +36,7 @@ int main() {
     if (item.key() == "upsampling") continue;  // older files have none
     auto damaged = sound();
     damaged.erase(item.key());
-    check_refused("m.onnx: its contract has no usable '" + item.key() + "'",
+    check_refused("m.onnx: the contract's '" + item.key() + "' is missing, wrong",
                   [&] { segdeploy::read_contract(damaged.dump(), "m.onnx"); });
     damaged[item.key()] = nlohmann::json::object();
     check_refused("'" + item.key() + "'",
@@ -36,6 +46,37 @@ int main() {
   later["schema"] = 2;
   check_refused("has schema 2, this segdeploy reads 1",
                 [&] { segdeploy::read_contract(later.dump(), "m.onnx"); });
+  auto bounded = sound();
+  bounded["bounds"] = {{16, 24}, {480, 640}, 4};
+  CHECK(segdeploy::read_contract(bounded.dump(), "m.onnx").profiles[0].takes({4, 16, 640}));
+  for (const char* bounds :
+       {"[[16, 24], [480, 640]]", "[[16], [480, 640], 4]", "7", "[[16, 24], [480, 640], 0]",
+        "[[500, 500], [100, 100], 1]", "[[0, 24], [480, 640], 4]"}) {
+    bounded["bounds"] = nlohmann::json::parse(bounds);
+    check_refused("'bounds'", [&] { segdeploy::read_contract(bounded.dump(), "m.onnx"); });
+  }
+  // What a cast would cut, wrap or take for a number.
+  const std::pair<const char*, const char*> bent[] = {
+      {"size", "[8.7, 8]"},     {"size", "[4294967304, 8]"},
+      {"size", "[-1, 8]"},      {"palette", "[[300,-1,0],[0,0,0]]"},
+      {"palette", "[[1,2,3]]"}, {"precision", "\"fp99\""},
+      {"mean", "[true, 0, 0]"}, {"bounds", "[[1,1],[9,9],1e30]"}};
+  for (const auto& [name, value] : bent) {
+    auto damaged = sound();
+    damaged[name] = nlohmann::json::parse(value);
+    check_refused(std::string("'") + name + "'",
+                  [&] { segdeploy::read_contract(damaged.dump(), "m.onnx"); });
+  }
+  const std::string deep(200000, '[');
+  check_refused("is not a JSON object",
+                [&] { segdeploy::read_contract("{\"arguments\": " + deep, "m.onnx"); });
+  // Scores that are not made labels of are enlarged as they are.
+  auto scores = sound();
+  scores["upsampling"] = "half-pixel";
+  CHECK(segdeploy::read_contract(scores.dump(), "m").upsampling == segdeploy::Upsampling::none);
+  scores["output"] = "labels";
+  CHECK(segdeploy::read_contract(scores.dump(), "m").upsampling ==
+        segdeploy::Upsampling::half_pixel);
   auto flat = sound();
   flat["std"] = {1, 0, 1};
   check_refused("'std'", [&] { segdeploy::read_contract(flat.dump(), "m.onnx"); });

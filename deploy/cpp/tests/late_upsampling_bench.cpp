@@ -49,13 +49,13 @@ int compare(const std::vector<float>& maps, int classes, int height, int width, 
             int to_width) {
   const segdeploy::Scores scores{maps.data(), classes, height, width};
   segdeploy::Labeller labeller;
-  std::vector<std::uint8_t> plain, late;
+  std::vector<std::uint8_t> plain(static_cast<std::size_t>(to_height * to_width)), late(plain);
   std::vector<double> plain_times, late_times;
   for (int round = 0; round < 30; ++round) {
     plain_times.push_back(
-        timed([&] { labeller.best_classes(scores, to_height, to_width, plain); }));
+        timed([&] { labeller.best_classes(scores, to_height, to_width, plain.data()); }));
     late_times.push_back(timed([&] {
-      labeller.best_classes_of_small_map(scores, to_height, to_width, false, late);
+      labeller.best_classes_of_small_map(scores, to_height, to_width, false, late.data());
     }));
   }
   std::size_t differ = 0;

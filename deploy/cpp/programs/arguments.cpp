@@ -1,0 +1,72 @@
+#include "arguments.hpp"
+
+#include <cmath>
+#include <cstdlib>
+
+namespace segdeploy {
+
+Arguments::Arguments(int count, char** words, const std::set<std::string>& valued,
+                     const std::set<std::string>& flags, const std::string& usage) {
+  for (int at = 1; at < count; ++at) {
+    const std::string word = words[at];
+    if (word.rfind("--", 0) != 0) {
+      others_.push_back(word);
+    } else if (flags.count(word) != 0) {
+      flags_.insert(word);
+    } else if (valued.count(word) == 0) {
+      throw Error(word + ": no such option; " + usage);
+    } else if (at + 1 == count) {
+      throw Error(word + " needs a value; " + usage);
+    } else {
+      values_[word] = words[++at];
+    }
+  }
+}
+
+std::string Arguments::text(const std::string& name, const std::string& otherwise) const {
+  const auto found = values_.find(name);
+  return found == values_.end() ? otherwise : found->second;
+}
+
+double Arguments::number(const std::string& name, double otherwise) const {
+  const auto found = values_.find(name);
+  if (found == values_.end()) return otherwise;
+  char* end = nullptr;
+  const double value = std::strtod(found->second.c_str(), &end);
+  if (found->second.empty() || *end != '\0' || !(value > 0) || !std::isfinite(value)) {
+    throw Error(name + " " + found->second + ": is a positive number");
+  }
+  return value;
+}
+
+Options Arguments::options() const {
+  Options options;
+  const auto count = [&](const char* name, int otherwise, int most) {
+    const std::string told = text(name, std::to_string(otherwise));
+    char* end = nullptr;
+    const long value = std::strtol(told.c_str(), &end, 10);
+    if (values_.count(name) != 0 && (*end != '\0' || value < 1 || value > most)) {
+      throw Error(std::string(name) + " " + told + ": is 1 to " + std::to_string(most));
+    }
+    return static_cast<int>(value);
+  };
+  options.threads = count("--threads", options.threads, 1024);
+  options.contexts = count("--contexts", options.contexts, 64);
+  options.provider = text("--provider", "");
+  const std::string place = text("--pictures-on", "gpu");
+  if (place != "cpu" && place != "gpu") throw Error("--pictures-on " + place + ": is cpu or gpu");
+  options.pictures_on_gpu = place == "gpu";
+  return options;
+}
+
+std::vector<std::string> Arguments::passed_on() const {
+  std::vector<std::string> words;
+  for (const char* name : {"--threads", "--contexts", "--provider", "--pictures-on"}) {
+    if (values_.count(name) == 0) continue;
+    words.push_back(name);
+    words.push_back(values_.at(name));
+  }
+  return words;
+}
+
+}  // namespace segdeploy

@@ -1,0 +1,291 @@
+// segdeploy-bench --model M: what a call costs here, in C++, by the protocol of `segdeploy bench`: a
+// warm-up until calls are steady, then short rounds, and of each the median. --out FILE keeps it as
+// JSON that `segdeploy bench FILE --reference ...` takes as a candidate: it starts this program
+// with --serve, and gives it its turns between those of the others.
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "arguments.hpp"
+#include "inference.hpp"
+#include "json.hpp"
+#include "sha256.hpp"
+
+namespace segdeploy {
+namespace {
+
+constexpr const char* kUsage =
+    "usage: segdeploy-bench --model MODEL [--out FILE.json] [--seconds S] [--threads N] "
+    "[--provider cpu|cuda|tensorrt] [--pictures-on cpu|gpu]";
+constexpr int kSchema = 1;
+constexpr int kRounds = 50;
+constexpr int kFewestCalls = 2;
+// Warming up ends when the median of a few calls no longer moves, or after so many seconds.
+constexpr int kWindow = 5;
+constexpr double kMoved = 0.05;
+constexpr double kWarmUpSeconds = 8;
+
+using Times = std::map<std::string, std::vector<double>>;  // seconds by stage
+
+double now() {
+  using Clock = std::chrono::steady_clock;
+  return std::chrono::duration<double>(Clock::now().time_since_epoch()).count();
+}
+
+double quantile(std::vector<double> values, double share) {
+  std::sort(values.begin(), values.end());
+  const double place = share * static_cast<double>(values.size() - 1);
+  const auto low = static_cast<std::size_t>(place);
+  const std::size_t high = std::min(low + 1, values.size() - 1);
+  return values[low] + (values[high] - values[low]) * (place - static_cast<double>(low));
+}
+
+// Stamps the end of the network's call, and makes the labels.
+class TimingReader final : public Reader {
+ public:
+  TimingReader(const Inference& inference, const ImageView& image, Workspace& work,
+               std::vector<std::uint8_t>& labels)
+      : inference_(inference), image_(image), work_(work), labels_(labels) {}
+
+  void read(const OutputView& output) override {
+    ran = now();
+    inference_.read(output, image_, work_, labels_.data());
+  }
+
+  double ran = 0;
+
+ private:
+  const Inference& inference_;
+  const ImageView& image_;
+  Workspace& work_;
+  std::vector<std::uint8_t>& labels_;
+};
+
+// A model, and a picture of its own size, as in Python.
+class Bench {
+ public:
+  Bench(const std::string& path, const Options& options)
+      : inference_(path, options), work_(inference_.workspace()) {
+    const Contract& contract = inference_.contract();
+    std::mt19937 random(0);
+    picture_.resize(static_cast<std::size_t>(contract.height * contract.width) * 3);
+    for (auto& byte : picture_) byte = static_cast<std::uint8_t>(random());
+    image_ = {picture_.data(), contract.height, contract.width};
+    labels_.resize(picture_.size() / 3);
+    is_on_gpu_ = inference_.backend().label(image_, labels_.data());
+  }
+
+  const Inference& inference() const { return inference_; }
+
+  // One call from a picture's bytes to its labels. On a GPU it is one stage.
+  void call(Times& times) {
+    const double began = now();
+    if (is_on_gpu_) {
+      inference_.predict(image_, labels_.data());
+      add(times, 0, now() - began, 0);
+      return;
+    }
+    TimingReader reader(inference_, image_, *work_, labels_);
+    const double prepared = inference_.run(image_, *work_, reader, now);
+    add(times, prepared - began, reader.ran - prepared, now() - reader.ran);
+  }
+
+  Times burst(double seconds) {
+    Times aside, times;
+    call(aside);  // caches and sleeping threads are another candidate's still
+    const double end = now() + seconds;
+    for (int calls = 0; calls < kFewestCalls || now() < end; ++calls) call(times);
+    return times;
+  }
+
+  bool warm_up() {
+    const double end = now() + kWarmUpSeconds;
+    for (double before = INFINITY; now() < end;) {
+      Times times;
+      for (int calls = 0; calls < kWindow; ++calls) call(times);
+      const double median = quantile(times["network"], 0.5);
+      if (std::abs(median - before) < kMoved * before) return true;
+      before = median;
+    }
+    return false;
+  }
+
+  // Runs an input of another shape once.
+  void run_shape(const Shape& shape) const {
+    const Input sized{nullptr, shape};
+    const std::vector<float> zeros(sized.values());  // enough for bytes, too
+    struct Ignoring final : Reader {
+      void read(const OutputView&) override {}
+    } ignoring;
+    inference_.backend().run({zeros.data(), shape}, ignoring);
+  }
+
+ private:
+  static void add(Times& times, double before, double network, double after) {
+    times["preprocessing"].push_back(before);
+    times["network"].push_back(network);
+    times["postprocessing"].push_back(after);
+  }
+
+  Inference inference_;
+  std::unique_ptr<Workspace> work_;
+  std::vector<std::uint8_t> picture_, labels_;
+  ImageView image_;
+  bool is_on_gpu_ = false;
+};
+
+long peak_mib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("VmHWM:", 0) == 0) return std::atol(line.c_str() + 6) / 1024;
+  }
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss / 1024;
+}
+
+void say(const json& answer) { std::cout << answer.dump() << std::endl; }
+
+json answered(Bench& bench, const json& asked) {
+  if (asked.contains("end")) return {{"peak_mib", peak_mib()}};
+  try {
+    if (asked.contains("shape")) {
+      bench.run_shape(asked.at("shape").get<Shape>());
+      return json::object();
+    }
+    if (asked.value("batch", 1) != 1 || asked.value("clients", 1) != 1 ||
+        !asked.value("fps", json()).is_null()) {
+      return {
+          {"refused", "segdeploy-bench times one client's calls at batch 1, one after another"}};
+    }
+    const double began = now();
+    const Times times = bench.burst(asked.at("seconds").get<double>());
+    return {{"times", times}, {"wall", now() - began}};
+  } catch (const Error& error) {
+    return {{"refused", error.what()}};
+  }
+}
+
+// Answers lines of `segdeploy bench` until there are none.
+int serve(const std::string& model, Options options) {
+  std::string line;
+  if (!std::getline(std::cin, line)) return 2;
+  try {
+    const json candidate = json::parse(line);
+    if (candidate.value("threads", json()).is_number_integer()) {
+      options.threads = candidate["threads"].get<int>();
+    }
+    if (!candidate.value("scales", json::array()).empty()) {
+      throw Error("segdeploy-bench times one scale, and no loop");
+    }
+    const double began = now();
+    Bench bench(model, options);
+    const double loaded = now();
+    Times first;
+    bench.call(first);
+    const bool is_stable = bench.warm_up();
+    say({{"load_s", loaded - began},
+         {"first_ms", 1e3 * first["network"][0]},
+         {"stable", is_stable},
+         {"scales", json::object()}});
+    while (std::getline(std::cin, line)) say(answered(bench, json::parse(line)));
+  } catch (const std::exception& error) {
+    say({{"error", error.what()}, {"is_elsewhere", false}});
+    return 2;
+  }
+  return 0;
+}
+
+std::string sha256_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string content((std::istreambuf_iterator<char>(file)), {});
+  return sha256(content.data(), content.size());
+}
+
+// Where the runtimes' libraries are, for the process that is started from the file.
+json environment() {
+  json found = json::object();
+  for (const char* name :
+       {"SEGDEPLOY_ONNXRUNTIME", "SEGDEPLOY_TENSORRT", "SEGDEPLOY_TENSORRT_RTX"}) {
+    const char* value = std::getenv(name);
+    if (value != nullptr) found[name] = value;
+  }
+  return found;
+}
+
+int measure(const Arguments& asked, const std::string& program) {
+  const double seconds = asked.number("--seconds", 5);
+  Bench bench(asked.model(), asked.options());
+  const bool is_stable = bench.warm_up();
+  Times all;
+  std::vector<double> medians;
+  for (int round = 0; round < kRounds; ++round) {
+    const Times times = bench.burst(seconds / kRounds);
+    medians.push_back(1e3 * quantile(times.at("network"), 0.5));
+    for (const auto& [stage, taken] : times) {
+      all[stage].insert(all[stage].end(), taken.begin(), taken.end());
+    }
+  }
+  const auto& calls = all["network"];
+  json found = {{"schema", kSchema},
+                {"program", program},
+                {"arguments", asked.passed_on()},
+                {"environment", environment()},
+                {"model", std::filesystem::absolute(asked.model()).string()},
+                {"model_sha256", sha256_of(asked.model())},
+                {"runtime", bench.inference().backend().name()},
+                {"calls", calls.size()},
+                {"stable", is_stable},
+                {"median_ms", 1e3 * quantile(calls, 0.5)},
+                {"p90_ms", 1e3 * quantile(calls, 0.9)},
+                {"p99_ms", 1e3 * quantile(calls, 0.99)},
+                {"round_medians_ms", medians},
+                {"peak_mib", peak_mib()}};
+  for (const auto& [stage, taken] : all) found["stages_ms"][stage] = 1e3 * quantile(taken, 0.5);
+  const std::string out = asked.text("--out", "");
+  if (!out.empty()) {
+    std::ofstream file(out + ".part");
+    file << found.dump(2) << "\n";
+    file.close();
+    if (!file) throw Error(out + ": cannot be written");
+    std::filesystem::rename(out + ".part", out);
+  }
+  const auto& stages = found["stages_ms"];
+  std::printf("%s: %zu calls, median %.3f ms (p90 %.3f, p99 %.3f); before %.3f ms, after %.3f ms\n",
+              found["runtime"].get<std::string>().c_str(), calls.size(),
+              found["median_ms"].get<double>(), found["p90_ms"].get<double>(),
+              found["p99_ms"].get<double>(), stages["preprocessing"].get<double>(),
+              stages["postprocessing"].get<double>());
+  return 0;
+}
+
+}  // namespace
+}  // namespace segdeploy
+
+int main(int count, char** words) {
+  using namespace segdeploy;
+  try {
+    const Arguments asked(
+        count, words,
+        {"--model", "--out", "--seconds", "--threads", "--provider", "--pictures-on", "--contexts"},
+        {"--serve"}, kUsage);
+    if (asked.model().empty() || !asked.others().empty()) throw Error(kUsage);
+    if (asked.has("--serve")) return serve(asked.model(), asked.options());
+    return measure(asked, std::filesystem::read_symlink("/proc/self/exe").string());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 2;
+  }
+}

@@ -1,0 +1,167 @@
+#include "inference.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <utility>
+
+#include "vectors.hpp"
+
+namespace segdeploy {
+namespace {
+
+constexpr int kMostContexts = 64;
+
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+std::unique_ptr<Backend> open(const std::string& path, const Options& options) {
+  if (options.contexts < 1 || options.contexts > kMostContexts) {
+    throw Error("contexts " + std::to_string(options.contexts) + ": must be 1 to " +
+                std::to_string(kMostContexts));
+  }
+  if (!std::ifstream(path)) throw Error(path + ": no such file");
+  if (ends_with(path, ".onnx")) return open_onnxruntime(path, options);
+  if (ends_with(path, ".engine") || ends_with(path, ".plan")) return open_tensorrt(path, options);
+  throw Error(path + ": is neither an .onnx file nor an .engine");
+}
+
+std::size_t area(int height, int width) {
+  return static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
+}
+
+SEGDEPLOY_VECTORS bool is_finite(const float* values, std::size_t count) {
+  constexpr std::uint32_t kExponent = 0x7F800000;  // all ones in NaN and infinity alone
+  std::uint32_t found = 0;
+  for (std::size_t at = 0; at < count; ++at) {
+    std::uint32_t bits;
+    std::memcpy(&bits, values + at, sizeof bits);
+    found |= static_cast<std::uint32_t>((bits & kExponent) == kExponent);
+  }
+  return found == 0;
+}
+
+// One picture of an output.
+OutputView picture_of(const OutputView& output, std::size_t index) {
+  std::size_t size = 1;
+  for (std::size_t side = 1; side < output.sides; ++side) {
+    size *= static_cast<std::size_t>(output.shape[side]);
+  }
+  OutputView one = output;
+  one.shape[0] = 1;
+  if (one.scores != nullptr) one.scores += index * size;
+  if (one.labels != nullptr) one.labels += index * size;
+  return one;
+}
+
+}  // namespace
+
+Inference::Inference(const std::string& path, const Options& options)
+    : path_(path),
+      backend_(open(path, options)),
+      preprocessor_(backend_->contract()),
+      workspaces_([] { return std::make_unique<Workspace>(); }) {}
+
+void Inference::predict(const ImageView& image, std::uint8_t* labels) const {
+  check_view(image);
+  if (backend_->label(image, labels)) return;
+  const Pool<Workspace>::Lease work(workspaces_);
+  CallingReader reader([&](const OutputView& output) { read(output, image, *work, labels); });
+  run(image, *work, reader);
+}
+
+void Inference::run(const ImageView& image, Workspace& work, Reader& reader) const {
+  run(image, work, reader, [] { return 0.0; });
+}
+
+double Inference::run(const ImageView& image, Workspace& work, Reader& reader,
+                      double (*clock)()) const {
+  preprocessor_.run(image, work.prepared);
+  const double prepared = clock();
+  const void* data = work.prepared.floats.data();
+  if (contract().takes_bytes) data = work.prepared.bytes.data();
+  backend_->run({data, {1, contract().height, contract().width}}, reader);
+  return prepared;
+}
+
+std::vector<Labels> Inference::predict(const std::vector<ImageView>& images) const {
+  std::vector<Labels> labels(images.size());
+  for (std::size_t at = 0; at < images.size(); ++at) {
+    check_view(images[at]);
+    labels[at].height = images[at].height;
+    labels[at].width = images[at].width;
+    labels[at].data.resize(area(images[at].height, images[at].width));
+  }
+  const auto most = static_cast<std::size_t>(backend_->most_pictures());
+  for (std::size_t start = 0; start < images.size(); start += most) {
+    const std::size_t count = std::min(most, images.size() - start);
+    if (count == 1) {
+      predict(images[start], labels[start].data.data());
+    } else {
+      predict_together(&images[start], static_cast<int>(count), &labels[start]);
+    }
+  }
+  return labels;
+}
+
+void Inference::predict_together(const ImageView* images, int count, Labels* labels) const {
+  const Pool<Workspace>::Lease work(workspaces_);
+  const bool takes_bytes = contract().takes_bytes;
+  work->bytes.clear();
+  work->floats.clear();
+  for (int at = 0; at < count; ++at) {
+    preprocessor_.run(images[at], work->prepared);
+    const auto& [rgb, bytes, floats, resizer] = work->prepared;
+    if (takes_bytes) {
+      work->bytes.insert(work->bytes.end(), bytes.begin(), bytes.end());
+    } else {
+      work->floats.insert(work->floats.end(), floats.begin(), floats.end());
+    }
+  }
+  const void* data = takes_bytes ? static_cast<const void*>(work->bytes.data())
+                                 : static_cast<const void*>(work->floats.data());
+  CallingReader reader([&](const OutputView& output) {
+    if (output.shape[0] != count) {
+      throw Error(path_ + ": gave " + told(output) + " for " + std::to_string(count) + " pictures");
+    }
+    for (int at = 0; at < count; ++at) {
+      read(picture_of(output, static_cast<std::size_t>(at)), images[at], *work,
+           labels[at].data.data());
+    }
+  });
+  backend_->run({data, {count, contract().height, contract().width}}, reader);
+}
+
+void Inference::check_output(const OutputView& output) const {
+  const bool has_scores = output.scores != nullptr;
+  const auto count = static_cast<std::int64_t>(contract().classes.size());
+  if (output.sides != (has_scores ? 4U : 3U) || output.shape[0] != 1 ||
+      (has_scores && output.shape[1] != count)) {
+    throw Error(path_ + ": gave " + told(output) + ", which its contract does not say");
+  }
+}
+
+void Inference::read(const OutputView& output, const ImageView& image, Workspace& work,
+                     std::uint8_t* labels) const {
+  check_output(output);
+  const Contract& said = contract();
+  const int height = static_cast<int>(output.shape[output.sides - 2]);
+  const int width = static_cast<int>(output.shape[output.sides - 1]);
+  if (output.scores == nullptr) {
+    resize_nearest(output.labels, height, width, image.height, image.width, labels);
+    return;
+  }
+  const Scores scores{output.scores, static_cast<int>(said.classes.size()), height, width};
+  check_finite(scores.data, static_cast<std::size_t>(scores.classes) * area(height, width));
+  label_scores(said, scores, image.height, image.width, work.labeller, labels);
+}
+
+void Inference::check_finite(const float* values, std::size_t count) const {
+  if (is_finite(values, count)) return;
+  throw Error(path_ +
+              ": its output holds NaN or infinity for this image; look for overflow in the "
+              "network");
+}
+
+}  // namespace segdeploy

@@ -1,0 +1,102 @@
+// TensorRT and TensorRT-RTX engines behind the library.
+#include <algorithm>
+#include <mutex>
+
+#include "backend.hpp"
+#include "pool.hpp"
+#include "tensorrt_engine.hpp"
+#include "tensorrt_lane.hpp"
+
+namespace segdeploy {
+namespace {
+
+class TensorRt final : public Backend {
+ public:
+  TensorRt(const std::string& path, const Options& options)
+      : engine_(path, options),
+        lanes_(std::make_unique<Pool<TensorRtLane>>(
+            [this] { return std::make_unique<TensorRtLane>(engine_); },
+            static_cast<std::size_t>(options.contexts))) {}
+
+  // What lies on the GPU is freed in its context; a context that is gone has freed it.
+  ~TensorRt() override {
+    try {
+      const CudaScope scope(*engine_.cuda);
+      if (last_ != nullptr) engine_.cuda->call.cuEventDestroy(last_);
+      shared_.reset();
+      lanes_.reset();
+      engine_.kernels.reset();
+      engine_.engine.reset();
+    } catch (const Error&) {  // the driver has no way into the context any more
+    }
+  }
+
+  const Contract& contract() const override { return engine_.contract(); }
+
+  std::string name() const override {
+    return engine_.manifest.backend + " " + engine_.library->version() + " on " +
+           engine_.cuda->gpu().name;
+  }
+
+  bool takes_any_size() const override { return !engine_.manifest.profiles.empty(); }
+
+  int most_pictures() const override {
+    int most = 1;
+    for (const auto& profile : engine_.manifest.profiles) {
+      if (profile.takes({1, contract().height, contract().width})) {
+        most = std::max(most, profile.maximum[0]);
+      }
+    }
+    return most;
+  }
+
+  void run(const Input& input, Reader& reader) const override {
+    const CudaScope scope(*engine_.cuda);
+    const Pool<TensorRtLane>::Lease lane(*lanes_);
+    lane->run(input, reader);
+  }
+
+  bool label(const ImageView& image, std::uint8_t* labels) const override {
+    if (!engine_.kernels) return false;
+    const CudaScope scope(*engine_.cuda);
+    const Pool<TensorRtLane>::Lease lane(*lanes_);
+    lane->label(image, labels);
+    return true;
+  }
+
+  // One context serves all callers: a stream waits for what the last one queued.
+  void enqueue(const void* input, void* output, void* stream) const override {
+    const CudaScope scope(*engine_.cuda);
+    const std::lock_guard<std::mutex> lock(queueing_);
+    const auto& cuda = *engine_.cuda;
+    const auto theirs = static_cast<CUstream>(stream);
+    if (!shared_) shared_ = std::make_unique<TensorRtLane>(engine_);
+    if (last_ == nullptr) {
+      cuda.check(cuda.call.cuEventCreate(&last_, CU_EVENT_DISABLE_TIMING), "make an event");
+    } else {
+      cuda.check(cuda.call.cuStreamWaitEvent(theirs, last_, 0), "wait for the last call");
+    }
+    try {
+      shared_->enqueue(const_cast<void*>(input), output, theirs);
+    } catch (...) {
+      shared_.reset();  // it may be half set up
+      throw;
+    }
+    cuda.check(cuda.call.cuEventRecord(last_, theirs), "mark the end of a call");
+  }
+
+ private:
+  TensorRtEngine engine_;
+  std::unique_ptr<Pool<TensorRtLane>> lanes_;
+  mutable std::mutex queueing_;
+  mutable std::unique_ptr<TensorRtLane> shared_;
+  mutable CUevent last_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> open_tensorrt(const std::string& path, const Options& options) {
+  return std::make_unique<TensorRt>(path, options);
+}
+
+}  // namespace segdeploy

@@ -1,0 +1,41 @@
+#include "workers.hpp"
+
+#include <utility>
+
+namespace segdeploy {
+
+Workers::~Workers() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    is_ending_ = true;
+  }
+  changed_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void Workers::give(std::function<void()> work) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  // First the thread: should there be none to have, the work is not left behind.
+  if (idle_ <= waiting_.size() && threads_.size() < most_) {
+    threads_.emplace_back([this] { serve(); });
+  }
+  waiting_.push_back(std::move(work));
+  changed_.notify_one();
+}
+
+void Workers::serve() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    ++idle_;
+    changed_.wait(lock, [this] { return is_ending_ || !waiting_.empty(); });
+    --idle_;
+    if (waiting_.empty()) return;
+    const auto work = std::move(waiting_.front());
+    waiting_.pop_front();
+    lock.unlock();
+    work();
+    lock.lock();
+  }
+}
+
+}  // namespace segdeploy

@@ -1,0 +1,30 @@
+// What a file may hold must be read or refused, and never read beyond: contracts, manifests and golden
+// vectors, by the first byte.
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "contract.hpp"
+#include "golden.hpp"
+#include "manifest.hpp"
+#include "segdeploy/segdeploy.hpp"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  if (size == 0) return 0;
+  const auto* text = reinterpret_cast<const char*>(data) + 1;
+  try {
+    switch (data[0] % 3) {
+      case 0:
+        segdeploy::read_contract(std::string(text, size - 1), "fuzz");
+        break;
+      case 1:
+        segdeploy::manifest_of(std::string(text, size - 1), "fuzz").rebuild();
+        break;
+      default:
+        segdeploy::golden_of(std::vector<char>(text, text + size - 1), "fuzz");
+    }
+  } catch (const segdeploy::Error&) {
+  }
+  return 0;
+}

@@ -1,0 +1,55 @@
+// NVIDIA's runtime without a GPU: it loads, and refuses what is no plan. SEGDEPLOY_TEST_RTX is the
+// library of the headers' family, SEGDEPLOY_TEST_OTHER_RTX one of another family.
+#include "tensorrt_library.hpp"
+
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+
+#include "check.hpp"
+
+namespace {
+
+std::string told(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+}  // namespace
+
+int main() {
+  segdeploy::Options options;
+  options.tensorrt = told("SEGDEPLOY_TEST_RTX");
+  if (options.tensorrt.empty()) return 0;
+  segdeploy::TensorRtLibrary library("tensorrt-rtx", options);
+  CHECK(library.version() == told("SEGDEPLOY_TEST_RTX_VERSION"));
+  const std::string garbage =
+      "this is no plan, but it is long enough to be read as the head of one";
+  check_refused("garbage.engine: tensorrt-rtx " + library.version() + " cannot open it (",
+                [&] { library.read(garbage, false, "garbage.engine"); });
+  check_refused("Serialization assertion", [&] { library.read(garbage, false, "garbage.engine"); });
+  check_refused("cannot open it", [&] { library.read("", false, "empty.engine"); });
+  const std::string plan_path = told("SEGDEPLOY_TEST_PLAN");
+  if (!plan_path.empty()) {
+    std::ifstream file(plan_path, std::ios::binary);
+    const std::string plan((std::istreambuf_iterator<char>(file)), {});
+    CHECK(plan.size() > 1000);
+    for (const std::size_t size : {plan.size() / 2, std::size_t{64}}) {
+      check_refused("cannot open it",
+                    [&] { library.read(plan.substr(0, size), false, "cut.engine"); });
+    }
+  }
+  // RTX is not TensorRT, and neither is another family.
+  check_refused("is TensorRT-RTX " + library.version() +
+                    ", and this library was compiled for "
+                    "TensorRT 10",
+                [&] { segdeploy::TensorRtLibrary("tensorrt", options); });
+  options.tensorrt = told("SEGDEPLOY_TEST_OTHER_RTX");
+  if (options.tensorrt.empty()) return 0;
+  check_refused("and this library was compiled for TensorRT-RTX 1.0 to 1.4",
+                [&] { segdeploy::TensorRtLibrary("tensorrt-rtx", options); });
+  options.tensorrt = "/nowhere/libtensorrt_rtx.so.1";
+  check_refused("in SEGDEPLOY_TENSORRT_RTX or Options::tensorrt",
+                [&] { segdeploy::TensorRtLibrary("tensorrt-rtx", options); });
+  return 0;
+}

@@ -1,0 +1,168 @@
+"""Files for the C++ tests, and what Python makes of each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import segdeploy
+from segdeploy.device import Gpu
+from segdeploy.engine.admission import check_place, check_version
+from segdeploy.engine.manifest import manifest_path, read_engine
+from segdeploy.errors import InputError
+from segdeploy.golden import golden_content, golden_pictures, make_vectors
+from segdeploy.runtime.postprocess import overlay
+
+
+def write_seeds(folder: Path) -> None:
+    """Sound files for the fuzz target, which begins with what they are."""
+    seeds = folder / "seeds"
+    seeds.mkdir()
+    with segdeploy.load(folder / "logits.onnx", threads=1) as network:
+        contract = network.contract
+        vectors = make_vectors(network, golden_pictures(contract)[:1])
+    (seeds / "0.contract").write_text(contract.to_json())
+    (seeds / "2.golden").write_bytes(golden_content(vectors, folder / "logits.onnx"))
+
+
+def write_with_half_ends(path: Path, out: Path) -> None:
+    """The graph of half types without the Casts at its ends: it takes and gives half."""
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    first = next(node for node in casts if node.input[0] == graph.input[0].name)
+    last = next(node for node in casts if node.output[0] == graph.output[0].name)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == first.output[0]:
+                node.input[index] = first.input[0]
+        for index, name in enumerate(node.output):
+            if name == last.input[0]:
+                node.output[index] = last.output[0]
+    graph.node.remove(first)
+    graph.node.remove(last)
+    for end in (graph.input[0], graph.output[0]):
+        end.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(model, out)
+
+
+def write_passes(folder: Path) -> None:
+    """What Python gives for several scales, mirrored, in tiles, and as probabilities."""
+    ways: list[dict] = [
+        {"graph": "dynamic.onnx", "scales": [0.75, 1.0, 1.5]},
+        {"graph": "dynamic.onnx", "scales": [2 / 3, 1.25], "flip": True},
+        {"graph": "dynamic.onnx", "scales": [0.5, 1.0], "flip": True, "fuse": "max"},
+        {"graph": "dynamic.onnx", "tile": True},
+        {"graph": "logits.onnx", "flip": True},
+        *({"graph": f"{name}.onnx", "tile": True} for name in ("logits", "labels", "late", "bgr")),
+        {"graph": "dynamic.onnx", "scales": [0.75, 1.0], "probabilities": True},
+        {"graph": "probabilities.onnx", "probabilities": True},
+        {"graph": "logits.onnx", "tile": True, "probabilities": True},
+    ]
+    refused = [
+        ({"graph": "logits.onnx", "scales": [0.5]}, "the graph is static at 48x64"),
+        ({"graph": "fused.onnx", "flip": True}, "the graph fuses scales already"),
+        ({"graph": "bytes.onnx", "flip": True}, "scales need float input and logits"),
+        ({"graph": "dynamic.onnx", "tile": True, "flip": True}, "tiles go with one scale"),
+        ({"graph": "dynamic.onnx", "scales": [0.001]}, "shrinks a 48x64 image to nothing"),
+        (
+            {"graph": "dynamic.onnx", "scales": [0.25]},
+            "gives 12x16, outside what the network takes",
+        ),
+        ({"graph": "dynamic.onnx", "scales": [-1]}, "must be positive, and below 100"),
+    ]
+    usual = {"scales": [], "flip": False, "fuse": "mean", "tile": False, "wanted": ""}
+    cases = [{**usual, **way, "picture": "0.png", "refused": words} for way, words in refused]
+    (folder / "wanted").mkdir()
+    for way in ways:
+        with segdeploy.load(folder / way["graph"], threads=1) as network:
+            for picture in ("0.png", "1_odd.png", "0_small.png"):
+                case = {**usual, **way, "picture": picture}
+                case["wanted"] = f"wanted/{len(cases)}.png"
+                options = {name: case[name] for name in ("scales", "flip", "fuse", "tile")}
+                image = folder / "pictures" / picture
+                if "probabilities" in way:
+                    found = network.probabilities(image, **options)
+                    found.astype(np.float32).tofile(folder / case["wanted"])
+                else:
+                    Image.fromarray(network.predict(image, **options)).save(folder / case["wanted"])
+                cases.append(case)
+    (folder / "passes.json").write_text(json.dumps(cases))
+    with segdeploy.load(folder / "dynamic.onnx", threads=1) as network:
+        picture = np.asarray(Image.open(folder / "pictures" / "0.png"))
+        laid = overlay(picture, network.predict(picture), network.contract.palette)
+    Image.fromarray(laid).save(folder / "overlay.png")
+
+
+def write_manifests(cases: Path, graph: Path) -> Path:
+    """Engines whose manifest or bytes are damaged, and what Python says of each."""
+    folder = cases / "manifests"
+    folder.mkdir()
+    options = {"profiles": (), "backend": "tensorrt-rtx", "targets": ["sm86", "sm89"]}
+    whole = segdeploy.build_engine(graph, folder / "a b.engine", **options).path
+    manifest = json.loads(manifest_path(whole).read_text())
+    plan = whole.read_bytes()
+    shutil.copy(manifest_path(whole), cases / "seeds" / "1.manifest")
+    damages: dict[str, tuple[dict, bytes]] = {
+        "cut": ({}, plan[:-1]),
+        "changed": ({}, plan[:-1] + b"?"),
+        "schema": ({"schema": 9}, plan),
+        "name": ({"engine": "other.engine"}, plan),
+        "backend": ({"backend": "tensorrt-gtx"}, plan),
+        "profile": ({"profiles": [{"minimum": [1, 2, 3]}]}, plan),
+        "hash": ({"sha256": 7}, plan),
+        "contract": ({"contract": {**manifest["contract"], "std": [0, 1, 1]}}, plan),
+        "platform": ({"platform": "linux-aarch64"}, plan),
+        "version": ({"backend_version": "1.0.0.1"}, plan),
+        "adapted": (
+            {
+                "profiles": [
+                    {"minimum": [1, 24, 32], "optimum": [1, 48, 64], "maximum": [4, 96, 128]}
+                ],
+                "options": {"weights": "refittable", "workspace_mib": 64},
+            },
+            plan,
+        ),
+    }
+    files = [whole]
+    for name, (changes, content) in damages.items():
+        path = folder / f"{name}.engine"
+        path.write_bytes(content)
+        own = {**manifest, "engine": path.name, **changes}
+        manifest_path(path).write_text(json.dumps(own))
+        files.append(path)
+    (folder / "text.engine").write_bytes(plan)
+    manifest_path(folder / "text.engine").write_text("[1]")
+    (folder / "alone.engine").write_bytes(plan)
+    files += [folder / "text.engine", folder / "alone.engine", folder / "none.engine"]
+    gpus = [None, Gpu("NVIDIA X", "sm86"), Gpu("NVIDIA Y", "sm120")]
+    told = []
+    for path in files:
+        for gpu in gpus:
+            case = {"engine": path.name, "version": manifest["backend_version"]}
+            if gpu is not None:
+                case |= {"gpu": gpu.name, "capability": gpu.compute_capability}
+            told.append({**case, "message": python_says(path, gpu, manifest["backend_version"])})
+    assert sum(not one["message"] for one in told) == 2  # a GPU that it was built for
+    (folder / "cases.json").write_text(json.dumps(told))
+    return folder
+
+
+def python_says(path: Path, gpu: Gpu | None, version: str) -> str:
+    class Installed:
+        pass
+
+    Installed.version = version  # type: ignore[attr-defined]
+    try:
+        manifest, _ = read_engine(path)
+        check_version(manifest, path, Installed())  # type: ignore[arg-type]
+        check_place(manifest, path, gpu)
+    except InputError as error:
+        return str(error)
+    return ""
