@@ -23,6 +23,7 @@ from segdeploy.engine.manifest import manifest_path
 from segdeploy.errors import InputError
 from segdeploy.golden import golden_content, golden_pictures, make_vectors
 from segdeploy.models.dataset import open_dataset
+from segdeploy.network import ModelSpec
 from segdeploy.runtime.postprocess import overlay
 
 from .conftest import skip
@@ -65,11 +66,13 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def pictures(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Frames at their own size, at the network's, and at an odd one; a small one is enlarged."""
+def pictures(dataset: Path, camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Part of a road scene and a generated one: as they are, at the network's size, at odd ones."""
     folder = tmp_path_factory.mktemp("pictures")
-    for index, frame in enumerate(open_dataset(dataset).frames("val", 2)):
-        image = Image.open(frame.image).convert("RGB")
+    road = open_dataset(camvid).frames("val", 1)[0]
+    scene = open_dataset(dataset).frames("val", 1)[0]
+    for index, (frame, part) in enumerate(((road, (90, 100, 330, 260)), (scene, (0, 0, 128, 96)))):
+        image = Image.open(frame.image).convert("RGB").crop(part)
         image.save(folder / f"{index}.png")
         image.resize((64, 48)).save(folder / f"{index}_own.png")
         image.resize(ODD[::-1]).save(folder / f"{index}_odd.png")
@@ -189,13 +192,23 @@ def run(build: Path, environment: dict[str, str]) -> Callable:
     return call
 
 
-def test_labels_of_camvid_are_pythons(run, camvid: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"output": "labels"},
+        {"output": "probabilities"},
+        {"output": "labels", "late_upsampling": True},
+        {"preprocess": "RGB"},
+        {"scales": (0.5, 1.0), "flip": True},
+    ],
+    ids=str,
+)
+def test_labels_of_camvid_are_pythons(run, camvid: Path, tmp_path: Path, options: dict) -> None:
     """An untrained network mixes its classes everywhere: the hardest case for equal labels."""
-    from segdeploy.network import ModelSpec
-
     graph = tmp_path / "m.onnx"
     spec = ModelSpec("deeplabv3", None, {"width": 8}, None, (120, 160))
-    segdeploy.export(spec, graph, data=camvid)
+    segdeploy.export(spec, graph, data=camvid, **options)
     frames = [frame.image for frame in open_dataset(camvid).frames("val", 3)]
     ran = run(*frames, "--model", graph, "--out", tmp_path / "out")
     assert ran.returncode == 0, ran.stderr

@@ -102,6 +102,8 @@ def bench(
 ) -> int:
     """Compare CANDIDATES (.onnx files, engines) with the reference: accuracy, parity, latency.
 
+    What `segdeploy-bench --out FILE.json` wrote is a candidate that runs in C++.
+
     Exits with 1 if one fails, or does not keep a limit.
     """
     if compare is not None:

@@ -53,7 +53,7 @@ int segdeploy_width(const segdeploy_model* model);
 
 /* Pre- and postprocessing without a network, for a host that has a runtime of its own. */
 
-/* A contract, as it stands in an ONNX file's metadata (segdeploy.contract). */
+/* A contract, as it stands in an ONNX file's metadata (segdeploy.contract). One thread's at a time. */
 typedef struct segdeploy_contract segdeploy_contract;
 segdeploy_contract* segdeploy_contract_open(const char* json);
 void segdeploy_contract_close(segdeploy_contract* contract);
