@@ -95,7 +95,7 @@ def read_contract(text: str, source: str) -> Contract:
     """
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source}: its segdeploy contract is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise InputError(f"{source}: its segdeploy contract is not a JSON object")

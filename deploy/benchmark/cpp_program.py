@@ -32,7 +32,7 @@ def read_cpp_candidate(path: Path) -> Candidate:
     check_input(path)
     try:
         values = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error})") from error
     if not isinstance(values, dict) or values.get("schema") != _SCHEMA:
         raise InputError(f"{path}: was not written by segdeploy-bench --out; give its file")
@@ -40,7 +40,7 @@ def read_cpp_candidate(path: Path) -> Candidate:
         if not isinstance(values.get(name), kind):
             raise InputError(f"{path}: its '{name}' is missing or wrong; run segdeploy-bench again")
     program, model = Path(values["program"]), Path(values["model"])
-    if not os.access(program, os.X_OK):
+    if not (program.is_file() and os.access(program, os.X_OK)):
         raise InputError(f"{path}: its program {program} is not here; run segdeploy-bench here")
     if not model.is_file() or sha256_of_file(model) != values["model_sha256"]:
         raise InputError(f"{path}: {model} is not the model that it was written for; run it again")

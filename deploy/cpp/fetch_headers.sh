@@ -40,7 +40,7 @@ if echo "$wheel --hash=$hash" >"$work/wheel.txt" &&
   python3 -m zipfile -e "$work"/kernel_lens-*.whl "$work/wheel"
   mkdir -p "$target/usr/include/tensorrt"
   cp "$work"/wheel/kernel_lens/include/tensorrt/*.h "$target/usr/include/tensorrt/"
+  touch "$target/.complete"
 else
   echo "TensorRT's headers cannot be fetched: $(tail -1 "$work/pip.log")" >&2
 fi
-touch "$target/.complete"

@@ -18,6 +18,7 @@ from segdeploy.spec import Contract
 LIBRARY_VARIABLE = "SEGDEPLOY_LIBRARY"
 """Names the C++ library; empty, none is used. Without it, `libsegdeploy.so.0.1` is looked for."""
 _DEFAULT = "libsegdeploy.so.0.1"
+_LONGEST_SIDE = (1 << 16) - 1
 
 
 @lru_cache(maxsize=1)
@@ -86,6 +87,10 @@ class NativeStages:
             )
         )
         return made
+
+    def takes(self, picture: NDArray[np.uint8]) -> bool:
+        """Whether the library takes a picture of this size, as nearly all are."""
+        return bool(max(picture.shape[:2]) <= _LONGEST_SIDE)
 
     def labels(self, scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
         """Labels `(H, W) uint8` of scores `(C, h, w) float32`."""

@@ -69,7 +69,7 @@ class Predictor(Closing):
 
     def prepare(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
         """The network's input for `(H, W, 3) uint8` RGB, as `preprocess` says."""
-        if self._stages is not None:
+        if self._stages is not None and self._stages.takes(picture):
             return self._stages.prepare(picture)
         return preprocess(picture, self.contract)
 

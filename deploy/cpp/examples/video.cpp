@@ -48,12 +48,20 @@ class Queue {
   std::deque<Frame> frames_;
 };
 
+// Reads until the stream ends; a frame that cannot be submitted ends it, too.
 void read_frames(const segdeploy::Model& model, int height, int width, Queue& queue) {
-  for (;;) {
+  for (bool is_sound = true; is_sound;) {
     Frame frame;
     frame.rgb.resize(static_cast<std::size_t>(height) * width * 3);
     if (std::fread(frame.rgb.data(), 1, frame.rgb.size(), stdin) != frame.rgb.size()) break;
-    frame.labels = model.submit({frame.rgb.data(), height, width});
+    try {
+      frame.labels = model.submit({frame.rgb.data(), height, width});
+    } catch (...) {
+      std::promise<segdeploy::Labels> failed;
+      failed.set_exception(std::current_exception());
+      frame.labels = failed.get_future();
+      is_sound = false;
+    }
     queue.push(std::move(frame));  // the bytes stay where they are
   }
   queue.push({});

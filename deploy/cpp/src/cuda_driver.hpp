@@ -37,11 +37,13 @@ class Cuda {
                       apply(cuMemsetD8Async) apply(cuStreamCreate) apply(cuStreamDestroy)          \
                           apply(cuStreamSynchronize) apply(cuStreamWaitEvent)                      \
                               apply(cuStreamBeginCapture) apply(cuStreamEndCapture)                \
-                                  apply(cuEventCreate) apply(cuEventRecord) apply(cuEventDestroy)  \
-                                      apply(cuGraphInstantiateWithFlags) apply(cuGraphLaunch)      \
-                                          apply(cuGraphDestroy) apply(cuGraphExecDestroy)          \
-                                              apply(cuModuleLoadData) apply(cuModuleUnload)        \
-                                                  apply(cuModuleGetFunction) apply(cuLaunchKernel)
+                                  apply(cuEventCreate) apply(cuEventRecord)                        \
+                                      apply(cuEventSynchronize) apply(cuEventDestroy)              \
+                                          apply(cuGraphInstantiateWithFlags) apply(cuGraphLaunch)  \
+                                              apply(cuGraphDestroy) apply(cuGraphExecDestroy)      \
+                                                  apply(cuModuleLoadData) apply(cuModuleUnload)    \
+                                                      apply(cuModuleGetFunction)                   \
+                                                          apply(cuLaunchKernel)
 #define SEGDEPLOY_MEMBER(name) decltype(&::name) name = nullptr;
     SEGDEPLOY_CUDA_FUNCTIONS(SEGDEPLOY_MEMBER)
 #undef SEGDEPLOY_MEMBER

@@ -40,6 +40,12 @@ std::vector<std::uint8_t> padded(const ImageView& image, int height, int width) 
   return larger;
 }
 
+void check_tiles(const Passes& passes) {
+  if (passes.tile && (!passes.scales.empty() || passes.flip)) {
+    throw Error("predict: tiles go with one scale, and not mirrored");
+  }
+}
+
 }  // namespace
 
 Labels Inference::predict(const ImageView& image, const Passes& passes) const {
@@ -51,8 +57,8 @@ Labels Inference::predict(const ImageView& image, const Passes& passes) const {
     return labels;
   }
   const Pool<Workspace>::Lease work(workspaces_);
+  check_tiles(passes);
   if (passes.tile && contract().output == Output::labels) {
-    if (!passes.scales.empty() || passes.flip) static_cast<void>(scores(image, passes, *work));
     tile(image, *work, &labels, nullptr);
     return labels;
   }
@@ -76,10 +82,8 @@ Maps Inference::probabilities(const ImageView& image, const Passes& passes) cons
 // Scores of one run, of several that are fused, or of tiles.
 Maps Inference::scores(const ImageView& image, const Passes& passes, Workspace& work) const {
   Maps found;
+  check_tiles(passes);
   if (passes.tile) {
-    if (!passes.scales.empty() || passes.flip) {
-      throw Error("predict: tiles go with one scale, and not mirrored");
-    }
     tile(image, work, nullptr, &found);
     return found;
   }

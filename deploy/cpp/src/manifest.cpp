@@ -62,6 +62,7 @@ Shape shape_of(const json& sides) {
 
 std::vector<Profile> read_profiles(const json& listed, const std::string& source) {
   std::vector<Profile> found;
+  if (!listed.is_array()) refuse(source, "profiles");
   try {
     for (const json& one : listed) {
       const Profile profile{shape_of(one.at("minimum")), shape_of(one.at("optimum")),
@@ -177,7 +178,7 @@ Manifest manifest_of(const std::string& text, const std::string& source) {
   const json parent = get<json>(values, "parent", source);
   if (!parent.is_null() && !parent.is_string()) refuse(source, "parent");
   if (parent.is_string()) found.parent = parent.get<std::string>();
-  if (!found.parent.empty() && !is_file_name(found.parent)) refuse(source, "parent");
+  if (parent.is_string() && !is_file_name(found.parent)) refuse(source, "parent");
   const json contract = get<json>(values, "contract", source);
   if (!contract.is_object()) refuse(source, "contract");
   found.contract = contract_of(contract, source);
@@ -204,7 +205,7 @@ std::string Manifest::rebuild(const std::string& target) const {
   if (weights == "refittable" || weights == "stripped") add("--" + weights, "");
   if (version_compatible) add("--version-compatible", "");
   if (hardware_compatible) add("--hardware-compatible", "");
-  if (workspace_mib > 0) add("--workspace", std::to_string(workspace_mib));
+  if (workspace_mib) add("--workspace", std::to_string(*workspace_mib));
   add("-o", engine);
   for (auto& word : words) word = shell_word(word);
   return joined(words, " ");

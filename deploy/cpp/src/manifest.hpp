@@ -1,6 +1,8 @@
 // `NAME.engine.json`: what an engine is, what it was made from, and where it may run.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,7 +36,7 @@ struct Manifest {
   std::string weights;
   bool version_compatible = false;
   bool hardware_compatible = false;
-  std::int64_t workspace_mib = 0;
+  std::optional<std::int64_t> workspace_mib;
   std::string parent;  // empty if nobody said it
   Contract contract;
 

@@ -1,5 +1,6 @@
 // TensorRT and TensorRT-RTX engines behind the library.
 #include <algorithm>
+#include <exception>
 #include <mutex>
 
 #include "backend.hpp"
@@ -22,6 +23,7 @@ class TensorRt final : public Backend {
   ~TensorRt() override {
     try {
       const CudaScope scope(*engine_.cuda);
+      wait_for_last();
       if (last_ != nullptr) engine_.cuda->call.cuEventDestroy(last_);
       shared_.reset();
       lanes_.reset();
@@ -50,17 +52,39 @@ class TensorRt final : public Backend {
     return most;
   }
 
+  // What a reader refuses is no fault of the lane, which is kept.
   void run(const Input& input, Reader& reader) const override {
-    const CudaScope scope(*engine_.cuda);
-    const Pool<TensorRtLane>::Lease lane(*lanes_);
-    lane->run(input, reader);
+    engine_.profile_for(input.shape);  // an input that none takes is refused before
+    std::exception_ptr failure;
+    CallingReader guarded([&](const OutputView& output) {
+      try {
+        reader.read(output);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+    });
+    {
+      const CudaScope scope(*engine_.cuda);
+      const Pool<TensorRtLane>::Lease lane(*lanes_);
+      lane->run(input, guarded);
+    }
+    if (failure) std::rethrow_exception(failure);
   }
 
   bool label(const ImageView& image, std::uint8_t* labels) const override {
     if (!engine_.kernels) return false;
-    const CudaScope scope(*engine_.cuda);
-    const Pool<TensorRtLane>::Lease lane(*lanes_);
-    lane->label(image, labels);
+    check_view(image);
+    bool is_finite = false;
+    {
+      const CudaScope scope(*engine_.cuda);
+      const Pool<TensorRtLane>::Lease lane(*lanes_);
+      is_finite = lane->label(image, labels);
+    }
+    if (!is_finite) {
+      throw Error(engine_.path +
+                  ": its output holds NaN or infinity for this image; look for overflow in the "
+                  "network");
+    }
     return true;
   }
 
@@ -79,6 +103,7 @@ class TensorRt final : public Backend {
     try {
       shared_->enqueue(const_cast<void*>(input), output, theirs);
     } catch (...) {
+      wait_for_last();
       shared_.reset();  // it may be half set up
       throw;
     }
@@ -86,6 +111,11 @@ class TensorRt final : public Backend {
   }
 
  private:
+  // A context must not be destroyed while what it queued still runs.
+  void wait_for_last() const {
+    if (last_ != nullptr) engine_.cuda->call.cuEventSynchronize(last_);
+  }
+
   TensorRtEngine engine_;
   std::unique_ptr<Pool<TensorRtLane>> lanes_;
   mutable std::mutex queueing_;

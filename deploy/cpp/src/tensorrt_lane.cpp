@@ -71,23 +71,22 @@ void TensorRtLane::run(const Input& input, Reader& reader) {
   reader.read(view);
 }
 
-void TensorRtLane::label(const ImageView& image, std::uint8_t* labels) {
+bool TensorRtLane::label(const ImageView& image, std::uint8_t* labels) {
   const Contract& contract = engine_.contract();
   bind({1, contract.height, contract.width});
   pictures_->prepare(image, stream_, input_.device());
   execute();
   const auto height = static_cast<int>(given_.d[given_.nbDims - 2]);
   const auto width = static_cast<int>(given_.d[given_.nbDims - 1]);
-  if (!pictures_->label(image, stream_, output_.device(), height, width, labels)) {
-    throw Error(engine_.path +
-                ": its output holds NaN or infinity for this image; look for "
-                "overflow in the network");
-  }
+  return pictures_->label(image, stream_, output_.device(), height, width, labels);
 }
 
 void TensorRtLane::enqueue(void* input, void* output, CUstream stream) {
   const Contract& contract = engine_.contract();
-  set_shape({1, contract.height, contract.width}, stream);
+  {
+    const std::lock_guard<std::mutex> lock(engine_.setting_up);
+    set_shape({1, contract.height, contract.width}, stream);
+  }
   set_addresses(input, output);
   must(context_->enqueueV3(reinterpret_cast<cudaStream_t>(stream)), "run");
 }
@@ -128,9 +127,9 @@ void TensorRtLane::set_addresses(void* input, void* output) {
 
 void TensorRtLane::bind(const Shape& shape) {
   if (shape == shape_) return;
+  const std::lock_guard<std::mutex> lock(engine_.setting_up);
   set_shape(shape, stream_.get());
   stream_.wait();
-  const std::lock_guard<std::mutex> lock(engine_.setting_up);
   input_.grow(Input{nullptr, shape}.values() * size_of(engine_.input_type));
   output_.grow(output_bytes());
   set_addresses(input_.data(), output_.data());

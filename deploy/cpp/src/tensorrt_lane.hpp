@@ -23,8 +23,8 @@ class TensorRtLane {
 
   // Copies the input to the GPU, runs, and hands the output to `reader`.
   void run(const Input& input, Reader& reader);
-  // From a picture's bytes to its labels, all on the GPU.
-  void label(const ImageView& image, std::uint8_t* labels);
+  // From a picture's bytes to its labels, all on the GPU; false if a score is not finite.
+  bool label(const ImageView& image, std::uint8_t* labels);
   // Between memory of the caller's, on a stream of the caller's.
   void enqueue(void* input, void* output, CUstream stream);
 

@@ -40,7 +40,7 @@ void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
 
 int main() {
-  const std::filesystem::path folder(std::getenv("SEGDEPLOY_TEST_FILES"));
+  const std::filesystem::path folder(test_files());
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     if (entry.path().extension() != ".onnx" || entry.path().stem() == "text") continue;
     is_counting = true;

@@ -15,6 +15,16 @@
     }                                                                              \
   } while (false)
 
+// Where tests/test_cpp.py put the files that the tests run on.
+inline std::string test_files() {
+  const char* told = std::getenv("SEGDEPLOY_TEST_FILES");
+  if (told == nullptr) {
+    std::cerr << "set SEGDEPLOY_TEST_FILES; tests/test_cpp.py makes them, and calls ctest\n";
+    std::exit(1);
+  }
+  return told;
+}
+
 template <typename Call>
 void check_refused(const std::string& words, Call call) {
   try {

@@ -236,7 +236,7 @@ int main() {
     std::cout << check_kernels(cuda, kernels) << " times the CPU's labels\n";
   }
   int engines = 0;
-  for (const auto& entry : fs::directory_iterator(std::getenv("SEGDEPLOY_TEST_FILES"))) {
+  for (const auto& entry : fs::directory_iterator(test_files())) {
     if (entry.path().extension() != ".engine") continue;
     const std::string path = entry.path().string();
     tell_contexts(path);

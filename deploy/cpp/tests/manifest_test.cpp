@@ -58,7 +58,7 @@ void check_depth() {
 int main() {
   check_hashes();
   check_depth();
-  const fs::path folder = fs::path(std::getenv("SEGDEPLOY_TEST_FILES")) / "manifests";
+  const fs::path folder = fs::path(test_files()) / "manifests";
   if (!fs::is_directory(folder)) return 0;  // a few files for the sanitizers hold none
   int cases = 0;
   std::ifstream file(folder / "cases.json");

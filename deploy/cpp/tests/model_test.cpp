@@ -89,9 +89,7 @@ void check_refusals(const Model& model, const fs::path& folder) {
 }  // namespace
 
 int main() {
-  const char* told = std::getenv("SEGDEPLOY_TEST_FILES");
-  CHECK(told != nullptr);
-  const fs::path folder(told);
+  const fs::path folder(test_files());
   int graphs = 0;
   for (const auto& entry : fs::directory_iterator(folder)) {
     const auto kind = entry.path().extension();

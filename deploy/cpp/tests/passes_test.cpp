@@ -66,7 +66,7 @@ void check_together(const Model& model, const std::vector<Picture>& pictures) {
 }  // namespace
 
 int main() {
-  const fs::path folder(std::getenv("SEGDEPLOY_TEST_FILES"));
+  const fs::path folder(test_files());
   if (!fs::exists(folder / "passes.json")) return 0;  // a few files for the sanitizers hold none
   std::ifstream file(folder / "passes.json");
   std::map<std::string, Model> models;

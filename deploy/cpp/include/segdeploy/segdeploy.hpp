@@ -123,6 +123,7 @@ class SEGDEPLOY_API Model {
 
   // For pipelines that sit on the GPU: runs an engine from the network's input to its raw output,
   // both in device memory, on the caller's `stream` (a cudaStream_t). Returns when it is queued.
+  // The model waits for what was queued before it ends; the memory must live as long.
   // The input is (1, 3, H, W), normalised, or (1, H, W, 3) bytes, as the engine's contract says.
   void enqueue(const void* input, void* output, void* stream) const;
 
