@@ -7,6 +7,7 @@ EPOCHS ?= 8
 BIN := $(VENV)/bin
 # onnxruntime and onnxruntime-gpu overwrite each other: the second only where a driver is.
 RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+CPP = $(shell find deploy/cpp -name '*.[ch]pp' -o -name '*.h' -o -name '*.cu')
 SOURCES := deploy models calibration tests benchmarks
 
 .PHONY: demo test cpp fuzz bench lint format typecheck clean
@@ -49,10 +50,12 @@ bench: $(VENV)/.ready
 lint: $(VENV)/.ready
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/clang-format -i $(CPP)
 
 # mypy cannot follow the folder mapping of an editable install, so it is shown the package as one.
 typecheck: $(VENV)/.ready

@@ -318,7 +318,12 @@ def test_sanitizers_are_silent(
     environment: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    settings = (f"-DSEGDEPLOY_SANITIZE={kind}", "-DCMAKE_BUILD_TYPE=Debug")
+    engines = "ON" if "tensorrt" in tests else "OFF"
+    settings = (
+        f"-DSEGDEPLOY_SANITIZE={kind}",
+        "-DCMAKE_BUILD_TYPE=Debug",
+        f"-DSEGDEPLOY_ENGINES={engines}",
+    )
     targets = [name + ("_target" if name == "fuzz" else "_test") for name in tests]
     folder = built(tmp_path / "build", *settings, targets=targets)
     few = tmp_path / "few"
