@@ -412,15 +412,20 @@ def test_an_outside_project_uses_the_install_tree(
     build: Path, cases: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     """The examples are one: they see what was installed, and nothing else."""
-    prefix, project, made = tmp_path / "prefix", tmp_path / "project", tmp_path / "build"
+    prefix, project, app = tmp_path / "prefix", tmp_path / "project", tmp_path / "app"
+
+    def make(source: Path) -> Path:
+        folder = source / "build"
+        found = f"-DCMAKE_PREFIX_PATH={prefix}"
+        subprocess.run(["cmake", "-S", source, "-B", folder, found], check=True)
+        subprocess.run(["cmake", "--build", folder], check=True)
+        return folder
+
     subprocess.run(["cmake", "--install", build, "--prefix", prefix], check=True)
     shutil.copytree(SOURCE / "examples", project)
-    subprocess.run(
-        ["cmake", "-S", project, "-B", made, f"-DCMAKE_PREFIX_PATH={prefix}"], check=True
-    )
-    subprocess.run(["cmake", "--build", made], check=True)
+    made = make(project)
     graph = cases / "logits.onnx"
-    app, page = tmp_path / "app", (SOURCE.parents[1] / "docs" / "cpp.md").read_text()
+    page = (SOURCE.parents[1] / "docs" / "cpp.md").read_text()
     app.mkdir()
     for language, name in (("cmake", "CMakeLists.txt"), ("cpp", "main.cpp")):
         (app / name).write_text(page.split(f"```{language}\n")[1].split("```")[0])
@@ -435,10 +440,7 @@ def test_an_outside_project_uses_the_install_tree(
         include, libraries = told.split()[:2]
         assert Path(include[2:]).resolve() == (prefix / "include").resolve()
         assert Path(libraries[2:]).resolve() == next(prefix.rglob("libsegdeploy.so")).parent
-    configure = ["cmake", "-S", app, "-B", app / "build", f"-DCMAKE_PREFIX_PATH={prefix}"]
-    subprocess.run(configure, check=True)
-    subprocess.run(["cmake", "--build", app / "build"], check=True)
-    command = [app / "build" / "app", graph]
+    command = [make(app) / "app", graph]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     with segdeploy.load(graph) as network:
         grey = network.predict(np.full((720, 960, 3), 127, np.uint8))

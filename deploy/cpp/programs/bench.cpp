@@ -12,13 +12,13 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <map>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "arguments.hpp"
+#include "files.hpp"
 #include "inference.hpp"
 #include "json.hpp"
 #include "sha256.hpp"
@@ -76,8 +76,7 @@ class TimingReader final : public Reader {
 // A model, and a picture of its own size, as in Python.
 class Bench {
  public:
-  Bench(const std::string& path, const Options& options)
-      : inference_(path, options), work_(inference_.workspace()) {
+  Bench(const std::string& path, const Options& options) : inference_(path, options) {
     const Contract& contract = inference_.contract();
     std::mt19937 random(0);
     picture_.resize(static_cast<std::size_t>(contract.height * contract.width) * 3);
@@ -97,8 +96,8 @@ class Bench {
       add(times, 0, now() - began, 0);
       return;
     }
-    TimingReader reader(inference_, image_, *work_, labels_);
-    const double prepared = inference_.run(image_, *work_, reader, now);
+    TimingReader reader(inference_, image_, work_, labels_);
+    const double prepared = inference_.run(image_, work_, reader, now);
     add(times, prepared - began, reader.ran - prepared, now() - reader.ran);
   }
 
@@ -140,7 +139,7 @@ class Bench {
   }
 
   Inference inference_;
-  std::unique_ptr<Workspace> work_;
+  Workspace work_;
   std::vector<std::uint8_t> picture_, labels_;
   ImageView image_;
   bool is_on_gpu_ = false;
@@ -209,8 +208,7 @@ int serve(const std::string& model, Options options) {
 }
 
 std::string sha256_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string content((std::istreambuf_iterator<char>(file)), {});
+  const std::string content = content_of(path);
   return sha256(content.data(), content.size());
 }
 

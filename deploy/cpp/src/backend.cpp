@@ -10,6 +10,11 @@ std::string told(const OutputView& output) {
   return text;
 }
 
+void refuse_not_finite(const std::string& path) {
+  throw Error(
+      path + ": its output holds NaN or infinity for this image; look for overflow in the network");
+}
+
 void Backend::enqueue(const void*, void*, void*) const {
   throw Error("enqueue: " + name() + " takes no device memory; open an engine");
 }

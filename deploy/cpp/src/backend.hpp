@@ -19,8 +19,7 @@ struct Input {
   Shape shape;
 
   std::size_t values() const {
-    return static_cast<std::size_t>(shape[0]) * static_cast<std::size_t>(shape[1]) *
-           static_cast<std::size_t>(shape[2]) * 3;
+    return static_cast<std::size_t>(shape[0]) * area(shape[1], shape[2]) * 3;
   }
 };
 
@@ -30,6 +29,12 @@ struct OutputView {
   const std::uint8_t* labels = nullptr;  // (N, H, W)
   std::array<std::int64_t, 4> shape{};
   std::size_t sides = 0;
+
+  std::size_t values() const {
+    std::size_t count = 1;
+    for (std::size_t side = 0; side < sides; ++side) count *= static_cast<std::size_t>(shape[side]);
+    return count;
+  }
 };
 
 // What is done with an output, while it is there.
@@ -53,6 +58,8 @@ class CallingReader final : public Reader {
 // The output's shape, as 1x11x360x480.
 std::string told(const OutputView& output);
 
+[[noreturn]] void refuse_not_finite(const std::string& path);
+
 // Safe to run from several threads.
 class Backend {
  public:
@@ -61,8 +68,7 @@ class Backend {
   virtual const Contract& contract() const = 0;
   virtual std::string name() const = 0;
   virtual bool takes_any_size() const = 0;
-  // How many pictures of the contract's size one run takes.
-  virtual int most_pictures() const = 0;
+  virtual bool takes_batches() const = 0;
   // Runs the input, and hands the output to `reader`.
   virtual void run(const Input& input, Reader& reader) const = 0;
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "profile.hpp"
+#include "shape.hpp"
 
 namespace segdeploy {
 
@@ -25,9 +25,12 @@ struct Contract {
   bool takes_bytes = false;  // NHWC uint8: the graph normalises
   Output output = Output::logits;
   std::string precision;
-  Upsampling upsampling = Upsampling::none;
+  Upsampling upsampling = Upsampling::none;  // of a labels graph that leaves it to the host
   bool fuses = false;             // the graph runs several scales, or the mirrored picture, itself
-  std::vector<Profile> profiles;  // of a dynamic graph with bounds: one
+  std::vector<Profile> profiles;  // of a dynamic graph with bounds: one; of an engine any
+
+  // Whether the network's own output is labels, and not scores.
+  bool gives_labels() const { return output == Output::labels && upsampling == Upsampling::none; }
 };
 
 // Parses and checks a contract that stood in `source`. Throws Error.

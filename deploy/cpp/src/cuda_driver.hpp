@@ -28,22 +28,21 @@ class Cuda {
 
   // Functions of the driver, by their names in cuda.h.
   struct Functions {
-#define SEGDEPLOY_CUDA_FUNCTIONS(apply)                                                            \
-  apply(cuInit) apply(cuDeviceGetCount) apply(cuDeviceGet) apply(cuDeviceGetName)                  \
-      apply(cuDeviceGetAttribute) apply(cuDevicePrimaryCtxRetain) apply(cuDevicePrimaryCtxRelease) \
-          apply(cuCtxGetDevice) apply(cuCtxPushCurrent) apply(cuCtxPopCurrent)                     \
-              apply(cuGetErrorName) apply(cuMemAlloc) apply(cuMemFree) apply(cuMemHostAlloc)       \
-                  apply(cuMemFreeHost) apply(cuMemcpyHtoDAsync) apply(cuMemcpyDtoHAsync)           \
-                      apply(cuMemsetD8Async) apply(cuStreamCreate) apply(cuStreamDestroy)          \
-                          apply(cuStreamSynchronize) apply(cuStreamWaitEvent)                      \
-                              apply(cuStreamBeginCapture) apply(cuStreamEndCapture)                \
-                                  apply(cuEventCreate) apply(cuEventRecord)                        \
-                                      apply(cuEventSynchronize) apply(cuEventDestroy)              \
-                                          apply(cuGraphInstantiateWithFlags) apply(cuGraphLaunch)  \
-                                              apply(cuGraphDestroy) apply(cuGraphExecDestroy)      \
-                                                  apply(cuModuleLoadData) apply(cuModuleUnload)    \
-                                                      apply(cuModuleGetFunction)                   \
-                                                          apply(cuLaunchKernel)
+    // clang-format off
+#define SEGDEPLOY_CUDA_FUNCTIONS(apply) \
+  apply(cuInit) apply(cuDeviceGetCount) apply(cuDeviceGet) apply(cuDeviceGetName) \
+  apply(cuDeviceGetAttribute) apply(cuDevicePrimaryCtxRetain) \
+  apply(cuDevicePrimaryCtxRelease) apply(cuCtxGetDevice) apply(cuCtxPushCurrent) \
+  apply(cuCtxPopCurrent) apply(cuGetErrorName) apply(cuMemAlloc) apply(cuMemFree) \
+  apply(cuMemHostAlloc) apply(cuMemFreeHost) apply(cuMemcpyHtoDAsync) \
+  apply(cuMemcpyDtoHAsync) apply(cuMemsetD8Async) apply(cuStreamCreate) \
+  apply(cuStreamDestroy) apply(cuStreamSynchronize) apply(cuStreamWaitEvent) \
+  apply(cuStreamBeginCapture) apply(cuStreamEndCapture) apply(cuEventCreate) \
+  apply(cuEventRecord) apply(cuEventSynchronize) apply(cuEventDestroy) \
+  apply(cuGraphInstantiateWithFlags) apply(cuGraphLaunch) apply(cuGraphDestroy) \
+  apply(cuGraphExecDestroy) apply(cuModuleLoadData) apply(cuModuleUnload) \
+  apply(cuModuleGetFunction) apply(cuLaunchKernel)
+// clang-format on
 #define SEGDEPLOY_MEMBER(name) decltype(&::name) name = nullptr;
     SEGDEPLOY_CUDA_FUNCTIONS(SEGDEPLOY_MEMBER)
 #undef SEGDEPLOY_MEMBER

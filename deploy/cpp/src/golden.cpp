@@ -2,10 +2,10 @@
 
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
+#include <system_error>
 #include <utility>
 
+#include "files.hpp"
 #include "json.hpp"
 #include "segdeploy/segdeploy.hpp"
 
@@ -18,7 +18,7 @@ constexpr std::size_t kMostBytes = std::size_t{1} << 30;
 
 class File {
  public:
-  File(std::vector<char> bytes, const std::string& path) : path_(path), bytes_(std::move(bytes)) {
+  File(std::string bytes, const std::string& path) : path_(path), bytes_(std::move(bytes)) {
     std::uint64_t length = 0;
     if (bytes_.size() < kLengthBytes) refuse("it is cut off");
     for (std::size_t at = 0; at < kLengthBytes; ++at) {
@@ -29,8 +29,6 @@ class File {
     header_ = parse_json(bytes_.data() + kLengthBytes, static_cast<std::size_t>(length));
     if (!header_.is_object()) refuse("its header is no JSON object");
   }
-
-  const json& header() const { return header_; }
 
   bool has(const std::string& name) const { return header_.contains(name); }
 
@@ -67,7 +65,7 @@ class File {
 
  private:
   std::string path_;
-  std::vector<char> bytes_;
+  std::string bytes_;
   std::size_t start_ = 0;
   json header_;
 };
@@ -75,16 +73,14 @@ class File {
 }  // namespace
 
 std::vector<GoldenVector> read_golden(const std::string& path) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file || !std::filesystem::is_regular_file(path)) throw Error(path + ": no such file");
-  if (static_cast<std::size_t>(file.tellg()) > kMostBytes) {
+  std::error_code missing;  // content_of says it
+  if (std::filesystem::file_size(path, missing) > kMostBytes && !missing) {
     throw Error(path + ": is larger than any golden vectors");
   }
-  file.seekg(0);
-  return golden_of(std::vector<char>(std::istreambuf_iterator<char>(file), {}), path);
+  return golden_of(content_of(path), path);
 }
 
-std::vector<GoldenVector> golden_of(std::vector<char> bytes, const std::string& source) {
+std::vector<GoldenVector> golden_of(std::string bytes, const std::string& source) {
   const File file(std::move(bytes), source);
   std::vector<GoldenVector> found;
   while (found.size() < kMostPictures) {

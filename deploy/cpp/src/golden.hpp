@@ -19,7 +19,7 @@ struct GoldenVector {
 
 // Reads and checks a file of golden vectors. Throws Error.
 std::vector<GoldenVector> read_golden(const std::string& path);
-std::vector<GoldenVector> golden_of(std::vector<char> bytes, const std::string& source);
+std::vector<GoldenVector> golden_of(std::string bytes, const std::string& source);
 
 // Where sample `index` of `count` lies among `size` values.
 std::size_t sample_place(std::size_t index, std::size_t count, std::size_t size);

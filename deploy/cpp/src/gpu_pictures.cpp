@@ -13,10 +13,6 @@ namespace {
 constexpr unsigned kThreads = 256;
 constexpr int kRow = 1;
 
-std::size_t area(int height, int width) {
-  return static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
-}
-
 }  // namespace
 
 KernelsPointer Kernels::load(const CudaPointer& cuda) {
@@ -138,8 +134,8 @@ void GpuPictures::prepare(const ImageView& image, const CudaStream& stream, CUde
                   is_bgr, input);
     return;
   }
-  const NormalisedBytes values = normalised_bytes(contract_);
-  if (table_->grow(sizeof values)) {
+  if (table_->grow(sizeof(NormalisedBytes))) {  // the first time
+    const NormalisedBytes values = normalised_bytes(contract_);
     cuda_->check(
         cuda_->call.cuMemcpyHtoDAsync(table_->device(), values.data(), sizeof values, stream.get()),
         "copy to the GPU");
@@ -153,13 +149,11 @@ bool GpuPictures::label(const ImageView& image, const CudaStream& stream, CUdevi
   const std::size_t size = area(image.height, image.width);
   const auto columns = static_cast<std::size_t>(image.width);
   const int classes = static_cast<int>(contract_.classes.size());
-  const bool has_scores =
-      contract_.output != Output::labels || contract_.upsampling != Upsampling::none;
   labels_->grow(size);
   host_labels_->grow(size);
   cuda_->check(cuda_->call.cuMemsetD8Async(flag_->device(), 0, sizeof(int), stream.get()),
                "clear memory");
-  if (!has_scores) {
+  if (contract_.gives_labels()) {
     kernels_->run(kernels_->nearest, stream, columns, image.height, output, height, width,
                   labels_->device(), image.height, image.width);
   } else {

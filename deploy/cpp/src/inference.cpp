@@ -11,6 +11,7 @@ namespace segdeploy {
 namespace {
 
 constexpr int kMostContexts = 64;
+constexpr int kMostPictures = 8;  // of one run, where nobody says
 
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
@@ -27,10 +28,6 @@ std::unique_ptr<Backend> open(const std::string& path, const Options& options) {
   throw Error(path + ": is neither an .onnx file nor an .engine");
 }
 
-std::size_t area(int height, int width) {
-  return static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
-}
-
 SEGDEPLOY_VECTORS bool is_finite(const float* values, std::size_t count) {
   constexpr std::uint32_t kExponent = 0x7F800000;  // all ones in NaN and infinity alone
   std::uint32_t found = 0;
@@ -44,10 +41,7 @@ SEGDEPLOY_VECTORS bool is_finite(const float* values, std::size_t count) {
 
 // One picture of an output.
 OutputView picture_of(const OutputView& output, std::size_t index) {
-  std::size_t size = 1;
-  for (std::size_t side = 1; side < output.sides; ++side) {
-    size *= static_cast<std::size_t>(output.shape[side]);
-  }
+  const std::size_t size = output.values() / static_cast<std::size_t>(output.shape[0]);
   OutputView one = output;
   one.shape[0] = 1;
   if (one.scores != nullptr) one.scores += index * size;
@@ -56,6 +50,13 @@ OutputView picture_of(const OutputView& output, std::size_t index) {
 }
 
 }  // namespace
+
+void fit(Labels& labels, const ImageView& image) {
+  check_view(image);
+  labels.height = image.height;
+  labels.width = image.width;
+  labels.data.resize(area(image.height, image.width));
+}
 
 Inference::Inference(const std::string& path, const Options& options)
     : path_(path),
@@ -71,6 +72,11 @@ void Inference::predict(const ImageView& image, std::uint8_t* labels) const {
   run(image, *work, reader);
 }
 
+void Inference::predict(const ImageView& image, Labels& labels) const {
+  fit(labels, image);
+  predict(image, labels.data.data());
+}
+
 void Inference::run(const ImageView& image, Workspace& work, Reader& reader) const {
   run(image, work, reader, [] { return 0.0; });
 }
@@ -79,21 +85,17 @@ double Inference::run(const ImageView& image, Workspace& work, Reader& reader,
                       double (*clock)()) const {
   preprocessor_.run(image, work.prepared);
   const double prepared = clock();
-  const void* data = work.prepared.floats.data();
-  if (contract().takes_bytes) data = work.prepared.bytes.data();
-  backend_->run({data, {1, contract().height, contract().width}}, reader);
+  backend_->run({preprocessor_.input(work.prepared), {1, contract().height, contract().width}},
+                reader);
   return prepared;
 }
 
 std::vector<Labels> Inference::predict(const std::vector<ImageView>& images) const {
   std::vector<Labels> labels(images.size());
   for (std::size_t at = 0; at < images.size(); ++at) {
-    check_view(images[at]);
-    labels[at].height = images[at].height;
-    labels[at].width = images[at].width;
-    labels[at].data.resize(area(images[at].height, images[at].width));
+    fit(labels[at], images[at]);
   }
-  const auto most = static_cast<std::size_t>(backend_->most_pictures());
+  const auto most = static_cast<std::size_t>(most_pictures());
   for (std::size_t start = 0; start < images.size(); start += most) {
     const std::size_t count = std::min(most, images.size() - start);
     if (count == 1) {
@@ -103,6 +105,18 @@ std::vector<Labels> Inference::predict(const std::vector<ImageView>& images) con
     }
   }
   return labels;
+}
+
+// How many pictures of the network's size one run takes.
+int Inference::most_pictures() const {
+  if (!backend_->takes_batches()) return 1;
+  int most = 0;
+  for (const Profile& profile : contract().profiles) {
+    if (profile.takes({1, contract().height, contract().width})) {
+      most = std::max(most, profile.maximum[0]);
+    }
+  }
+  return most > 0 ? most : kMostPictures;
 }
 
 void Inference::predict_together(const ImageView* images, int count, Labels* labels) const {
@@ -158,10 +172,7 @@ void Inference::read(const OutputView& output, const ImageView& image, Workspace
 }
 
 void Inference::check_finite(const float* values, std::size_t count) const {
-  if (is_finite(values, count)) return;
-  throw Error(path_ +
-              ": its output holds NaN or infinity for this image; look for overflow in the "
-              "network");
+  if (!is_finite(values, count)) refuse_not_finite(path_);
 }
 
 }  // namespace segdeploy

@@ -22,6 +22,9 @@ struct Workspace {
   std::vector<float> floats;
 };
 
+// Makes room for the labels of a view, which is checked first. Throws Error.
+void fit(Labels& labels, const ImageView& image);
+
 class Inference {
  public:
   Inference(const std::string& path, const Options& options);
@@ -31,6 +34,7 @@ class Inference {
 
   // Labels of the picture's own size, into height x width bytes.
   void predict(const ImageView& image, std::uint8_t* labels) const;
+  void predict(const ImageView& image, Labels& labels) const;
   std::vector<Labels> predict(const std::vector<ImageView>& images) const;
   Labels predict(const ImageView& image, const Passes& passes) const;
   Maps probabilities(const ImageView& image, const Passes& passes) const;
@@ -42,15 +46,16 @@ class Inference {
   // Makes labels of one picture's output.
   void read(const OutputView& output, const ImageView& image, Workspace& work,
             std::uint8_t* labels) const;
-  std::unique_ptr<Workspace> workspace() const { return std::make_unique<Workspace>(); }
 
  private:
+  int most_pictures() const;
   void predict_together(const ImageView* images, int count, Labels* labels) const;
   Maps scores(const ImageView& image, const Passes& passes, Workspace& work) const;
   Maps fused(const ImageView& image, const Passes& passes, Workspace& work) const;
-  Maps run_maps(const Maps& input) const;
+  Maps run_maps(const Input& input) const;
   void check_scales(const Passes& passes) const;
-  void tile(const ImageView& image, Workspace& work, Labels* labels, Maps* scores) const;
+  void tile(const ImageView& image, const Passes& passes, Workspace& work, Labels* labels,
+            Maps* scores) const;
   std::array<int, 2> window(int height, int width) const;
   void check_output(const OutputView& output) const;
   void check_finite(const float* values, std::size_t count) const;

@@ -8,10 +8,6 @@
 namespace segdeploy {
 namespace {
 
-std::size_t area(int height, int width) {
-  return static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
-}
-
 Maps maps_of(const OutputView& output) {
   Maps maps{static_cast<int>(output.shape[1]),
             static_cast<int>(output.shape[2]),
@@ -40,26 +36,18 @@ std::vector<std::uint8_t> padded(const ImageView& image, int height, int width) 
   return larger;
 }
 
-void check_tiles(const Passes& passes) {
-  if (passes.tile && (!passes.scales.empty() || passes.flip)) {
-    throw Error("predict: tiles go with one scale, and not mirrored");
-  }
-}
-
 }  // namespace
 
 Labels Inference::predict(const ImageView& image, const Passes& passes) const {
-  check_view(image);
-  Labels labels{image.height, image.width, {}};
-  labels.data.resize(area(image.height, image.width));
+  Labels labels;
+  fit(labels, image);
   if (!passes.tile && passes.scales.empty() && !passes.flip) {
     predict(image, labels.data.data());
     return labels;
   }
   const Pool<Workspace>::Lease work(workspaces_);
-  check_tiles(passes);
   if (passes.tile && contract().output == Output::labels) {
-    tile(image, *work, &labels, nullptr);
+    tile(image, passes, *work, &labels, nullptr);
     return labels;
   }
   const Maps found = scores(image, passes, *work);
@@ -82,28 +70,24 @@ Maps Inference::probabilities(const ImageView& image, const Passes& passes) cons
 // Scores of one run, of several that are fused, or of tiles.
 Maps Inference::scores(const ImageView& image, const Passes& passes, Workspace& work) const {
   Maps found;
-  check_tiles(passes);
   if (passes.tile) {
-    tile(image, work, nullptr, &found);
+    tile(image, passes, work, nullptr, &found);
     return found;
   }
   if (!passes.scales.empty() || passes.flip) return fused(image, passes, work);
-  CallingReader reader([&](const OutputView& output) {
-    check_output(output);
-    found = maps_of(output);
-  });
-  run(image, work, reader);
+  preprocessor_.run(image, work.prepared);
+  found = run_maps({preprocessor_.input(work.prepared), {1, contract().height, contract().width}});
   check_finite(found.data.data(), found.data.size());
   return found;
 }
 
-Maps Inference::run_maps(const Maps& input) const {
+Maps Inference::run_maps(const Input& input) const {
   Maps found;
   CallingReader reader([&](const OutputView& output) {
     check_output(output);
     found = maps_of(output);
   });
-  backend_->run({input.data.data(), {1, input.height, input.width}}, reader);
+  backend_->run(input, reader);
   return found;
 }
 
@@ -111,15 +95,17 @@ Maps Inference::fused(const ImageView& image, const Passes& passes, Workspace& w
   check_scales(passes);
   preprocessor_.run(image, work.prepared);
   const Maps input{3, contract().height, contract().width, work.prepared.floats};
-  const Maps total =
-      fused_logits([this](const Maps& scaled) { return run_maps(scaled); }, input, passes);
+  const auto run_scaled = [this](const Maps& scaled) {
+    return run_maps({scaled.data.data(), {1, scaled.height, scaled.width}});
+  };
+  const Maps total = fused_logits(run_scaled, input, passes);
   check_finite(total.data.data(), total.data.size());
   return total;
 }
 
 void Inference::check_scales(const Passes& passes) const {
   const Contract& said = contract();
-  if (said.takes_bytes || said.output != Output::logits || said.upsampling != Upsampling::none) {
+  if (said.takes_bytes || said.output != Output::logits) {
     throw Error(path_ +
                 ": scales need float input and logits at run time; export without "
                 "--preprocess and --output, or with --scales in the graph");
@@ -159,7 +145,11 @@ std::array<int, 2> Inference::window(int height, int width) const {
   return largest;
 }
 
-void Inference::tile(const ImageView& image, Workspace& work, Labels* labels, Maps* scores) const {
+void Inference::tile(const ImageView& image, const Passes& passes, Workspace& work, Labels* labels,
+                     Maps* scores) const {
+  if (!passes.scales.empty() || passes.flip) {
+    throw Error("predict: tiles go with one scale, and not mirrored");
+  }
   const Contract& said = contract();
   const auto [high, wide] = window(image.height, image.width);
   const int height = std::max(image.height, high), width = std::max(image.width, wide);
@@ -172,8 +162,6 @@ void Inference::tile(const ImageView& image, Workspace& work, Labels* labels, Ma
       const ImageView view{rgb.data() + (area(top, width) + static_cast<std::size_t>(left)) * 3,
                            high, wide, stride, Format::rgb};
       preprocessor_.run(view, work.prepared, high, wide);
-      const void* data = work.prepared.floats.data();
-      if (said.takes_bytes) data = work.prepared.bytes.data();
       CallingReader reader([&](const OutputView& output) {
         check_output(output);
         const bool is_small = said.upsampling != Upsampling::none;
@@ -198,7 +186,7 @@ void Inference::tile(const ImageView& image, Workspace& work, Labels* labels, Ma
             said.upsampling == Upsampling::align_corners, part.data());
         joined.add_labels(part, top, left);
       });
-      backend_->run({data, {1, high, wide}}, reader);
+      backend_->run({preprocessor_.input(work.prepared), {1, high, wide}}, reader);
     }
   }
   if (scores != nullptr) *scores = joined.scores(image.height, image.width);

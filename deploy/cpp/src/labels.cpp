@@ -11,23 +11,12 @@ namespace {
 
 constexpr std::size_t kBlock = 8;
 
-std::size_t area(int height, int width) {
-  return static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
-}
-
 }  // namespace
 
-// numpy's arithmetic: places in float64, shares in float32.
 void Labeller::prepare_taps(Axis& axis, int source, int target) {
   if (axis.source == source && axis.target == target) return;
   axis.target = 0;  // until all of it is there
-  axis.taps.clear();
-  const double scale = static_cast<double>(source) / target;
-  for (int place = 0; place < target; ++place) {
-    const double centre = std::clamp((place + 0.5) * scale - 0.5, 0.0, source - 1.0);
-    const int low = static_cast<int>(std::floor(centre));
-    axis.taps.push_back({low, std::min(low + 1, source - 1), static_cast<float>(centre - low)});
-  }
+  fill_taps(source, target, /*align_corners=*/false, axis.taps);
   axis.source = source;
   axis.target = target;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "contract.hpp"
+#include "maps.hpp"
 
 namespace segdeploy {
 
@@ -35,11 +36,6 @@ class Labeller {
   std::vector<std::uint8_t> small;  // labels on their way to another size
 
  private:
-  struct Tap {
-    int low;
-    int high;
-    float share;
-  };
   // Along one axis, a run of outputs between the same two neighbours. Before the first index and
   // beyond the last, values are clamped: there both neighbours are one.
   struct Cell {

@@ -6,9 +6,9 @@
 #include <cctype>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <sstream>
 
+#include "files.hpp"
 #include "json.hpp"
 #include "segdeploy/segdeploy.hpp"
 #include "sha256.hpp"
@@ -22,16 +22,6 @@ constexpr int kSchema = 2;
 constexpr std::size_t kLargest = std::size_t{64} << 20;  // bytes; ours are a few kilobytes
 constexpr int kAmpere = 80;
 constexpr std::int64_t kLongestSide = 1 << 16;
-
-// The whole content of a file.
-std::string content_of(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(path.string() + ": no such file");
-  std::string content(static_cast<std::size_t>(fs::file_size(path)), '\0');
-  file.read(content.data(), static_cast<std::streamsize>(content.size()));
-  content.resize(static_cast<std::size_t>(file.gcount()));
-  return content;
-}
 
 [[noreturn]] void refuse(const std::string& source, const std::string& name) {
   throw Error(source + ": the manifest's '" + name +
@@ -165,7 +155,7 @@ Manifest manifest_of(const std::string& text, const std::string& source) {
       get<std::vector<std::string>>(values, "compute_capabilities", source);
   found.input = read_end(values, "input", source);
   found.output = read_end(values, "output", source);
-  found.profiles = read_profiles(get<json>(values, "profiles", source), source);
+  const auto profiles = read_profiles(get<json>(values, "profiles", source), source);
   const json options = get<json>(values, "options", source);
   if (!options.is_object()) refuse(source, "options");
   const auto is_set = [&](const char* name) { return options.value(name, json()) == json(true); };
@@ -182,7 +172,7 @@ Manifest manifest_of(const std::string& text, const std::string& source) {
   const json contract = get<json>(values, "contract", source);
   if (!contract.is_object()) refuse(source, "contract");
   found.contract = contract_of(contract, source);
-  found.contract.profiles = found.profiles;
+  found.contract.profiles = profiles;  // what was built, and not what the graph takes
   return found;
 }
 
@@ -197,7 +187,7 @@ std::string Manifest::rebuild(const std::string& target) const {
     const auto targets = target.empty() ? compute_capabilities : std::vector<std::string>{target};
     for (const auto& one : targets) add("--target", one);
   }
-  for (const Profile& profile : profiles) {
+  for (const Profile& profile : contract.profiles) {
     add("--min", told(profile.minimum));
     add("--opt", told(profile.optimum));
     add("--max", told(profile.maximum));
@@ -220,13 +210,13 @@ Engine read_engine(const std::string& path) {
                 ", and nobody can tell what it is for; copy the manifest with it, build it again "
                 "with `segdeploy build-engine`, or say what it is with `segdeploy adopt`");
   }
-  Engine found{manifest_of(content_of(beside), beside.string()), {}};
+  Engine found{manifest_of(content_of(beside.string()), beside.string()), {}};
   const Manifest& manifest = found.manifest;
   if (manifest.engine != engine.filename().string()) {
     throw Error(beside.string() + ": is the manifest of " + manifest.engine +
                 "; keep an engine's name, or rename both and its entry 'engine'");
   }
-  found.plan = content_of(engine);
+  found.plan = content_of(path);
   if (found.plan.size() != manifest.bytes) {
     throw Error(path + ": has " + with_commas(found.plan.size()) +
                 " bytes, and its manifest tells of " + with_commas(manifest.bytes) +

@@ -32,7 +32,6 @@ struct Manifest {
   std::vector<std::string> compute_capabilities;
   TensorInfo input;
   TensorInfo output;
-  std::vector<Profile> profiles;
   std::string weights;
   bool version_compatible = false;
   bool hardware_compatible = false;

@@ -4,42 +4,30 @@
 #include <cmath>
 
 namespace segdeploy {
-namespace {
-
-struct Tap {
-  std::size_t low;
-  std::size_t high;
-  float share;
-};
-
-std::vector<Tap> taps_of(int source, int target, bool align_corners) {
-  std::vector<Tap> taps;
+void fill_taps(int source, int target, bool align_corners, std::vector<Tap>& taps) {
+  taps.clear();
   const double scale = align_corners ? (source - 1.0) / std::max(target - 1, 1)
                                      : static_cast<double>(source) / target;
   for (int place = 0; place < target; ++place) {
     double centre = align_corners ? place * scale : (place + 0.5) * scale - 0.5;
     centre = std::clamp(centre, 0.0, source - 1.0);
     const int low = static_cast<int>(std::floor(centre));
-    taps.push_back({static_cast<std::size_t>(low),
-                    static_cast<std::size_t>(std::min(low + 1, source - 1)),
-                    static_cast<float>(centre - low)});
+    taps.push_back({low, std::min(low + 1, source - 1), static_cast<float>(centre - low)});
   }
-  return taps;
 }
-
-}  // namespace
 
 Maps upsample(Maps maps, int height, int width, bool align_corners) {
   const auto classes = static_cast<std::size_t>(maps.classes);
+  std::vector<Tap> taps;
   if (maps.height != height) {
-    const auto taps = taps_of(maps.height, height, align_corners);
+    fill_taps(maps.height, height, align_corners, taps);
     Maps taller{maps.classes, height, maps.width, {}};
     taller.data.reserve(classes * taller.plane());
     const auto line = static_cast<std::size_t>(maps.width);
     for (std::size_t id = 0; id < classes; ++id) {
       for (const Tap& tap : taps) {
-        const float* upper = maps.data.data() + id * maps.plane() + tap.low * line;
-        const float* lower = maps.data.data() + id * maps.plane() + tap.high * line;
+        const float* upper = maps.data.data() + id * maps.plane() + area(tap.low, maps.width);
+        const float* lower = maps.data.data() + id * maps.plane() + area(tap.high, maps.width);
         for (std::size_t x = 0; x < line; ++x) {
           taller.data.push_back(upper[x] + (lower[x] - upper[x]) * tap.share);
         }
@@ -48,7 +36,7 @@ Maps upsample(Maps maps, int height, int width, bool align_corners) {
     maps = std::move(taller);
   }
   if (maps.width != width) {
-    const auto taps = taps_of(maps.width, width, align_corners);
+    fill_taps(maps.width, width, align_corners, taps);
     Maps wider{maps.classes, maps.height, width, {}};
     wider.data.reserve(classes * wider.plane());
     const std::size_t lines = classes * static_cast<std::size_t>(maps.height);

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "shape.hpp"
+
 namespace segdeploy {
 
 struct Maps {
@@ -12,10 +14,19 @@ struct Maps {
   int width = 0;
   std::vector<float> data;  // (classes, height, width)
 
-  std::size_t plane() const {
-    return static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
-  }
+  std::size_t plane() const { return area(height, width); }
 };
+
+// Where an output lies between two neighbours of a line, and the second one's share: numpy's
+// arithmetic, places in float64 and shares in float32.
+struct Tap {
+  int low;
+  int high;
+  float share;
+};
+
+// Those of bilinear resizing, into `taps`: pixel centres at half, unless `align_corners`.
+void fill_taps(int source, int target, bool align_corners, std::vector<Tap>& taps);
 
 // Bilinear resize with numpy's arithmetic: pixel centres at half, unless `align_corners`.
 Maps upsample(Maps maps, int height, int width, bool align_corners);

@@ -33,12 +33,7 @@ Labels Model::predict(const ImageView& image, const Passes& passes) const {
 }
 
 void Model::predict(const ImageView& image, Labels& labels) const {
-  check_view(image);
-  labels.height = image.height;
-  labels.width = image.width;
-  labels.data.resize(static_cast<std::size_t>(image.height) *
-                     static_cast<std::size_t>(image.width));
-  impl_->inference.predict(image, labels.data.data());
+  impl_->inference.predict(image, labels);
 }
 
 void Model::predict(const ImageView& image, std::uint8_t* labels) const {
@@ -53,10 +48,8 @@ std::vector<Labels> Model::predict(const std::vector<ImageView>& images) const {
 std::future<Labels> Model::submit(const ImageView& image) const {
   check_view(image);
   const auto task = std::make_shared<std::packaged_task<Labels()>>([impl = impl_.get(), image] {
-    Labels labels{image.height, image.width, {}};
-    labels.data.resize(static_cast<std::size_t>(image.height) *
-                       static_cast<std::size_t>(image.width));
-    impl->inference.predict(image, labels.data.data());
+    Labels labels;
+    impl->inference.predict(image, labels);
     return labels;
   });
   impl_->workers.give([task] { (*task)(); });

@@ -18,7 +18,6 @@ namespace {
 constexpr const char* kContractKey = "segdeploy.contract";
 constexpr const char* kAdvice =
     "give the path of ONNX Runtime's library in SEGDEPLOY_ONNXRUNTIME or Options::onnxruntime";
-constexpr int kMostPictures = 8;  // of one run, where nobody says
 
 // ONNX Runtime's table of functions is one for the whole process: the first library that is opened
 // stays.
@@ -92,10 +91,7 @@ class OnnxRuntime final : public Backend {
 
   bool takes_any_size() const override { return takes_any_size_; }
 
-  int most_pictures() const override {
-    if (!takes_batches_) return 1;
-    return contract_.profiles.empty() ? kMostPictures : contract_.profiles[0].maximum[0];
-  }
+  bool takes_batches() const override { return takes_batches_; }
 
   void run(const Input& input, Reader& reader) const override {
     const std::int64_t count = input.shape[0], height = input.shape[1], width = input.shape[2];
@@ -129,7 +125,7 @@ class OnnxRuntime final : public Backend {
       }
       // The wrapper's own call gives a vector, and would allocate.
       Ort::ThrowOnError(Ort::GetApi().GetDimensions(information, view.shape.data(), view.sides));
-      if (gives_labels_) {
+      if (contract_.gives_labels()) {
         view.labels = found.GetTensorData<std::uint8_t>();
       } else if (given_ == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
         widened.resize(information.GetElementCount());
@@ -178,13 +174,12 @@ class OnnxRuntime final : public Backend {
     }
     takes_batches_ = sides[0] < 0;
     takes_any_size_ = sides[contract_.takes_bytes ? 1 : 2] < 0;
-    gives_labels_ = contract_.output == Output::labels && contract_.upsampling == Upsampling::none;
     const auto fits = [](ONNXTensorElementDataType type, bool is_bytes) {
       if (is_bytes) return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
       return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ||
              type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
     };
-    if (!fits(given_, gives_labels_) || !fits(fed_, contract_.takes_bytes)) {
+    if (!fits(given_, contract_.gives_labels()) || !fits(fed_, contract_.takes_bytes)) {
       throw Error(path_ +
                   ": its input or output has another type than its contract says; export it "
                   "again");
@@ -201,7 +196,6 @@ class OnnxRuntime final : public Backend {
   std::string input_;
   std::string output_;
   ONNXTensorElementDataType fed_{}, given_{};
-  bool gives_labels_ = false;
   bool takes_batches_ = false;
   bool takes_any_size_ = false;
 };

@@ -10,10 +10,8 @@ void overlay(const ImageView& image, const Labels& labels,
              const std::vector<std::array<std::uint8_t, 3>>& palette, std::uint8_t* rgb,
              float opacity) {
   check_view(image);
-  const std::size_t pixels =
-      static_cast<std::size_t>(image.height) * static_cast<std::size_t>(image.width);
   if (labels.height != image.height || labels.width != image.width ||
-      labels.data.size() != pixels) {
+      labels.data.size() != area(image.height, image.width)) {
     throw Error("overlay: the labels are " + std::to_string(labels.height) + "x" +
                 std::to_string(labels.width) + ", and the image is " +
                 std::to_string(image.height) + "x" + std::to_string(image.width));

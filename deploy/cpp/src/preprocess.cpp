@@ -93,8 +93,7 @@ void Preprocessor::run(const ImageView& image, Prepared& prepared) const {
 void Preprocessor::run(const ImageView& image, Prepared& prepared, int height, int width) const {
   check_view(image);
   auto& bytes = prepared.bytes;
-  prepared.rgb.resize(static_cast<std::size_t>(image.height) *
-                      static_cast<std::size_t>(image.width) * 3);
+  prepared.rgb.resize(area(image.height, image.width) * 3);
   gather(image, prepared.rgb.data());
   prepared.resizer.run(prepared.rgb, image.height, image.width, bytes, height, width);
   if (is_bgr_) {

@@ -37,6 +37,11 @@ class Preprocessor {
   // Error for a bad view.
   void run(const ImageView& image, Prepared& prepared) const;
   void run(const ImageView& image, Prepared& prepared, int height, int width) const;
+  // Which of the two the network takes.
+  const void* input(const Prepared& prepared) const {
+    if (takes_bytes_) return prepared.bytes.data();
+    return prepared.floats.data();
+  }
 
  private:
   int height_;

@@ -38,12 +38,8 @@ class ComparingReader final : public Reader {
   explicit ComparingReader(const std::vector<float>& wanted) : wanted_(wanted) {}
 
   void read(const OutputView& output) override {
-    std::size_t size = 1;
-    for (std::size_t side = 0; side < output.sides; ++side) {
-      size *= static_cast<std::size_t>(output.shape[side]);
-    }
-    difference = output.scores != nullptr ? largest(wanted_, output.scores, size)
-                                          : largest(wanted_, output.labels, size);
+    difference = output.scores != nullptr ? largest(wanted_, output.scores, output.values())
+                                          : largest(wanted_, output.labels, output.values());
   }
 
   float difference = 0;
@@ -54,10 +50,10 @@ class ComparingReader final : public Reader {
 
 SelfTest::Picture compare(const Inference& inference, const GoldenVector& wanted) {
   const ImageView image{wanted.image.data(), wanted.height, wanted.width};
-  const auto work = inference.workspace();
+  Workspace work;
   ComparingReader reader(wanted.output);
-  inference.run(image, *work, reader);
-  const Prepared& prepared = work->prepared;
+  inference.run(image, work, reader);
+  const Prepared& prepared = work.prepared;
   SelfTest::Picture found;
   found.input = inference.contract().takes_bytes
                     ? largest(wanted.input, prepared.bytes.data(), prepared.bytes.size())

@@ -1,5 +1,4 @@
 // TensorRT and TensorRT-RTX engines behind the library.
-#include <algorithm>
 #include <exception>
 #include <mutex>
 
@@ -40,17 +39,8 @@ class TensorRt final : public Backend {
            engine_.cuda->gpu().name;
   }
 
-  bool takes_any_size() const override { return !engine_.manifest.profiles.empty(); }
-
-  int most_pictures() const override {
-    int most = 1;
-    for (const auto& profile : engine_.manifest.profiles) {
-      if (profile.takes({1, contract().height, contract().width})) {
-        most = std::max(most, profile.maximum[0]);
-      }
-    }
-    return most;
-  }
+  bool takes_any_size() const override { return !contract().profiles.empty(); }
+  bool takes_batches() const override { return takes_any_size(); }
 
   // What a reader refuses is no fault of the lane, which is kept.
   void run(const Input& input, Reader& reader) const override {
@@ -73,18 +63,13 @@ class TensorRt final : public Backend {
 
   bool label(const ImageView& image, std::uint8_t* labels) const override {
     if (!engine_.kernels) return false;
-    check_view(image);
     bool is_finite = false;
     {
       const CudaScope scope(*engine_.cuda);
       const Pool<TensorRtLane>::Lease lane(*lanes_);
       is_finite = lane->label(image, labels);
     }
-    if (!is_finite) {
-      throw Error(engine_.path +
-                  ": its output holds NaN or infinity for this image; look for overflow in the "
-                  "network");
-    }
+    if (!is_finite) refuse_not_finite(engine_.path);
     return true;
   }
 

@@ -66,11 +66,11 @@ TensorRtEngine::TensorRtEngine(const std::string& given, const Options& options)
   if (options.pictures_on_gpu && output_type != DataType::kHALF && input_type != DataType::kHALF) {
     kernels = Kernels::load(cuda);
   }
-  captures_graphs = options.cuda_graph && manifest.profiles.empty();
+  captures_graphs = options.cuda_graph && contract().profiles.empty();
 }
 
 int TensorRtEngine::profile_for(const Shape& shape) const {
-  const auto& profiles = manifest.profiles;
+  const auto& profiles = contract().profiles;
   const Shape own = {1, contract().height, contract().width};
   if (profiles.empty() && shape != own) refuse(path, shape, own, own);
   int found = 0, least = std::numeric_limits<int>::max();
@@ -96,13 +96,13 @@ void TensorRtEngine::find_tensors() {
   input_type = type_of(manifest.input.dtype);
   output_type = type_of(manifest.output.dtype);
   if (input.empty() || output.empty()) ask_engine();
-  gives_labels = contract().output == Output::labels && contract().upsampling == Upsampling::none;
   const auto is_float = [](DataType type) {
     return type == DataType::kFLOAT || type == DataType::kHALF;
   };
   // A contract that does not fit its engine would be read beyond its memory.
   const bool takes = contract().takes_bytes ? input_type == DataType::kUINT8 : is_float(input_type);
-  const bool gives = gives_labels ? output_type == DataType::kUINT8 : is_float(output_type);
+  const bool gives =
+      contract().gives_labels() ? output_type == DataType::kUINT8 : is_float(output_type);
   if (!takes || !gives) {
     throw Error(path + ": its input or output is not what its contract says; build it again: " +
                 manifest.rebuild());

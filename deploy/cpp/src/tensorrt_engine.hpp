@@ -34,7 +34,6 @@ struct TensorRtEngine {
   KernelsPointer kernels;  // null where pictures are prepared on the CPU
   std::string input, output;
   nvinfer1::DataType input_type{}, output_type{};
-  bool gives_labels = false;
   bool captures_graphs = false;
   // One thread at a time makes a context, binds a shape, or captures.
   mutable std::mutex setting_up;

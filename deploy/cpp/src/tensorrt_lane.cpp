@@ -58,7 +58,7 @@ void TensorRtLane::run(const Input& input, Reader& reader) {
   OutputView view;
   view.sides = static_cast<std::size_t>(given_.nbDims);
   for (std::size_t side = 0; side < view.sides; ++side) view.shape[side] = given_.d[side];
-  if (engine_.gives_labels) {
+  if (engine_.contract().gives_labels()) {
     view.labels = static_cast<const std::uint8_t*>(host_output_.data());
   } else if (engine_.output_type == DataType::kHALF) {
     floats_.resize(output_values());
@@ -111,8 +111,8 @@ void TensorRtLane::set_shape(const Shape& shape, CUstream stream) {
   must(context_->setInputShape(engine_.input.c_str(), wanted), "take this shape");
   given_ = context_->getTensorShape(engine_.output.c_str());
   const auto classes = static_cast<std::int64_t>(engine_.contract().classes.size());
-  if (given_.nbDims != (engine_.gives_labels ? 3 : 4) || given_.d[0] != shape[0] ||
-      (!engine_.gives_labels && given_.d[1] != classes) ||
+  if (given_.nbDims != (engine_.contract().gives_labels() ? 3 : 4) || given_.d[0] != shape[0] ||
+      (!engine_.contract().gives_labels() && given_.d[1] != classes) ||
       std::any_of(given_.d, given_.d + given_.nbDims, [](auto side) { return side < 1; })) {
     throw Error(engine_.path + ": its output '" + engine_.output +
                 "' is not what its contract says; build it again");

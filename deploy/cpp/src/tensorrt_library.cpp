@@ -6,9 +6,11 @@
 namespace segdeploy {
 namespace {
 
-// RTX's own headers count RTX's versions, TensorRT's those of TensorRT.
-constexpr int kFamily =
-    NV_TENSORRT_MAJOR == 1 ? (NV_TENSORRT_MINOR >= 5 ? 11 : 10) : NV_TENSORRT_MAJOR;
+// RTX counts its own versions, in its headers as in its library.
+constexpr int family_of(int major, int minor) {
+  return major == 1 ? (minor >= 5 ? 11 : 10) : major;
+}
+constexpr int kFamily = family_of(NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR);
 
 bool is_rtx(const std::string& backend) { return backend == "tensorrt-rtx"; }
 
@@ -63,8 +65,8 @@ TensorRtLibrary::TensorRtLibrary(const std::string& backend, const Options& opti
              std::to_string(ask("getInferLibPatchVersion")) + "." +
              std::to_string(ask("getInferLibBuildVersion"));
   const bool is_rtx_library = major == 1;
-  is_early_rtx_ = is_rtx_library && minor < 5;
-  const int family = is_rtx_library ? (minor >= 5 ? 11 : 10) : major;
+  const int family = family_of(major, minor);
+  is_early_rtx_ = is_rtx_library && family == 10;
   if (is_rtx_library != is_rtx(backend) || family != kFamily) {
     throw Error(name_of(backend, options) + ": is " +
                 (is_rtx_library ? "TensorRT-RTX " : "TensorRT ") + version_ +

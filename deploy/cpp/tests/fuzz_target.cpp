@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "contract.hpp"
 #include "golden.hpp"
@@ -22,7 +21,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         segdeploy::manifest_of(std::string(text, size - 1), "fuzz").rebuild();
         break;
       default:
-        segdeploy::golden_of(std::vector<char>(text, text + size - 1), "fuzz");
+        segdeploy::golden_of(std::string(text, size - 1), "fuzz");
     }
   } catch (const segdeploy::Error&) {
   }

@@ -125,10 +125,7 @@ int check_kernels(const CudaPointer& cuda, const KernelsPointer& kernels) {
 class Keeping final : public Reader {
  public:
   void read(const OutputView& output) override {
-    std::size_t size = output.scores != nullptr ? sizeof(float) : 1;
-    for (std::size_t side = 0; side < output.sides; ++side) {
-      size *= static_cast<std::size_t>(output.shape[side]);
-    }
+    const std::size_t size = output.values() * (output.scores != nullptr ? sizeof(float) : 1);
     const void* from = output.labels;
     if (output.scores != nullptr) from = output.scores;
     bytes.resize(size);
@@ -142,10 +139,10 @@ void check_device_memory(const CudaPointer& cuda, const std::string& path) {
   const Inference inference(path, {});
   const Contract& contract = inference.contract();
   const auto picture = noise(contract.height, contract.width, 3);
-  const auto work = inference.workspace();
+  Workspace work;
   Keeping wanted;
-  inference.run({picture.data(), contract.height, contract.width}, *work, wanted);
-  const auto& prepared = work->prepared;
+  inference.run({picture.data(), contract.height, contract.width}, work, wanted);
+  const auto& prepared = work.prepared;
   const void* from = prepared.floats.data();
   std::size_t size = prepared.floats.size() * sizeof(float);
   if (contract.takes_bytes) {
@@ -183,8 +180,8 @@ void tell_contexts(const std::string& path) {
     const Inference inference(path, {});
     const Contract& contract = inference.contract();
     const auto picture = noise(contract.height, contract.width, 3);
-    const auto work = inference.workspace();
-    inference.run({picture.data(), contract.height, contract.width}, *work, outputs[at]);
+    Workspace work;
+    inference.run({picture.data(), contract.height, contract.width}, work, outputs[at]);
     bytes[at] = &outputs[at].bytes;
   }
   std::cout << "two openings differ in " << differing(*bytes[0], *bytes[1]) << " of "

@@ -1,14 +1,18 @@
-// An optimisation profile: the inputs that a dynamic network takes.
+// Sizes of pictures and inputs.
 #pragma once
 
 #include <array>
 #include <cstddef>
-#include <vector>
 
 namespace segdeploy {
 
 using Shape = std::array<int, 3>;  // pictures, height, width
 
+inline std::size_t area(int height, int width) {
+  return static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
+}
+
+// An optimisation profile: the inputs that a dynamic network takes.
 struct Profile {
   Shape minimum{};
   Shape optimum{};
