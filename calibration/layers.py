@@ -99,6 +99,8 @@ def fix_shape(model: onnx.ModelProto, shape: Sequence[int]) -> onnx.ModelProto:
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     dims = fixed.graph.input[0].type.tensor_type.shape.dim
+    if [dim.dim_value for dim in dims] == list(shape):  # its exporter may know more than onnx does
+        return onnx.shape_inference.infer_shapes(fixed, data_prop=True)
     for dim, side in zip(dims, shape, strict=True):
         dim.dim_value = side
     del fixed.graph.value_info[:]

@@ -16,6 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from segdeploy.calibration.half import is_half, rounded
+from segdeploy.calibration.session import session_options
 
 
 def open_literal(model: onnx.ModelProto, tensor: str | None = None) -> ort.InferenceSession:
@@ -28,11 +29,10 @@ def open_literal(model: onnx.ModelProto, tensor: str | None = None) -> ort.Infer
         model = cut
     if is_half(model):
         model = rounded(model)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what it says is in the exception, too
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(),
+        session_options(literal=True),
+        providers=["CPUExecutionProvider"],
     )
 
 

@@ -3,7 +3,8 @@
 Where they stand is what TensorRT fuses (Developer Guide, "Explicit quantization"): at the input and
 the weight of a convolution, and on the branch that is added to its output. Nothing stands before a
 Resize or a softmax. Biases stay in floating point: TensorRT's parser refuses an int32
-DequantizeLinear. The tensors that one Concat joins get one scale, so that it needs no rescaling.
+DequantizeLinear, which CPUs alone are given. The tensors that one Concat joins get one scale, so
+that it needs no rescaling.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Flavour:
 
     For CPUs, activations are u8 with a zero point, and weights have seven bits: without VNNI the
     sum of two products of eight bits passes 16, and saturates. ONNX Runtime's integer convolution
-    gives integers, so `results` are quantised, too.
+    gives integers and adds an int32 bias, so with `results` both are quantised, too.
     """
 
     name: str
@@ -108,6 +109,8 @@ def quantize(
             node.input[1] = done[weight]
             if node.name in chosen:
                 _quantise_input(graph, nodes, done, node, 0, shared, flavour)
+                if flavour.results:
+                    _quantise_bias(graph, nodes, node, weight, weights)
         elif node.name in branches and branches[node.name] in node.input:
             index = list(node.input).index(branches[node.name])
             _quantise_input(graph, nodes, done, node, index, shared, flavour)
@@ -182,6 +185,42 @@ def _activation_pair(
             ("DequantizeLinear", f"{tensor}_quantized", f"{tensor}_dequantized", "dequantize"),
         )
     ]
+
+
+def _quantise_bias(
+    graph: onnx.GraphProto,
+    nodes: list[onnx.NodeProto],
+    node: onnx.NodeProto,
+    weight: str,
+    weights: Mapping[str, onnx.TensorProto],
+) -> None:
+    """Store a bias as int32, in steps of the data's scale times the weight's, where it fits.
+
+    Half a step of the sum is beyond what the sum itself can hold. ONNX Runtime would do the same
+    behind our back, were its optimizer not off.
+    """
+    bias = weights.get(node.input[2]) if len(node.input) > 2 else None
+    names = [f"{node.input[0].removesuffix('_dequantized')}_scale", f"{weight}_scale"]
+    scales = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name in names}
+    if bias is None or len(scales) < len(names):
+        return
+    step = scales[names[0]] * scales[names[1]]
+    integers = np.rint(numpy_helper.to_array(bias).astype(np.float64) / step)
+    if not (np.abs(integers) < 1 << 31).all():
+        return
+    stem = f"{node.name}_bias"
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(integers.astype(np.int32), f"{stem}_quantized"),
+            numpy_helper.from_array(step.astype(np.float32), f"{stem}_scale"),
+        ]
+    )
+    inputs = [f"{stem}_quantized", f"{stem}_scale"]
+    name = f"{stem}_dequantize"
+    nodes.append(
+        onnx.helper.make_node("DequantizeLinear", inputs, [f"{stem}_dequantized"], name, axis=0)
+    )
+    node.input[2] = f"{stem}_dequantized"
 
 
 def _weight_dequantizer(

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from segdeploy.calibration.errors import CalibrationInputError
 from segdeploy.calibration.histogram import Histogram
 from segdeploy.calibration.layers import shapes_of
+from segdeploy.calibration.session import session_options
 from segdeploy.calibration.thresholds import percentile
 
 # Of the tensors that are watched, so many bytes are held at once; the rest is run for again.
@@ -132,8 +133,7 @@ def _watcher(
     if names:  # else the graph's own output keeps the session sound
         del watched.graph.output[:]
         watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what it says is in the exception, too
+    options = session_options()
     # An arena is quicker, and keeps the peak of all groups together.
     options.enable_cpu_mem_arena = groups < 2
     return ort.InferenceSession(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdeploy.errors import InputError
-from segdeploy.exporter.dilation import CONVOLUTIONS, ConvGeometry, node_geometry
+from segdeploy.exporter.geometry import CONVOLUTIONS, ConvGeometry, node_geometry
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_file import convolution_of
 from segdeploy.spec import Contract

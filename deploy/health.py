@@ -256,5 +256,5 @@ def _library() -> Finding:
 
 def toolchain() -> dict[str, str]:
     """Versions of the packages that files are made with."""
-    names = ("segdeploy", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxslim", "safetensors")
+    names = ("segdeploy", "numpy", "onnx", "onnx-ir", "onnxscript", "safetensors")
     return {name: installed_version(name) or "not installed" for name in names}

@@ -10,7 +10,7 @@ from typing import Any
 
 from segdeploy.engine.manifest import Manifest, read_manifest
 from segdeploy.errors import InputError
-from segdeploy.exporter.dilation import ConvGeometry, module_geometry
+from segdeploy.exporter.geometry import ConvGeometry, module_geometry
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.graph_layers import LayerInfo, read_layers
 from segdeploy.network import CHECKPOINT_SUFFIX, ModelSpec, load_network

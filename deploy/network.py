@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import json
+import logging
 import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from segdeploy.errors import InputError
+from segdeploy.factory import builder
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.packages import require
 from segdeploy.spec import METADATA_KEY, Contract, placeholder_classes, read_contract
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from segdeploy.models.dataset import DataSet
     from segdeploy.models.network import Network
 
 CHECKPOINT_SUFFIX = ".safetensors"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class ModelSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     size: tuple[int, int] | None = None
+    take: str | None = None
 
     @classmethod
     def of(cls, model: str | Path | ModelSpec) -> ModelSpec:
@@ -48,10 +47,10 @@ class ModelSpec:
         Raises:
             InputError: if there are weights, classes or arguments besides the file.
         """
-        if self.weights or self.num_classes or self.arguments:
+        if self.weights or self.num_classes or self.arguments or self.take:
             raise InputError(
                 f"{self.model}: knows its classes and weights; --weights, --num-classes, --width, "
-                "--stride and --arg go with a network's name"
+                "--stride, --arg and --take go with a network's name"
             )
 
     @property
@@ -85,7 +84,9 @@ def load_network(
     """Make the network that `spec` names, with its weights, and the contract that goes with it.
 
     Classes come from the checkpoint, else from `dataset`, else from `spec.num_classes` with
-    placeholder names. The size comes from `spec.size`, else the checkpoint, else `default_size`.
+    placeholder names, else from the output of a network of the user's own. The size comes from
+    `spec.size`, else the checkpoint, else `default_size`. What is found out about the network is
+    logged.
 
     Raises:
         InputError, ModelInputError: for a MODEL that cannot be found, built or filled with weights.
@@ -93,11 +94,12 @@ def load_network(
     require("torch", "torchvision", "safetensors")
     if spec.is_file:
         spec = _checkpoint_spec(spec)
-    build = _builder(spec.model)
+    build = builder(spec.model)
     spec, published = _published(spec, default_size)
     state, stored = _weights(spec)
-    contract = _contract(spec, stored or published, dataset, default_size)
-    module = build(len(contract.classes), contract.arguments)
+    start = _contract(spec, stored or published, dataset, default_size)
+    classes = len(start.classes) or None
+    module = build(classes, start.arguments)
 
     from segdeploy.models.checkpoint import check_finite, load_weights
     from segdeploy.models.network import Network
@@ -105,10 +107,37 @@ def load_network(
     if state is None:
         check_finite(module, spec.model)
     else:
-        load_weights(module, state, str(spec.weights), spec.model)
-    network = Network(module, len(contract.classes), contract.size, spec.model)
+        for note in load_weights(module, state, str(spec.weights), spec.model):
+            _LOG.info(note)
+    network = Network(module, classes, start.size, spec.model, spec.take)
     network.eval()
+    contract = _completed(start, network, spec)
     return LoadedNetwork(network, contract, sha256_of_file(spec.weights) if spec.weights else None)
+
+
+def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contract:
+    """The contract with what the network's own output says: classes, and which output was taken."""
+    count = network.num_classes
+    if count < 2:
+        raise InputError(
+            f"{spec.model}: gives one channel, and the best of one class is always that one; "
+            "give the background a channel of its own"
+        )
+    if count > 255:
+        raise InputError(f"{spec.model}: gives {count} channels; a label is a byte: up to 255")
+    if network.others:
+        _LOG.info(
+            f"{spec.model}: took the output {network.taken} of {len(network.others) + 1} "
+            f"(others: {', '.join(network.others)}); --take KEY takes another"
+        )
+        contract = replace(
+            contract, provenance={**contract.provenance, "output_taken": str(network.taken)}
+        )
+    if contract.classes:
+        return contract
+    _LOG.info(f"{spec.model}: has {count} classes, read from its output; --data names them")
+    names, palette = placeholder_classes(count)
+    return replace(contract, classes=names, palette=palette)
 
 
 def _checkpoint_spec(spec: ModelSpec) -> ModelSpec:
@@ -214,6 +243,8 @@ def _contract(
     elif spec.num_classes:
         classes, palette = placeholder_classes(spec.num_classes)
         ignore_index = 255
+    elif spec.is_factory:  # its output will tell
+        classes, palette, ignore_index = (), (), 255
     else:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
     return Contract(
@@ -246,65 +277,3 @@ def check_classes(contract: Contract, dataset: DataSet, source: str) -> None:
     """
     if contract.classes != dataset.classes:
         raise InputError(_other_classes(source, contract.classes, dataset))
-
-
-def _builder(model: str) -> Callable[[int, Mapping[str, Any]], nn.Module]:
-    """Find what makes the network: a function of the number of classes and the arguments.
-
-    Raises:
-        InputError, ModelInputError: if no such name is registered, or no such factory found.
-    """
-    if ":" in model:
-        return partial(_call_factory, model, _find_factory(model))
-    from segdeploy.models.registry import build, check_name
-
-    check_name(model)
-    return partial(build, model)
-
-
-def _find_factory(reference: str) -> Callable[..., Any]:
-    module_name, _, factory_name = reference.partition(":")
-    if (folder := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's own code may fail in any way
-        raise InputError(
-            f"{reference}: module {module_name} cannot be imported "
-            f"({type(error).__name__}: {error}); it is looked for in the current folder and "
-            "PYTHONPATH"
-        ) from error
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        raise InputError(f"{reference}: {module_name} has no callable '{factory_name}'")
-    return cast("Callable[..., Any]", factory)
-
-
-def _call_factory(
-    reference: str, factory: Callable[..., Any], num_classes: int, arguments: Mapping[str, Any]
-) -> nn.Module:
-    from torch import nn
-
-    wanted = dict(arguments)
-    if "num_classes" in wanted:
-        raise InputError(f"{reference}: give num_classes as --num-classes, not as --arg")
-    if _takes_num_classes(factory):
-        wanted["num_classes"] = num_classes
-    try:
-        network = factory(**wanted)
-    except Exception as error:
-        raise InputError(
-            f"{reference}: the factory failed with {json.dumps(wanted)} "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise InputError(f"{reference}: returned {type(network).__name__}, not an nn.Module")
-    return network
-
-
-def _takes_num_classes(factory: Callable[..., Any]) -> bool:
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # a built-in tells nothing of itself
-        return False
-    return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -11,7 +11,7 @@ from segdeploy.errors import InputError
 from segdeploy.external_data import is_too_large, save_with_external_data
 from segdeploy.files import check_input, write_atomically
 from segdeploy.models.errors import first_line
-from segdeploy.spec import METADATA_KEY, MODULE_KEY, Contract, read_contract
+from segdeploy.spec import CALL_KEY, METADATA_KEY, MODULE_KEY, REJECTED_KEY, Contract, read_contract
 
 if TYPE_CHECKING:
     import onnx
@@ -35,6 +35,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise InputError(f"{path}: holds no ONNX graph; is it an ONNX file, and complete?")
     _check_text(model, path)
+    rejected = [e.value for e in model.metadata_props if e.key == REJECTED_KEY]
+    check_not_rejected(rejected[0] if rejected else None, path)
     tensors = []
     for graph in all_graphs(model.graph):
         attributes = [attribute for node in graph.node for attribute in node.attribute]
@@ -165,6 +167,24 @@ def set_contract(model: onnx.ModelProto, contract: Contract) -> None:
     entry.key, entry.value = METADATA_KEY, contract.to_json()
 
 
+def set_rejected(model: onnx.ModelProto, reason: str) -> None:
+    """Mark a graph whose proof failed, so that no step takes it, whatever its file is called."""
+    model.metadata_props.add(key=REJECTED_KEY, value=reason)
+
+
+def check_not_rejected(reason: str | None, path: Path) -> None:
+    """Refuse a graph whose proof failed; `reason` is what its metadata say, if anything.
+
+    Raises:
+        InputError: with what did not hold.
+    """
+    if reason is not None:
+        raise InputError(
+            f"{path}: failed its proof when it was exported, and is kept to be looked at alone "
+            f"({reason[:300]}); mend the network, and export again"
+        )
+
+
 def keep_weights_in(model: onnx.ModelProto) -> None:
     """Old exporters list weights among the inputs, which lets a caller replace them: they stay."""
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -175,17 +195,24 @@ def keep_weights_in(model: onnx.ModelProto) -> None:
 
 def module_of(node: onnx.NodeProto) -> str | None:
     """The PyTorch module that a node came from, where its notes say so."""
-    return next((e.value for e in node.metadata_props if e.key == MODULE_KEY), None)
+    return note_of(node, MODULE_KEY)
+
+
+def note_of(node: onnx.NodeProto, key: str) -> str | None:
+    """What a node's `metadata_props` say of `key`."""
+    return next((entry.value for entry in node.metadata_props if entry.key == key), None)
 
 
 _WEIGHT = re.compile(r"(.+)\.weight(?:_\w+)?")
 
 
 def convolution_of(node: onnx.NodeProto) -> str:
-    """The convolution's own module, which its weight is named after; else what `module_of` says.
+    """The call that a convolution computes; else the module that its weight is named after.
 
-    Of a convolution that took in its BatchNorm, the notes name the BatchNorm.
+    Of a convolution that took in its BatchNorm, the other notes name the BatchNorm.
     """
+    if call := note_of(node, CALL_KEY):
+        return call
     match = _WEIGHT.fullmatch(node.input[1]) if len(node.input) > 1 else None
     return match[1] if match else module_of(node) or node.name
 

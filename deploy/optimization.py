@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segdeploy.errors import InputError
-from segdeploy.exporter.parity import run_graph
+from segdeploy.exporter.running import random_input, run_graph
 from segdeploy.files import check_output, sha256_of_file
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_check import check_graph
 from segdeploy.onnx_file import find_contract, keep_weights_in, load_onnx, save_onnx, set_contract
-from segdeploy.optimizer.optimize import Account, optimize_graph
+from segdeploy.optimizer.optimize import Account, against_itself, optimize_graph
 from segdeploy.packages import require, versions
 
 if TYPE_CHECKING:
@@ -53,16 +53,18 @@ def optimize(
     out = check_output(Path(out), ".onnx", read_from=model)
     graph = load_onnx(model)
     check_graph(graph, model)
-    require("onnxslim", "onnxruntime")
+    require("onnxscript", "onnxruntime")
     contract = find_contract(graph, model)
     keep_weights_in(graph)
     size = size or (contract.size if contract else None)
     shapes = _runnable(model, graph, _shapes(model, graph, size))
-    rewritten, account = optimize_graph(graph, checked_at=shapes)
+    rewritten, account = optimize_graph(
+        graph, check=against_itself(graph, [random_input(graph, one) for one in shapes])
+    )
     check_graph(rewritten, model)
     if contract is not None:
         set_contract(
-            rewritten, contract.derived(sha256_of_file(model), versions("onnx", "onnxslim"))
+            rewritten, contract.derived(sha256_of_file(model), versions("onnx", "onnxscript"))
         )
     written = save_onnx(rewritten, out)
     return OptimizationReport(
@@ -114,7 +116,8 @@ def _runnable(
         for shape in shapes:
             try:
                 finite = all(
-                    np.isfinite(output).all() for output in run_graph(graph, [shape])[shape]
+                    np.isfinite(output).all()
+                    for output in run_graph(graph, [random_input(graph, shape)])[0]
                 )
             except Exception as error:  # ONNX Runtime's classes share no base below Exception
                 problem = error

@@ -13,7 +13,6 @@ EXTRAS = {
     "torchvision": "torch",
     "safetensors": "torch",
     "onnxscript": "torch",
-    "onnxslim": "torch",
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorboard": "tensorboard",

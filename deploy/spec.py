@@ -16,9 +16,12 @@ from segdeploy.errors import InputError
 from segdeploy.models.palette import voc_colour
 
 METADATA_KEY = "segdeploy.contract"
-# On a node of an ONNX graph: the PyTorch module that it came from, and the modules, joined by
-# commas, whose 1x1 convolutions were multiplied into it.
+# In the metadata of a graph whose proof failed: what did not hold.
+REJECTED_KEY = "segdeploy.rejected"
+# On a node of an ONNX graph: the PyTorch module whose value it gives, the call of a convolution
+# that it computes, and the calls, a line each, whose 1x1 convolutions were multiplied into it.
 MODULE_KEY = "segdeploy.module"
+CALL_KEY = "segdeploy.call"
 FOLDED_KEY = "segdeploy.folded"
 
 SCHEMA = 1
@@ -42,7 +45,8 @@ class Contract:
     With `upsampling` (`align-corners` or `half-pixel`) the graph gives the class scores
     `(N, C, h, w)` of a smaller map, and whoever runs it makes the labels: bilinear to `size`, then
     the best class. `scales`, `flip` and `fuse` are the multi-scale inference that is in the graph.
-    `bounds` of a dynamic graph are its smallest and largest (H, W), and its largest batch.
+    `bounds` of a dynamic graph are its smallest and largest (H, W), and its largest batch; its
+    height and width, and those of every scale, are multiples of `multiple`.
     """
 
     architecture: str
@@ -63,6 +67,7 @@ class Contract:
     fuse: str = "mean"
     upsampling: str | None = None
     bounds: tuple[tuple[int, int], tuple[int, int], int] | None = None
+    multiple: int = 1
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -190,6 +195,7 @@ _LATER_CHECKS = {
     "fuse": lambda value: value in ("mean", "max"),
     "upsampling": lambda value: value in (None, "align-corners", "half-pixel"),
     "bounds": lambda value: value is None or _are_bounds(value),
+    "multiple": _is_size,
 }
 
 

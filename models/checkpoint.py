@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,18 @@ from segdeploy.models.errors import ModelInputError, first_line
 # Heads that only training uses: present in a published file, absent from our network, or not.
 _TRAINING_ONLY = ("aux_classifier.",)
 _PICKLED = (".pth", ".pt")
-# Where training frameworks keep the state dict in a file that holds more, and what they put before
-# its keys.
-_ENVELOPES = ("state_dict", "model_state_dict", "model")
-_PREFIX = "module."
+# Where training frameworks keep the state dict in a file that holds more, the first that is there.
+_ENVELOPES = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "ema_state_dict",
+    "ema",
+    "model_ema",
+)
 _SHOWN = 3
 
 
@@ -76,6 +85,12 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
+    if _is_torchscript(path):
+        raise ModelInputError(
+            f"{path}: is a TorchScript module, whose code cannot be proven here; give the "
+            "nn.Module that it was made from (package.module:factory), and its state dict as "
+            "--weights"
+        )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -87,33 +102,59 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
         raise ModelInputError(
             f"{path}: cannot be read as a PyTorch file ({first_line(error)})"
         ) from error
-    if isinstance(loaded, dict):
-        inner = [loaded[key] for key in _ENVELOPES if isinstance(loaded.get(key), dict)]
-        loaded = next((state for state in inner if state), loaded)
-    if not isinstance(loaded, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
-    ):
+    state = _state_dict(loaded)
+    if state is None:
         raise ModelInputError(
             f"{path}: is not a plain state dict (names to tensors); "
             "save it with torch.save(model.state_dict(), FILE)"
         )
-    while loaded and all(key.startswith(_PREFIX) for key in loaded):  # DistributedDataParallel's
-        loaded = {key.removeprefix(_PREFIX): value for key, value in loaded.items()}
-    return loaded
+    return state
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive with code, as `torch.jit.save` writes it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _state_dict(loaded: Any, depth: int = 2) -> dict[str, Tensor] | None:
+    """The state dict that a file holds, as it is or inside a usual key of a dict."""
+    if not isinstance(loaded, dict):
+        return None
+    if loaded and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
+        return loaded
+    if depth:
+        for key in _ENVELOPES:
+            state = _state_dict(loaded.get(key), depth - 1)
+            if state is not None:
+                return state
+    return None
 
 
 def load_weights(
     module: nn.Module, state: Mapping[str, Tensor], source: str, architecture: str
-) -> None:
+) -> list[str]:
     """Put `state` into `module`, strictly, and refuse weights that are not finite.
 
-    Auxiliary heads of torchvision's networks are left out where the module has none.
+    A prefix that stands before the keys (`model.`, `net.`, `_orig_mod.`, `module.`) is taken off,
+    and auxiliary heads of torchvision's networks are left out where the module has none. Returns
+    what was done so, a sentence each.
 
     Raises:
         ModelInputError: naming the first missing, surplus or misshaped keys, or the tensor that
             holds NaN or infinity.
     """
     wanted = module.state_dict()
+    notes = []
+    prefix = _prefix(wanted, state, source)
+    if prefix:
+        notes.append(f"{source}: the prefix {prefix} was taken off its keys")
+        others = [key for key in state if not key.startswith(prefix)]
+        if others:
+            notes.append(f"{source}: {_listed('left out', others)[0]}, which lack that prefix")
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     given = {
         key: value
         for key, value in state.items()
@@ -145,6 +186,31 @@ def load_weights(
         )
     module.load_state_dict(given, strict=True)
     check_finite(module, source)
+    return notes
+
+
+def _prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> str:
+    """What stands before the keys of `state`, so that every key of `wanted` is there behind it.
+
+    Raises:
+        ModelInputError: if several do, as in a file of two networks.
+    """
+    first = next((key for key in wanted if key not in state), None)
+    if first is None:
+        return ""
+    ends = [key.removesuffix(first) for key in state if key.endswith(f".{first}")]
+    fitting = [p for p in ends if all(f"{p}{key}" in state for key in wanted)]
+    if len(fitting) > 1:
+        raise ModelInputError(
+            f"{source}: holds several such networks, under {', '.join(fitting)}; save the state "
+            "dict of one of them"
+        )
+    if fitting:
+        return fitting[0]
+    # None fits: off with what all keys share, so that the others are told by their own names.
+    shared = {key.partition(".")[0] for key in state}
+    common = f"{shared.pop()}." if len(shared) == 1 else ""
+    return common if any(key.removeprefix(common) in wanted for key in state) else ""
 
 
 def _advice(state: Mapping[str, Tensor], architecture: str) -> str:

@@ -18,7 +18,7 @@ class MultiScaleInput(nn.Module):
 
     `fuse` is `mean`, or `max` a class and pixel (DeepLab v2, arXiv 1606.00915, section 4.1). Each
     scale's logits are brought back to the input's size and fused at once, so that memory does not
-    grow with the number of scales.
+    grow with the number of scales. Scaled sizes are multiples of `multiple`.
 
     Shape: `(N, 3, H, W)` to `(N, num_classes, H, W)`.
 
@@ -34,6 +34,7 @@ class MultiScaleInput(nn.Module):
         scales: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5),
         flip: bool = False,
         fuse: str = "mean",
+        multiple: int = 1,
     ):
         super().__init__()
         if not scales or min(scales) <= 0:
@@ -44,6 +45,7 @@ class MultiScaleInput(nn.Module):
         self.scales = list(scales)
         self.flip = flip
         self.fuse = fuse
+        self.multiple = multiple
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         fused = self._at_scale(x, self.scales[0])
@@ -59,7 +61,7 @@ class MultiScaleInput(nn.Module):
             return self._run(x)
         # A check would be a branch on the size in an exported graph.
         sized = scaled_size if torch.compiler.is_compiling() else checked_scaled_size
-        size = sized((height, width), scale)
+        size = sized((height, width), scale, self.multiple)
         scaled = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
         logits = self._run(scaled)
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=True)

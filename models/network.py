@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,26 +12,45 @@ from torch import Tensor, nn
 
 from segdeploy.models.errors import ModelInputError, first_line
 
+# What networks call the logits, where they give several maps with names.
+_MAIN = ("out", "logits", "pred", "preds", "prediction", "predictions", "seg", "semantic", "main")
+_DEPTH = 4
+# Steps that encoders have, in the order in which they are tried.
+_STEPS = (1, 2, 4, 8, 16, 32, 64, 128)
+
 
 class Network(nn.Module):
     """Wraps a network so that it returns logits `(N, num_classes, H, W)` for `(N, 3, H, W)`.
 
-    A mapping (torchvision's `{"out": ..., "aux": ...}`) or a tuple is reduced to its main output.
-    Logits of another size are resized bilinearly to the input's; whether that is needed is found by
-    a forward pass at `size`, so that an exported graph holds no branch.
+    A network may give one tensor, or several in a mapping, a tuple, a dataclass or any other object
+    (`{"out": ..., "aux": ...}`, Hugging Face's outputs). `take` names the one that holds the
+    logits, by key or index; otherwise it is found, and `taken` says which it was. `num_classes` is
+    read from it where it is None. Logits of another size are resized bilinearly to the input's;
+    whether that is needed is found by a forward pass at `size`, so that an exported graph holds no
+    branch.
 
     Raises:
-        ModelInputError: if the network cannot take `size`, does not give one map a class, or gives
-            values that are not finite.
+        ModelInputError: if the network cannot take `size`, does not give one map a class, gives
+            several maps of which none is the main one, or values that are not finite.
     """
 
-    def __init__(self, module: nn.Module, num_classes: int, size: tuple[int, int], name: str):
+    def __init__(
+        self,
+        module: nn.Module,
+        num_classes: int | None,
+        size: tuple[int, int],
+        name: str,
+        take: str | None = None,
+    ):
         super().__init__()
         self.module = module
-        self.num_classes = num_classes
         self.name = name
         self.resize = False
-        self.fit(size)
+        self.taken = take
+        self.others: tuple[str, ...] = ()
+        logits = self._main_output(self._run(size), num_classes)
+        self.num_classes = num_classes or logits.shape[1]
+        self._check(logits, size)
 
     def fit(self, size: tuple[int, int]) -> None:
         """Try an image of `size` (H, W), and resize from now on if its logits have another.
@@ -38,6 +58,31 @@ class Network(nn.Module):
         Raises:
             ModelInputError: as the class does.
         """
+        self._check(self._main_output(self._run(size), self.num_classes), size)
+
+    def step(self, size: tuple[int, int]) -> int | None:
+        """The smallest number of which height and width must be multiples; None if `size` fails.
+
+        Found by trying sizes near `size` (H, W) that are odd multiples of 1, 2, 4, ...: an encoder
+        that halves five times takes multiples of 32 alone, unless it pads.
+        """
+        for step in _STEPS:
+            tried = [(side // step | 1) * step for side in size]
+            more = [side + 2 * step for side in tried]
+            if any(side % step for side in size):
+                return None
+            if self._takes((tried[0], more[1])) and self._takes((more[0], tried[1])):
+                return step
+        return None
+
+    def _takes(self, size: tuple[int, int]) -> bool:
+        try:
+            logits = self._main_output(self._run(size), self.num_classes)
+        except ModelInputError:
+            return False
+        return logits.ndim == 4
+
+    def _run(self, size: tuple[int, int]) -> Any:
         height, width = size
         parameter = next(self.parameters(), torch.zeros(()))
         image = torch.zeros(1, 3, height, width, device=parameter.device)
@@ -45,7 +90,7 @@ class Network(nn.Module):
         self.eval()
         try:
             with torch.no_grad():
-                logits = _main_output(self.module(image))
+                return self.module(image)
         except Exception as error:  # the user's own code may fail in any way
             raise ModelInputError(
                 f"{self.name}: the network cannot take a {height}x{width} RGB image "
@@ -53,6 +98,20 @@ class Network(nn.Module):
             ) from error
         finally:
             self.train(training)
+
+    def _main_output(self, output: Any, num_classes: int | None) -> Tensor:
+        """The tensor that holds the logits; which one it is stands in `taken` from then on."""
+        found = tensors_of(output)
+        if not found:
+            raise ModelInputError(
+                f"{self.name}: the network returned {type(output).__name__}, which holds no tensor"
+            )
+        if self.taken is None:
+            self.taken = _main_key(found, num_classes, self.name)
+            self.others = tuple(key for key in found if key != self.taken)
+        return _picked(found, self.taken, self.name)
+
+    def _check(self, logits: Tensor, size: tuple[int, int]) -> None:
         if logits.ndim != 4 or logits.shape[1] != self.num_classes:
             raise ModelInputError(
                 f"{self.name}: the output has shape {tuple(logits.shape)}; segmentation logits for "
@@ -66,17 +125,71 @@ class Network(nn.Module):
         self.resize = self.resize or tuple(logits.shape[2:]) != size
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        logits = _main_output(self.module(x))
+        logits = self._main_output(self.module(x), self.num_classes)
         if not self.resize:
             return logits
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
-def _main_output(output: Any) -> Tensor:
-    if isinstance(output, Mapping) and "out" in output:
-        output = output["out"]
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise ModelInputError(f"the network returned {type(output).__name__}, not a tensor")
-    return output
+def tensors_of(output: Any, depth: int = _DEPTH) -> dict[str, Tensor]:
+    """Every tensor that a network gives, by its key; what is nested has a path (`aux.0`).
+
+    A tensor alone has the key "". Deeper than `depth` nothing is looked for.
+    """
+    if isinstance(output, Tensor):
+        return {"": output}
+    if depth == 0:
+        return {}
+    parts: Mapping[Any, Any] = {}
+    if isinstance(output, Mapping):
+        parts = output
+    elif hasattr(output, "_asdict"):  # a namedtuple
+        parts = output._asdict()
+    elif isinstance(output, (tuple, list)):
+        parts = dict(enumerate(output))
+    elif dataclasses.is_dataclass(output):
+        parts = {one.name: getattr(output, one.name) for one in dataclasses.fields(output)}
+    elif hasattr(output, "__dict__"):
+        parts = vars(output)
+    return {
+        f"{key}.{inner}" if inner else str(key): tensor
+        for key, part in parts.items()
+        for inner, tensor in tensors_of(part, depth - 1).items()
+    }
+
+
+def _main_key(found: Mapping[str, Tensor], num_classes: int | None, name: str) -> str:
+    """Which tensor holds the logits: the only map, the one of a usual name, or a tuple's first.
+
+    Raises:
+        ModelInputError: if none gives one map a class, or several do and none of them is it.
+    """
+    maps = {
+        key: tensor
+        for key, tensor in found.items()
+        if tensor.ndim == 4 and tensor.is_floating_point()
+    }
+    fitting = {k: t for k, t in maps.items() if num_classes in (None, t.shape[1])} or maps
+    named = [key for key in _MAIN if key in fitting]
+    if named:
+        return named[0]
+    if len(fitting) == 1 or (fitting and all(key.split(".")[0].isdigit() for key in found)):
+        return next(iter(fitting))
+    if not fitting:
+        return next(iter(found))  # its shape is refused in words of its own
+    raise ModelInputError(
+        f"{name}: the network gives several maps ({_listed(fitting)}); name the one that holds "
+        "the logits with --take KEY"
+    )
+
+
+def _picked(found: Mapping[str, Tensor], key: str, name: str) -> Tensor:
+    if key in found:
+        return found[key]
+    if key.isdigit() and int(key) < len(found):
+        return list(found.values())[int(key)]
+    raise ModelInputError(f"{name}: --take {key}: the network gives {_listed(found)}")
+
+
+def _listed(found: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{key or 'one tensor'} {tuple(t.shape)}" for key, t in found.items())

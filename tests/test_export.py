@@ -15,10 +15,15 @@ import segdeploy
 from segdeploy import external_data
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.exporter import onnx_export
-from segdeploy.exporter.dilation import ConvGeometry, module_geometries, prove_dilations
-from segdeploy.exporter.parity import check_parity, compare, probe_shapes
+from segdeploy.exporter.dilation import prove_dilations
+from segdeploy.exporter.geometry import ConvGeometry
+from segdeploy.exporter.parity import NOISE, check_parity, compare
+from segdeploy.exporter.probes import probe_shapes, random_images
+from segdeploy.exporter.recording import record
+from segdeploy.models.network import Network
 from segdeploy.network import ModelSpec, load_network
-from segdeploy.spec import MODULE_KEY
+from segdeploy.onnx_file import note_of
+from segdeploy.spec import CALL_KEY, MODULE_KEY
 
 from .conftest import SIZE
 
@@ -29,8 +34,14 @@ def loaded(checkpoint: Path):
 
 
 def conv(model: onnx.ModelProto, module: str) -> onnx.NodeProto:
-    weights = (f"{module}.weight", f"{module}.weight_folded")
-    return next(n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in weights)
+    return next(n for n in model.graph.node if note_of(n, CALL_KEY) == module)
+
+
+def failed_proofs(network: nn.Module, size: tuple[int, int], model: onnx.ModelProto) -> list:
+    image = torch.from_numpy(random_images((1, 3, *size)))
+    run = Network(network.eval(), None, size, "net").eval()
+    calls = record(network, run, image).live
+    return [p for p in prove_dilations(calls, model, image)[0] if not p.holds]
 
 
 def set_ints(node: onnx.NodeProto, attribute: str, values: list[int]) -> None:
@@ -42,10 +53,12 @@ def test_a_true_graph_is_proven_at_every_shape(files: Path, checkpoint: Path) ->
     assert all(proof.holds for proof in report.convolutions)
     assert {max(p.expected.dilation) for p in report.convolutions} == {1, 2, 4, 6, 12, 18}
     assert len(report.convolutions) == 16
-    shapes = [p.shape for p in report.parity if p.against == "PyTorch"]
+    shapes = [p.shape for p in report.parity if p.against == "PyTorch" and p.image == NOISE]
     odd, largest = (1, 3, 61, 71), (32, 3, 24, 32)
     above = (1, 3, 192, 256)
     assert shapes == [(1, 3, 48, 64), (2, 3, 24, 32), odd, (3, 3, 48, 64), largest, above]
+    shown = [p.image for p in report.parity if p.image != NOISE]
+    assert len(shown) == len(set(shown)) == 6  # black, white, half black, letterboxed, ...
     others = [p.shape[0] for p in report.parity if p.against != "PyTorch"]
     assert others == [2, 2, 3, 3, 32, 32]  # each alone, and in another order
     assert all(p.holds and p.max_rel < 1e-5 for p in report.parity)
@@ -58,9 +71,7 @@ def test_a_tampered_dilation_is_found_by_module(loaded, graph: Path, module: str
     dilation = loaded.network.module.get_submodule(module).dilation[0]
     set_ints(node, "dilations", [1, 1])
     set_ints(node, "pads", [1, 1, 1, 1])
-    failed = [
-        p for p in prove_dilations(loaded.network.module, SIZE, model).convolutions if not p.holds
-    ]
+    failed = failed_proofs(loaded.network.module, SIZE, model)
     assert [p.module for p in failed] == [module]
     assert f"has dilation (1, 1) instead of ({dilation}, {dilation})" in failed[0].complaint()
     # Parity alone would notice too: the numbers are no longer PyTorch's.
@@ -79,9 +90,7 @@ def test_tampered_padding_and_stride(
 ) -> None:
     model = onnx.load(graph)
     set_ints(conv(model, "backbone.1.conv2"), attribute, values)
-    failed = [
-        p for p in prove_dilations(loaded.network.module, SIZE, model).convolutions if not p.holds
-    ]
+    failed = failed_proofs(loaded.network.module, SIZE, model)
     assert len(failed) == 1
     assert said in failed[0].complaint()
 
@@ -89,11 +98,8 @@ def test_tampered_padding_and_stride(
 def test_a_convolution_that_is_gone_is_missed(loaded, graph: Path) -> None:
     model = onnx.load(graph)
     node = conv(model, "backbone.0.conv2")
-    node.input[1] = "other"
     del node.metadata_props[:]
-    failed = [
-        p for p in prove_dilations(loaded.network.module, SIZE, model).convolutions if not p.holds
-    ]
+    failed = failed_proofs(loaded.network.module, SIZE, model)
     assert failed[0].complaint() == "convolution backbone.0.conv2 has no node in the graph"
 
 
@@ -103,7 +109,7 @@ def test_one_changed_weight_fails_parity(loaded, graph: Path) -> None:
     values = onnx.numpy_helper.to_array(tensor).copy()
     values[0, 0, 1, 1] += 0.5
     tensor.raw_data = values.tobytes()
-    result = check_parity(loaded.network, model, probe_shapes(SIZE))[0]
+    (result,) = check_parity(loaded.network, model, probe_shapes(SIZE))
     assert not result.holds
     assert "at input 1x3x48x64 the output differs from PyTorch by" in result.complaint()
 
@@ -117,7 +123,7 @@ def test_a_failed_proof_keeps_the_graph_aside_and_the_old_file(
 
     def tampered(*arguments, **options):
         model = true_trace(*arguments, **options)
-        node = conv(model, "aspp.conv2")
+        node = next(n for n in model.graph.node if "aspp.conv2.weight" in n.input)
         set_ints(node, "dilations", [1, 1])
         set_ints(node, "pads", [1, 1, 1, 1])
         return model
@@ -178,12 +184,12 @@ def test_padding_of_every_kind_is_proven(tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:odd_network", 3, {}, None, (20, 24))
     report = segdeploy.export(spec, tmp_path / "odd.onnx")
     proofs = {p.module: p for p in report.convolutions}
-    assert set(proofs) == {"same", "even", "grouped", "reflected", "twice", "last"}
+    assert list(proofs) == ["same", "even", "grouped", "reflected", "twice", "twice [2]", "last"]
     assert all(p.holds for p in report.convolutions)
     assert proofs["same"].expected == ConvGeometry((3, 5), (2, 1), (1, 1), (2, 2, 2, 2), 1)
     assert proofs["even"].expected.padding == (1, 1, 2, 2)
     assert proofs["grouped"].expected.groups == 2
-    assert len([p for p in report.convolutions if p.module == "twice"]) == 2
+    assert report.left_out == ()
 
 
 class Branching(nn.Module):
@@ -206,9 +212,12 @@ def test_a_network_that_cannot_be_traced_says_why(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_geometry_is_read_from_modules_that_run() -> None:
-    geometries, _ = module_geometries(Odd(2), (20, 24))
-    assert "never" not in geometries
+def test_what_runs_is_recorded_and_nothing_else() -> None:
+    network = Odd(2).eval()
+    run = Network(network, 2, (20, 24), "odd").eval()
+    calls = record(network, run, torch.zeros(1, 3, 20, 24)).convolutions
+    labels = [call.label for call in calls]
+    assert labels == ["same", "even", "grouped", "reflected", "twice", "twice [2]", "last"]
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -298,35 +307,28 @@ def mixed(num_classes: int) -> nn.Module:
     return Mixed(num_classes)
 
 
-def test_shared_normed_and_transposed_weights_are_proven_and_functions_told(
-    tmp_path: Path,
-) -> None:
+def test_shared_normed_transposed_and_functional_convolutions_are_proven(tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:mixed", 3, {}, None, (20, 24))
     report = segdeploy.export(spec, tmp_path / "m.onnx")
     proofs = {p.module: p for p in report.convolutions}
-    assert set(proofs) == {"normed", "near", "far", "up", "last"}
+    assert set(proofs) == {"normed", "near", "far", "forward", "up", "last"}
+    assert proofs["forward"].found.dilation == (3, 3)
     assert proofs["near"].found.dilation == (1, 1)
     assert proofs["far"].found.dilation == (5, 5)
     assert proofs["up"].found.transposed
-    assert len(report.strangers) == 1
+    assert report.strangers == ()
     model = onnx.load(tmp_path / "m.onnx")
     node = next(n for n in model.graph.node if n.op_type == "ConvTranspose")
     set_ints(node, "pads", [0, 0, 2, 2])
-    network = mixed(3)
-    failed = [p for p in prove_dilations(network, (20, 24), model).convolutions if not p.holds]
-    assert [p.module for p in failed] == ["up"]
+    assert [p.module for p in failed_proofs(mixed(3), (20, 24), model)] == ["up"]
 
 
 def test_a_module_that_runs_twice_needs_two_nodes(tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:odd_network", 3, {}, None, (20, 24))
     segdeploy.export(spec, tmp_path / "odd.onnx", optimized=False)
     model = onnx.load(tmp_path / "odd.onnx")
-    second = [n for n in model.graph.node if n.op_type == "Conv" and n.input[1] == "twice.weight"][
-        1
-    ]
-    second.op_type = "Identity"
-    failed = [p for p in prove_dilations(Odd(3), (20, 24), model).convolutions if not p.holds]
-    assert [p.module for p in failed] == ["twice"]
+    conv(model, "twice [2]").op_type = "Identity"
+    assert [p.module for p in failed_proofs(Odd(3), (20, 24), model)] == ["twice [2]"]
 
 
 def test_nothing_but_the_reason_is_printed_when_tracing_fails(

@@ -156,22 +156,40 @@ def test_frames_that_are_no_pictures_are_refused(
 def test_a_budget_is_kept_on_frames_that_the_search_did_not_see(
     graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "m.onnx"
-    report = segdeploy.calibrate(graph, dataset, out, limit=6, max_miou_drop=0.5)
+    """The network's default loses more than the budget, so that there is a search."""
+    graph, out = unbalanced(graph, tmp_path / "unbalanced.onnx"), tmp_path / "m.onnx"
+    report = segdeploy.calibrate(graph, dataset, out, max_miou_drop=0.5, **UNBALANCED)
     assert report.accuracy.miou_drop <= 0.5
     assert report.check_split == "val"
     assert report.searched is not None
     assert len(report.searched.layers) == report.convolutions
-    for lost in report.searched.layers.values():
-        assert lost.snr_db > 10
-        assert abs(lost.miou_drop) < 20
-        assert 0.8 < lost.agreement <= 1
+    worst = min(report.searched.layers.items(), key=lambda item: item[1].snr_db)
+    assert worst[0] in report.kept
+    assert all(0.5 < lost.agreement <= 1 for lost in report.searched.layers.values())
+    said = r"budget of 0\.5: \d+ layers in INT8 lost \d.* assignments were judged"
+    assert any(re.match(said, note) for note in report.notes)
     assert report.searched.evaluations <= most_evaluations(report.convolutions)
-    assert list(tmp_path.iterdir()) == [out]  # the search's state is gone with its end
-    assert 0.25 <= report.cost <= 0.5
+    assert sorted(tmp_path.iterdir()) == [out, graph]  # the search's state is gone with its end
+    assert 0.25 <= report.cost < 1
     assert set(report.kept) | set(report.int8) >= set(report.searched.layers)
     contract = contract_of(load_onnx(out), out)
     assert contract.precision == report.precision in ("int8", "mixed")
+
+
+def test_a_default_that_keeps_the_budget_is_delivered_at_once(
+    graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    report = segdeploy.calibrate(
+        graph, dataset, tmp_path / "m.onnx", limit=6, max_miou_drop=5.0, method="min-max"
+    )
+    plain = segdeploy.calibrate(graph, dataset, tmp_path / "n.onnx", limit=6, method="min-max")
+    assert report.searched is None
+    assert report.precision == "int8"
+    assert report.int8 == plain.int8
+    assert report.accuracy == plain.accuracy
+
+
+UNBALANCED = {"limit": 6, "method": "min-max", "flavour": "cpu"}
 
 
 def unbalanced(graph: Path, path: Path) -> Path:
@@ -202,17 +220,16 @@ def scale(tensor: onnx.TensorProto, place: object, factor: float) -> None:
 
 
 def test_a_broken_promise_writes_nothing_and_exits_with_1(
-    run, graph: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    run, graph: Path, dataset: Path, tmp_path: Path  # noqa: F811
 ) -> None:  # fmt: skip
-    """Held-back frames may be kinder than others; here they are made to be."""
+    """FP16 alone loses 0.003 points on these frames, and nothing may be lost."""
     graph, out = unbalanced(graph, tmp_path / "unbalanced.onnx"), tmp_path / "m.onnx"
-    monkeypatch.setattr(assignment, "_MARGIN", 1e9)
-    options = ("--limit", 4, "--max-miou-drop", 0.01, "--method", "min-max", "--for", "cpu")
+    options = ("--limit", 4, "--max-miou-drop", 0, "--method", "min-max", "--check-split", "train")
     ran = run("calibrate", graph, "--data", dataset, "-o", out, *options)
     assert ran.code == 1
-    assert "not written; the mIoU drop is" in ran.err
-    assert "more than the 0.01 allowed (14 of 14 convolutions in INT8)" in ran.err
+    assert "not written; " in ran.err
     assert "m.search.json, for another budget" in ran.err
+    assert "a smaller budget" not in ran.err
     assert not out.exists()
 
 
@@ -220,7 +237,8 @@ def test_an_interrupted_search_goes_on(
     graph: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "m.onnx"
-    options = {"limit": 4, "max_miou_drop": 5.0, "method": "min-max"}
+    graph = unbalanced(graph, tmp_path / "unbalanced.onnx")
+    options = {"max_miou_drop": 0.5, **UNBALANCED}
     measured = []
 
     def stop(done: int, total: int, note: str) -> None:
@@ -337,8 +355,14 @@ def test_the_page_shows_blocks_classes_ranges_and_the_front(
     graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
+    graph = unbalanced(graph, tmp_path / "unbalanced.onnx")
     report = segdeploy.calibrate(
-        graph, dataset, tmp_path / "m.onnx", limit=4, max_miou_drop=5.0, page=page
+        graph,
+        dataset,
+        tmp_path / "m.onnx",
+        max_miou_drop=0.5,
+        page=page,
+        **{**UNBALANCED, "method": "percentile"},
     )
     assert report.block_snr_db
     assert all(10 < snr < 120 for snr in report.block_snr_db.values())

@@ -45,7 +45,7 @@ def why_no_loop(path: Path, scales: tuple[float, ...]) -> str | None:
     if not dynamic:
         return "is static, so there is no loop over it; export it with --dynamic"
     for scale in scales:
-        height, width = checked_scaled_size(contract.size, scale)
+        height, width = checked_scaled_size(contract.size, scale, contract.multiple)
         if profiles and not any(one.takes((1, height, width)) for one in profiles):
             return f"does not take {height}x{width}, which is scale {scale:g}: no loop over it"
     return None

@@ -14,7 +14,7 @@ import numpy as np
 
 from segdeploy.benchmark.peak import Peak
 from segdeploy.engine.manifest import read_manifest
-from segdeploy.exporter.dilation import ConvGeometry, module_geometry
+from segdeploy.exporter.geometry import ConvGeometry, module_geometry
 from segdeploy.graph_layers import convolutions
 from segdeploy.onnx_file import contract_of, load_onnx
 from segdeploy.runtime.session import ENGINE_SUFFIXES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -64,7 +64,8 @@ class Assignment:
     """The convolutions in INT8 by node, why others are not, and how ranges were chosen.
 
     `weights_only` store int8 weights and compute in half. `snr_db` holds what each method reached
-    on held-back frames.
+    on held-back frames. `dearer` are the choices of the front that keep the budget, too, and cost
+    more, the cheapest first.
     """
 
     int8: frozenset[str]
@@ -73,6 +74,16 @@ class Assignment:
     weights_only: frozenset[str] = frozenset()
     snr_db: dict[str, float] = field(default_factory=dict)
     searched: Search | None = None
+    dearer: tuple[frozenset[str], ...] = ()
+
+    @property
+    def in_turn(self) -> Iterator[Assignment]:
+        """This assignment, then each of the front that costs more and promises as much."""
+        yield self
+        for int8 in self.dearer:
+            added = dict.fromkeys(self.int8 - int8, "budget")
+            kept = {name: reason for name, reason in self.kept.items() if name not in int8}
+            yield replace(self, int8=int8, kept=kept | added, dearer=())
 
 
 def cost_of(source: Source, chosen: frozenset[str]) -> float:
@@ -219,8 +230,9 @@ def within_budget(
         len(frames.held_back),
         state.path,
     )
-    if best is None and front[-1].score.miou_drop <= budget:
-        best = front[-1]  # without INT8, and beyond the margin alone
+    within = sorted((p for p in front if p.score.miou_drop <= budget), key=lambda p: p.cost)
+    if best is None and within:
+        best = within[-1]  # beyond the margin alone
     if best is None:
         reached = front[-1].score
         raise CheckFailed(
@@ -228,10 +240,18 @@ def within_budget(
             f"{len(frames.held_back)} frames, more than the budget {budget:g}; "
             f"{searched.told_state}"
         )
+    dearer = tuple(frozenset(p.int8) for p in within if p.cost > best.cost)
     chosen = frozenset(best.int8)
     reasons = {y.name: kept.get(y.name, "budget") for y in source.sites.layers}
     reasons = {name: reason for name, reason in reasons.items() if name not in chosen}
-    return replace(start, int8=chosen, kept=reasons, weights_only=frozenset(), searched=searched)
+    return replace(
+        start,
+        int8=chosen,
+        kept=reasons,
+        weights_only=frozenset(),
+        searched=searched,
+        dearer=dearer,
+    )
 
 
 class _State:

@@ -17,6 +17,7 @@ from segdeploy.calibrator.assignment import (
     state_path,
     within_budget,
 )
+from segdeploy.calibrator.budget import Judged, plans_of, unkept, walked
 from segdeploy.calibrator.cache import read_cache, write_cache
 from segdeploy.calibrator.frames import (
     FrameSets,
@@ -110,13 +111,16 @@ def calibrate(
     )
     judge = Judge(model, frames.check)
     assignment = Assignment(frozenset(), {}, None)
+    plans: Iterator[Assignment] = iter([assignment])
     if precision == "int8":
         kept = _named_layers(source, keep, model) | source.in_fp32
         reference = reference_of(source, contract, frames.held_back)
         assignment = choose_int8(source, reference, method, kept)
-        if max_miou_drop is not None:
+
+        def searched() -> Assignment:
+            assert max_miou_drop is not None
             try:
-                assignment = within_budget(
+                return within_budget(
                     *(source, reference, assignment, kept, max_miou_drop),
                     *(model, out, frames, on_progress),
                 )
@@ -125,23 +129,18 @@ def calibrate(
                     raise
                 told = f"the same command goes on from {state_path(out)}"
                 raise KeyboardInterrupt(told) from stop
-    chosen = assignment.int8
-    in_int8 = source.model
-    if chosen:
-        weights_only = assignment.weights_only
-        in_int8 = source.in_int8(chosen, assignment.method or "", weights_only=weights_only)
-    typed = source.typed(in_int8, keep_ends=not half_ends)
-    labels = judge.labels(typed.model)
-    accuracy = judge.accuracy(labels)
-    if max_miou_drop is not None and accuracy.miou_drop > max_miou_drop:
-        raise CheckFailed(
-            f"{out}: not written; the mIoU drop is {accuracy.miou_drop:.3g} on {accuracy.frames} "
-            f"frames of '{frames.check_split}' that the search did not see, more than the "
-            f"{max_miou_drop:g} allowed ({len(chosen)} of {len(source.sites.layers)} convolutions "
-            "in INT8); try more frames (--limit)"
-            + (", or a smaller budget, which keeps more layers in FP16" if chosen else "")
-            + (f"; {assignment.searched.told_state}" if assignment.searched else "")
-        )
+
+        plans = plans_of(assignment, None if max_miou_drop is None else searched)
+    tried = []
+    for plan in plans:
+        written_as = Judged.of(source, plan, judge, half_ends=half_ends)
+        tried.append(written_as)
+        if max_miou_drop is None or written_as.accuracy.miou_drop <= max_miou_drop:
+            break
+    else:
+        raise CheckFailed(unkept(out, tried, max_miou_drop or 0.0, frames, source))
+    assignment, typed = written_as.assignment, written_as.typed
+    labels, accuracy, chosen = written_as.labels, written_as.accuracy, assignment.int8
     named = "mixed" if assignment.searched and len(chosen) < len(source.sites.layers) else precision
     if precision == "int8" and not chosen:
         named = source.half or "fp32"
@@ -149,9 +148,9 @@ def calibrate(
         sha256_of_file(model), versions("onnx", "onnxruntime"), precision=named
     )
     set_contract(typed.model, derived)
-    # A CPU's integers may saturate: their speed is worth something if they give the same labels.
-    kernels = None
-    if flavour == "cpu":
+    # What `predict` opens may round otherwise, and a CPU's integers may saturate.
+    kernels: float | None = None
+    if precision != "bf16":  # which ONNX Runtime has no kernels for
         kernels = share_equal(labels, judge.labels(typed.model, literal=False))
     written = save_onnx(typed.model, out)
     if assignment.searched:
@@ -189,7 +188,8 @@ def calibrate(
         odd_channels=source.odd_channels(),
         notes=notes_of(
             *(frames, bad, settled, source, assignment, typed, accuracy, kernels, half_ends)
-        ),
+        )
+        + walked(tried, max_miou_drop, frames),
         seconds=time.perf_counter() - started,
     )
     if page:
@@ -202,13 +202,12 @@ def _optimised(graph: onnx.ModelProto, contract: Contract) -> tuple[onnx.ModelPr
 
     Folding first leaves less to round; once there are Q/DQ between them, layers stay apart.
     """
-    from segdeploy.optimizer.optimize import optimize_graph
+    from segdeploy.exporter.running import random_input
+    from segdeploy.optimizer.optimize import against_itself, optimize_graph
 
-    _, account = optimize_graph(graph, clean=False)
-    if not account.rewrites:
-        return graph, []
-    graph, account = optimize_graph(graph, clean=False, checked_at=((1, *contract.picture_shape),))
-    return graph, list(account.rewrites)
+    image = random_input(graph, (1, *contract.picture_shape))
+    rewritten, account = optimize_graph(graph, check=against_itself(graph, [image]))
+    return (rewritten, list(account.rewrites)) if account.rewrites else (graph, [])
 
 
 def _check_options(precision: str, max_miou_drop: float | None, method: str, flavour: str) -> None:

@@ -70,8 +70,9 @@ def notes_of(
             "layers in INT8); their scale is a guess"
         )
     if kernels is not None and kernels < _LEAST_KERNELS:
+        what = "its speed is not worth that" if source.flavour.unsigned else "TensorRT does not"
         notes.append(
-            f"this CPU's integer kernels give {kernels:.2%} of the labels of the graph as written; "
-            "their speed is not worth that"
+            f"ONNX Runtime, as `predict` opens it, gives {kernels:.2%} of the labels of the graph "
+            f"as written; {what}"
         )
     return tuple(notes)

@@ -23,8 +23,8 @@ class CalibrationReport:
     `int8` and `kept` name modules; `kept` says of each convolution that is not INT8 why. `snr_db`
     holds what each method of choosing ranges reached on held-back frames, `block_snr_db` what each
     block of the network reaches alone in INT8. `rewrites` are those that the graph still lacked.
-    `kernel_agreement` is the share of labels that this CPU's integers give as the graph run
-    literally, for the flavour `cpu`.
+    `kernel_agreement` is the share of labels that are equal in the graph run literally and in the
+    session that `predict` opens.
     """
 
     path: Path

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed, 2 usage or bad input, 3 a bug of ours, 130
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -46,8 +47,19 @@ for command in (
     cli.add_command(command)
 
 
+class _Notes(logging.Handler):
+    """What was found out on the way, a line each on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record as a note."""
+        click.echo(f"note: {record.getMessage()}", err=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with its code."""
+    log = logging.getLogger("segdeploy")
+    log.handlers, log.propagate = [_Notes()], False
+    log.setLevel(logging.INFO)
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Ended by a supervisor, we clean up as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -122,7 +122,8 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
     )
     if report.kernel_agreement is not None:
         click.echo(
-            f"this CPU's integers give {percent(report.kernel_agreement, 3)} % of its labels"
+            f"ONNX Runtime, as `predict` opens it, gives {percent(report.kernel_agreement, 3)} % "
+            "of these labels"
         )
     held = [name for name in accuracy.iou_drop if name not in report.classes_missing]
     click.echo(

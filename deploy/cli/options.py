@@ -122,13 +122,18 @@ def network_options(command: Command) -> Command:
                 "(COCO_WITH_VOC_LABELS_V1).",
             ),
             click.option("--size", type=Size(), help="Input size, height x width."),
+            click.option(
+                "--take",
+                metavar="KEY",
+                help="Which of its outputs holds the logits: a key, or an index.",
+            ),
         )
     ):
         command = option(command)
     return command
 
 
-NETWORK_OPTIONS = ("num_classes", "width", "stride", "extra", "weights", "size")
+NETWORK_OPTIONS = ("num_classes", "width", "stride", "extra", "weights", "size", "take")
 
 
 def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
@@ -138,7 +143,14 @@ def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
         if name in arguments:
             raise click.UsageError(f"{name} is given twice; give it once")
         arguments[name] = value
-    return ModelSpec(model, options["num_classes"], arguments, options["weights"], options["size"])
+    return ModelSpec(
+        model,
+        options["num_classes"],
+        arguments,
+        options["weights"],
+        options["size"],
+        options["take"],
+    )
 
 
 def note_untrained(spec: ModelSpec) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.exporter.dilation import CONVOLUTIONS, ConvGeometry, ConvProof, node_geometry
+from segdeploy.exporter.dilation import ConvProof
+from segdeploy.exporter.geometry import CONVOLUTIONS, ConvGeometry, node_geometry
 from segdeploy.onnx_file import convolution_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def prove_network(trt: Any, network: Any, graph: onnx.ModelProto) -> list[ConvPr
         expected, found = node_geometry(node, graph), layers.get(node.name)
         if expected.transposed and found is not None:
             # TensorRT puts the output padding into the padding behind; its shape check sees that.
-            found = replace(found, padding=expected.padding)
+            found = replace(found, padding=expected.padding, output_padding=expected.output_padding)
         if len(expected.kernel) == 2:
             proofs.append(ConvProof(convolution_of(node), node.name, expected, found))
     return proofs

@@ -1,86 +1,36 @@
-"""The dilation proof: every convolution of a graph against the PyTorch module it came from."""
+"""The dilation proof: every convolution of a graph against the one that PyTorch executed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING
 
-from segdeploy.spec import FOLDED_KEY, MODULE_KEY
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.exporter.calls import ConvCall, GraphCalls, NodeCall, Recording
+from segdeploy.exporter.geometry import ConvGeometry, ResizeGeometry
+from segdeploy.exporter.raw_graph import node_calls
+from segdeploy.exporter.recording import reaches_output, record
+from segdeploy.onnx_file import note_of
+from segdeploy.spec import CALL_KEY, FOLDED_KEY
 
 if TYPE_CHECKING:
     import onnx
-    from torch import nn
-
-
-@dataclass(frozen=True)
-class ConvGeometry:
-    """What decides which pixels a 2-D convolution reads; pairs are (vertical, horizontal).
-
-    `padding` is ONNX's order: top, left, bottom, right.
-    """
-
-    kernel: tuple[int, ...]
-    dilation: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int | str, ...]
-    groups: int
-    transposed: bool = False
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether it reads one pixel: a 1x1 convolution with stride 1 and no padding."""
-        return (set(self.kernel), set(self.stride), set(self.padding)) == ({1}, {1}, {0})
-
-    def without_dead_taps(self, source: tuple[int, ...], output: tuple[int, ...]) -> ConvGeometry:
-        """What is left where only taps count that read a map of `source` (H, W), not its padding.
-
-        `output` is the size of what the convolution gives. Asked of every tap and output in turn.
-        """
-        kernel, front, back = [], [], []
-        for axis in (0, 1):
-            stride, rate = self.stride[axis], self.dilation[axis]
-            pad = int(self.padding[axis])
-            live = [
-                tap
-                for tap in range(self.kernel[axis])
-                if any(
-                    0 <= o * stride + tap * rate - pad < source[axis] for o in range(output[axis])
-                )
-            ]
-            first, last = (live[0], live[-1]) if live else (self.kernel[axis] - 1,) * 2
-            first = min(first, pad // rate)  # a dead tap stays where the padding would be negative
-
-            def end(last: int, axis: int = axis) -> int:
-                reach = (output[axis] - 1) * self.stride[axis] + last * self.dilation[axis]
-                return reach - int(self.padding[axis]) + 1 - source[axis]
-
-            while end(last) <= -stride:  # or where another output would appear
-                last += 1
-            kernel.append(last - first + 1)
-            front.append(pad - first * rate)
-            back.append(max(0, end(last)))
-        dilation = tuple(
-            d if k > 1 or was == 1 else 1
-            for d, k, was in zip(self.dilation, kernel, self.kernel, strict=True)
-        )
-        return replace(self, kernel=tuple(kernel), dilation=dilation, padding=(*front, *back))
-
-    def differences(self, other: ConvGeometry) -> str:
-        """Say in words where `other` departs from this geometry; empty if nowhere."""
-        return ", ".join(
-            f"{name} {getattr(other, name)} instead of {getattr(self, name)}"
-            for name in ("kernel", "dilation", "stride", "padding", "groups", "transposed")
-            if getattr(other, name) != getattr(self, name)
-        )
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class ConvProof:
-    """One PyTorch convolution beside what a graph made of it.
+    """One convolution that PyTorch executed, beside what a graph made of it.
 
-    `found` is None if there is no such node; a 1x1 convolution may have been multiplied into the
-    nodes `folded_into`, which changes no pixel that is read (parity proves the numbers). `live` is
-    what `expected` is at a static size without the taps that read padding alone.
+    `module` is the call's label. `found` is None if there is no such node; a 1x1 convolution may
+    have been multiplied into the nodes `folded_into`, which changes no pixel that is read (parity
+    proves the numbers). `live` is what `expected` is at a static size without the taps that read
+    padding alone. `problem` says what else is not PyTorch's.
     """
 
     module: str
@@ -89,192 +39,226 @@ class ConvProof:
     found: ConvGeometry | None
     folded_into: tuple[str, ...] = ()
     live: ConvGeometry | None = None
+    problem: str = ""
 
     @property
     def holds(self) -> bool:
         """Whether the graph computes the same convolution."""
+        if self.problem:
+            return False
         if self.folded_into:
             return self.expected.is_pointwise
         return self.found is not None and self.found in (self.expected, self.live)
 
     def complaint(self) -> str:
         """One clause that names the module and what became of it."""
-        if self.folded_into:
+        if self.folded_into and not self.problem:
             return f"convolution {self.module} is no 1x1 convolution, yet it was folded away"
         if self.found is None:
             return f"convolution {self.module} has no node in the graph"
-        return f"convolution {self.module} (node {self.node}) has " + self.expected.differences(
-            self.found
-        )
+        differences = self.expected.differences(self.found)
+        if differences:
+            return f"convolution {self.module} (node {self.node}) has {differences}"
+        return f"convolution {self.module} (node {self.node}) {self.problem}"
 
 
 @dataclass(frozen=True)
-class DilationProof:
-    """All convolutions that a network runs, and the graph's nodes that belong to none of them."""
+class TraceProof:
+    """What a raw graph has of the calls that PyTorch executed.
 
+    `calls` are those that reach the output, `left_out` the labels of the others. `complaints` name
+    what is in the graph and not in PyTorch: convolutions that did not run, a resize that aligns
+    pixels otherwise, and branches that changed places.
+    """
+
+    calls: tuple[ConvCall, ...]
     convolutions: tuple[ConvProof, ...]
-    strangers: tuple[str, ...]
+    left_out: tuple[str, ...]
+    complaints: tuple[str, ...]
+
+    @property
+    def failures(self) -> list[str]:
+        """A clause for everything that does not hold."""
+        return [p.complaint() for p in self.convolutions if not p.holds] + list(self.complaints)
+
+
+def prove_trace(
+    network: nn.Module, run: nn.Module, graph: onnx.ModelProto, image: Tensor
+) -> TraceProof:
+    """Compare a raw graph with what PyTorch executes for `image` `(N, C, H, W)`, call by call.
+
+    The calls that reach the output and the graph's convolutions must be the same, in the same
+    order: kernel, stride, padding with a constant zero pad in front of it, dilation, groups, output
+    padding, the weight's values, and the convolutions that each one reads. Each node is told its
+    call's label, by which `prove_dilations` knows it again once the graph was rewritten.
+
+    `network` is what modules are named after; `run` is called: the network, or what wraps it.
+    """
+    recording = record(network, run, image)
+    found = node_calls(graph, image.numpy())
+    calls = recording.live
+    pairs, missing, surplus = _paired(calls, found.convolutions)
+    if missing and not reaches_output(network, run, image, {call.label for call in missing}):
+        missing = []  # the exporter knew better that nothing reads it
+    labels = {node.name: call.label for call, node in pairs}
+    for call, node in pairs:
+        node.node.metadata_props.add(key=CALL_KEY, value=call.label)
+    wired = recording.joins is not None and found.joins is not None
+    proofs = [_prove(call, node, labels if wired else None) for call, node in pairs]
+    proofs += [ConvProof(call.label, None, call.geometry, None) for call in missing]
+    complaints = [
+        f"convolution node {node.name} of the graph did not run in PyTorch" for node in surplus
+    ]
+    if wired and not missing and not surplus:
+        complaints += _exchanged(recording, found, labels)
+        complaints += _resized_otherwise(recording, found, labels)
+    kept = {call.label for call, _ in pairs}
+    return TraceProof(
+        calls=tuple(call for call, _ in pairs),
+        convolutions=tuple(proofs),
+        left_out=tuple(c.label for c in recording.convolutions if c.label not in kept),
+        complaints=tuple(complaints),
+    )
+
+
+def _paired(
+    calls: Sequence[ConvCall], nodes: Sequence[NodeCall]
+) -> tuple[list[tuple[ConvCall, NodeCall]], list[ConvCall], list[NodeCall]]:
+    """Calls and nodes in order; where one side has more, what lacks a partner.
+
+    A node inside a branch (of If) may be one that this image does not take.
+    """
+    if len(calls) == len(nodes):
+        return list(zip(calls, nodes, strict=True)), [], []
+    weights = [*(_values(call) for call in calls), *(n.weight for n in nodes)]
+    kinds = _kinds(weights)
+    matcher = SequenceMatcher(None, kinds[: len(calls)], kinds[len(calls) :], autojunk=False)
+    pairs = [
+        (calls[block.a + i], nodes[block.b + i])
+        for block in matcher.get_matching_blocks()
+        for i in range(block.size)
+    ]
+    paired_calls = {call.label for call, _ in pairs}
+    paired_nodes = {node.name for _, node in pairs}
+    missing = [call for call in calls if call.label not in paired_calls]
+    surplus = [n for n in nodes if n.name not in paired_nodes and not n.in_branch]
+    return pairs, missing, surplus
+
+
+def _values(call: ConvCall) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = call.weight.detach().numpy()
+    return values
+
+
+def _kinds(weights: Sequence[NDArray[np.float32] | None]) -> list[int]:
+    """A number a weight; weights of the same values have the same one."""
+    seen: dict[tuple[int, ...], list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
+    kinds = []
+    for number, weight in enumerate(weights):
+        if weight is None:
+            kinds.append(-number - 1)
+            continue
+        alike = seen[weight.shape]
+        kind = next((n for n, other in alike if _same(weight, other)), None)
+        if kind is None:
+            kind = number
+            alike.append((number, weight))
+        kinds.append(kind)
+    return kinds
+
+
+def _same(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    """Whether two weights are equal, or differ by the rounding of how they are computed."""
+    if one.shape != other.shape:
+        return False
+    largest = float(np.abs(one).max(initial=0))
+    return bool(np.allclose(one, other, rtol=0, atol=1e-5 * largest))
+
+
+def _prove(call: ConvCall, node: NodeCall, labels: dict[str, str] | None) -> ConvProof:
+    problem = ""
+    if node.weight is None or not _same(_values(call), node.weight):
+        problem = "has other weights than PyTorch used"
+    elif labels is not None:
+        read = frozenset(labels.get(name, name) for name in node.sources)
+        if read != call.sources:
+            problem = f"reads {_listed(read)} instead of {_listed(call.sources)}"
+    return ConvProof(call.label, node.name, call.geometry, node.geometry, problem=problem)
+
+
+def _listed(sources: frozenset[str]) -> str:
+    return ", ".join(sorted(sources)) or "nothing"
+
+
+def _exchanged(recording: Recording, found: GraphCalls, labels: dict[str, str]) -> list[str]:
+    """Concatenations of the graph whose parts stand in another order than PyTorch's."""
+    ran = Counter(recording.joins)
+    orders = {frozenset(Counter(parts).items()): parts for parts in ran}
+    complaints = []
+    for name, sources in found.joins or []:
+        parts = tuple(frozenset(labels.get(n, n) for n in part) for part in sources)
+        expected = orders.get(frozenset(Counter(parts).items()))
+        if expected is not None and parts not in ran:
+            complaints.append(
+                f"concatenation {name} joins {' | '.join(map(_listed, parts))} instead of "
+                f"{' | '.join(map(_listed, expected))}"
+            )
+    return complaints
+
+
+def _resized_otherwise(
+    recording: Recording, found: GraphCalls, labels: dict[str, str]
+) -> list[str]:
+    """Resizes of the graph that place pixels otherwise than those of PyTorch for the same maps."""
+    ran = defaultdict(list)
+    for call in recording.resizes:
+        ran[call.sources].append(call)
+    there: dict[frozenset[str], list[tuple[str, ResizeGeometry]]] = defaultdict(list)
+    for name, geometry, sources in found.resizes:
+        there[frozenset(labels.get(n, n) for n in sources)].append((name, geometry))
+    return [
+        f"resize of {call.label} (node {name}) has {call.geometry.differences(geometry)}"
+        for sources, calls in ran.items()
+        if len(calls) == len(there[sources])
+        for call, (name, geometry) in zip(calls, there[sources], strict=True)
+        if geometry != call.geometry
+    ]
 
 
 def prove_dilations(
-    network: nn.Module,
-    size: tuple[int, int],
-    graph: onnx.ModelProto,
-    run: nn.Module | None = None,
-) -> DilationProof:
-    """Compare every 2-D convolution that `network` runs, plain or transposed, with `graph`'s nodes.
+    calls: Sequence[ConvCall], graph: onnx.ModelProto, image: Tensor
+) -> tuple[tuple[ConvProof, ...], tuple[str, ...]]:
+    """Compare a graph that was rewritten with the calls that `prove_trace` found in the raw one.
 
-    A node belongs to the module that its scope names; one that was fused with BatchNorm has the
-    BatchNorm's scope, and belongs to the convolution that feeds it. A node that a rewrite made says
-    its module itself. A module that runs several times has as many nodes, and each must
-    agree. What a rewrite folded away is traced to the nodes that took it in. A convolution that is
-    called as a function, without a module, has nothing to be compared with: a stranger. `run` is
-    what is called, if something wraps the network.
+    A node is known by the label that it was told, or that the rewrite which made it took over. What
+    a rewrite folded away is traced to the nodes that took it in. Beside the proofs stand the nodes
+    that belong to no call. `image` is the one that the calls were recorded for.
     """
-    ran, norms = module_geometries(network, size, run)
     static = _has_static_size(graph)
-    nodes: dict[str, list[tuple[str, ConvGeometry]]] = {}
-    folded: dict[str, list[str]] = {}
+    nodes: dict[str, list[NodeCall]] = defaultdict(list)
+    folded: dict[str, list[str]] = defaultdict(list)
     strangers = []
-    for node in graph.graph.node:
-        if node.op_type not in CONVOLUTIONS:
-            continue
-        geometry = node_geometry(node, graph)
-        notes = {entry.key: entry.value for entry in node.metadata_props}
-        if FOLDED_KEY in notes:
-            for absorbed in notes[FOLDED_KEY].split(","):
-                folded.setdefault(norms.get(absorbed, absorbed), []).append(node.name)
-        module = notes.get(MODULE_KEY, node.input[1].removesuffix(".weight"))
-        module = norms.get(module, module)
-        if module in ran:
-            nodes.setdefault(module, []).append((node.name, geometry))
-        elif not (FOLDED_KEY in notes and geometry.is_pointwise):
+    known = {call.label for call in calls}
+    for node in node_calls(graph, image.numpy()).convolutions:
+        taken_in = note_of(node.node, FOLDED_KEY)
+        for label in taken_in.split("\n") if taken_in else ():
+            folded[label].append(node.name)
+        call_label = note_of(node.node, CALL_KEY)
+        if call_label in known:
+            nodes[str(call_label)].append(node)
+        elif not (taken_in and node.geometry.is_pointwise):
             strangers.append(node.name)
     proofs = []
-    for module, calls in ran.items():
-        found = nodes.get(module, [])
-        into = tuple(dict.fromkeys(folded.get(module, ())))
-        expected = calls[0][0]
-        lives = [live if static else None for _, live in calls]
-        for name, geometry in found:
-            # Of the calls at several scales, each explains one node that lost its dead taps.
-            live = geometry if geometry in lives else next(filter(None, lives), None)
-            if live == geometry:
-                lives.remove(live)
-            proofs.append(ConvProof(module, name, expected, geometry, live=live))
-        missing = len(calls) - len(found)
-        if missing > 0:
-            proofs += [ConvProof(module, None, expected, None, into)] * (1 if into else missing)
-    return DilationProof(tuple(proofs), tuple(strangers))
-
-
-CONVOLUTIONS = ("Conv", "ConvTranspose")
+    for call in calls:
+        live = call.live if static else None
+        into = tuple(dict.fromkeys(folded[call.label]))
+        proofs += [
+            ConvProof(call.label, node.name, call.geometry, node.geometry, live=live)
+            for node in nodes[call.label]
+        ] or [ConvProof(call.label, None, call.geometry, None, into)]
+    return tuple(proofs), tuple(strangers)
 
 
 def _has_static_size(graph: onnx.ModelProto) -> bool:
     dims = [d for value in graph.graph.input for d in value.type.tensor_type.shape.dim[1:]]
     return all(d.HasField("dim_value") for d in dims)
-
-
-def module_geometries(
-    network: nn.Module, size: tuple[int, int], run: nn.Module | None = None
-) -> tuple[dict[str, list[tuple[ConvGeometry, ConvGeometry | None]]], dict[str, str]]:
-    """Geometry of every 2-D convolution that a forward pass at `size` (H, W) runs, once a call.
-
-    Beside it stands the geometry without dead taps at that size, where that is another one. The
-    second mapping says which convolution feeds each BatchNorm.
-    """
-    import torch
-    from torch import nn
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    ran: dict[str, list[tuple[ConvGeometry, ConvGeometry | None]]] = {}
-    norms: dict[str, str] = {}
-    made: dict[int, tuple[str, Any]] = {}  # values are held, so that no id is given twice
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-
-            def note(conv: nn.Module, given: Any, output: Any, name: str = name) -> None:
-                assert isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d))
-                geometry = module_geometry(conv)
-                live = None
-                if not conv.transposed and conv.padding_mode == "zeros":
-                    sizes = tuple(given[0].shape[2:]), tuple(output.shape[2:])
-                    live = geometry.without_dead_taps(*sizes)
-                ran.setdefault(name, []).append((geometry, None if live == geometry else live))
-                made[id(output)] = (name, output)
-
-            hooks.append(module.register_forward_hook(note))
-        elif isinstance(module, _BatchNorm):
-
-            def trace_back(norm: nn.Module, given: Any, *, name: str = name) -> None:
-                if id(given[0]) in made:
-                    norms[name] = made[id(given[0])][0]
-
-            hooks.append(module.register_forward_pre_hook(trace_back))
-    try:
-        with torch.inference_mode():
-            (run or network)(torch.zeros(1, 3, *size))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return ran, norms
-
-
-def module_geometry(conv: nn.Conv2d | nn.ConvTranspose2d) -> ConvGeometry:
-    """What a PyTorch module reads, in ONNX's terms."""
-    if conv.transposed:
-        top, left = (int(side) for side in conv.padding)
-        padding: tuple[int | str, ...] = (top, left, top, left)
-    elif conv.padding_mode != "zeros":
-        padding = (0, 0, 0, 0)  # a Pad node before the convolution does it
-    else:
-        # PyTorch's own order is (left, right, top, bottom), and holds "same" padding resolved.
-        left, right, top, bottom = conv._reversed_padding_repeated_twice
-        padding = (top, left, bottom, right)
-    return ConvGeometry(
-        kernel=tuple(conv.kernel_size),
-        dilation=tuple(conv.dilation),
-        stride=tuple(conv.stride),
-        padding=padding,
-        groups=conv.groups,
-        transposed=conv.transposed,
-    )
-
-
-def node_geometry(node: onnx.NodeProto, graph: onnx.ModelProto) -> ConvGeometry:
-    """Read the geometry of a Conv or ConvTranspose node, with the operator's defaults filled in.
-
-    Where the node leaves the padding to the runtime, its `auto_pad` stands in its place.
-    """
-    import onnx
-
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    kernel = attributes.get("kernel_shape")
-    if kernel is None:
-        kernel = _kernel_of_weight(node.input[1], graph)
-    rank = len(kernel)
-    padding = tuple(attributes.get("pads", (0,) * 2 * rank))
-    automatic = attributes.get("auto_pad", b"NOTSET").decode(errors="replace")
-    if automatic not in ("NOTSET", "VALID"):
-        padding = (automatic,)
-    return ConvGeometry(
-        kernel=tuple(kernel),
-        dilation=tuple(attributes.get("dilations", (1,) * rank)),
-        stride=tuple(attributes.get("strides", (1,) * rank)),
-        padding=padding,
-        groups=attributes.get("group", 1),
-        transposed=node.op_type == "ConvTranspose",
-    )
-
-
-def _kernel_of_weight(weight: str, graph: onnx.ModelProto) -> tuple[int, ...]:
-    # A quantised weight stands behind a DequantizeLinear.
-    sources = {
-        node.output[0]: node.input[0]
-        for node in graph.graph.node
-        if node.op_type == "DequantizeLinear"
-    }
-    name = sources.get(weight, weight)
-    return next((tuple(t.dims[2:]) for t in graph.graph.initializer if t.name == name), ())

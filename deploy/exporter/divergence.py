@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.exporter.parity import FP32_LIMIT, open_graph, random_images
+from segdeploy.exporter.parity import FP32_LIMIT
+from segdeploy.exporter.running import open_graph
 from segdeploy.onnx_file import module_of
 from segdeploy.spec import FOLDED_KEY
 
@@ -75,10 +76,10 @@ def first_divergence(
     network: nn.Module,
     run: nn.Module,
     graph: onnx.ModelProto,
-    shape: tuple[int, ...],
+    images: NDArray[np.float32],
     limit: float = FP32_LIMIT,
 ) -> tuple[Divergence | None, int]:
-    """Find it at one input shape, and how many layers were compared; None if all of them agree.
+    """Find it on images `(N, C, H, W)`, and how many layers were compared; None if all agree.
 
     Compared are the calls of the modules of `network` without children, from the first to run to
     the last; `graph` is as it was traced, since rewrites move what a node computes. Bisection would
@@ -87,7 +88,7 @@ def first_divergence(
     """
     before: str | None = None
     count = 0
-    for layer in layer_errors(network, run, graph, random_images(shape)):
+    for layer in layer_errors(network, run, graph, images):
         count = layer.of
         if layer.max_rel > limit:
             return Divergence(layer.module, layer.node, layer.max_rel, before), count

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.exporter.parity import (
+    NOISE,
     Parity,
-    Shape,
+    Scale,
     compare,
     compare_labels,
-    open_graph,
+    reference_of,
+)
+from segdeploy.exporter.probes import (
+    Shape,
+    breaking_images,
+    breaking_inputs,
+    normalized,
     random_bytes,
     random_images,
 )
+from segdeploy.exporter.running import runner
 from segdeploy.runtime.late_upsampling import labels_of_small_map
+from segdeploy.runtime.postprocess import softmax
 from segdeploy.spec import Contract
 
 if TYPE_CHECKING:
@@ -28,41 +38,59 @@ if TYPE_CHECKING:
 def check_ends(
     network: nn.Module, graph: onnx.ModelProto, contract: Contract, shapes: Iterable[Shape]
 ) -> list[Parity]:
-    """Run the finished graph on what its contract takes, and compare with PyTorch at each shape.
+    """Run the finished graph on what its contract takes, and compare with PyTorch.
 
-    Bytes are normalised in float64 for PyTorch, scores turned into labels as our runtimes do.
+    It is shown noise of each shape, and the images that break things. Bytes are normalised in
+    float64 for PyTorch, scores turned into labels as our runtimes do.
+
+    Raises:
+        CheckFailed: if ONNX Runtime cannot run the graph.
     """
-    import torch
-
-    session = open_graph(graph)
-    name = session.get_inputs()[0].name
+    run = runner(graph)
+    scale: Scale | None = None
     results = []
-    for shape in shapes:
-        given, images = _inputs(shape, contract)
-        with torch.inference_mode():
-            logits = network(torch.from_numpy(images))
-            probabilities = logits.softmax(1).numpy()
-        output = session.run(None, {name: given})[0]
-        what = f"PyTorch's {contract.output}"
-        if contract.output == "labels":
-            labels = _labels(output, contract, (shape[2], shape[3]))
-            results.append(compare_labels(shape, logits.numpy(), labels, what))
-        else:
-            expected = logits.numpy() if contract.output == "logits" else probabilities
-            results.append(compare(shape, expected, output, what))
+    for name, given, images in _inputs(contract, shapes):
+        logits = reference_of(network, images)
+        scale = scale or Scale.of(logits)
+        result = _compared(logits, run(given), contract, images.shape, scale)
+        results.append(replace(result, image=name))
     return results
 
 
-def _inputs(shape: Shape, contract: Contract) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """What the graph takes, and the same images as PyTorch takes them."""
+def _compared(
+    logits: NDArray[np.float32],
+    output: NDArray[Any],
+    contract: Contract,
+    shape: tuple[int, ...],
+    scale: Scale,
+) -> Parity:
+    what = f"PyTorch's {contract.output}"
+    if contract.output == "labels":
+        labels = _labels(output, contract, (shape[2], shape[3]))
+        return compare_labels(shape, logits, labels, what, scale)
+    if contract.output == "probabilities":
+        return compare(shape, np.stack([softmax(one) for one in logits]), output, what)
+    return compare(shape, logits, output, what, scale)
+
+
+def _inputs(
+    contract: Contract, shapes: Iterable[Shape]
+) -> Iterable[tuple[str, NDArray[Any], NDArray[np.float32]]]:
+    """Names, what the graph takes, and the same images as PyTorch takes them."""
     if contract.layout != "NHWC":
-        images = random_images(shape)
-        return images, images
-    batch, channels, height, width = shape
-    pictures = random_bytes((batch, height, width, channels))
-    rgb = pictures[..., ::-1] if contract.colour == "BGR" else pictures
-    normalised = (rgb / 255 - np.array(contract.mean)) / np.array(contract.std)
-    return pictures, np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), dtype=np.float32)
+        for shape in shapes:
+            images = random_images(shape)
+            yield NOISE, images, images
+        for name, image in breaking_inputs(contract).items():
+            yield name, image, image
+        return
+    order = slice(None, None, -1) if contract.colour == "BGR" else slice(None)
+    for batch, channels, height, width in shapes:
+        given = random_bytes((batch, height, width, channels))
+        yield NOISE, given, np.concatenate([normalized(i, contract) for i in given[..., order]])
+    for name, rgb in breaking_images(contract.size).items():
+        given = np.ascontiguousarray(rgb[None, ..., order])
+        yield name, given, normalized(rgb, contract)
 
 
 def _labels(output: NDArray[Any], contract: Contract, size: tuple[int, int]) -> NDArray[np.integer]:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.exporter.dilation import ConvProof, prove_dilations
+from segdeploy.exporter.dilation import ConvProof, TraceProof, prove_dilations, prove_trace
 from segdeploy.exporter.divergence import first_divergence
 from segdeploy.exporter.end_parity import check_ends
 from segdeploy.exporter.ends import append_output, cut_last_upsampling, prepend_preprocessing
-from segdeploy.exporter.parity import (
-    Parity,
-    check_parity,
-    compare_on,
-    probe_shapes,
-    random_images,
-)
+from segdeploy.exporter.parity import Parity, check_parity
+from segdeploy.exporter.probes import Shape, breaking_inputs, probe_shapes, random_images
+from segdeploy.exporter.sizes import fit, stepped
 from segdeploy.exporter.tracing import OPSET, OPSETS, Bounds, trace
 from segdeploy.external_data import is_too_large
 from segdeploy.files import check_output
 from segdeploy.models.dataset import DataSet, open_dataset
-from segdeploy.models.errors import ModelInputError, first_line
-from segdeploy.models.scales import checked_scaled_size
+from segdeploy.models.errors import first_line
 from segdeploy.network import LoadedNetwork, ModelSpec, load_network
-from segdeploy.onnx_file import save_onnx, set_contract
+from segdeploy.onnx_file import save_onnx, set_contract, set_rejected
 from segdeploy.optimizer.optimize import Account, optimize_graph
 from segdeploy.packages import require, versions
 from segdeploy.runtime.preprocess import preprocess as preprocess_image
@@ -43,7 +40,9 @@ if TYPE_CHECKING:
 class ExportReport:
     """What `export` proved of the file that it wrote.
 
-    `strangers` are convolutions of the graph that no module made: parity alone speaks for them.
+    `convolutions` are those that PyTorch executed on the way to the output, and `left_out` the
+    modules whose convolutions lead nowhere. `strangers` are convolutions of the graph that belong
+    to no call: parity alone speaks for them.
     """
 
     path: Path
@@ -55,6 +54,35 @@ class ExportReport:
     account: Account | None
     contract: Contract
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A network that is exported, what is called, and the images that it is compared on."""
+
+    network: nn.Module
+    run: nn.Module
+    contract: Contract
+    shapes: Sequence[Shape]
+    images: Mapping[str, NDArray[np.float32]]
+
+    def parity(self, graph: onnx.ModelProto) -> list[Parity]:
+        """Compare a graph with PyTorch on all of them."""
+        return check_parity(self.run, graph, self.shapes, self.images)
+
+
+@dataclass(frozen=True)
+class _Proven:
+    """A graph, what was proven of it, and what does not hold."""
+
+    graph: onnx.ModelProto
+    trace: TraceProof
+    convolutions: tuple[ConvProof, ...]
+    strangers: tuple[str, ...]
+    parity: list[Parity]
+    account: Account | None
+    failures: str
 
 
 def export(
@@ -80,54 +108,44 @@ def export(
     multi-scale inference into it. `output` is `logits`, `probabilities` or `labels`, and with
     `late_upsampling` it ends at the class scores of the small map that labels are made of. With
     `preprocess` (`RGB` or `BGR`) it takes the camera's bytes `(N, H, W, 3) uint8`. `data` is a
-    data set that names the classes of a network without a checkpoint.
+    data set that names the classes of a network without a checkpoint, and gives a real frame to
+    compare on.
 
-    Every convolution is compared with its PyTorch module, and the outputs with PyTorch's, at
-    several shapes where the graph is dynamic.
+    The graph as PyTorch's exporter writes it is compared with what PyTorch executes, convolution by
+    convolution, and its outputs with PyTorch's, on noise at several shapes and on images that break
+    things. Only then is it rewritten, and compared again.
 
     Raises:
         InputError, ModelInputError: for a network that cannot be made or exported so.
         CheckFailed: if a proof fails; the graph is then kept as `NAME.rejected.onnx`.
     """
     started = time.perf_counter()
-    notes: list[str] = []
     out = check_output(Path(out), ".onnx")
     spec = ModelSpec.of(model)
     _check_options(output, late_upsampling, preprocess, opset)
-    require("torch", "onnxscript", "onnxruntime", "onnxslim")
+    require("torch", "onnxscript", "onnxruntime")
     dataset = open_dataset(Path(data)) if data else None
     loaded = load_network(spec, dataset)
     size = loaded.contract.size
-    bounds = (bounds or Bounds().around(size)) if dynamic else None
-    if bounds:
-        bounds.check(size)
-    run = _multi_scale(loaded, tuple(scales), flip=flip, fuse=fuse)
+    scales = tuple(float(scale) for scale in scales)
+    bounds, step, notes = stepped(loaded, bounds, scales, dynamic=dynamic)
     shapes = probe_shapes(size, bounds)
-    _fit(loaded, {shape[2:] for shape in shapes}, scales)
+    run = _multi_scale(loaded, scales, step, flip=flip, fuse=fuse)
+    fit(loaded, {shape[2:] for shape in shapes}, scales, bounds, step)
     graph = trace(run, size, dynamic=dynamic, name=spec.model, bounds=bounds, opset=opset)
-    traced, account = graph, None
-    if optimized and is_too_large(graph):
-        notes.append("rewrites left out: over 2 GiB, shapes cannot be inferred")
-    elif optimized:
-        graph, account = optimize_graph(graph)
     contract = replace(
         loaded.contract.derived(loaded.sha256 or "", versions("torch", "onnx", "onnxscript")),
-        scales=tuple(float(scale) for scale in scales),
+        scales=scales,
         flip=flip,
         fuse=fuse,
         bounds=(bounds.smallest, bounds.largest, bounds.batch) if bounds else None,
+        multiple=step,
     )
-    network = loaded.network.module
-    dilations = prove_dilations(network, size, graph, run)
-    parity = check_parity(run, graph, shapes)
-    if dataset is not None:
-        parity += _check_frame(run, graph, dataset, loaded.contract)
-    failures = _failures(dilations.convolutions, parity)
-    if failures:
-        worst = next((p for p in parity if not p.holds and p.against == "PyTorch"), None)
-        if worst:
-            failures += f"; {_where(network, run, traced, worst)}"
-    else:
+    images = breaking_inputs(contract) | (_frame(dataset, contract) if dataset else {})
+    subject = _Subject(loaded.network.module, run, contract, shapes, images)
+    proven = _proven(subject, graph, notes, optimized=optimized)
+    graph, parity, failures = proven.graph, proven.parity, proven.failures
+    if not failures:
         alignment = cut_last_upsampling(graph) if late_upsampling else None
         if late_upsampling and alignment is None:
             notes.append(
@@ -143,47 +161,101 @@ def export(
             prepend_preprocessing(graph, contract)
         if preprocess or output != "logits":
             parity += check_ends(run, graph, contract, shapes)
-            failures = _failures((), parity)
+            failures = failures_of((), parity)
     set_contract(graph, contract)
     if failures:
         rejected = out.with_name(f"{out.stem}.rejected.onnx")
+        set_rejected(graph, failures)
         save_onnx(graph, rejected)
         raise CheckFailed(f"{out}: not written; {failures}; the graph is kept as {rejected}")
+    left_out = modules_of(proven.trace.left_out, loaded.network.module)
+    notes += [f"{module} leads to no output, left out" for module in left_out]
     written = save_onnx(graph, out)
     return ExportReport(
         path=out,
         bytes=written,
         seconds=time.perf_counter() - started,
-        convolutions=dilations.convolutions,
-        strangers=dilations.strangers,
+        convolutions=proven.convolutions,
+        strangers=proven.strangers,
         parity=tuple(parity),
-        account=account,
+        account=proven.account,
         contract=contract,
         notes=tuple(notes),
+        left_out=left_out,
     )
 
 
-def _check_frame(
-    run: nn.Module, graph: onnx.ModelProto, dataset: DataSet, contract: Contract
-) -> list[Parity]:
-    """Compare on the first frame of the last split, which noise does not stand for."""
+def _proven(
+    subject: _Subject, graph: onnx.ModelProto, notes: list[str], *, optimized: bool
+) -> _Proven:
+    """Prove a graph as it was traced, rewrite it, and prove what came out."""
+    import onnx
+    import torch
+
+    image = torch.from_numpy(random_images((1, *subject.shapes[0][1:])))
+    trace = prove_trace(subject.network, subject.run, graph, image)
+    account = None
+    strangers: tuple[str, ...] = ()
+    convolutions = trace.convolutions
+    try:
+        parity = subject.parity(graph)
+    except CheckFailed as error:  # a runtime refuses it
+        failures = "; ".join([*trace.failures, str(error)])
+        return _Proven(graph, trace, convolutions, strangers, [], account, failures)
+    failures = failures_of(trace.failures, parity)
+    if failures:
+        failures += _where(subject, graph, parity)
+    elif is_too_large(graph):
+        notes.append("rewrites left out: over 2 GiB, shapes cannot be inferred")
+    elif not optimized:
+        graph = onnx.shape_inference.infer_shapes(graph, data_prop=True)
+    else:
+        graph, account = optimize_graph(graph, check=_checked_by(subject))
+        parity = list(account.parity) or parity
+        convolutions, strangers = prove_dilations(trace.calls, graph, image)
+        failures = failures_of([p.complaint() for p in convolutions if not p.holds], parity)
+    return _Proven(graph, trace, convolutions, strangers, parity, account, failures)
+
+
+def _checked_by(subject: _Subject) -> Callable[[onnx.ModelProto], tuple[list[Parity], str]]:
+    """What tells whether a rewritten graph is still PyTorch's network, and what is wrong."""
+
+    def check(candidate: onnx.ModelProto) -> tuple[list[Parity], str]:
+        try:
+            parity = subject.parity(candidate)
+        except CheckFailed as error:
+            return [], str(error)
+        return parity, failures_of((), parity)
+
+    return check
+
+
+def _frame(dataset: DataSet, contract: Contract) -> dict[str, NDArray[np.float32]]:
+    """The first frame of the last split, which noise does not stand for."""
     frame = dataset.frames(dataset.splits[-1], 1)[0]
     image, _ = frame.read()
-    return [compare_on(run, graph, preprocess_image(image, contract), f"PyTorch, on {frame.name}")]
+    return {f"the frame {frame.name}": preprocess_image(image, contract)}
 
 
-def _where(network: nn.Module, run: nn.Module, traced: onnx.ModelProto, worst: Parity) -> str:
-    """Where the graph, as it was traced, leaves PyTorch; a search must not hide what it is for."""
+def _where(subject: _Subject, graph: onnx.ModelProto, parity: Sequence[Parity]) -> str:
+    """Where a graph leaves PyTorch; a search must not hide what it is for."""
+    worst = next((p for p in parity if not p.holds and p.against == "PyTorch"), None)
+    if worst is None:
+        return ""
+    images = subject.images.get(worst.image)
     try:
-        plain = compare_on(run, traced, random_images(worst.shape), worst.against)
-        if plain.max_rel <= worst.limit and not plain.wrong_labels:
-            return "as it was traced the graph agrees, so a rewrite is wrong; try --no-optimize"
-        found, compared = first_divergence(network, run, traced, worst.shape, worst.limit)
+        found, compared = first_divergence(
+            subject.network,
+            subject.run,
+            graph,
+            random_images(worst.shape) if images is None else images,
+            worst.limit,
+        )
     except Exception as error:  # of a user's module, or of ONNX Runtime
-        return f"the layer was not found ({type(error).__name__}: {first_line(error)})"
+        return f"; the layer was not found ({type(error).__name__}: {first_line(error)})"
     if found is not None:
-        return found.complaint()
-    return f"the {compared} layers that can be compared agree: look at a resize, sum or function"
+        return f"; {found.complaint()}"
+    return f"; the {compared} layers that can be compared agree: look at a resize, sum or function"
 
 
 def _check_options(output: str, late_upsampling: bool, preprocess: str | None, opset: int) -> None:
@@ -198,47 +270,47 @@ def _check_options(output: str, late_upsampling: bool, preprocess: str | None, o
 
 
 def _multi_scale(
-    loaded: LoadedNetwork, scales: tuple[float, ...], *, flip: bool, fuse: str
+    loaded: LoadedNetwork, scales: tuple[float, ...], step: int, *, flip: bool, fuse: str
 ) -> nn.Module:
     from segdeploy.models.multi_scale import MultiScaleInput
 
     if scales == (1.0,) and not flip:
         return loaded.network
     try:
-        return MultiScaleInput(loaded.network, scales=scales, flip=flip, fuse=fuse).eval()
+        run = MultiScaleInput(loaded.network, scales=scales, flip=flip, fuse=fuse, multiple=step)
     except ValueError as error:
         raise InputError(f"--scales: {error}") from error
+    return run.eval()
 
 
-def _fit(
-    loaded: LoadedNetwork, sizes: Collection[tuple[int, ...]], scales: Sequence[float]
-) -> None:
-    """Try every size that the network will be shown, so that a graph holds no branch."""
-    try:
-        given = [checked_scaled_size(loaded.contract.size, scale) for scale in scales]
-    except ValueError as error:
-        raise InputError(f"--scales: {error}") from error
-    for one, other in itertools.combinations(range(len(scales)), 2):
-        if given[one] == given[other]:
-            raise InputError(
-                f"--scales: {scales[one]} and {scales[other]} both give "
-                f"{given[one][0]}x{given[one][1]}; leave one out"
-            )
-    wanted = set()
-    for height, width in sizes:
-        for scale in scales:
-            try:
-                wanted.add(checked_scaled_size((height, width), scale))
-            except ValueError as error:
-                raise InputError(f"--scales: {error}; give a larger --min-size or scale") from error
-    for size in sorted(wanted - {loaded.contract.size}):  # its own was tried when it was loaded
-        try:
-            loaded.network.fit(size)
-        except ModelInputError as error:
-            raise InputError(f"{error} or --min-size") from error
+def failures_of(said: Sequence[str], parity: Sequence[Parity]) -> str:
+    """The first clauses of what does not hold; empty if everything does."""
+    clauses = list(said[:2])
+    if len(said) > len(clauses):
+        clauses.append(f"and {len(said) - len(clauses)} more")
+    failed = [result for result in parity if not result.holds]
+    if failed:
+        clauses.append(failed[0].complaint())
+    if len(failed) > 1:
+        clauses.append(f"and on {len(failed) - 1} of {len(parity) - 1} other inputs")
+    return "; ".join(clauses)
 
 
-def _failures(convolutions: Sequence[ConvProof], parity: Sequence[Parity]) -> str:
-    said = [proof.complaint() for proof in convolutions if not proof.holds]
-    said += [result.complaint() for result in parity if not result.holds]
-    return "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
+def modules_of(labels: Sequence[str], network: nn.Module) -> tuple[str, ...]:
+    """The outermost modules whose convolutions are all among `labels`."""
+    from torch import nn
+
+    names = {label.partition(" [")[0] for label in labels}
+    convolutions = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
+    ]
+    whole: list[str] = []
+    for name, _ in network.named_modules():
+        inside = {one for one in convolutions if one == name or one.startswith(f"{name}.")}
+        covered = any(name.startswith(f"{outer}.") for outer in whole)
+        if name and inside and inside <= names and not covered:
+            whole.append(name)
+    others = names - {one for one in names for w in whole if one == w or one.startswith(f"{w}.")}
+    return (*whole, *sorted(others))

@@ -28,17 +28,32 @@ _WRAPPERS = ("base_model.module.", "module.")
 
 @dataclass(frozen=True)
 class Bounds:
-    """Sizes that a dynamic graph takes, each (H, W), and its largest batch."""
+    """Sizes that a dynamic graph takes, each (H, W), and its largest batch.
+
+    Height and width are multiples of `multiple`.
+    """
 
     smallest: tuple[int, int] = (32, 32)
     largest: tuple[int, int] = (8192, 8192)
     batch: int = 32
+    multiple: int = 1
 
     def around(self, size: tuple[int, int]) -> Bounds:
         """The default bounds, moved so that `size` and half of it lie inside."""
         low = (min(self.smallest[0], size[0] // 2), min(self.smallest[1], size[1] // 2))
         high = (max(self.largest[0], size[0]), max(self.largest[1], size[1]))
-        return Bounds(low, high, self.batch)
+        return Bounds(low, high, self.batch, self.multiple)
+
+    def of_multiples(self, multiple: int) -> Bounds:
+        """The bounds between the multiples of a number that lie inside."""
+        low = tuple(-(-side // multiple) * multiple for side in self.smallest)
+        high = tuple(side // multiple * multiple for side in self.largest)
+        return Bounds((low[0], low[1]), (high[0], high[1]), self.batch, multiple)
+
+    def fitting(self, side: int, axis: int) -> int:
+        """The largest multiple up to `side` of an axis (0: height), within the bounds."""
+        fitted = side // self.multiple * self.multiple
+        return min(max(fitted, self.smallest[axis]), self.largest[axis])
 
     def check(self, size: tuple[int, int]) -> None:
         """Refuse bounds that contradict one another or the size.
@@ -66,6 +81,9 @@ def trace(
 ) -> onnx.ModelProto:
     """Trace a network into ONNX; every node says which PyTorch module it came from.
 
+    The exporter's own optimizer is off: the graph has a node for every operator that ran, and what
+    is rewritten afterwards is ours to prove.
+
     Raises:
         InputError: if PyTorch cannot express the network, with its own reason.
     """
@@ -78,8 +96,11 @@ def trace(
     if dynamic:
         bounds = bounds or Bounds().around(size)
         batch = Dim("batch", min=1, max=bounds.batch)
+        step = bounds.multiple
         height, width = (
-            Dim(name, min=low, max=high)
+            step * Dim(f"{name}_over_{step}", min=low // step, max=high // step)
+            if step > 1
+            else Dim(name, min=low, max=high)
             for name, low, high in zip(
                 ("height", "width"), bounds.smallest, bounds.largest, strict=True
             )
@@ -95,6 +116,7 @@ def trace(
                 (sample,),
                 dynamo=True,
                 opset_version=opset,
+                optimize=False,
                 input_names=["image"],
                 output_names=["logits"],
                 dynamic_shapes=dynamic_shapes,
@@ -129,6 +151,9 @@ def _check_dynamic(program: Any, graph: onnx.ModelProto, bounds: Bounds, name: s
             f"{name}: its code needs a fixed size, and PyTorch traced it for {', '.join(fixed)} "
             "alone; export it without --dynamic"
         )
+    for axis, what in ((2, "height"), (3, "width")):  # `32*height_over_32` is no name of its own
+        if bounds.multiple > 1:
+            dims[axis].dim_param = what
     limits = program.exported_program.range_constraints
     sample = next(
         node.meta["val"]
@@ -140,8 +165,9 @@ def _check_dynamic(program: Any, graph: onnx.ModelProto, bounds: Bounds, name: s
     )
     wanted = ((2, "height", 0), (3, "width", 1))
     for axis, what, place in wanted:
-        low, high = bounds.smallest[place], bounds.largest[place]
-        symbol = sample.shape[axis].node.expr
+        low = bounds.smallest[place] // bounds.multiple
+        high = bounds.largest[place] // bounds.multiple
+        symbol = sample.shape[axis].node.expr / bounds.multiple
         allowed = limits.get(symbol)
         if allowed is None:
             raise InputError(

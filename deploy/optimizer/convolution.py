@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from segdeploy.spec import MODULE_KEY
+from segdeploy.spec import CALL_KEY, MODULE_KEY
 
 Matrix = NDArray[np.float64]
 
@@ -122,13 +124,12 @@ def pixels_of(value: ir.Value | None) -> tuple[int, int] | None:
 
 
 def module_of(node: ir.Node) -> str:
-    """Name of the module that a convolution comes from.
-
-    Its weight says so, unless a fusion renamed it; then the scope does, or a fused BatchNorm's.
-    """
+    """The call that a convolution computes; else the module that its weight is named after."""
+    if call := node.metadata_props.get(CALL_KEY):
+        return call
     weight = node.inputs[1]
     assert weight is not None
     name = weight.name or node.name or "convolution"
-    if name.endswith(".weight"):
-        return name.removesuffix(".weight")
+    if match := re.fullmatch(r"(.+)\.weight(?:_\w+)?", name):
+        return match[1]
     return node.metadata_props.get(MODULE_KEY, name)

@@ -33,7 +33,7 @@ from segdeploy.optimizer.convolution import (
 )
 from segdeploy.optimizer.editing import Names, add_constant, remove_dead
 from segdeploy.optimizer.outcome import Outcome
-from segdeploy.spec import FOLDED_KEY, MODULE_KEY
+from segdeploy.spec import CALL_KEY, FOLDED_KEY, MODULE_KEY
 
 
 @dataclass
@@ -208,7 +208,9 @@ def _emit(
     if reference is not None:
         node.outputs[0].shape = reference if term.is_map else ir.Shape([*reference[:2], 1, 1])
     node.metadata_props[MODULE_KEY] = module
-    node.metadata_props[FOLDED_KEY] = ",".join(gone)
+    if term.convolution:
+        node.metadata_props[CALL_KEY] = module
+    node.metadata_props[FOLDED_KEY] = "\n".join(gone)
     return node
 
 

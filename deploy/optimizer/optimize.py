@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.exporter.parity import Outputs, Parity, compare_outputs, run_graph
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from segdeploy.exporter.parity import Parity, compare_outputs
+from segdeploy.exporter.running import run_graph
 from segdeploy.optimizer.broadcast_resize import broadcast_resizes
-from segdeploy.optimizer.clean_up import clean_up
 from segdeploy.optimizer.commute_resize import commute_resizes
 from segdeploy.optimizer.cost import Cost, cost_of
 from segdeploy.optimizer.delay_resizes import delay_resizes
+from segdeploy.optimizer.fold_constants import fold_constants
 from segdeploy.optimizer.fold_linear_head import fold_linear_heads
+from segdeploy.optimizer.fold_pads import fold_pads
+from segdeploy.optimizer.fuse_channel_affine import fuse_channel_affine
 from segdeploy.optimizer.outcome import Outcome
 from segdeploy.optimizer.project_pooled_branch import project_pooled_branches
 from segdeploy.optimizer.remove_dead_taps import remove_dead_taps
@@ -20,9 +26,13 @@ from segdeploy.optimizer.remove_dead_taps import remove_dead_taps
 if TYPE_CHECKING:
     import onnx
 
-# A head is folded before its classifier may be moved away from it, behind a resize that shrinks,
-# and again once one was moved to it. Kernels are cut when no pass needs them whole any more.
-PASSES: tuple[tuple[str, Callable[[Any], Outcome]], ...] = (
+# Constants first: the other passes look for them. A head is folded before its classifier may be
+# moved away from it, behind a resize that shrinks, and again once one was moved to it. Kernels are
+# cut when no pass needs them whole any more.
+PASSES: tuple[tuple[str, Callable[[ir.Model], Outcome]], ...] = (
+    ("fold constants", fold_constants),
+    ("fold pads", fold_pads),
+    ("fuse channel affine", fuse_channel_affine),
     ("delay resizes", delay_resizes),
     ("fold linear heads", fold_linear_heads),
     ("commute resizes", commute_resizes),
@@ -31,6 +41,10 @@ PASSES: tuple[tuple[str, Callable[[Any], Outcome]], ...] = (
     ("broadcast resizes", broadcast_resizes),
     ("remove dead taps", remove_dead_taps),
 )
+
+
+# Compares a rewritten graph: the comparisons, and what does not hold.
+Check = Callable[["onnx.ModelProto"], tuple[list[Parity], str]]
 
 
 @dataclass(frozen=True)
@@ -62,24 +76,54 @@ class Account:
 def optimize_graph(
     graph: onnx.ModelProto,
     *,
-    clean: bool = True,
-    checked_at: tuple[tuple[int, ...], ...] = (),
+    passes: Sequence[tuple[str, Callable[[ir.Model], Outcome]]] | None = None,
+    check: Check | None = None,
 ) -> tuple[onnx.ModelProto, Account]:
     """Rewrite a graph into a cheaper one that computes the same; the argument is left alone.
 
-    `clean` runs onnxslim first, which also finds shapes that the graph does not tell. At each of
-    the input shapes `checked_at`, outputs are compared behind every pass that changed something. A
-    pass that failed, changed an output or raised the multiply-accumulates is undone, and its
-    refusals say so.
+    `passes` are all of ours if None. `check` compares the outputs. A pass that failed, changed an
+    output or raised the multiply-accumulates is undone, and its refusals say so. Where the passes
+    together changed an output, they are run once more with a comparison behind each, which finds
+    the one that did.
     """
+    passes = PASSES if passes is None else passes
+    rewritten, account = _run(graph, passes, lambda _: ([], ""))
+    if check is None or not account.rewrites:
+        return rewritten, account
+    parity, problem = check(rewritten)
+    if problem:
+        return _run(graph, passes, check)
+    return rewritten, replace(account, parity=tuple(parity))
+
+
+def against_itself(graph: onnx.ModelProto, inputs: Sequence[NDArray[Any]]) -> Check:
+    """Compare a rewritten graph with what the graph itself gives for each of `inputs`."""
+    references = run_graph(graph, inputs)
+
+    def check(rewritten: onnx.ModelProto) -> tuple[list[Parity], str]:
+        try:
+            parity = compare_outputs(inputs, references, rewritten)
+        except Exception as error:  # ONNX Runtime's classes share no base below Exception
+            return [], f"the rewritten graph cannot be run ({error})"
+        failed = [result.complaint() for result in parity if not result.holds]
+        return parity, failed[0] if failed else ""
+
+    return check
+
+
+def _run(
+    graph: onnx.ModelProto,
+    passes: Sequence[tuple[str, Callable[[ir.Model], Outcome]]],
+    check: Check,
+) -> tuple[onnx.ModelProto, Account]:
+    """Every pass in turn, each undone if it fails, costs more, or does not pass `check`."""
     import onnx
 
     current = onnx.shape_inference.infer_shapes(graph, data_prop=True)
-    references = run_graph(graph, checked_at) if checked_at else {}
     before = now = _cost(current)
     steps: list[Step] = []
     parity: list[Parity] = []
-    for name, rewrite in (("clean up", clean_up), *PASSES) if clean else PASSES:
+    for name, rewrite in passes:
         try:
             candidate, outcome = _applied(rewrite, current)
         except Exception as error:  # a library's, or ours, on a graph that nobody foresaw
@@ -89,7 +133,7 @@ def optimize_graph(
             steps.append(Step(name, (), tuple(outcome.refusals), now, now))
             continue
         then = _cost(candidate)
-        checked, problem = _checked(references, candidate)
+        checked, problem = check(candidate)
         if now.macs is not None and then.macs is not None and then.macs > now.macs:
             problem = f"multiply-accumulates rise from {now.macs:,} to {then.macs:,}"
         if problem:
@@ -101,20 +145,22 @@ def optimize_graph(
 
 
 def _applied(
-    rewrite: Callable[..., Any], graph: onnx.ModelProto
+    rewrite: Callable[[ir.Model], Outcome], graph: onnx.ModelProto
 ) -> tuple[onnx.ModelProto, Outcome]:
-    import onnx_ir as ir
+    import onnx
 
-    if rewrite is clean_up:
-        return clean_up(graph)
     model = ir.from_proto(_copy(graph))
     outcome = rewrite(model)
-    return (ir.to_proto(model) if outcome.rewrites else graph), outcome
+    if not outcome.rewrites:
+        return graph, outcome
+    rewritten = ir.to_proto(model)
+    if rewrite is fold_constants:
+        del rewritten.graph.value_info[:]  # shapes that were unknown are known now
+        rewritten = onnx.shape_inference.infer_shapes(rewritten, data_prop=True)
+    return rewritten, outcome
 
 
 def _cost(graph: onnx.ModelProto) -> Cost:
-    import onnx_ir as ir
-
     return cost_of(ir.from_proto(_copy(graph)))
 
 
@@ -127,17 +173,3 @@ def _copy(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 def _undone(reason: str) -> str:
     return f"undone: {' '.join(reason.split())}"
-
-
-def _checked(
-    references: Mapping[tuple[int, ...], Outputs], rewritten: onnx.ModelProto
-) -> tuple[list[Parity], str]:
-    """The outputs compared, and what is wrong with them."""
-    if not references:
-        return [], ""
-    try:
-        parity = compare_outputs(references, rewritten)
-    except Exception as error:  # ONNX Runtime's classes share no base below Exception
-        return [], f"the rewritten graph cannot be run ({error})"
-    failed = [result.complaint() for result in parity if not result.holds]
-    return parity, failed[0] if failed else ""

@@ -20,7 +20,7 @@ from segdeploy.optimizer.convolution import (
 )
 from segdeploy.optimizer.editing import Names, add_constant, is_private, remove_dead, replace
 from segdeploy.optimizer.outcome import Outcome
-from segdeploy.spec import MODULE_KEY
+from segdeploy.spec import CALL_KEY, MODULE_KEY
 
 
 def project_pooled_branches(model: ir.Model) -> Outcome:
@@ -67,6 +67,8 @@ def _rewrite(graph: ir.Graph, node: ir.Node, join: ir.Node) -> str:
         )
         if op_type != "Concat":
             made.metadata_props[MODULE_KEY] = node.metadata_props.get(MODULE_KEY, module)
+        if op_type == "Conv":
+            made.metadata_props[CALL_KEY] = module
         new.append(made)
         return out
 

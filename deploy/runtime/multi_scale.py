@@ -21,7 +21,7 @@ def fused_logits(
     """Logits `(C, H, W)` fused over scales of `(1, 3, H, W)`, and mirrored with `flip`.
 
     Equal to `models.multi_scale.MultiScaleInput` up to rounding: bilinear with aligned corners both
-    ways, sizes rounded down, `mean` or `max` of a class and pixel.
+    ways, sizes rounded down to the contract's multiple, `mean` or `max` of a class and pixel.
 
     Raises:
         InputError: for a session that cannot take other sizes or gives no logits, scales that are
@@ -33,7 +33,7 @@ def fused_logits(
         raise InputError(f"fuse '{fuse}' is neither mean nor max")
     total: Floats | None = None
     for scale in scales or (1.0,):
-        target = _scaled(size, scale)
+        target = _scaled(size, scale, session.contract.multiple)
         scaled = upsample(image[0], target, align_corners=True)[None]
         logits = session.run(scaled)[0]
         if flip:  # before the resize, which a maximum does not commute with
@@ -68,7 +68,7 @@ def check_scales(session: Session, size: tuple[int, int], scales: Sequence[float
             f"{session.backend}: the graph fuses scales {contract.scales} already; run it as it is"
         )
     for scale in scales or (1.0,):
-        target = _scaled(size, scale)
+        target = _scaled(size, scale, contract.multiple)
         if target != size and not session.takes_any_size:
             raise InputError(
                 f"{session.backend}: the graph is static at {size[0]}x{size[1]}, and scale {scale} "
@@ -91,10 +91,10 @@ def _check_profiles(size: tuple[int, int], session: Session, scale: float) -> No
     )
 
 
-def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+def _scaled(size: tuple[int, int], scale: float, multiple: int) -> tuple[int, int]:
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 100:
         raise InputError(f"scale {scale}: must be positive, and below 100")
     try:
-        return checked_scaled_size(size, scale)
+        return checked_scaled_size(size, scale, multiple)
     except ValueError as error:
         raise InputError(str(error)) from error

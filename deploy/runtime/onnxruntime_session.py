@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from segdeploy.engine.options import profiles_of
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
-from segdeploy.onnx_file import load_onnx
+from segdeploy.onnx_file import check_not_rejected, load_onnx
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import PROVIDERS, TensorSpec, check_tensors
-from segdeploy.spec import METADATA_KEY, read_contract
+from segdeploy.spec import METADATA_KEY, REJECTED_KEY, read_contract
 
 _CPU = PROVIDERS["onnxruntime"]
 
@@ -47,12 +47,9 @@ class OnnxRuntimeSession(Closing):
             )
         if provider != _CPU and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA's libraries, from PyTorch's wheels
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what it says is in the exception, too
-        if literal:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        from segdeploy.calibration.session import session_options
+
+        options = session_options(literal=literal, threads=threads)
         if literal:
             data = _with_rounding(path, data)
         try:
@@ -67,7 +64,7 @@ class OnnxRuntimeSession(Closing):
             ) from error
         try:
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-            text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+            metadata = self._session.get_modelmeta().custom_metadata_map
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: a name in it is no text ({error})") from error
         # A provider that cannot be loaded is left out without an error.
@@ -78,6 +75,8 @@ class OnnxRuntimeSession(Closing):
             )
         if len(inputs) != 1:
             raise InputError(f"{path}: has {len(inputs)} inputs; a segmentation network has one")
+        check_not_rejected(metadata.get(REJECTED_KEY), path)
+        text = metadata.get(METADATA_KEY)
         if text is None:
             raise InputError(
                 f"{path}: carries no segdeploy contract (classes, mean, std, size); "

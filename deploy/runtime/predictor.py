@@ -22,7 +22,7 @@ from segdeploy.runtime.native import open_stages
 from segdeploy.runtime.postprocess import labels_at, nearest, softmax, upsample
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import ENGINE_SUFFIXES, Session, open_session
-from segdeploy.runtime.tiling import tiled
+from segdeploy.runtime.tiling import largest_window, tiled
 from segdeploy.spec import Contract
 
 Image = NDArray[np.uint8] | PillowImage | Path | str
@@ -51,6 +51,12 @@ class Predictor(Closing):
                 raise InputError(
                     f"{session.backend}: the network is static at {height}x{width}; export it with "
                     "--size, or --dynamic"
+                )
+            step = self.contract.multiple
+            if any(side % step for side in size):
+                raise InputError(
+                    f"{session.backend}: the network takes multiples of {step}; "
+                    f"{size[0]}x{size[1]} is none"
                 )
             self.contract = replace(self.contract, size=size)
         self.loop: tuple[float, ...] = ()
@@ -206,7 +212,7 @@ class Predictor(Closing):
         if fused:
             raise InputError("predict: tiles go with one scale, and without --flip")
         contract = self.contract
-        window = self._window(picture.shape[0], picture.shape[1])
+        window = largest_window(self.session, contract, picture.shape[:2])
         at_window = replace(contract, size=window)
 
         def run(part: NDArray[np.uint8]) -> NDArray[Any]:
@@ -216,15 +222,6 @@ class Predictor(Closing):
             return found
 
         return tiled(run, picture, window)
-
-    def _window(self, height: int, width: int) -> tuple[int, int]:
-        """The largest piece of a picture that one run takes: all of it, if that fits."""
-        profiles = self.session.profiles if self.session.takes_any_size else ()
-        windows = [self.contract.size] if not profiles else []
-        for profile in profiles:
-            (_, low, narrow), (_, high, wide) = profile.minimum, profile.maximum
-            windows.append((min(max(low, height), high), min(max(narrow, width), wide)))
-        return max(windows, key=lambda size: size[0] * size[1])
 
     @property
     def _batch(self) -> int:

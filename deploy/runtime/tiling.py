@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.runtime.session import Session
+from segdeploy.spec import Contract
+
 Picture = NDArray[np.uint8]
 OVERLAP = 1 / 3
 
@@ -22,6 +25,22 @@ def starts(length: int, window: int) -> list[int]:
     step = max(1, int(window * (1 - OVERLAP)))
     count = -(-(length - window) // step) + 1
     return [index * (length - window) // (count - 1) for index in range(count)]
+
+
+def largest_window(session: Session, contract: Contract, size: tuple[int, int]) -> tuple[int, int]:
+    """The largest piece of a picture of `size` (H, W) that one run takes: all of it, if it fits.
+
+    Rounded up to the contract's multiple: a picture that nearly fits is one window then.
+    """
+    profiles = session.profiles if session.takes_any_size else ()
+    if not profiles:
+        return contract.size
+    tall, broad = (-(-side // contract.multiple) * contract.multiple for side in size)
+    windows = []
+    for profile in profiles:
+        (_, low, narrow), (_, high, wide) = profile.minimum, profile.maximum
+        windows.append((min(max(low, tall), high), min(max(narrow, broad), wide)))
+    return max(windows, key=lambda window: window[0] * window[1])
 
 
 def tiled(

@@ -53,6 +53,14 @@ class Entries {
     }
   }
 
+  int whole(const char* name, int least, int most) const {
+    try {
+      return whole_number<int>(values_[name], least, most);
+    } catch (const json::exception&) {
+      refuse(name);
+    }
+  }
+
   std::vector<std::array<std::uint8_t, 3>> palette(const char* name, std::size_t length) const {
     std::vector<std::array<std::uint8_t, 3>> found;
     try {
@@ -149,6 +157,7 @@ Contract contract_of(const json& values, const std::string& source) {
         {{"align-corners", Upsampling::align_corners}, {"half-pixel", Upsampling::half_pixel}});
     if (contract.output == Output::labels) contract.upsampling = upsampling;
   }
+  if (entries.has("multiple")) contract.multiple = entries.whole("multiple", 1, kLongestSide);
   if (entries.has("bounds")) {
     contract.profiles.push_back(read_bounds(entries, contract.height, contract.width));
   }

@@ -27,6 +27,7 @@ struct Contract {
   std::string precision;
   Upsampling upsampling = Upsampling::none;  // of a labels graph that leaves it to the host
   bool fuses = false;             // the graph runs several scales, or the mirrored picture, itself
+  int multiple = 1;               // of which height and width are multiples, at every scale
   std::vector<Profile> profiles;  // of a dynamic graph with bounds: one; of an engine any
 
   // Whether the network's own output is labels, and not scores.

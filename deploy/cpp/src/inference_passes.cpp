@@ -98,7 +98,7 @@ Maps Inference::fused(const ImageView& image, const Passes& passes, Workspace& w
   const auto run_scaled = [this](const Maps& scaled) {
     return run_maps({scaled.data.data(), {1, scaled.height, scaled.width}});
   };
-  const Maps total = fused_logits(run_scaled, input, passes);
+  const Maps total = fused_logits(run_scaled, input, passes, contract().multiple);
   check_finite(total.data.data(), total.data.size());
   return total;
 }
@@ -112,7 +112,7 @@ void Inference::check_scales(const Passes& passes) const {
   }
   if (said.fuses) throw Error(path_ + ": the graph fuses scales already; run it as it is");
   for (const double scale : passes.scales) {
-    const auto size = scaled_size(said.height, said.width, scale);
+    const auto size = scaled_size(said.height, said.width, scale, said.multiple);
     const std::string told = std::to_string(size[0]) + "x" + std::to_string(size[1]);
     if (!backend_->takes_any_size()) {
       if (size[0] == said.height && size[1] == said.width) continue;
@@ -138,8 +138,13 @@ std::array<int, 2> Inference::window(int height, int width) const {
   if (!backend_->takes_any_size() || said.profiles.empty()) return {said.height, said.width};
   std::array<int, 2> largest{};
   for (const Profile& profile : said.profiles) {
-    const std::array<int, 2> size = {std::clamp(height, profile.minimum[1], profile.maximum[1]),
-                                     std::clamp(width, profile.minimum[2], profile.maximum[2])};
+    const auto fitting = [&](int side, std::size_t axis) {
+      // Up to the next multiple, so that a picture that nearly fits is one window; its edge is
+      // repeated.
+      const int whole = (side + said.multiple - 1) / said.multiple * said.multiple;
+      return std::clamp(whole, profile.minimum[axis], profile.maximum[axis]);
+    };
+    const std::array<int, 2> size = {fitting(height, 1), fitting(width, 2)};
     if (area(size[0], size[1]) > area(largest[0], largest[1])) largest = size;
   }
   return largest;

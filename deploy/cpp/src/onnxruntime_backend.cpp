@@ -16,6 +16,8 @@ namespace segdeploy {
 namespace {
 
 constexpr const char* kContractKey = "segdeploy.contract";
+constexpr const char* kRejectedKey = "segdeploy.rejected";
+constexpr std::size_t kMostReason = 300;
 constexpr const char* kAdvice =
     "give the path of ONNX Runtime's library in SEGDEPLOY_ONNXRUNTIME or Options::onnxruntime";
 
@@ -73,6 +75,9 @@ class OnnxRuntime final : public Backend {
         environment_(ORT_LOGGING_LEVEL_ERROR) {
     try {
       Ort::SessionOptions settings;
+      // They change numbers beyond rounding: see calibration/session.py, which says the same.
+      settings.AddConfigEntry("optimization.disable_specified_optimizers",
+                              "WeightBiasQuantization;DoubleQDQPairsRemover");
       if (options.threads > 0) settings.SetIntraOpNumThreads(options.threads);
       add_provider(settings, options.provider);
       session_ = Ort::Session(environment_, path.c_str(), settings);
@@ -145,6 +150,12 @@ class OnnxRuntime final : public Backend {
   void read_contract_of_file() {
     Ort::AllocatorWithDefaultOptions allocator;
     const auto metadata = session_.GetModelMetadata();
+    if (const auto reason = metadata.LookupCustomMetadataMapAllocated(kRejectedKey, allocator)) {
+      throw Error(path_ +
+                  ": failed its proof when it was exported, and is kept to be looked at alone (" +
+                  std::string(reason.get()).substr(0, kMostReason) +
+                  "); mend the network, and export again");
+    }
     const auto text = metadata.LookupCustomMetadataMapAllocated(kContractKey, allocator);
     if (text == nullptr) {
       throw Error(path_ +

@@ -45,24 +45,26 @@ std::pair<std::uint64_t, std::uint64_t> fraction_of(double number) {
 
 }  // namespace
 
-std::array<int, 2> scaled_size(int height, int width, double scale) {
+std::array<int, 2> scaled_size(int height, int width, double scale, int multiple) {
   if (!(scale > 0 && scale < kLargestScale)) {
     throw Error("scale " + std::to_string(scale) + ": must be positive, and below 100");
   }
   std::array<int, 2> size{};
   if (scale >= kSmallestScale) {
     const auto [above, below] = fraction_of(scale);
-    size = {static_cast<int>(static_cast<std::uint64_t>(height) * above / below),
-            static_cast<int>(static_cast<std::uint64_t>(width) * above / below)};
+    const auto step = static_cast<std::uint64_t>(multiple);
+    size = {static_cast<int>(height * above / (below * step) * step),
+            static_cast<int>(width * above / (below * step) * step)};
   }
   if (size[0] == 0 || size[1] == 0) {
     throw Error("scale " + std::to_string(scale) + " shrinks a " + std::to_string(height) + "x" +
-                std::to_string(width) + " image to nothing");
+                std::to_string(width) + " image to " +
+                (multiple == 1 ? "nothing" : "less than " + std::to_string(multiple) + " pixels"));
   }
   return size;
 }
 
-Maps fused_logits(const RunMaps& run, const Maps& input, const Passes& passes) {
+Maps fused_logits(const RunMaps& run, const Maps& input, const Passes& passes, int multiple) {
   const std::vector<double> scales =
       passes.scales.empty() ? std::vector<double>{1.0} : passes.scales;
   const bool takes_mean = passes.fuse == Fuse::mean;
@@ -75,7 +77,7 @@ Maps fused_logits(const RunMaps& run, const Maps& input, const Passes& passes) {
     }
   };
   for (const double scale : scales) {
-    const auto size = scaled_size(input.height, input.width, scale);
+    const auto size = scaled_size(input.height, input.width, scale, multiple);
     const Maps scaled = upsample(input, size[0], size[1], /*align_corners=*/true);
     Maps logits = run(scaled);
     // Before the resize, which a maximum does not commute with.

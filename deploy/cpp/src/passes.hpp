@@ -14,11 +14,11 @@ namespace segdeploy {
 // Scores (classes, h, w) of one input (3, H, W) floats.
 using RunMaps = std::function<Maps(const Maps& input)>;
 
-// A size times `scale`, rounded down; 1/3 is told from 0.333 by fractions up to 1000, as in Python.
-std::array<int, 2> scaled_size(int height, int width, double scale);
+// A size times `scale`, rounded down to a multiple; 1/3 is told from 0.333 by fractions up to 1000, as in Python.
+std::array<int, 2> scaled_size(int height, int width, double scale, int multiple);
 
 // Logits fused over the scales of `input` (3, H, W), and over the mirrored picture, at its size.
-Maps fused_logits(const RunMaps& run, const Maps& input, const Passes& passes);
+Maps fused_logits(const RunMaps& run, const Maps& input, const Passes& passes, int multiple);
 
 // Where windows begin along `length` pixels: evenly, overlapping by a third.
 std::vector<int> starts(int length, int window);

@@ -1,0 +1,139 @@
+"""What a graph computes, in the terms in which PyTorch's calls are recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.exporter.calls import GraphCalls, NodeCall
+from segdeploy.exporter.geometry import (
+    CONVOLUTIONS,
+    IMAGE,
+    node_geometry,
+    resize_geometry,
+)
+from segdeploy.exporter.running import open_graph
+from segdeploy.onnx_file import all_graphs
+
+if TYPE_CHECKING:
+    import onnx
+
+# Their output does not hold values of the tensors named here, only of the others.
+_SHAPE_ONLY = {"Shape": (0,), "Size": (0,), "CastLike": (1,)}
+_SAME = ("Identity", "Cast")
+
+
+def node_calls(graph: onnx.ModelProto, image: NDArray[np.float32]) -> GraphCalls:
+    """Read the convolutions of a graph, and what reaches them.
+
+    What is computed from shapes, such as the amounts of a Pad, has the value that it has for
+    `image` `(N, C, H, W)`.
+    """
+    import onnx
+
+    values = _values(graph, image)
+    calls = GraphCalls([], [], [])
+    sources = {value.name: frozenset((IMAGE,)) for value in graph.graph.input}
+    pads: dict[str, tuple[int, ...]] = {}
+    for node in graph.graph.node:
+        inner = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+        branches = [n for one in inner for n in all_nodes(one) if n.op_type in CONVOLUTIONS]
+        for hidden in branches:
+            calls.convolutions.append(
+                NodeCall(hidden, node_geometry(hidden, graph), None, frozenset(), True)
+            )
+        if inner:
+            calls = replace(calls, joins=None)
+        skipped = _SHAPE_ONLY.get(node.op_type, ())
+        read = [
+            sources.get(name, frozenset())
+            for place, name in enumerate(node.input)
+            if name and place not in skipped
+        ]
+        reached = frozenset[str]().union(*read)
+        if node.op_type in CONVOLUTIONS:
+            geometry = node_geometry(node, graph)
+            around = pads.get(node.input[0])
+            weight = values.get(node.input[1])
+            if not geometry.kernel and weight is not None:
+                geometry = replace(geometry, kernel=weight.shape[2:])
+            if around is not None and len(around) == len(geometry.padding):
+                total = zip(geometry.padding, around, strict=True)
+                geometry = replace(geometry, padding=tuple(int(a) + b for a, b in total))
+            calls.convolutions.append(NodeCall(node, geometry, weight, reached, False))
+            reached = frozenset((node.name,))
+        elif node.op_type == "Pad" and (amounts := _zeros_around(node, values)) is not None:
+            before = pads.get(node.input[0], (0,) * len(amounts))
+            pads[node.output[0]] = tuple(a + b for a, b in zip(before, amounts, strict=True))
+        elif node.op_type in _SAME and node.input[0] in pads:
+            pads[node.output[0]] = pads[node.input[0]]
+        elif node.op_type == "Concat" and calls.joins is not None and any(read):
+            calls.joins.append((node.name, tuple(read)))
+        elif node.op_type == "Resize":
+            calls.resizes.append((node.name, resize_geometry(node), reached))
+        sources.update(dict.fromkeys(node.output, reached))
+    return calls
+
+
+def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes of a graph, and of the graphs inside it."""
+    return [node for one in all_graphs(graph) for node in one.node]
+
+
+def _values(graph: onnx.ModelProto, image: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+    """Weights and amounts of padding: constants, and what the graph computes for an image."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for node in graph.graph.node:
+        if node.op_type == "Constant":
+            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    wanted = set()
+    for node in graph.graph.node:
+        if node.op_type in CONVOLUTIONS:
+            wanted.add(node.input[1])
+        elif node.op_type == "Pad":
+            wanted |= {name for name in node.input[1:] if name}
+    values = {name: numpy_helper.to_array(constants[name]) for name in wanted & set(constants)}
+    made = {name for node in graph.graph.node for name in node.output}
+    computed = sorted(wanted & made - set(constants))
+    if computed:
+        session = open_graph(graph, computed)
+        outputs = session.run(computed, {session.get_inputs()[0].name: image})
+        values.update(zip(computed, outputs, strict=True))
+    return values
+
+
+def _zeros_around(
+    node: onnx.NodeProto, values: Mapping[str, NDArray[Any]]
+) -> tuple[int, ...] | None:
+    """The zeros that a Pad puts around a map (begin..., end...); None for any other padding."""
+    inputs = [values.get(name) if name else None for name in node.input]
+    mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
+    if mode != b"constant" or len(inputs) < 2 or inputs[1] is None:
+        return None
+    amounts = inputs[1].tolist()
+    if len(node.input) > 2 and node.input[2] and (inputs[2] is None or inputs[2].any()):
+        return None
+    if len(node.input) > 3 and node.input[3]:
+        return None if inputs[3] is None else _around_axes(amounts, inputs[3].tolist())
+    rank = len(amounts) // 2
+    outside = (*amounts[:2], *amounts[rank : rank + 2])
+    if min(amounts) < 0 or any(outside):
+        return None
+    return (*amounts[2:rank], *amounts[rank + 2 :])
+
+
+def _around_axes(amounts: list[int], axes: list[int]) -> tuple[int, ...] | None:
+    """The same, of a Pad of images that names its axes."""
+    begin, end = [0, 0], [0, 0]
+    for place, axis in enumerate(axes):
+        spatial = axis - 2 if axis >= 0 else axis + 2
+        if spatial not in (0, 1) or min(amounts) < 0:
+            return None
+        begin[spatial], end[spatial] = amounts[place], amounts[place + len(axes)]
+    return (*begin, *end)
