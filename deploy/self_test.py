@@ -8,18 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.engine.bindings import BACKENDS as ENGINE_BACKENDS
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import sha256_of_file
 from segdeploy.golden import GoldenVector, golden_path, make_vectors, read_golden
+from segdeploy.onnx_file import load_onnx
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.session import ENGINE_SUFFIXES
+from segdeploy.score_check import check_scores
+from segdeploy.tolerance import tolerance_of
 
-# Labels that must be those of the reference, by the precision that the graph was typed in.
-LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.98, "mixed": 0.98, "int8": 0.98}
-# The largest difference of a score, of the reference's range, which such a precision may have.
-_MOST_OUTPUT = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.3, "mixed": 0.5, "int8": 0.5}
 # Preprocessing is float32 arithmetic on bytes: more than rounding is another resize, mean or std.
 _MOST_INPUT_DIFFERENCE = 1e-4
 
@@ -91,6 +89,7 @@ def selftest(
 
     Raises:
         InputError: if there are none, or the model cannot be run here.
+        CheckFailed: if the scores that a graph makes labels of are not finite.
     """
     model = Path(model)
     path = Path(golden) if golden else golden_path(model)
@@ -106,15 +105,16 @@ def selftest(
     vectors = read_golden(path)
     with load(model, backend=backend) as predictor:
         contract = predictor.contract
-        rounding = contract.precision
-        if rounding == "fp32" and predictor.session.backend in ENGINE_BACKENDS:
-            rounding = "fp16"  # TensorRT multiplies float32 as TF32, which has as many digits
+        if model.suffix == ".onnx":
+            shown = {f"picture {i}": vector.image for i, vector in enumerate(vectors)}
+            check_scores(load_onnx(model), contract, str(model), shown)
+        tolerance = tolerance_of(contract.precision, predictor.session.backend)
         return SelfTest(
             model,
             predictor.session.backend,
             path,
-            LEAST_AGREEMENT[rounding],
-            None if contract.output == "labels" else _MOST_OUTPUT[rounding],
+            tolerance.least_agreement,
+            None if contract.output == "labels" else tolerance.most_difference,
             tuple(_compared(predictor, vector) for vector in vectors),
         )
 

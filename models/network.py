@@ -48,7 +48,7 @@ class Network(nn.Module):
         self.resize = False
         self.taken = take
         self.others: tuple[str, ...] = ()
-        logits = self._main_output(self._run(size), num_classes)
+        logits = self._main_output(self._first_run(size), num_classes)
         self.num_classes = num_classes or logits.shape[1]
         self._check(logits, size)
 
@@ -81,6 +81,22 @@ class Network(nn.Module):
         except ModelInputError:
             return False
         return logits.ndim == 4
+
+    def _first_run(self, size: tuple[int, int]) -> Any:
+        """Run once, and where that fails say which smaller size the network would take."""
+        try:
+            return self._run(size)
+        except ModelInputError as error:
+            for step in _STEPS[1:]:
+                height, width = ((side // step | 1) * step for side in size)
+                try:
+                    self._run((height, width))
+                except ModelInputError:
+                    continue
+                raise ModelInputError(
+                    f"{error}: it takes multiples of {step}, such as {height}x{width}"
+                ) from error
+            raise
 
     def _run(self, size: tuple[int, int]) -> Any:
         height, width = size

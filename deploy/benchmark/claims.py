@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segdeploy.benchmark.accuracy import Contestant
 from segdeploy.benchmark.process import Candidate, Failure, Process, start
@@ -20,6 +21,7 @@ from segdeploy.runtime.session import Session
 # Tried where a graph bounds neither its batch nor its sides: another batch, and sides that no
 # stride divides.
 _BATCH, _SHRUNK, _GROWN = 3, 0.75, 1.25
+_PAIR = 2  # builders have been right for one image, and wrong for two
 _MOST = 8  # times the pixels of the contract's picture
 
 
@@ -39,20 +41,27 @@ class Claim:
 
 
 def claimed_shapes(session: Session, size: tuple[int, int]) -> list[Shape]:
-    """The corners of each profile, or, without profiles, some of what a dynamic graph takes.
+    """The corners of each profile and a batch of two, or some of what a dynamic graph takes.
 
     The contract's own size at batch 1 is not among them: that is what everything else is judged at.
     Of a corner beyond eight times its pixels a part is tried.
     """
     found: list[Shape] = []
     for profile in session.profiles:
-        for corner in (profile.minimum, profile.optimum, profile.maximum):
+        (least, low, narrow), (_, high, wide) = profile.minimum, profile.maximum
+        for corner in (
+            *(profile.minimum, profile.optimum, profile.maximum),
+            *((least, low, wide), (least, high, narrow)),
+        ):
             found += _within(corner, size)
+        if profile.takes((_PAIR, *size)):
+            found.append((_PAIR, *size))
     if not session.profiles:
         if session.takes_any_size:
-            found += [(1, *_odd(size, factor)) for factor in (_SHRUNK, _GROWN)]
+            step = session.contract.multiple
+            found += [(1, *_odd(size, factor, step)) for factor in (_SHRUNK, _GROWN)]
         if not isinstance(session.input.shape[0], int):
-            found.append((_BATCH, *size))
+            found += [(_PAIR, *size), (_BATCH, *size)]
     return [shape for shape in dict.fromkeys(found) if shape != (1, *size)]
 
 
@@ -65,8 +74,9 @@ def _within(corner: Shape, size: tuple[int, int]) -> list[Shape]:
     return [(min(batch, _MOST // 2), min(height, size[0]), min(width, size[1])), (1, *sides)]
 
 
-def _odd(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    height, width = (int(side * factor) | 1 for side in size)
+def _odd(size: tuple[int, int], factor: float, step: int) -> tuple[int, int]:
+    """About `factor` times a size, in odd multiples of the step that the network takes."""
+    height, width = ((int(side * factor) // step | 1) * step for side in size)
     return height, width
 
 
@@ -116,7 +126,7 @@ def _claim(
 ) -> Claim:
     batch, *sides = shape
     size = (sides[0], sides[1])
-    pictures = [frames[index % len(frames)].read()[0] for index in range(batch)]
+    pictures = list(_pictures(frames, batch))
     contract = replace(predictor.contract, size=size)
     try:
         wanted = Predictor(reference.session, size, reference.loop)
@@ -139,6 +149,14 @@ def _claim(
     ]
     offs = list(_offs(predictor, pairs))
     return Claim(shape, float(np.mean(equal)), max(offs, default=None))
+
+
+def _pictures(frames: Sequence[Frame], count: int) -> Iterator[NDArray[np.uint8]]:
+    """So many pictures, each another: frames, and once they are used up, mirrored ones."""
+    for index in range(count):
+        picture = frames[index % len(frames)].read()[0]
+        mirrored = index // len(frames) % 2
+        yield np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture
 
 
 def _offs(predictor: Predictor, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[float]:

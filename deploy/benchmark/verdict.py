@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from segdeploy.benchmark.accuracy import Judgement, Sample
 from segdeploy.benchmark.claims import Claim
@@ -16,11 +16,12 @@ from segdeploy.benchmark.roofline import Roofline
 from segdeploy.benchmark.sweep import Point
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet
+from segdeploy.tolerance import Tolerance, tolerance_of
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a candidate must keep; None asks for nothing.
+    """What a candidate must keep, besides the tolerance of its precision; None asks for no more.
 
     `max_miou_drop` is in percentage points, `min_agreement` in 0..1, both against the reference;
     `min_speedup` is against the reference's latency.
@@ -143,10 +144,10 @@ def complaints(row: Row, reference: Row, limits: Limits) -> tuple[str, ...]:
     if limits.max_miou_drop is not None and (drop is None or 100 * drop > limits.max_miou_drop):
         told = "is not defined" if drop is None else f"is {100 * drop:.3g} points"
         found.append(f"the mIoU drop {told} (limit {limits.max_miou_drop:g})")
-    agreement = _agreement(row)
-    if limits.min_agreement is not None and agreement is not None:
-        told = f"{agreement:.3%} of labels are equal (limit {limits.min_agreement:.3%})"
-        found += [told] if agreement < limits.min_agreement else []
+    fidelity = row.judgement.fidelity if row.judgement else None
+    tolerance = _tolerance(row, limits)
+    if fidelity is not None and tolerance is not None:
+        found += _beyond(tolerance, fidelity.agreement, fidelity.max_rel)
     if limits.max_latency_ms is not None and row.latency is not None:
         took = row.latency.median_ms
         told = f"the median latency is {took:.3g} ms (limit {limits.max_latency_ms:g})"
@@ -156,10 +157,36 @@ def complaints(row: Row, reference: Row, limits: Limits) -> tuple[str, ...]:
         told = f"it is {speedup:.3g} times as fast (limit {limits.min_speedup:g})"
         found += [told] if speedup < limits.min_speedup else []
     for claim in row.claims:
-        if claim.failure is not None:
-            at = "x".join(map(str, claim.shape))
-            found.append(f"it claims to take {at}: {claim.failure}")
+        said = [claim.failure] if claim.failure is not None else []
+        if claim.agreement is not None and tolerance is not None:
+            said += _beyond(tolerance, claim.agreement, claim.max_rel)
+        at = "x".join(map(str, claim.shape))
+        found += [f"it claims to take {at}: {one}" for one in said]
     return tuple(found)
+
+
+def _tolerance(row: Row, limits: Limits) -> Tolerance | None:
+    """What the precision allows, or what was asked for where that is less."""
+    if row.judgement is None:
+        return None
+    tolerance = tolerance_of(row.precision, row.backend)
+    if limits.min_agreement is None:
+        return tolerance
+    least = max(tolerance.least_agreement, limits.min_agreement)
+    return replace(tolerance, least_agreement=least)
+
+
+def _beyond(tolerance: Tolerance, agreement: float, difference: float | None) -> list[str]:
+    """Where labels or scores are further from the reference's than they may be."""
+    found = []
+    if agreement < tolerance.least_agreement:
+        found.append(f"{agreement:.3%} of labels are equal (limit {tolerance.least_agreement:.3%})")
+    if difference is not None and difference > tolerance.most_difference:
+        found.append(
+            f"a score differs by {difference:.2g} of the range "
+            f"(limit {tolerance.most_difference:g})"
+        )
+    return found
 
 
 def _agreement(row: Row) -> float | None:

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 @click.option("--min-size", type=Size(), help="Smallest size of a dynamic graph [32x32].")
 @click.option("--max-size", type=Size(), help="Largest size of a dynamic graph [8192x8192].")
 @click.option("--max-batch", type=click.IntRange(2, 1024), help="Its largest batch [32].")
+@click.option(
+    "--multiple-of",
+    type=click.IntRange(1, 1024),
+    help="Height and width of a dynamic graph, and of every scale, are multiples of this [found "
+    "by trying].",
+)
 @click.option("--scales", type=Scales(), default="1", help="Fuse several scales, as 0.5,1,1.5.")
 @click.option("--flip", is_flag=True, help="Fuse the mirrored image, too.")
 @click.option("--fuse", type=click.Choice(["mean", "max"]), default="mean", show_default=True)
@@ -108,10 +114,12 @@ def export(
     if report.account:
         print_account(report.account, verbose=verbose)
     print_table(
-        ("parity at input", "with", "max abs", "max rel (of range)", "SNR dB", "labels equal %"),
+        ("parity at input", "image", "with", "max abs", "max rel (of range)", "SNR dB",
+         "labels equal %"),
         [
             (
                 "x".join(map(str, p.shape)),
+                p.image,
                 p.against,
                 f"{p.max_abs:.2g}",
                 f"{p.max_rel:.2g}",
@@ -120,7 +128,7 @@ def export(
             )
             for p in report.parity
         ],
-    )
+    )  # fmt: skip
 
 
 def _bounds(

@@ -42,11 +42,17 @@ def optimize(
     )
 
 
+_SHOWN = 3  # rewrites of a pass; a network has dozens of BatchNorms
+
+
 def print_account(account: Account, *, verbose: bool) -> None:
     """What each pass did, and the graph's cost behind it."""
     for step in account.steps:
-        for line in step.rewrites:
+        shown = step.rewrites if verbose else step.rewrites[:_SHOWN]
+        for line in shown:
             click.echo(line)
+        if len(shown) < len(step.rewrites):
+            click.echo(f"and {len(step.rewrites) - len(shown)} more of {step.name} (-v lists them)")
         for line in step.refusals:
             if verbose or line.startswith("undone"):  # a pass that was wrong here is news
                 click.echo(f"left alone ({step.name}): {line}")

@@ -32,13 +32,15 @@ from segdeploy.engine.options import (
 from segdeploy.engine.repeats import Variation, vary
 from segdeploy.errors import InputError
 from segdeploy.exporter.dilation import ConvProof
+from segdeploy.exporter.probes import breaking_images
 from segdeploy.files import check_output, sha256_of_file, write_together
-from segdeploy.golden import golden_content, golden_path, golden_pictures, make_vectors
+from segdeploy.golden import Picture, golden_content, golden_path, golden_pictures, make_vectors
 from segdeploy.graph_layers import read_layers
 from segdeploy.onnx_check import check_graph
 from segdeploy.onnx_file import contract_of, load_onnx, precision_of, save_onnx
 from segdeploy.runtime.predictor import load
 from segdeploy.runtime.session import check_tensors
+from segdeploy.score_check import check_scores
 from segdeploy.spec import Contract
 
 if TYPE_CHECKING:
@@ -122,11 +124,16 @@ def build_engine(
         check_output(options.timing_cache)
     with _calibrated(model, out, precision, data) as built_from:
         job = _prepared(built_from, out, bindings, options, profiles, repeats)
+        pictures = golden_pictures(job.contract, Path(data) if data else None)
+        shown = {f"golden picture {i}": picture for i, picture in enumerate(pictures)}
+        check_scores(
+            job.graph, job.contract, str(model), shown | breaking_images(job.contract.size)
+        )
         plans = [
             build_plan(bindings, job.graph, str(model), job.options, on_progress)
             for _ in range(repeats)
         ]
-        report = _finished(job, plans, Path(data) if data else None, started)
+        report = _finished(job, plans, pictures, started)
         if built_from != model:
             built_from.replace(out.with_name(built_from.name))
     return report
@@ -179,11 +186,13 @@ def _prepared(
 
 
 def _finished(
-    job: _Job, plans: Sequence[BuiltPlan], data: Path | None, started: float
+    job: _Job,
+    plans: Sequence[BuiltPlan],
+    pictures: Sequence[Picture],
+    started: float,
 ) -> EngineReport:
     """Choose among the plans, prove and describe the one, and write what belongs to it."""
     out, bindings, options = job.out, job.bindings, job.options
-    pictures = golden_pictures(job.contract, data)
     if job.judged != job.model:
         save_onnx(job.graph, job.judged)  # not before TensorRT took it
     size = job.contract.size if options.profiles else None

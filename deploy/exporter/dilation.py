@@ -225,6 +225,31 @@ def _resized_otherwise(
     ]
 
 
+def modules_left_out(trace: TraceProof, network: nn.Module) -> tuple[str, ...]:
+    """The outermost modules whose convolutions all lead to no output, and single calls that do."""
+    from torch import nn
+
+    live = {call.label.partition(" [")[0] for call in trace.calls}
+    dead = {label.partition(" [")[0] for label in trace.left_out} - live
+    convolutions = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
+    ]
+    whole: list[str] = []
+    for name, _ in network.named_modules():
+        inside = {one for one in convolutions if one == name or one.startswith(f"{name}.")}
+        covered = any(name.startswith(f"{outer}.") for outer in whole)
+        if name and inside and inside <= dead and not covered:
+            whole.append(name)
+
+    for label in trace.left_out:
+        name = label.partition(" [")[0]
+        if not any(f"{name}.".startswith(f"{outer}.") for outer in whole):
+            whole.append(f"one call of {name}" if name in live else name)
+    return tuple(dict.fromkeys(whole))
+
+
 def prove_dilations(
     calls: Sequence[ConvCall], graph: onnx.ModelProto, image: Tensor
 ) -> tuple[tuple[ConvProof, ...], tuple[str, ...]]:

@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.exporter.dilation import ConvProof, TraceProof, prove_dilations, prove_trace
+from segdeploy.exporter.dilation import (
+    ConvProof,
+    TraceProof,
+    modules_left_out,
+    prove_dilations,
+    prove_trace,
+)
 from segdeploy.exporter.divergence import first_divergence
 from segdeploy.exporter.end_parity import check_ends
 from segdeploy.exporter.ends import append_output, cut_last_upsampling, prepend_preprocessing
@@ -91,6 +97,7 @@ def export(
     *,
     dynamic: bool = False,
     bounds: Bounds | None = None,
+    multiple_of: int | None = None,
     optimized: bool = True,
     data: Path | str | None = None,
     scales: Sequence[float] = (1.0,),
@@ -104,9 +111,10 @@ def export(
     """Export a network to ONNX: input `image` (N, 3, H, W) float32, output `logits`.
 
     The graph is static at the contract's size and batch 1, or `dynamic` in batch, height and
-    width within `bounds`; `optimized` applies the exact rewrites. `scales`, `flip` and `fuse` put
-    multi-scale inference into it. `output` is `logits`, `probabilities` or `labels`, and with
-    `late_upsampling` it ends at the class scores of the small map that labels are made of. With
+    width within `bounds`, in multiples of `multiple_of` (found by trying if None); `optimized`
+    applies the exact rewrites. `scales`, `flip` and `fuse` put multi-scale inference into it.
+    `output` is `logits`, `probabilities` or `labels`, and with `late_upsampling` it ends at the
+    class scores of the small map that labels are made of. With
     `preprocess` (`RGB` or `BGR`) it takes the camera's bytes `(N, H, W, 3) uint8`. `data` is a
     data set that names the classes of a network without a checkpoint, and gives a real frame to
     compare on.
@@ -128,7 +136,7 @@ def export(
     loaded = load_network(spec, dataset)
     size = loaded.contract.size
     scales = tuple(float(scale) for scale in scales)
-    bounds, step, notes = stepped(loaded, bounds, scales, dynamic=dynamic)
+    bounds, step, notes = stepped(loaded, bounds, multiple_of, scales, dynamic=dynamic)
     shapes = probe_shapes(size, bounds)
     run = _multi_scale(loaded, scales, step, flip=flip, fuse=fuse)
     fit(loaded, {shape[2:] for shape in shapes}, scales, bounds, step)
@@ -167,9 +175,15 @@ def export(
         rejected = out.with_name(f"{out.stem}.rejected.onnx")
         set_rejected(graph, failures)
         save_onnx(graph, rejected)
-        raise CheckFailed(f"{out}: not written; {failures}; the graph is kept as {rejected}")
-    left_out = modules_of(proven.trace.left_out, loaded.network.module)
-    notes += [f"{module} leads to no output, left out" for module in left_out]
+        advice = "; a static graph of one size (without --dynamic) may hold" if dynamic else ""
+        raise CheckFailed(
+            f"{out}: not written; {failures}{advice}; the graph is kept as {rejected}"
+        )
+    left_out = modules_left_out(proven.trace, loaded.network.module)
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        leads = "leads" if len(left_out) == 1 else "lead"
+        notes.append(f"{', '.join(left_out[:3])}{more} {leads} to no output, left out")
     written = save_onnx(graph, out)
     return ExportReport(
         path=out,
@@ -294,23 +308,3 @@ def failures_of(said: Sequence[str], parity: Sequence[Parity]) -> str:
     if len(failed) > 1:
         clauses.append(f"and on {len(failed) - 1} of {len(parity) - 1} other inputs")
     return "; ".join(clauses)
-
-
-def modules_of(labels: Sequence[str], network: nn.Module) -> tuple[str, ...]:
-    """The outermost modules whose convolutions are all among `labels`."""
-    from torch import nn
-
-    names = {label.partition(" [")[0] for label in labels}
-    convolutions = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.modules.conv._ConvNd)
-    ]
-    whole: list[str] = []
-    for name, _ in network.named_modules():
-        inside = {one for one in convolutions if one == name or one.startswith(f"{name}.")}
-        covered = any(name.startswith(f"{outer}.") for outer in whole)
-        if name and inside and inside <= names and not covered:
-            whole.append(name)
-    others = names - {one for one in names for w in whole if one == w or one.startswith(f"{w}.")}
-    return (*whole, *sorted(others))

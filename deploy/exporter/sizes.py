@@ -16,24 +16,29 @@ _ODD = (1, 2, 3, 5, 7)
 
 
 def stepped(
-    loaded: LoadedNetwork, bounds: Bounds | None, scales: Sequence[float], *, dynamic: bool
+    loaded: LoadedNetwork,
+    bounds: Bounds | None,
+    multiple: int | None,
+    scales: Sequence[float],
+    *,
+    dynamic: bool,
 ) -> tuple[Bounds | None, int, list[str]]:
     """Bounds of multiples that the network takes, the multiple, and what is to be told of it.
 
     The bounds are None for a static graph, whose only size is known to fit; the multiple counts
-    there for its scales. Bounds that are not given lie around the size; a multiple that they do not
-    say is found by trying.
+    there for its scales. Bounds that are not given lie around the size; a multiple that is not
+    given is found by trying.
 
     Raises:
         InputError: if the size is no multiple, or bounds contradict the size.
     """
     size, notes = loaded.contract.size, []
-    step = bounds.multiple if bounds else 1
-    if step > 1 and any(side % step for side in size):
+    step = multiple or 1
+    if any(side % step for side in size):
         raise InputError(
             f"--size {size[0]}x{size[1]}: is no multiple of {step}, as --multiple-of asks"
         )
-    if step == 1 and (dynamic or any(scale != 1 for scale in scales)):
+    if multiple is None and (dynamic or any(scale != 1 for scale in scales)):
         step = loaded.network.step(size) or 1
         if step > 1:
             notes.append(f"takes multiples of {step} alone (--multiple-of, found by trying)")
@@ -42,7 +47,10 @@ def stepped(
     bounds = bounds or Bounds().around(size)
     bounds.check(size)
     if step > 1:
-        bounds = bounds.of_multiples(step)
+        within = bounds.of_multiples(step)
+        if within.smallest != bounds.smallest:
+            notes.append(f"the smallest size is {within.smallest[0]}x{within.smallest[1]}")
+        bounds = within
         bounds.check(size)
     return bounds, step, notes
 

@@ -45,8 +45,11 @@ class Bounds:
         return Bounds(low, high, self.batch, self.multiple)
 
     def of_multiples(self, multiple: int) -> Bounds:
-        """The bounds between the multiples of a number that lie inside."""
-        low = tuple(-(-side // multiple) * multiple for side in self.smallest)
+        """The bounds between the multiples of a number that lie inside, from its double on.
+
+        PyTorch takes a dimension of one step for a constant.
+        """
+        low = tuple(max(2, -(-side // multiple)) * multiple for side in self.smallest)
         high = tuple(side // multiple * multiple for side in self.largest)
         return Bounds((low[0], low[1]), (high[0], high[1]), self.batch, multiple)
 
@@ -90,6 +93,8 @@ def trace(
     import torch
     from torch.export import Dim
 
+    from segdeploy.exporter.adaptive_pooling import translations
+
     # Batch 1 would be specialised by torch.export, so a dynamic graph is traced with 2.
     sample = torch.zeros(2 if dynamic else 1, 3, *size)
     dynamic_shapes = None
@@ -120,6 +125,7 @@ def trace(
                 input_names=["image"],
                 output_names=["logits"],
                 dynamic_shapes=dynamic_shapes,
+                custom_translation_table=translations(),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
