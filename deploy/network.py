@@ -143,6 +143,9 @@ def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contrac
 def _checkpoint_spec(spec: ModelSpec) -> ModelSpec:
     path = Path(spec.model)
     check_input(path)
+    from segdeploy.models.checkpoint import refuse_torchscript
+
+    refuse_torchscript(path)
     if path.suffix != CHECKPOINT_SUFFIX:
         raise InputError(
             f"{path}: a checkpoint ends in {CHECKPOINT_SUFFIX}; "

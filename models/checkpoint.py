@@ -85,12 +85,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:
-    if _is_torchscript(path):
-        raise ModelInputError(
-            f"{path}: is a TorchScript module, whose code cannot be proven here; give the "
-            "nn.Module that it was made from (package.module:factory), and its state dict as "
-            "--weights"
-        )
+    refuse_torchscript(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -111,12 +106,25 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive with code, as `torch.jit.save` writes it."""
+def refuse_torchscript(path: Path) -> None:
+    """Refuse an archive with code, as `torch.jit.save` writes it.
+
+    Raises:
+        ModelInputError: if the file is one.
+    """
     if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            holds_code = any("/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # damaged, which whoever reads it will say
+    if holds_code:
+        raise ModelInputError(
+            f"{path}: is a TorchScript module, whose code cannot be proven here; give the "
+            "nn.Module that it was made from (package.module:factory), and its state dict as "
+            "--weights"
+        )
 
 
 def _state_dict(loaded: Any, depth: int = 2) -> dict[str, Tensor] | None:

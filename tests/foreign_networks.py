@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-CLASSES = 5
+from segdeploy.models import scenes
+
+CLASSES = len(scenes.CLASSES)
 
 
 def _seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -76,10 +78,6 @@ def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
     return _seeded(make)
 
 
-def _timm_encoder() -> Callable[[], nn.Module]:
-    return _smp("FPN", "tu-convnext_atto")
-
-
 SEGMENTATION_MODELS = {
     f"smp_{architecture}_{encoder.replace('-', '_')}_{suffix}".lower().strip("_"): _smp(
         architecture, encoder, **options
@@ -99,7 +97,7 @@ SEGMENTATION_MODELS = {
         ("Unet", "resnet18", "", {}),
         ("Unet", "mobilenet_v2", "", {}),
     )
-} | {"smp_fpn_timm_convnext_atto": _timm_encoder()}
+} | {"smp_fpn_timm_convnext_atto": _smp("FPN", "tu-convnext_atto")}
 
 TRANSFORMERS = {
     "hf_mobilenet_v2": _transformers(
@@ -136,6 +134,17 @@ TORCHVISION = {
 }
 
 NETWORKS = SEGMENTATION_MODELS | TRANSFORMERS | TORCHVISION
+
+
+def logits_of(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The logits at the images' size, as each library's own documentation gets them."""
+    output = network(images)
+    logits = output["out"] if isinstance(output, dict) and "out" in output else output
+    logits = getattr(logits, "logits", logits)
+    size = images.shape[2:]
+    if logits.shape[2:] == size:
+        return logits
+    return nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def __getattr__(name: str) -> Callable[[], nn.Module]:

@@ -48,7 +48,10 @@ class ConvProof:
             return False
         if self.folded_into:
             return self.expected.is_pointwise
-        return self.found is not None and self.found in (self.expected, self.live)
+        if self.found is None:
+            return False
+        allowed = [one.effective for one in (self.expected, self.live) if one is not None]
+        return self.found.effective in allowed
 
     def complaint(self) -> str:
         """One clause that names the module and what became of it."""

@@ -80,6 +80,12 @@ class ConvGeometry:
         )
         return replace(self, kernel=tuple(kernel), dilation=dilation, padding=(*front, *back))
 
+    @property
+    def effective(self) -> ConvGeometry:
+        """The same pixels in one way of saying: a kernel of one tap has no dilation."""
+        pairs = zip(self.kernel, self.dilation, strict=True)
+        return replace(self, dilation=tuple(d if k > 1 else 1 for k, d in pairs))
+
     def differences(self, other: ConvGeometry) -> str:
         """Say in words where `other` departs from this geometry; empty if nowhere."""
         return _differences(self, other, _COMPARED)

@@ -92,10 +92,15 @@ def is_average(node: ir.Node) -> bool:
 def bilinear_alignment(node: ir.Node) -> str | None:
     """How a bilinear Resize to told sizes aligns pixels: `half_pixel` or `align_corners`.
 
-    None for any other node. A factor may be cut off, so that it is not the ratio of the sizes.
+    None for any other node. Factors count where they are the ratio of the sizes: one that is cut
+    off (2.5 times 3 pixels) is not.
     """
     told = len(node.inputs) > 3 and node.inputs[3] is not None
-    if not is_average(node) or not told or node.attributes["mode"].as_string() != "linear":
+    if (
+        not is_average(node)
+        or not (told or _scales_exactly(node))
+        or node.attributes["mode"].as_string() != "linear"
+    ):
         return None
     antialias = node.attributes.get("antialias")
     if antialias is not None and antialias.as_int():
@@ -103,6 +108,17 @@ def bilinear_alignment(node: ir.Node) -> str | None:
     coordinates = node.attributes.get("coordinate_transformation_mode")
     alignment = "half_pixel" if coordinates is None else coordinates.as_string()
     return alignment if alignment in ("half_pixel", "align_corners") else None
+
+
+def _scales_exactly(node: ir.Node) -> bool:
+    """Whether the factors of a Resize give its static output without a remainder."""
+    factors = node.inputs[2] if len(node.inputs) > 2 else None
+    source, output = node.inputs[0], node.outputs[0]
+    before, after = pixels_of(source), pixels_of(output)
+    if factors is None or factors.const_value is None or before is None or after is None:
+        return False
+    pairs = zip(before, after, factors.const_value.numpy()[2:], strict=True)
+    return all(float(factor) * old == new for old, new, factor in pairs)
 
 
 def enlarges_one_pixel(node: ir.Node) -> bool:
