@@ -33,8 +33,9 @@ from segdeploy.models.dataset import write_dataset
 from segdeploy.network import ModelSpec
 from tests import foreign_networks
 
-SIZE = (128, 160)
+SIZE = (128, 160)  # what the largest strides leave some pixels of
 OTHER = (128, 256)  # a multiple of every network's step
+SCALES = (1.0, 1.25)
 MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
 
 
@@ -70,7 +71,7 @@ def other_labels(found: np.ndarray, expected: np.ndarray) -> str:
 def scaled(network: nn.Module, image: np.ndarray, step: int) -> np.ndarray:
     """Two scales and the mirrored image, with the arithmetic written out."""
     total = np.zeros(1)
-    for scale in (0.75, 1.0):
+    for scale in SCALES:
         size = [int(side * scale) // step * step for side in SIZE]
         resized = nn.functional.interpolate(
             torch.from_numpy(image), size=size, mode="bilinear", align_corners=True
@@ -105,7 +106,7 @@ def steps(name: str, folder: Path, data: Path) -> dict[str, Callable[[], str]]:
         return off(run(folder / "static.onnx", image), expected)
 
     def dynamic() -> str:
-        export("dynamic", dynamic=True, bounds=Bounds((96, 96), (256, 256), 2))
+        export("dynamic", dynamic=True, bounds=Bounds((128, 128), (256, 256), 2))
         other = image_of(scenes.draw_scene(np.random.default_rng(4), OTHER)[0])
         batch = np.concatenate([other, other[..., ::-1]])
         return off(run(folder / "dynamic.onnx", batch), pytorch(network, batch))
@@ -125,7 +126,7 @@ def steps(name: str, folder: Path, data: Path) -> dict[str, Callable[[], str]]:
         return other_labels(run(folder / "bytes.onnx", given), expected)
 
     def scales() -> str:
-        report = export("scales", scales=(0.75, 1.0), flip=True)
+        report = export("scales", scales=SCALES, flip=True)
         found = run(folder / "scales.onnx", image)
         return off(found, scaled(network, image, report.contract.multiple))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from segdeploy.engine.admission import check_place, check_version
 from segdeploy.engine.manifest import manifest_path, read_engine
 from segdeploy.errors import InputError
 from segdeploy.golden import golden_content, golden_pictures, make_vectors
+from segdeploy.onnx_file import contract_of, load_onnx, save_onnx, set_contract
 from segdeploy.runtime.postprocess import overlay
 
 
@@ -52,6 +54,14 @@ def write_with_half_ends(path: Path, out: Path) -> None:
     onnx.save(model, out)
 
 
+def write_stepped(path: Path, out: Path) -> None:
+    """The same network under a contract that takes multiples of 16 alone."""
+    model = load_onnx(path)
+    stepped = replace(contract_of(model, path), multiple=16, bounds=((32, 32), (480, 640), 4))
+    set_contract(model, stepped)
+    save_onnx(model, out)
+
+
 def write_passes(folder: Path) -> None:
     """What Python gives for several scales, mirrored, in tiles, and as probabilities."""
     ways: list[dict] = [
@@ -59,6 +69,9 @@ def write_passes(folder: Path) -> None:
         {"graph": "dynamic.onnx", "scales": [2 / 3, 1.25], "flip": True},
         {"graph": "dynamic.onnx", "scales": [0.5, 1.0], "flip": True, "fuse": "max"},
         {"graph": "dynamic.onnx", "tile": True},
+        # 48x64 times these is 43x57 and 67x89: each is run at the multiples of 16 below.
+        {"graph": "stepped.onnx", "scales": [0.9, 1.4], "flip": True},
+        {"graph": "stepped.onnx", "tile": True},
         {"graph": "logits.onnx", "flip": True},
         *({"graph": f"{name}.onnx", "tile": True} for name in ("logits", "labels", "late", "bgr")),
         {"graph": "dynamic.onnx", "scales": [0.75, 1.0], "probabilities": True},
@@ -76,6 +89,10 @@ def write_passes(folder: Path) -> None:
             "gives 12x16, outside what the network takes",
         ),
         ({"graph": "dynamic.onnx", "scales": [-1]}, "must be positive, and below 100"),
+        (
+            {"graph": "stepped.onnx", "scales": [0.2]},
+            "shrinks a 48x64 image to less than 16 pixels",
+        ),
     ]
     usual = {"scales": [], "flip": False, "fuse": "mean", "tile": False, "wanted": ""}
     cases = [{**usual, **way, "picture": "0.png", "refused": words} for way, words in refused]

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from PIL import Image
@@ -24,10 +25,17 @@ from segdeploy.errors import InputError
 from segdeploy.golden import golden_content, golden_pictures, make_vectors
 from segdeploy.models.dataset import open_dataset
 from segdeploy.network import ModelSpec
+from segdeploy.onnx_file import set_rejected
 from segdeploy.runtime.postprocess import overlay
 
 from .conftest import skip
-from .cpp_files import write_manifests, write_passes, write_seeds, write_with_half_ends
+from .cpp_files import (
+    write_manifests,
+    write_passes,
+    write_seeds,
+    write_stepped,
+    write_with_half_ends,
+)
 
 SOURCE = Path(__file__).parents[1] / "deploy" / "cpp"
 ODD = (37, 83)  # a picture of another shape than the network's, with odd sides
@@ -107,6 +115,7 @@ def cases(
     shutil.copy(int8_graph, folder / "int8.onnx")
     segdeploy.calibrate(graph, dataset, folder / "half.onnx", precision="fp16")
     write_with_half_ends(folder / "half.onnx", folder / "halves.onnx")
+    write_stepped(folder / "dynamic.onnx", folder / "stepped.onnx")
     shutil.copytree(pictures, folder / "pictures")
     for graph in sorted(folder.glob("*.onnx")):
         (folder / graph.stem).mkdir()
@@ -336,7 +345,7 @@ def test_sanitizers_are_silent(
     for name in ("passes.json", "overlay.png"):
         shutil.copy(cases / name, few)
     shutil.copytree(cases / "wanted", few / "wanted")
-    for graph in ("dynamic", "probabilities", "labels", "bgr", "fused"):
+    for graph in ("dynamic", "stepped", "probabilities", "labels", "bgr", "fused"):
         (few / graph).mkdir()
         shutil.copy(cases / graph / "0_own.png", few / graph)
         shutil.copy(cases / f"{graph}.onnx", few)
@@ -388,6 +397,18 @@ def test_every_size_is_resized_as_pillow_does(run, cases: Path, tmp_path: Path) 
     assert len(lines) == len(sizes) + 1
     for size, line in zip(sizes, lines, strict=False):
         assert "input 0, " in line, (size, line)
+
+
+def test_a_rejected_graph_is_refused_with_pythons_words(run, cases: Path, tmp_path: Path) -> None:
+    model = onnx.load(cases / "logits.onnx")
+    set_rejected(model, "at input 1x3x48x64 the output differs")
+    path = tmp_path / "sound.onnx"
+    onnx.save(model, path)
+    with pytest.raises(InputError) as refused:
+        segdeploy.load(path)
+    ran = run(cases / "pictures" / "0.png", "--model", path, "--out", tmp_path / "out")
+    assert ran.returncode == 2
+    assert str(refused.value) in ran.stderr
 
 
 def test_damaged_golden_vectors_are_refused(run, cases: Path, tmp_path: Path) -> None:

@@ -207,15 +207,16 @@ def _proven(
     import torch
 
     image = torch.from_numpy(random_images((1, *subject.shapes[0][1:])))
-    trace = prove_trace(subject.network, subject.run, graph, image)
+    trace = TraceProof((), (), (), ())
     account = None
     strangers: tuple[str, ...] = ()
-    convolutions = trace.convolutions
     try:
+        trace = prove_trace(subject.network, subject.run, graph, image)
         parity = subject.parity(graph)
     except CheckFailed as error:  # a runtime refuses it
         failures = "; ".join([*trace.failures, str(error)])
-        return _Proven(graph, trace, convolutions, strangers, [], account, failures)
+        return _Proven(graph, trace, trace.convolutions, strangers, [], account, failures)
+    convolutions = trace.convolutions
     failures = failures_of(trace.failures, parity)
     if failures:
         failures += _where(subject, graph, parity)

@@ -110,7 +110,8 @@ def compare(
     signal = float(np.square(reference, dtype=np.float64).sum())
     noise = float(np.square(output - reference, dtype=np.float64).sum())
     snr = 10 * math.log10(signal / noise) if signal and noise else float("inf")
-    limit = max(FP32_LIMIT, min(4 * least.rounding / span, _LARGEST_LIMIT)) if span else FP32_LIMIT
+    rounding = max(4 * least.rounding, _rounding_of(reference))
+    limit = max(FP32_LIMIT, min(rounding / span, _LARGEST_LIMIT)) if span else FP32_LIMIT
     return Parity(
         shape,
         max_abs,
@@ -164,9 +165,15 @@ def _sure(reference: NDArray[np.float32], least: Scale) -> NDArray[np.bool_]:
     if reference.shape[1] < 2:
         return np.zeros(reference[:, 0].shape, bool)
     margins = _margins(reference)
-    needed = max(NEAR_TIE * max(float(margins.mean()), least.margin), 8 * least.rounding)
+    rounding = max(8 * least.rounding, _rounding_of(reference))
+    needed = max(NEAR_TIE * max(float(margins.mean()), least.margin), rounding)
     sure: NDArray[np.bool_] = margins > needed
     return sure
+
+
+def _rounding_of(reference: NDArray[np.float32]) -> float:
+    """What float32 rounds of values: where these are large beside their range, it shows."""
+    return 16 * float(np.finfo(np.float32).eps) * float(np.abs(reference).max(initial=0))
 
 
 def _margins(reference: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from segdeploy.exporter.geometry import (
     node_geometry,
     resize_geometry,
 )
-from segdeploy.exporter.running import open_graph
+from segdeploy.exporter.running import run_values
 from segdeploy.onnx_file import all_graphs
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def node_calls(graph: onnx.ModelProto, image: NDArray[np.float32]) -> GraphCalls
 
     What is computed from shapes, such as the amounts of a Pad, has the value that it has for
     `image` `(N, C, H, W)`.
+
+    Raises:
+        CheckFailed: if ONNX Runtime cannot compute that.
     """
     import onnx
 
@@ -102,9 +105,7 @@ def _values(graph: onnx.ModelProto, image: NDArray[np.float32]) -> Mapping[str, 
     made = {name for node in graph.graph.node for name in node.output}
     computed = sorted(wanted & made - set(constants))
     if computed:
-        session = open_graph(graph, computed)
-        outputs = session.run(computed, {session.get_inputs()[0].name: image})
-        values.update(zip(computed, outputs, strict=True))
+        values.update(zip(computed, run_values(graph, computed, image), strict=True))
     return values
 
 

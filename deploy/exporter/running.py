@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.calibration.session import session_options
@@ -27,33 +29,43 @@ def runner(graph: onnx.ModelProto) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """What runs a graph of one input and gives its first output.
 
     Raises:
-        CheckFailed: by the function, if the runtime cannot run the graph; with the node, the module
-            and the input's shape.
+        CheckFailed: if the runtime refuses the graph, or, by the function, cannot run it; with the
+            node, its module and the input's shape.
     """
-    session = opened(graph)
+    with _failing(graph):
+        session = open_graph(graph)
     name = session.get_inputs()[0].name
 
     def run(images: NDArray[Any]) -> NDArray[Any]:
-        try:
+        with _failing(graph, images):
             output: NDArray[Any] = session.run(None, {name: images})[0]
-        except Exception as error:  # ONNX Runtime's classes share no base below Exception
-            shape = "x".join(map(str, images.shape))
-            raise CheckFailed(f"at input {shape} {runtime_error(error, graph)}") from error
         return output
 
     return run
 
 
-def opened(graph: onnx.ModelProto) -> Any:
-    """A session on a graph that is being proven.
+def run_values(
+    graph: onnx.ModelProto, names: Sequence[str], images: NDArray[np.float32]
+) -> Outputs:
+    """Values from inside a graph, by name, for one input.
 
     Raises:
-        CheckFailed: if the runtime refuses the graph; with the node and its module.
+        CheckFailed: as `runner` does.
     """
+    with _failing(graph, images):
+        session = open_graph(graph, names)
+        outputs: Outputs = session.run(names, {session.get_inputs()[0].name: images})
+    return outputs
+
+
+@contextmanager
+def _failing(graph: onnx.ModelProto, images: NDArray[Any] | None = None) -> Iterator[None]:
+    """Whatever a runtime raises while a graph is being proven is a failed check."""
     try:
-        return open_graph(graph)
+        yield
     except Exception as error:  # ONNX Runtime's classes share no base below Exception
-        raise CheckFailed(runtime_error(error, graph)) from error
+        at = "" if images is None else f"at input {'x'.join(map(str, images.shape))} "
+        raise CheckFailed(at + runtime_error(error, graph)) from error
 
 
 def runtime_error(error: Exception, graph: onnx.ModelProto) -> str:

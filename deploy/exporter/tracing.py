@@ -93,7 +93,7 @@ def trace(
     import torch
     from torch.export import Dim
 
-    from segdeploy.exporter.adaptive_pooling import translations
+    from segdeploy.exporter.translations import translations
 
     # Batch 1 would be specialised by torch.export, so a dynamic graph is traced with 2.
     sample = torch.zeros(2 if dynamic else 1, 3, *size)
