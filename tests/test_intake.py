@@ -133,6 +133,31 @@ def test_classes_and_the_taken_output_are_read_and_told(
     assert "has 3 classes, read from its output" in told
 
 
+class WithSoftmax(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (5 * self.conv(x)).softmax(1)
+
+
+def test_a_second_softmax_is_not_put_behind_the_first(tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    report = segdeploy.export(factory("WithSoftmax"), out, output="probabilities")
+    assert "the network ends in a softmax itself; no other is put behind it" in report.notes
+    assert [n.op_type for n in load_onnx(out).graph.node].count("Softmax") == 1
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    with segdeploy.load(out) as predictor:
+        found = predictor.probabilities(image)
+        given = torch.from_numpy(predictor.prepare(image))
+    with torch.no_grad():
+        assert np.allclose(found, WithSoftmax()(given)[0].numpy(), atol=1e-5)
+    plain = segdeploy.export(factory("two_maps"), out, output="probabilities")
+    assert plain.notes == ("aux leads to no output, left out",)
+
+
 def test_what_cannot_be_a_network_says_what_can(run, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(InputError, match="gives one channel"):
         load_network(factory("one_channel"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segdeploy.spec import Contract
 
@@ -86,6 +87,11 @@ def append_output(graph: onnx.ModelProto, kind: str) -> None:
     given.CopyFrom(helper.make_tensor_value_info(kind, element, None))
     given.type.tensor_type.shape.Clear()
     given.type.tensor_type.shape.dim.extend(dims)
+
+
+def are_probabilities(scores: NDArray[np.float32]) -> bool:
+    """Whether scores `(N, C, H, W)` are those of a softmax: positive, with a sum of one a pixel."""
+    return bool((scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3))
 
 
 def cut_last_upsampling(graph: onnx.ModelProto) -> str | None:

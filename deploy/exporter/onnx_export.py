@@ -21,8 +21,13 @@ from segdeploy.exporter.dilation import (
 )
 from segdeploy.exporter.divergence import first_divergence
 from segdeploy.exporter.end_parity import check_ends
-from segdeploy.exporter.ends import append_output, cut_last_upsampling, prepend_preprocessing
-from segdeploy.exporter.parity import Parity, check_parity
+from segdeploy.exporter.ends import (
+    append_output,
+    are_probabilities,
+    cut_last_upsampling,
+    prepend_preprocessing,
+)
+from segdeploy.exporter.parity import Parity, check_parity, reference_of
 from segdeploy.exporter.probes import Shape, breaking_inputs, probe_shapes, random_images
 from segdeploy.exporter.sizes import fit, stepped
 from segdeploy.exporter.tracing import OPSET, OPSETS, Bounds, trace
@@ -161,14 +166,18 @@ def export(
                 "one bilinear Resize of class scores to a told size (several scales do not; --flip "
                 "does in a static, rewritten graph with the mean)"
             )
-        if output != "logits" and alignment is None:
+        has_softmax = are_probabilities(reference_of(run, random_images(shapes[0])))
+        if has_softmax:
+            notes.append("the network ends in a softmax itself; no other is put behind it")
+        made = output == "logits" or (output == "probabilities" and has_softmax)
+        if not made and alignment is None:
             append_output(graph, output)
         contract = replace(contract, output=output, upsampling=alignment)
         if preprocess:
             contract = replace(contract, layout="NHWC", colour=preprocess)
             prepend_preprocessing(graph, contract)
         if preprocess or output != "logits":
-            parity += check_ends(run, graph, contract, shapes)
+            parity += check_ends(run, graph, contract, shapes, has_softmax=has_softmax)
             failures = failures_of((), parity)
     set_contract(graph, contract)
     if failures:
