@@ -148,7 +148,7 @@ _GEOMETRY = ("kernel", "dilation", "stride", "padding", "groups")
 def count_proofs(proofs: tuple[ConvProof, ...]) -> str:
     """Say how many convolutions keep their geometry, and which dilations there are."""
     if not proofs:
-        return "no convolution has a module to be compared with: its dilation is not proven"
+        return "the network executes no convolution: parity alone speaks for it"
     dilations = sorted({max(proof.expected.dilation) for proof in proofs})
     held = sum(proof.holds for proof in proofs)
     return (
@@ -160,8 +160,8 @@ def count_proofs(proofs: tuple[ConvProof, ...]) -> str:
 def _strangers(report: ExportReport) -> str:
     count = len(report.strangers)
     return (
-        f"note: {count} convolutions of the graph belong to no module, as when called as functions "
-        f"({', '.join(report.strangers[:3])}): not compared, parity alone speaks for them"
+        f"note: {count} convolutions of the rewritten graph belong to no call of PyTorch's "
+        f"({', '.join(report.strangers[:3])}): parity alone speaks for them"
     )
 
 
