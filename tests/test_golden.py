@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 import segdeploy
-from segdeploy.errors import InputError
+from segdeploy.errors import CheckFailed, InputError
 from segdeploy.golden import golden_content, golden_path, read_golden, sample
 from segdeploy.onnx_file import contract_of, load_onnx, set_contract
 
@@ -110,7 +110,7 @@ def test_a_network_that_gives_nan_is_not_built(graph: Path, tmp_path: Path) -> N
             tensor.CopyFrom(numpy_helper.from_array(values * np.float32(np.nan), tensor.name))
     path = tmp_path / "nan.onnx"
     onnx.save(model, path)
-    with pytest.raises(InputError, match="holds NaN or infinity"):
+    with pytest.raises(CheckFailed, match="the scores 'logits' hold NaN or infinity"):
         segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86"])
     assert list(tmp_path.iterdir()) == [path]
 

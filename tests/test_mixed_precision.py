@@ -219,13 +219,24 @@ def scale(tensor: onnx.TensorProto, place: object, factor: float) -> None:
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
+def labelled_by(graph: Path, dataset: Path, folder: Path) -> Path:
+    """The data set with the network's own labels as masks: whatever changes one loses mIoU."""
+    copy = folder / "own"
+    shutil.copytree(dataset, copy)
+    with segdeploy.load(graph) as network:
+        for mask in copy.glob("*/masks/*"):
+            image = next((mask.parent.parent / "images").glob(f"{mask.stem}.*"))
+            Image.fromarray(network.predict(image)).save(mask)
+    return copy
+
+
 def test_a_broken_promise_writes_nothing_and_exits_with_1(
     run, graph: Path, dataset: Path, tmp_path: Path  # noqa: F811
 ) -> None:  # fmt: skip
-    """FP16 alone loses 0.003 points on these frames, and nothing may be lost."""
-    graph, out = unbalanced(graph, tmp_path / "unbalanced.onnx"), tmp_path / "m.onnx"
-    options = ("--limit", 4, "--max-miou-drop", 0, "--method", "min-max", "--check-split", "train")
-    ran = run("calibrate", graph, "--data", dataset, "-o", out, *options)
+    """FP16 alone changes a few labels, and nothing may be lost."""
+    own, out = labelled_by(graph, dataset, tmp_path), tmp_path / "m.onnx"
+    options = ("--limit", 4, "--max-miou-drop", 0, "--method", "min-max")
+    ran = run("calibrate", graph, "--data", own, "-o", out, *options)
     assert ran.code == 1
     assert "not written; " in ran.err
     assert "m.search.json, for another budget" in ran.err

@@ -57,13 +57,17 @@ class _Notes(logging.Handler):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with its code."""
-    log = logging.getLogger("segdeploy")
-    log.handlers, log.propagate = [_Notes()], False
-    log.setLevel(logging.INFO)
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Ended by a supervisor, we clean up as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(_run(given))
+    log, notes = logging.getLogger("segdeploy"), _Notes()
+    log.setLevel(logging.INFO)
+    log.addHandler(notes)
+    try:
+        code = _run(given)
+    finally:
+        log.removeHandler(notes)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
