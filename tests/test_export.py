@@ -141,6 +141,13 @@ def test_nothing_of_the_users_paths_is_shipped(graph: Path, checkpoint: Path) ->
         assert trace not in data
 
 
+def test_nothing_of_them_is_shipped_inside_a_branch(tmp_path: Path) -> None:
+    spec = ModelSpec("tests.test_recording:conditional", size=(24, 32))
+    data = segdeploy.export(spec, tmp_path / "m.onnx", optimized=False).path.read_bytes()
+    for trace in (b"site-packages", b"stack_trace", b".py", str(Path.cwd()).encode()):
+        assert trace not in data
+
+
 def test_every_node_of_a_layer_names_its_module(loaded, graph: Path) -> None:
     modules = dict(loaded.network.module.named_modules())
     for node in onnx.load(graph).graph.node:

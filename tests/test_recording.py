@@ -139,6 +139,43 @@ class Scaled(nn.Module):
         return self.conv(x) * self.gamma.view(1, -1, 1, 1) + self.beta.view(1, -1, 1, 1)
 
 
+class WrittenInParts(nn.Module):
+    """Branches that are written into parts of one buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 2, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = x.new_zeros(x.shape)
+        joined[:, :2] = self.one(x)
+        joined[:, 2:] = self.two(x).relu_()
+        return joined
+
+
+class Conditional(nn.Module):
+    """A convolution in each branch of a condition on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.mean() > 0.3, lambda t: self.one(t), lambda t: self.two(t), (x,))
+
+
+class PadsCut(nn.Module):
+    """Padding that is padded again, and cut, before a convolution reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(F.pad(x, (2, 2, 2, 2))[:, :, 1:-1, 1:-1], (1, 0, 0, 1))
+        return self.conv(F.pad(x, (0, -1, -1, 0)))
+
+
 class Pyramid(nn.Module):
     """Adaptive pooling to bins that do not divide the map."""
 
@@ -168,6 +205,9 @@ MIDDLES: dict[str, Callable[[], nn.Module]] = {
     "instance_norm": lambda: behind(nn.InstanceNorm2d(4, track_running_stats=True)),
     "layer_scale": Scaled,
     "pyramid": Pyramid,
+    "written_in_parts": WrittenInParts,
+    "conditional": Conditional,
+    "pads_cut": PadsCut,
     "zero_pad": lambda: nn.Sequential(
         nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 4, 3, stride=2), nn.Upsample(SIZE)
     ),

@@ -46,9 +46,10 @@ def node_calls(graph: onnx.ModelProto, image: NDArray[np.float32]) -> GraphCalls
         inner = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
         branches = [n for one in inner for n in all_nodes(one) if n.op_type in CONVOLUTIONS]
         for hidden in branches:
-            calls.convolutions.append(
-                NodeCall(hidden, node_geometry(hidden, graph), None, frozenset(), True)
-            )
+            geometry, weight = node_geometry(hidden, graph), values.get(hidden.input[1])
+            if not geometry.kernel and weight is not None:
+                geometry = replace(geometry, kernel=weight.shape[2:])
+            calls.convolutions.append(NodeCall(hidden, geometry, weight, frozenset(), True))
         if inner:
             calls = replace(calls, joins=None)
         skipped = _SHAPE_ONLY.get(node.op_type, ())
@@ -96,7 +97,7 @@ def _values(graph: onnx.ModelProto, image: NDArray[np.float32]) -> Mapping[str, 
         if node.op_type == "Constant":
             constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     wanted = set()
-    for node in graph.graph.node:
+    for node in all_nodes(graph.graph):
         if node.op_type in CONVOLUTIONS:
             wanted.add(node.input[1])
         elif node.op_type == "Pad":

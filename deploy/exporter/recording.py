@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -98,6 +99,8 @@ class _Padded:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows values by the memory that holds them: an entry a storage, rewritten when it is."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, poisoned: Collection[str] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
@@ -120,6 +123,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operator, and note what it was."""
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self._run_branch(func, args, kwargs)
         name = func._schema.name.removeprefix("aten::")
         given = _tensors((args, kwargs))
         memories = {_memory(tensor) for tensor in given}
@@ -139,9 +144,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if label in self._poisoned:
                 result = torch.full_like(result, float("nan"))
         in_place = name.endswith("_")
-        if name.startswith("slice_scatter") or (in_place and _writes_part(given)):
+        writes_part = in_place and _writes_part(given)
+        if name.startswith("slice_scatter") or writes_part:
             self.recording.joins = None
-        if name in _OVERWRITING:
+        if name in _OVERWRITING and not writes_part:
             sources = self.sources_of(given[1:])
         for tensor in _tensors(result):
             memory = _memory(tensor)
@@ -154,6 +160,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif name in _SAME and padded is not None:
                 self._pads[memory] = replace(padded, view=_view(tensor))
         return result
+
+    def _run_branch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record the branch of a `torch.cond` that is taken, and not what it is wrapped in."""
+        self.recording.joins = None
+        if func.__name__ != "cond":
+            return func(*args, **kwargs)
+        condition, when_true, when_false, operands = args
+        with self:
+            return (when_true if condition else when_false)(*operands)
 
     def _padded(self, tensor: Tensor) -> _Padded | None:
         """The pad that made a tensor, unless the tensor is a part of what it made."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
+from segdeploy.onnx_file import all_graphs
 from segdeploy.spec import MODULE_KEY
 
 if TYPE_CHECKING:
@@ -229,14 +230,17 @@ def _annotate(graph: onnx.ModelProto) -> None:
 
     The rest of the notes holds stack traces with the user's paths, which must not be shipped.
     """
-    for node in graph.graph.node:
-        notes = {entry.key: entry.value for entry in node.metadata_props}
-        del node.metadata_props[:]
-        module = _module_path(notes.get("pkg.torch.onnx.name_scopes"))
-        if module is not None:
-            node.metadata_props.add(key=MODULE_KEY, value=module)
-        node.doc_string = ""
-        node.input[:] = [_own_name(name) for name in node.input]
+    for inner in all_graphs(graph.graph):  # a branch reads the weights around it
+        for node in inner.node:
+            notes = {entry.key: entry.value for entry in node.metadata_props}
+            del node.metadata_props[:]
+            module = _module_path(notes.get("pkg.torch.onnx.name_scopes"))
+            if module is not None:
+                node.metadata_props.add(key=MODULE_KEY, value=module)
+            node.doc_string = ""
+            node.input[:] = [_own_name(name) for name in node.input]
+        del inner.metadata_props[:]
+        inner.doc_string = ""
     for tensor in graph.graph.initializer:
         tensor.name = _own_name(tensor.name)
         tensor.doc_string = ""
@@ -246,9 +250,7 @@ def _annotate(graph: onnx.ModelProto) -> None:
         value.name = _own_name(value.name)
         value.doc_string = ""
         del value.metadata_props[:]
-    del graph.graph.metadata_props[:]
     del graph.metadata_props[:]
-    graph.graph.doc_string = ""
     graph.doc_string = ""
     graph.graph.name = "segdeploy"
 
