@@ -63,7 +63,6 @@ def _watched(network: nn.Module, run: nn.Module, image: Tensor, mode: _Recorder)
         hooks.append(module.register_forward_hook(leave))
     mode.start(image)
     try:
-        # Not inference mode, in which composite operators reach a dispatch mode whole.
         with torch.no_grad(), mode:
             output: Tensor = run(image)
     finally:
@@ -125,6 +124,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
             return self._run_branch(func, args, kwargs)
+        # Inside a branch, and in inference mode, composite operators arrive whole.
+        with self:
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         name = func._schema.name.removeprefix("aten::")
         given = _tensors((args, kwargs))
         memories = {_memory(tensor) for tensor in given}
