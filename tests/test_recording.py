@@ -172,6 +172,41 @@ class InInferenceMode(Aliased):
             return super().forward(x)
 
 
+class WritesIntoItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5).div_(0.2)
+        return self.conv(x)
+
+
+class Dropping(WritesIntoItsInput):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.dropout(x, 0.5))  # on, whatever mode the network is in
+
+
+class Counting(WritesIntoItsInput):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.conv(x) + self.calls
+
+
+@pytest.mark.parametrize("name", ["Dropping", "Counting"])
+def test_a_network_that_is_not_the_same_twice_is_told(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match="PyTorch itself gives another output for the same image"):
+        exported(name, tmp_path)
+
+
+def test_a_network_may_write_into_its_input(tmp_path: Path) -> None:
+    report = exported("WritesIntoItsInput", tmp_path)
+    assert all(p.holds and p.limit < 1e-3 for p in report.parity)
+
+
 class PadsCut(nn.Module):
     """Padding that is padded again, and cut, before a convolution reads it."""
 

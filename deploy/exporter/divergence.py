@@ -184,7 +184,7 @@ def _watch(
     ]
     try:
         with torch.inference_mode():
-            run(torch.from_numpy(images))
+            run(torch.from_numpy(images.copy()))
     finally:
         for one in hooks:
             one.remove()

@@ -61,6 +61,7 @@ def _watched(network: nn.Module, run: nn.Module, image: Tensor, mode: _Recorder)
     for name, module in network.named_modules():
         hooks.append(module.register_forward_pre_hook(enter(name)))
         hooks.append(module.register_forward_hook(leave))
+    image = image.clone()  # a network may write into what it is given
     mode.start(image)
     try:
         with torch.no_grad(), mode:

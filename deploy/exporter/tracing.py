@@ -217,7 +217,7 @@ def _missing_operator(error: BaseException) -> str | None:
     nodes = [v for f, _ in frames for v in f.f_locals.values() if isinstance(v, torch.fx.Node)]
     if not nodes:
         return None
-    said = f"operator {nodes[-1].target} has no ONNX form; write it with others"
+    said = f"operator {nodes[-1].target} has no ONNX form for its arguments; write it with others"
     places = re.findall(r'File "(.+)", line (\d+), .*\n(.*)', str(nodes[-1].stack_trace))
     if places:
         path, number, line = places[-1]
