@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import segdeploy
 from segdeploy.benchmark.accuracy import Judgement
@@ -210,6 +210,45 @@ def test_a_static_reference_cannot_try_what_a_graph_claims(
     assert row.judgement.spread.miou is None
     assert any("1 frames are few" in note for note in found.notes)
     assert work_of(graph) == work_of(dynamic_graph)
+
+
+def test_a_candidate_that_is_wrong_in_a_batch_alone_fails(
+    dynamic_graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Its first image is right; every other one has scores of another sign."""
+    model = load_onnx(dynamic_graph)
+    logits = model.graph.output[0]
+    for node in model.graph.node:
+        node.output[:] = ["right" if name == logits.name else name for name in node.output]
+    numbers = {"zero": np.array(0), "one": np.array(1), "apart": np.array([-1, 1, 1, 1])}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in numbers.items())
+    made = [
+        ("Shape", ["right"], "count", {"start": 0, "end": 1}),
+        ("Squeeze", ["count"], "batch", {}),
+        ("Range", ["zero", "batch", "one"], "index", {}),
+        ("Greater", ["index", "zero"], "later", {}),
+        ("Cast", ["later"], "number", {"to": TensorProto.FLOAT}),
+        ("Reshape", ["number", "apart"], "shaped", {}),
+        ("Mul", ["right", "shaped"], "once", {}),
+        ("Sub", ["right", "once"], "less", {}),
+        ("Sub", ["less", "once"], logits.name, {}),
+    ]
+    for kind, inputs, output, attributes in made:
+        model.graph.node.append(
+            helper.make_node(kind, inputs, [output], f"n_{output}", **attributes)
+        )
+    path = tmp_path / "wrong.onnx"
+    onnx.save(model, path)
+    found = segdeploy.bench(
+        [path], reference=checkpoint, data=dataset, limit=1, protocol=Protocol(seconds=0.1)
+    )
+    (row,) = found.rows[1:]
+    assert not row.passes
+    assert not found.passes
+    assert found.recommended is None
+    assert row.judgement.fidelity.agreement > 0.999  # one image at a time is right
+    assert any(line.startswith("it claims to take 2x48x64: ") for line in row.complaints)
+    assert not any(line.startswith("it claims to take 1x") for line in row.complaints)
 
 
 def test_clients_time_all_that_they_call(graph: Path) -> None:
