@@ -275,6 +275,9 @@ def test_a_stated_step_is_taken_at_its_word(tmp_path: Path) -> None:
     assert report.contract.multiple == 8
     contract = contract_of(load_onnx(tmp_path / "m.onnx"), tmp_path / "m.onnx")
     assert contract.multiple == 8
+    bounds = Bounds((24, 24), (96, 96), 2, multiple=16)  # said by the bounds themselves
+    report = segdeploy.export(factory("two_maps"), tmp_path / "n.onnx", dynamic=True, bounds=bounds)
+    assert report.contract.multiple == 16
     with pytest.raises(
         InputError, match="--size 32x48: is no multiple of 32, as --multiple-of asks"
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ def calibrate(
     )
     judge = Judge(model, frames.check)
     assignment = Assignment(frozenset(), {}, None)
-    plans: Iterator[Assignment] = iter([assignment])
+    search: Callable[[], Assignment] | None = None
     if precision == "int8":
         kept = _named_layers(source, keep, model) | source.in_fp32
         reference = reference_of(source, contract, frames.held_back)
@@ -130,9 +130,9 @@ def calibrate(
                 told = f"the same command goes on from {state_path(out)}"
                 raise KeyboardInterrupt(told) from stop
 
-        plans = plans_of(assignment, None if max_miou_drop is None else searched)
+        search = None if max_miou_drop is None else searched
     tried = []
-    for plan in plans:
+    for plan in plans_of(assignment, search):
         written_as = Judged.of(source, plan, judge, half_ends=half_ends)
         tried.append(written_as)
         if max_miou_drop is None or written_as.accuracy.miou_drop <= max_miou_drop:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class ConvCall:
     """One convolution that ran: what it read, with which weight, and where it stood.
 
-    `label` is the path of the module that made the call, with a number from the second call on.
+    `module` is the path of the module that made the call, and `label` the same with a number from
+    the second call on.
     `geometry` holds the zeros that a constant pad put around the input, as the operator's own
     padding. `sources` are the labels of the convolutions whose values reach this one without
     another in between. `source` and `output` are the (H, W) of what it read, before any padding,
@@ -27,6 +28,7 @@ class ConvCall:
     """
 
     label: str
+    module: str
     geometry: ConvGeometry
     weight: Tensor
     sources: frozenset[str]

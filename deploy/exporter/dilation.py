@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.exporter.calls import ConvCall, GraphCalls, NodeCall, Recording
-from segdeploy.exporter.geometry import ConvGeometry, ResizeGeometry
+from segdeploy.exporter.geometry import ConvGeometry, ResizeGeometry, Sources
 from segdeploy.exporter.raw_graph import node_calls
 from segdeploy.exporter.recording import reaches_output, record
 from segdeploy.onnx_file import note_of
@@ -69,14 +69,14 @@ class ConvProof:
 class TraceProof:
     """What a raw graph has of the calls that PyTorch executed.
 
-    `calls` are those that reach the output, `left_out` the labels of the others. `complaints` name
+    `calls` are those that reach the output, `left_out` the others. `complaints` name
     what is in the graph and not in PyTorch: convolutions that did not run, a resize that aligns
     pixels otherwise, and branches that changed places.
     """
 
     calls: tuple[ConvCall, ...]
     convolutions: tuple[ConvProof, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[ConvCall, ...]
     complaints: tuple[str, ...]
 
     @property
@@ -119,7 +119,7 @@ def prove_trace(
     return TraceProof(
         calls=tuple(call for call, _ in pairs),
         convolutions=tuple(proofs),
-        left_out=tuple(c.label for c in recording.convolutions if c.label not in kept),
+        left_out=tuple(c for c in recording.convolutions if c.label not in kept),
         complaints=tuple(complaints),
     )
 
@@ -195,12 +195,16 @@ def _listed(sources: frozenset[str]) -> str:
 
 def _exchanged(recording: Recording, found: GraphCalls, labels: dict[str, str]) -> list[str]:
     """Concatenations of the graph whose parts stand in another order than PyTorch's."""
-    ran = Counter(recording.joins)
-    orders = {frozenset(Counter(parts).items()): parts for parts in ran}
+
+    def whatever_order(parts: Sources) -> frozenset[tuple[frozenset[str], int]]:
+        return frozenset(Counter(parts).items())
+
+    ran = set(recording.joins or ())
+    orders = {whatever_order(parts): parts for parts in ran}
     complaints = []
     for name, sources in found.joins or []:
         parts = tuple(frozenset(labels.get(n, n) for n in part) for part in sources)
-        expected = orders.get(frozenset(Counter(parts).items()))
+        expected = orders.get(whatever_order(parts))
         if expected is not None and parts not in ran:
             complaints.append(
                 f"concatenation {name} joins {' | '.join(map(_listed, parts))} instead of "
@@ -232,8 +236,8 @@ def modules_left_out(trace: TraceProof, network: nn.Module) -> tuple[str, ...]:
     """The outermost modules whose convolutions all lead to no output, and single calls that do."""
     from torch import nn
 
-    live = {call.label.partition(" [")[0] for call in trace.calls}
-    dead = {label.partition(" [")[0] for label in trace.left_out} - live
+    live = {call.module for call in trace.calls}
+    dead = {call.module for call in trace.left_out} - live
     convolutions = [
         name
         for name, module in network.named_modules()
@@ -246,8 +250,7 @@ def modules_left_out(trace: TraceProof, network: nn.Module) -> tuple[str, ...]:
         if name and inside and inside <= dead and not covered:
             whole.append(name)
 
-    for label in trace.left_out:
-        name = label.partition(" [")[0]
+    for name in (call.module for call in trace.left_out):
         if not any(f"{name}.".startswith(f"{outer}.") for outer in whole):
             whole.append(f"one call of {name}" if name in live else name)
     return tuple(dict.fromkeys(whole))

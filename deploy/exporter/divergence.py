@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.exporter.parity import FP32_LIMIT
+from segdeploy.exporter.parity import FP32_LIMIT, rounding_of
 from segdeploy.exporter.running import open_graph
 from segdeploy.onnx_file import module_of
 from segdeploy.spec import FOLDED_KEY
@@ -156,8 +156,7 @@ def _difference(reference: NDArray[np.float32], found: NDArray[Any]) -> float:
         return math.inf
     span = float(np.ptp(reference))
     # Where values are large beside their range, that range is no measure of their rounding.
-    rounding = 16 * float(np.finfo(np.float32).eps) * float(np.abs(reference).max())
-    largest = max(0.0, float(np.abs(found - reference).max()) - rounding)
+    largest = max(0.0, float(np.abs(found - reference).max()) - rounding_of(reference))
     return largest / span if span else (0.0 if largest < FP32_LIMIT else float("inf"))
 
 

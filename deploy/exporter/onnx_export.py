@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from segdeploy.exporter.ends import (
     cut_last_upsampling,
     prepend_preprocessing,
 )
-from segdeploy.exporter.parity import Parity, check_parity, reference_of
+from segdeploy.exporter.parity import Parity, check_parity, check_steadiness, reference_of
 from segdeploy.exporter.probes import Shape, breaking_inputs, probe_shapes, random_images
 from segdeploy.exporter.sizes import fit, stepped
 from segdeploy.exporter.tracing import OPSET, OPSETS, Bounds, trace
@@ -81,6 +81,14 @@ class _Subject:
     def parity(self, graph: onnx.ModelProto) -> list[Parity]:
         """Compare a graph with PyTorch on all of them."""
         return check_parity(self.run, graph, self.shapes, self.images)
+
+    def check(self, rewritten: onnx.ModelProto) -> tuple[list[Parity], str]:
+        """Compare a graph that was rewritten, and say what does not hold."""
+        try:
+            parity = self.parity(rewritten)
+        except CheckFailed as error:
+            return [], str(error)
+        return parity, failures_of((), parity)
 
 
 @dataclass(frozen=True)
@@ -221,7 +229,7 @@ def _proven(
     strangers: tuple[str, ...] = ()
     try:
         trace = prove_trace(subject.network, subject.run, graph, image)
-        parity = subject.parity(graph)
+        parity = check_steadiness(subject.run, subject.shapes[0]) or subject.parity(graph)
     except CheckFailed as error:  # a runtime refuses it
         failures = "; ".join([*trace.failures, str(error)])
         return _Proven(graph, trace, trace.convolutions, strangers, [], account, failures)
@@ -234,24 +242,11 @@ def _proven(
     elif not optimized:
         graph = onnx.shape_inference.infer_shapes(graph, data_prop=True)
     else:
-        graph, account = optimize_graph(graph, check=_checked_by(subject))
+        graph, account = optimize_graph(graph, check=subject.check)
         parity = list(account.parity) or parity
         convolutions, strangers = prove_dilations(trace.calls, graph, image)
         failures = failures_of([p.complaint() for p in convolutions if not p.holds], parity)
     return _Proven(graph, trace, convolutions, strangers, parity, account, failures)
-
-
-def _checked_by(subject: _Subject) -> Callable[[onnx.ModelProto], tuple[list[Parity], str]]:
-    """What tells whether a rewritten graph is still PyTorch's network, and what is wrong."""
-
-    def check(candidate: onnx.ModelProto) -> tuple[list[Parity], str]:
-        try:
-            parity = subject.parity(candidate)
-        except CheckFailed as error:
-            return [], str(error)
-        return parity, failures_of((), parity)
-
-    return check
 
 
 def _frame(dataset: DataSet, contract: Contract) -> dict[str, NDArray[np.float32]]:

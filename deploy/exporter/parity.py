@@ -104,7 +104,7 @@ def compare(
 
     The range is the reference's largest minus its smallest value, or `scale`'s if that is larger.
     """
-    problem = _problem(reference, output, against)
+    problem = _problem(reference, output, against, reference.shape)
     if problem:
         return _incomparable(shape, reference, against, problem)
     least = scale or Scale()
@@ -115,7 +115,7 @@ def compare(
     signal = float(np.square(reference, dtype=np.float64).sum())
     noise = float(np.square(output - reference, dtype=np.float64).sum())
     snr = 10 * math.log10(signal / noise) if signal and noise else float("inf")
-    rounding = max(4 * least.rounding, _rounding_of(reference))
+    rounding = max(4 * least.rounding, rounding_of(reference))
     limit = max(FP32_LIMIT, min(rounding / span, _LARGEST_LIMIT)) if span else FP32_LIMIT
     return Parity(
         shape,
@@ -129,11 +129,14 @@ def compare(
     )
 
 
-def _problem(reference: NDArray[Any], output: NDArray[Any], against: str) -> str:
+def _problem(
+    reference: NDArray[Any], output: NDArray[Any], against: str, expected: tuple[int, ...]
+) -> str:
+    """Why an output, whose shape is to be `expected`, cannot be compared; empty if it can."""
     if not np.isfinite(reference).all():
         return f"{against} itself gives NaN or infinity: its labels mean nothing there"
-    if output.shape != reference.shape:
-        return f"the output has shape {output.shape}, and that of {against} {reference.shape}"
+    if output.shape != expected:
+        return f"the output has shape {output.shape}, and that of {against} {expected}"
     if not np.isfinite(output).all():
         return f"the output is NaN or infinity where that of {against} is not"
     return ""
@@ -147,8 +150,7 @@ def compare_labels(
     scale: Scale | None = None,
 ) -> Parity:
     """Compare labels `(N, H, W)` with the best class of reference logits `(N, C, H, W)`."""
-    problem = _problem(logits, labels, against) if labels.shape != logits[:, 0].shape else ""
-    problem = problem or _problem(logits, logits, against)
+    problem = _problem(logits, labels, against, logits[:, 0].shape)
     if problem:
         return _incomparable(shape, logits, against, problem)
     different = labels != logits.argmax(1)
@@ -170,13 +172,13 @@ def _sure(reference: NDArray[np.float32], least: Scale) -> NDArray[np.bool_]:
     if reference.shape[1] < 2:
         return np.zeros(reference[:, 0].shape, bool)
     margins = _margins(reference)
-    rounding = max(8 * least.rounding, _rounding_of(reference))
+    rounding = max(8 * least.rounding, rounding_of(reference))
     needed = max(NEAR_TIE * max(float(margins.mean()), least.margin), rounding)
     sure: NDArray[np.bool_] = margins > needed
     return sure
 
 
-def _rounding_of(reference: NDArray[np.float32]) -> float:
+def rounding_of(reference: NDArray[np.float32]) -> float:
     """What float32 rounds of values: where these are large beside their range, it shows."""
     return 16 * float(np.finfo(np.float32).eps) * float(np.abs(reference).max(initial=0))
 
@@ -219,8 +221,6 @@ def check_parity(
     for shape in shapes:
         noise = random_images(shape)
         reference = reference_of(network, noise)
-        if not results and not _is_steady(network, noise, reference):
-            return [_incomparable(shape, reference, "PyTorch", _UNSTEADY)]
         if np.isfinite(reference).all() and not scale.span:
             scale = Scale.of(reference)
         output = run(noise)
@@ -233,14 +233,19 @@ def check_parity(
     return results
 
 
-def _is_steady(
-    network: nn.Module, images: NDArray[np.float32], reference: NDArray[np.float32]
-) -> bool:
-    """Whether PyTorch gives the same once more; threads may sum in another order."""
-    if not np.isfinite(reference).all():
-        return True  # which is told in words of its own
-    again = reference_of(network, images)
-    return again.shape == reference.shape and compare(images.shape, reference, again).holds
+def check_steadiness(network: nn.Module, shape: Shape) -> list[Parity]:
+    """Run the same noise twice through PyTorch: a failure if it gives another output, else none.
+
+    Threads may sum in another order. Outputs that are not finite are told by `check_parity`.
+    """
+    noise = random_images(shape)
+    reference = reference_of(network, noise)
+    if (
+        not np.isfinite(reference).all()
+        or compare(shape, reference, reference_of(network, noise)).holds
+    ):
+        return []
+    return [_incomparable(shape, reference, "PyTorch", _UNSTEADY)]
 
 
 def _compared(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Their output does not hold values of the tensors named here, only of the others.
 _SHAPE_ONLY = {"Shape": (0,), "Size": (0,), "CastLike": (1,)}
 _SAME = ("Identity", "Cast")
+_IMAGE_RANK = 4
 
 
 def node_calls(graph: onnx.ModelProto, image: NDArray[np.float32]) -> GraphCalls:
@@ -45,11 +46,9 @@ def node_calls(graph: onnx.ModelProto, image: NDArray[np.float32]) -> GraphCalls
     for node in graph.graph.node:
         inner = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
         branches = [n for one in inner for n in all_nodes(one) if n.op_type in CONVOLUTIONS]
-        for hidden in branches:
-            geometry, weight = node_geometry(hidden, graph), values.get(hidden.input[1])
-            if not geometry.kernel and weight is not None:
-                geometry = replace(geometry, kernel=weight.shape[2:])
-            calls.convolutions.append(NodeCall(hidden, geometry, weight, frozenset(), True))
+        calls.convolutions.extend(
+            _convolution(hidden, graph, values, frozenset(), in_branch=True) for hidden in branches
+        )
         if inner:
             calls = replace(calls, joins=None)
         skipped = _SHAPE_ONLY.get(node.op_type, ())
@@ -60,15 +59,8 @@ def node_calls(graph: onnx.ModelProto, image: NDArray[np.float32]) -> GraphCalls
         ]
         reached = frozenset[str]().union(*read)
         if node.op_type in CONVOLUTIONS:
-            geometry = node_geometry(node, graph)
-            around = pads.get(node.input[0])
-            weight = values.get(node.input[1])
-            if not geometry.kernel and weight is not None:
-                geometry = replace(geometry, kernel=weight.shape[2:])
-            if around is not None and len(around) == len(geometry.padding):
-                total = zip(geometry.padding, around, strict=True)
-                geometry = replace(geometry, padding=tuple(int(a) + b for a, b in total))
-            calls.convolutions.append(NodeCall(node, geometry, weight, reached, False))
+            around = pads.get(node.input[0], ())
+            calls.convolutions.append(_convolution(node, graph, values, reached, around))
             reached = frozenset((node.name,))
         elif node.op_type == "Pad" and (amounts := _zeros_around(node, values)) is not None:
             before = pads.get(node.input[0], (0,) * len(amounts))
@@ -81,6 +73,25 @@ def node_calls(graph: onnx.ModelProto, image: NDArray[np.float32]) -> GraphCalls
             calls.resizes.append((node.name, resize_geometry(node), reached))
         sources.update(dict.fromkeys(node.output, reached))
     return calls
+
+
+def _convolution(
+    node: onnx.NodeProto,
+    graph: onnx.ModelProto,
+    values: Mapping[str, NDArray[Any]],
+    sources: frozenset[str],
+    around: tuple[int, ...] = (),
+    *,
+    in_branch: bool = False,
+) -> NodeCall:
+    """Read a convolution; the zeros `around` its input are padding of its own."""
+    geometry, weight = node_geometry(node, graph), values.get(node.input[1])
+    if not geometry.kernel and weight is not None:
+        geometry = replace(geometry, kernel=weight.shape[2:])
+    if len(around) == len(geometry.padding):
+        total = zip(geometry.padding, around, strict=True)
+        geometry = replace(geometry, padding=tuple(int(a) + b for a, b in total))
+    return NodeCall(node, geometry, weight, sources, in_branch)
 
 
 def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -121,21 +132,15 @@ def _zeros_around(
     amounts = inputs[1].tolist()
     if len(node.input) > 2 and node.input[2] and (inputs[2] is None or inputs[2].any()):
         return None
+    rank, axes = len(amounts) // 2, list(range(len(amounts) // 2))
     if len(node.input) > 3 and node.input[3]:
-        return None if inputs[3] is None else _around_axes(amounts, inputs[3].tolist())
-    rank = len(amounts) // 2
-    outside = (*amounts[:2], *amounts[rank : rank + 2])
-    if min(amounts) < 0 or any(outside):
-        return None
-    return (*amounts[2:rank], *amounts[rank + 2 :])
-
-
-def _around_axes(amounts: list[int], axes: list[int]) -> tuple[int, ...] | None:
-    """The same, of a Pad of images that names its axes."""
-    begin, end = [0, 0], [0, 0]
-    for place, axis in enumerate(axes):
-        spatial = axis - 2 if axis >= 0 else axis + 2
-        if spatial not in (0, 1) or min(amounts) < 0:
+        if inputs[3] is None:
             return None
-        begin[spatial], end[spatial] = amounts[place], amounts[place + len(axes)]
-    return (*begin, *end)
+        rank = _IMAGE_RANK  # which a Pad that names its axes does not tell
+        axes = [axis % rank for axis in inputs[3].tolist()]
+    begin, end = [0] * rank, [0] * rank
+    for place, axis in enumerate(axes):
+        begin[axis], end[axis] = amounts[place], amounts[place + len(axes)]
+    if min(amounts) < 0 or any((*begin[:2], *end[:2])):
+        return None
+    return (*begin[2:], *end[2:])

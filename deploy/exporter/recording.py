@@ -226,9 +226,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             transposed=transposed,
             output_padding=_each(output_padding, rank) if transposed else (0,) * rank,
         )
-        label = self._label()
+        module = self._module()
+        self._counts[module] += 1
+        count = self._counts[module]
+        label = module if count == 1 else f"{module} [{count}]"
         self.recording.convolutions.append(
-            ConvCall(label, geometry, weight, sources, size, tuple(output.shape[2:]))
+            ConvCall(label, module, geometry, weight, sources, size, tuple(output.shape[2:]))
         )
         return label
 
@@ -248,12 +251,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _module(self) -> str:
         return (self.path[-1] if self.path else "") or "forward"
-
-    def _label(self) -> str:
-        module = self._module()
-        self._counts[module] += 1
-        count = self._counts[module]
-        return module if count == 1 else f"{module} [{count}]"
 
 
 def _tensors(values: Any) -> list[Tensor]:

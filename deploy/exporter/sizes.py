@@ -11,7 +11,7 @@ from segdeploy.models.errors import ModelInputError
 from segdeploy.models.scales import checked_scaled_size
 from segdeploy.network import LoadedNetwork
 
-# Sizes that are so much larger than the contract's show a graph that gives another size.
+# Steps above the smallest size that are tried, too: there a network shows that it rounds its size.
 _ODD = (1, 2, 3, 5, 7)
 
 
@@ -26,13 +26,15 @@ def stepped(
     """Bounds of multiples that the network takes, the multiple, and what is to be told of it.
 
     The bounds are None for a static graph, whose only size is known to fit; the multiple counts
-    there for its scales. Bounds that are not given lie around the size; a multiple that is not
-    given is found by trying.
+    there for its scales. Bounds that are not given lie around the size; a multiple that neither the
+    argument nor the bounds say is found by trying.
 
     Raises:
         InputError: if the size is no multiple, or bounds contradict the size.
     """
     size, notes = loaded.contract.size, []
+    if multiple is None and bounds is not None and bounds.multiple > 1:
+        multiple = bounds.multiple
     step = multiple or 1
     if any(side % step for side in size):
         raise InputError(
@@ -82,7 +84,7 @@ def fit(
                 f"{given[one][0]}x{given[one][1]}; leave one out"
             )
     wanted = set()
-    for height, width in [*sizes, *_odd_sizes(own, bounds)]:
+    for height, width in [*sizes, *_odd_sizes(bounds)]:
         for scale in scales:
             try:
                 wanted.add(checked_scaled_size((height, width), scale, step))
@@ -95,7 +97,7 @@ def fit(
             raise InputError(f"{error}, --min-size or --multiple-of") from error
 
 
-def _odd_sizes(size: tuple[int, int], bounds: Bounds | None) -> list[tuple[int, int]]:
+def _odd_sizes(bounds: Bounds | None) -> list[tuple[int, int]]:
     """Sizes just above the smallest one, a few steps apart."""
     if bounds is None:
         return []
