@@ -1,10 +1,8 @@
 """Errors that the command line turns into one line and an exit code."""
 
+from segdeploy.models.errors import InputError
 
-class InputError(ValueError):
-    """Something that the user gave cannot be used; the message says what, where and what to do."""
-
-    exit_code = 2
+__all__ = ["CheckFailed", "InputError", "NotHere"]
 
 
 class CheckFailed(Exception):  # noqa: N818 - a verdict, not a mistake

@@ -1,57 +1,30 @@
-"""Writing files whole or not at all, and naming them by their content."""
+"""Paths that the user names for inputs and outputs, checked before any work; files by content."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from segdeploy.errors import InputError
+from segdeploy.models.files import (
+    check_regular,
+    check_replaceable,
+    write_atomically,
+    write_together,
+)
+from segdeploy.models.names import is_line
 
+__all__ = [
+    "check_folder",
+    "check_input",
+    "check_output",
+    "sha256_of_file",
+    "write_atomically",
+    "write_together",
+]
 
-def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write `data`, or its pieces, to `path`: a crash leaves the old file or the new one whole."""
-    write_together({path: data})
-
-
-def write_together(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
-    """Write several files whole, and put them in their places one right after the other.
-
-    Only a crash between two renames leaves some old and some new; each is whole.
-    """
-    waiting: list[tuple[str, Path]] = []
-    try:
-        for path, data in contents.items():
-            path = path.resolve()  # through a link, to what it points at
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            waiting.append((temporary, path))
-            _fill(handle, temporary, path, data)
-        while waiting:
-            temporary, path = waiting[0]
-            Path(temporary).replace(path)
-            waiting.pop(0)
-    finally:
-        for temporary, _ in waiting:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _fill(handle: int, temporary: str, path: Path, data: bytes | Iterable[bytes]) -> None:
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for piece in (data,) if isinstance(data, bytes) else data:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)  # writing says what went wrong, but not where
-        raise
-    # mkstemp makes files private; give this one what an ordinary new file would have.
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(temporary).chmod(0o666 & ~umask)
+_PIECE = 1 << 20
 
 
 def check_output(
@@ -60,36 +33,60 @@ def check_output(
     """Refuse an output path that could not be written, before any work is done for it.
 
     Raises:
-        InputError: if the folder is missing, the path is a folder, the suffix is another, or it is
-            the file `read_from`, which would be lost.
+        InputError: if the folder is missing, the path is a folder, a device, a FIFO or a socket,
+            the suffix is another, or it is the file `read_from`, which would be lost.
     """
+    if not is_line(path.name):
+        raise InputError(f"{path}: its name holds a control character; give another name")
     if read_from is not None and path.exists() and read_from.exists() and path.samefile(read_from):
         raise InputError(f"{path}: is the input itself; give another output")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give a file name")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: the folder {path.parent} cannot be written to")
+    folder = check_replaceable(path).parent  # that of the target, if the path is a link
+    if not folder.is_dir():
+        raise InputError(f"{path}: points into the folder {folder}, which does not exist")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: the folder {folder} cannot be written to")
     if suffix is not None and not path.name.endswith(suffix):
         wanted = suffix if isinstance(suffix, str) else " or ".join(suffix)
         raise InputError(f"{path}: the output's name must end in {wanted}")
     return path
 
 
-def check_input(path: Path) -> Path:
-    """Refuse an input file that does not exist.
+def check_folder(folder: Path) -> Path:
+    """Refuse an output folder that could not be made or written to, before any work is done for it.
 
     Raises:
-        InputError: if `path` is no file.
+        InputError: if its parent is missing, something else stands in its place, or it is closed.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, not a file")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    return path
+    if not folder.parent.is_dir():
+        raise InputError(f"{folder}: the folder {folder.parent} does not exist; make it first")
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"{folder}: is a link to nothing; remove it, or give another folder")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give a folder")
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to")
+    return folder
+
+
+def check_input(path: Path) -> Path:
+    """Refuse an input that is no regular file.
+
+    Raises:
+        InputError: if `path` is missing, a folder, a FIFO, a device or a socket.
+    """
+    return check_regular(path)
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hexadecimal SHA-256 of a regular file, read piece by piece.
+
+    Raises:
+        InputError: if `path` is none.
+    """
+    digest = hashlib.sha256()
+    with check_regular(path).open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -13,7 +13,13 @@ from segdeploy.errors import InputError
 from segdeploy.factory import builder
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.packages import require
-from segdeploy.spec import METADATA_KEY, Contract, placeholder_classes, read_contract
+from segdeploy.spec import (
+    METADATA_KEY,
+    MOST_CLASSES,
+    Contract,
+    placeholder_classes,
+    read_contract,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,8 +129,10 @@ def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contrac
             f"{spec.model}: gives one channel, and the best of one class is always that one; "
             "give the background a channel of its own"
         )
-    if count > 255:
-        raise InputError(f"{spec.model}: gives {count} channels; a label is a byte: up to 255")
+    if count > MOST_CLASSES:
+        raise InputError(
+            f"{spec.model}: gives {count} channels; a label is a byte: up to {MOST_CLASSES}"
+        )
     if network.others:
         _LOG.info(
             f"{spec.model}: took the output {network.taken} of {len(network.others) + 1} "

@@ -7,13 +7,14 @@ in the ONNX `metadata_props` and in the engine's manifest, so that nobody types 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from segdeploy.errors import InputError
+from segdeploy.models.names import are_names, is_line
 from segdeploy.models.palette import voc_colour
+from segdeploy.models.strict_json import parse_json
 
 METADATA_KEY = "segdeploy.contract"
 # In the metadata of a graph whose proof failed: what did not hold.
@@ -27,6 +28,7 @@ FOLDED_KEY = "segdeploy.folded"
 SCHEMA = 1
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
 OUTPUTS = ("logits", "probabilities", "labels")
+MOST_CLASSES = 255  # a label is a byte, and one value of it means "ignored"
 
 # torchvision's ImageNet statistics: what published weights expect of RGB in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -98,10 +100,7 @@ def read_contract(text: str, source: str) -> Contract:
     Raises:
         InputError: if it is no JSON, of another schema, or a field has another type or length.
     """
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source}: its segdeploy contract is not JSON ({error})") from error
+    values = parse_json(text, f"{source}: its segdeploy contract")
     if not isinstance(values, dict):
         raise InputError(f"{source}: its segdeploy contract is not a JSON object")
     schema = values.pop("schema", None)
@@ -127,16 +126,13 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
 def _is_mapping(value: object) -> bool:
     return isinstance(value, dict)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that float32 arithmetic can go on with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e9
 
 
 def _is_byte(value: object) -> bool:
@@ -168,12 +164,16 @@ def _are_bounds(value: object) -> bool:
 
 
 def _is_positive(value: object) -> bool:
-    return _is_number(value) and float(value) > 0  # type: ignore[arg-type]
+    return _is_number(value) and float(value) > 1e-9  # type: ignore[arg-type]
+
+
+def _is_provenance(value: object) -> bool:
+    return isinstance(value, dict) and all(is_line(text) for item in value.items() for text in item)
 
 
 _CHECKS = {
-    "architecture": _is_text,
-    "classes": _is_list(None, _is_text),
+    "architecture": is_line,
+    "classes": lambda value: are_names(value) and len(value) <= MOST_CLASSES,
     "palette": _is_list(None, _is_list(3, _is_byte)),
     "ignore_index": _is_byte,
     "size": _is_list(2, _is_size),
@@ -188,7 +188,7 @@ _CHECKS = {
     "precision": lambda value: value in PRECISIONS,
     "scales": _is_list(None, _is_positive),
     "flip": lambda value: isinstance(value, bool),
-    "provenance": _is_mapping,
+    "provenance": _is_provenance,
 }
 # Fields that files of an earlier version lack.
 _LATER_CHECKS = {
@@ -200,6 +200,12 @@ _LATER_CHECKS = {
 
 
 def placeholder_classes(count: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Names and well-spread colours for a network that came without a data set."""
+    """Names and well-spread colours for a network that came without a data set.
+
+    Raises:
+        InputError: for more classes than a label has values.
+    """
+    if count > MOST_CLASSES:
+        raise InputError(f"{count} classes: a label is a byte, so there may be {MOST_CLASSES}")
     names = tuple(f"class_{index}" for index in range(count))
     return names, tuple(voc_colour(index) for index in range(count))

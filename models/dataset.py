@@ -22,8 +22,9 @@ from PIL import Image
 
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.images import read_image, read_mask
+from segdeploy.models.names import are_names
+from segdeploy.models.strict_json import read_json
 
-_LONGEST_NAME = 100
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -156,12 +157,9 @@ def open_dataset(root: Path) -> DataSet:
 
         return open_public(kind, Path(folder))
     path = root / "dataset.json"
-    if not path.is_file():
+    if not path.exists():
         raise ModelInputError(f"{path}: no such file; a data set is a folder with a dataset.json")
-    try:
-        described = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ModelInputError(f"{path}: is not JSON ({error})") from error
+    described = read_json(path)
     if not isinstance(described, dict):
         raise ModelInputError(f"{path}: must hold a JSON object")
 
@@ -170,20 +168,13 @@ def open_dataset(root: Path) -> DataSet:
             raise ModelInputError(f"{path}: '{name}' must be {expected}")
         return described[name]
 
-    def is_list_of_names(name: str) -> bool:
-        value = described.get(name)
-        return (
-            isinstance(value, list)
-            and bool(value)
-            and all(isinstance(v, str) and _is_name(v) for v in value)
-            and len(set(value)) == len(value)
-        )
-
-    classes = field("classes", "a list of different names", is_list_of_names("classes"))
+    classes = field(
+        "classes", "a list of different printable names", are_names(described.get("classes"))
+    )
     splits = field(
         "splits",
         "a list of different folder names",
-        is_list_of_names("splits")
+        are_names(described.get("splits"))
         and not any(set(v) & set("/\\") for v in described["splits"])
         and not {".", ".."} & set(described["splits"]),
     )
@@ -207,10 +198,6 @@ def open_dataset(root: Path) -> DataSet:
         tuple(splits),
         partial(_list_folder, root),
     )
-
-
-def _is_name(value: str) -> bool:
-    return 0 < len(value) <= _LONGEST_NAME and value.isprintable() and not value.isspace()
 
 
 def _is_rgb(value: object) -> bool:

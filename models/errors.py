@@ -1,10 +1,13 @@
-"""The one error that this package raises for bad input, and how it quotes another's."""
+"""The error for bad input, and how one quotes another's."""
 
 
-class ModelInputError(ValueError):
+class InputError(ValueError):
     """Something that the user gave cannot be used; the message says what, where and what to do."""
 
     exit_code = 2
+
+
+ModelInputError = InputError
 
 
 def first_line(error: BaseException) -> str:

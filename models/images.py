@@ -1,28 +1,26 @@
-"""Reading images and masks, with Pillow, and refusing what is not one."""
+"""Pictures and masks of a data set, as arrays."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from segdeploy.models.errors import ModelInputError
-
-MAX_PIXELS = 100_000_000  # a decompression bomb, not a camera frame
-# Phones and stereo cameras write a JPEG with more pictures behind it, which Pillow calls MPO.
-_FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",)}
-_COLOUR_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+from segdeploy.models.files import check_regular
+from segdeploy.models.picture_file import PictureError, read_ids, read_picture, rgb_of
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read a picture as `(H, W, 3) uint8` RGB, turned upright where its EXIF data says so.
+    """Read a picture as `(H, W, 3) uint8` RGB, by the rule of `picture_file`.
 
     Raises:
-        ModelInputError: if the file is missing, not what its name says, too large or damaged.
+        ModelInputError: if the file is missing, or one that the rule refuses.
     """
-    return of_pillow(_decoded(path, _COLOUR_MODES, "8-bit colour or grey"), str(path))
+    return _read(read_picture, path)
 
 
 def of_pillow(image: Image.Image, source: str) -> NDArray[np.uint8]:
@@ -31,11 +29,10 @@ def of_pillow(image: Image.Image, source: str) -> NDArray[np.uint8]:
     Raises:
         ModelInputError: for a mode that RGB bytes would lose something of.
     """
-    if image.mode not in _COLOUR_MODES:
-        raise ModelInputError(
-            f"{source}: has Pillow mode {image.mode}; it must hold 8-bit colour or grey"
-        )
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    try:
+        return rgb_of(image, source)
+    except PictureError as error:
+        raise ModelInputError(str(error)) from error
 
 
 def read_mask(
@@ -48,7 +45,7 @@ def read_mask(
     Raises:
         ModelInputError: as `read_image`, or if an id is neither a class nor `ignore_index`.
     """
-    mask: NDArray[np.uint8] = np.array(_decoded(path, ("L", "P"), "one 8-bit class id a pixel"))
+    mask = _read(read_ids, path)
     if lookup is not None:
         mask = np.frombuffer(lookup, np.uint8)[mask]
     known = np.zeros(256, bool)
@@ -64,38 +61,8 @@ def read_mask(
     return mask
 
 
-def _decoded(path: Path, modes: tuple[str, ...], content: str) -> Image.Image:
-    if not path.is_file():
-        raise ModelInputError(f"{path}: no such image")
+def _read(reader: Callable[[Path], NDArray[np.uint8]], path: Path) -> NDArray[np.uint8]:
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ModelInputError(
-                    f"{path}: {width}x{height} pixels are over the limit of {MAX_PIXELS}; scale it"
-                )
-            expected = _FORMATS.get(path.suffix.lower())
-            if expected and image.format not in expected:
-                raise ModelInputError(
-                    f"{path}: holds {image.format} data although its name says {expected[0]}; "
-                    "rename or convert it"
-                )
-            if image.mode not in modes:
-                raise ModelInputError(
-                    f"{path}: has Pillow mode {image.mode}; it must hold {content}"
-                )
-            image.load()
-            decoded: Image.Image = image.copy()
-            return decoded
-    except Image.DecompressionBombError as error:
-        raise ModelInputError(f"{path}: too many pixels ({error})") from error
-    except UnidentifiedImageError as error:
-        raise ModelInputError(
-            f"{path}: is not an image that can be read; replace or remove it"
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, ModelInputError):
-            raise
-        raise ModelInputError(
-            f"{path}: the image is damaged ({error}); replace or remove it"
-        ) from error
+        return reader(check_regular(path))
+    except PictureError as error:
+        raise ModelInputError(str(error)) from error

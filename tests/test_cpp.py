@@ -36,6 +36,7 @@ from .cpp_files import (
     write_stepped,
     write_with_half_ends,
 )
+from .picture_files import write_pictures
 
 SOURCE = Path(__file__).parents[1] / "deploy" / "cpp"
 ODD = (37, 83)  # a picture of another shape than the network's, with odd sides
@@ -132,6 +133,20 @@ def cases(
 @pytest.fixture(scope="module")
 def manifests(cases: Path, graph: Path) -> Path:
     return write_manifests(cases, graph)
+
+
+def test_the_programs_read_every_kind_of_picture_by_the_rule(build: Path, tmp_path: Path) -> None:
+    """docs/pictures.md: the same pixels and the same words as Python's reader."""
+    for file in write_pictures(tmp_path):
+        ran = subprocess.run(
+            [build / "tests" / "read_picture", file.path], capture_output=True, timeout=60
+        )
+        head, _, content = ran.stdout.partition(b"\n")
+        if file.pixels is None:
+            assert head.decode().startswith(f"error: {file.path}: {file.refused}"), head
+        else:
+            assert head.decode() == f"{file.pixels.shape[0]} {file.pixels.shape[1]}", file.path.name
+            assert content == file.pixels.tobytes(), file.path.name
 
 
 def test_ctest(build: Path, cases: Path, manifests: Path, environment: dict[str, str]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segdeploy.benchmark.record import SCHEMA
 from segdeploy.errors import InputError
-from segdeploy.files import check_input
+from segdeploy.models.strict_json import read_json
 
 # Beyond what two runs of the same thing differ by: points of mIoU, share of labels, of latency.
 _MIOU, _AGREEMENT, _LATENCY = 0.002, 0.001, 0.05
@@ -90,11 +89,8 @@ def _at(row: dict[str, Any], path: tuple[str, ...]) -> float | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    check_input(path)
+    values = read_json(path, max_bytes=_LARGEST)
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError("it is too large")
-        values = json.loads(path.read_bytes())
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise ValueError(f"no verdict of schema {SCHEMA}")
         modes = values["modes"]
@@ -110,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError("its rows are damaged")
         for what in ("dataset", "split", "frames", "size", "classes"):
             values[what]
-    except (ValueError, KeyError, RecursionError) as error:
+    except (ValueError, KeyError) as error:
         raise InputError(
             f"{path}: is no verdict of segdeploy bench ({error}); give bench.json of a report"
         ) from error

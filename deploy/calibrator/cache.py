@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from segdeploy.errors import InputError
 from segdeploy.files import write_atomically
+from segdeploy.models.strict_json import read_json
 
 if TYPE_CHECKING:
     from segdeploy.calibration.thresholds import Statistics
 
 SCHEMA = 1
+_LARGEST = 256 << 20
 
 
 def read_cache(path: Path, graph: str, data: str) -> tuple[dict[str, Statistics], int] | None:
@@ -30,8 +32,8 @@ def read_cache(path: Path, graph: str, data: str) -> tuple[dict[str, Statistics]
 
     if not path.exists():
         return None
+    values = read_json(path, max_bytes=_LARGEST)
     try:
-        values = json.loads(path.read_text())
         if values["schema"] != SCHEMA:
             raise ValueError(f"schema {values['schema']!r}")
         if (values["graph"], values["data"]) != (graph, data):

@@ -17,6 +17,7 @@ from segdeploy.cli.adopt import adopt
 from segdeploy.cli.bench import bench
 from segdeploy.cli.build_engine import build_engine
 from segdeploy.cli.calibrate import calibrate
+from segdeploy.cli.console import say
 from segdeploy.cli.data import data
 from segdeploy.cli.deploy import deploy
 from segdeploy.cli.doctor import doctor
@@ -52,7 +53,7 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record as a note."""
-        click.echo(f"note: {record.getMessage()}", err=True)
+        say(f"note: {record.getMessage()}", err=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +76,7 @@ def _run(arguments: list[str]) -> int:
     try:
         result = cli.main(arguments, prog_name="segdeploy", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        say(error.format_message(), err=True)
         return 2
     except (click.Abort, KeyboardInterrupt) as error:
         # click's Abort stands for a KeyboardInterrupt, which may say what stays.
@@ -111,5 +112,5 @@ def _run(arguments: list[str]) -> int:
 
 def _complain(message: str, code: int) -> int:
     # One line, whatever a library put into its reason.
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    say(f"error: {' '.join(message.split())}", err=True)
     return code

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from segdeploy.cli.build_engine import profile_options, read_profiles
+from segdeploy.cli.console import say
 from segdeploy.cli.options import Size, Triple
 
 
@@ -61,4 +62,4 @@ def adopt(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
     )
-    click.echo(f"{written}: says of {file} what you stated; `segdeploy inspect` shows it")
+    say(f"{written}: says of {file} what you stated; `segdeploy inspect` shows it")

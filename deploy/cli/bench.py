@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress
+from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress, say
 from segdeploy.cli.options import (
     Scales,
     json_option,
@@ -156,11 +156,11 @@ def bench(
     command = ["segdeploy", *sys.argv[1:]]
     page = write_report(verdict, report, command) if report else None
     if as_json:
-        click.echo(to_json(verdict, command))
+        say(to_json(verdict, command))
     else:
         _print(verdict)
         if page:
-            click.echo(f"report: {page}")
+            say(f"report: {page}")
     skipped = any(row.skipped for row in verdict.rows)
     return int(not verdict.passes or (fail_on_skip and skipped))
 
@@ -197,7 +197,7 @@ def _compare(files: tuple[Path, Path], as_json: bool) -> int:
             words=True,
         )  # fmt: skip
     else:
-        click.echo("nothing changed beyond noise")
+        say("nothing changed beyond noise")
     return int(any(change.worse for change in changes))
 
 
@@ -230,29 +230,27 @@ def _print(verdict: Verdict) -> None:
     for row in (*verdict.rows, *several):
         for complaint in row.complaints:
             if len(complaint) > _LONGEST:
-                click.echo(f"{row.name}: {complaint}")
+                say(f"{row.name}: {complaint}")
         if row.failure:
-            click.echo(f"{row.name}: {'skipped' if row.skipped else 'failed'}: {row.failure}")
+            say(f"{row.name}: {'skipped' if row.skipped else 'failed'}: {row.failure}")
         if row.judgement is not None and row.judgement.kernels is not None:
-            click.echo(
+            say(
                 f"{row.name}: accuracy is that of the graph executed literally, as TensorRT "
                 f"rounds; this machine's own kernels give {row.judgement.kernels:.3%} of its labels"
             )
     _print_costs(verdict)
     for row in verdict.rows:
         if isinstance(row.layers, str):
-            click.echo(f"{row.name}: {row.layers}")
+            say(f"{row.name}: {row.layers}")
         elif row.layers is not None:
             print_table(
                 ("layer", "node", "off by, beyond rounding, of its range"),
                 [(one.module, one.node, f"{one.max_rel:.2g}") for one in row.layers.layers],
                 f"{row.name}, layer by layer",
             )
-    click.echo(
-        f"recommended: {verdict.recommended}" if verdict.recommended else "recommended: none"
-    )
+    say(f"recommended: {verdict.recommended}" if verdict.recommended else "recommended: none")
     for note in verdict.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
 
 
 def _shortened(text: str) -> str:
@@ -266,10 +264,10 @@ def _print_costs(verdict: Verdict) -> None:
     for row in verdict.rows:
         for line in (told_roofline(row), told_claims(row)):
             if line:
-                click.echo(f"{row.name}: {line}")
+                say(f"{row.name}: {line}")
     for row in verdict.modes.rows if verdict.modes else ():
         if told := told_scales(row):
-            click.echo(f"{row.name}: {told}")
+            say(f"{row.name}: {told}")
     if verdict.sweep:
         lines = [tuple(map(_shortened, line)) for line in told_sweep(verdict)]
         print_table(("candidate", "at", "median ms", "pictures/s"), lines, "sweep")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segdeploy.cli.console import megabytes, percent, print_json, progress
+from segdeploy.cli.console import megabytes, percent, print_json, progress, say
 from segdeploy.cli.export import count_proofs
 from segdeploy.cli.options import (
     Shape,
@@ -118,24 +118,24 @@ def build_engine(
 
 
 def _show(report: EngineReport) -> None:
-    click.echo(
+    say(
         f"{report.path}: {megabytes(report.bytes)} MB, {report.precision}, for "
         f"{', '.join(report.targets)}, by {report.backend} {report.version} in "
         f"{report.seconds:.1f} s; manifest {report.manifest.name}"
     )
     int8 = f"; {report.int8} read INT8 data and weights" if report.int8 else ""
-    click.echo(f"in TensorRT's network {count_proofs(report.convolutions)}{int8}")
+    say(f"in TensorRT's network {count_proofs(report.convolutions)}{int8}")
     for profile in report.profiles:
         low, best, high = (
             "x".join(map(str, one)) for one in (profile.minimum, profile.optimum, profile.maximum)
         )
-        click.echo(f"takes {low} to {high}, fastest at {best}")
+        say(f"takes {low} to {high}, fastest at {best}")
     if report.variation:
         varied = report.variation
         ran = "labels and latency need the GPU that it is for"
         if varied.least_agreement is not None:
             times = ", ".join(f"{one:.3f}" for one in varied.latency_ms)
             ran = f"{percent(varied.least_agreement, 3)} % of labels in common; medians {times} ms"
-        click.echo(f"{varied.builds} builds, {varied.distinct} different plans; {ran}")
+        say(f"{varied.builds} builds, {varied.distinct} different plans; {ran}")
     for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress
+from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress, say
 from segdeploy.cli.options import (
     data_option,
     json_option,
@@ -93,47 +93,47 @@ def calibrate(
         return
     _show(report, verbose)
     for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
 
 
 def _show(report: CalibrationReport, verbose: bool) -> None:
     accuracy = report.accuracy
-    click.echo(
+    say(
         f"{report.path}: {report.precision}, {len(report.int8)} of {report.convolutions} "
         f"convolutions in INT8; {megabytes(report.bytes)} MB "
         f"({report.bytes / report.bytes_before:.2f}x), {report.cost:.2f} of the FP32 work, "
         f"{report.seconds:.1f} s"
     )
-    click.echo(
+    say(
         f"optimised first: {'; '.join(report.rewrites)}"
         if report.rewrites
         else "the graph was optimised already"
     )
     if report.method:
         tried = ", ".join(f"{name} {snr:.1f} dB" for name, snr in report.snr_db.items())
-        click.echo(
+        say(
             f"ranges from {report.frames} frames (settled after {report.settled_after}) by "
             f"{report.method} ({tried})"
         )
-    click.echo(
+    say(
         f"executed literally on {accuracy.frames} frames of '{report.check_split}': mIoU "
         f"{accuracy.miou:.2f} instead of {accuracy.reference_miou:.2f} (drop "
         f"{accuracy.miou_drop:.2f}), {percent(accuracy.agreement, 3)} % of labels equal"
     )
     if report.kernel_agreement is not None:
-        click.echo(
+        say(
             f"ONNX Runtime, as `predict` opens it, gives {percent(report.kernel_agreement, 3)} % "
             "of these labels"
         )
     held = [name for name in accuracy.iou_drop if name not in report.classes_missing]
-    click.echo(
+    say(
         f"calibration frames hold {len(held)} of {len(accuracy.iou_drop)} classes "
         f"({', '.join(held) or 'none'}); missing: {', '.join(report.classes_missing) or 'none'}"
     )
     for island in report.islands:
-        click.echo(f"stays FP32: {island}")
+        say(f"stays FP32: {island}")
     if report.clamped:
-        click.echo(f"clamped to FP16's range: {', '.join(report.clamped)}")
+        say(f"clamped to FP16's range: {', '.join(report.clamped)}")
     if report.searched:
         searched = report.searched
         rows = [

@@ -7,7 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import click
+
+from segdeploy.models.names import escaped
 from segdeploy.plain_json import plain
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line, or several, to stdout or stderr.
+
+    What a name from a file could do to a terminal is shown as an escape, and not done.
+    """
+    click.echo("\n".join(map(escaped, text.split("\n"))), err=err)
 
 
 @contextmanager
@@ -30,13 +41,13 @@ def progress(title: str, quiet: bool) -> Iterator[Callable[..., None]]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(title, total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=note)
+            bar.update(task, completed=done, total=total, note=escaped(note))
 
         yield update
 
@@ -54,9 +65,9 @@ def print_table(
         flush: Literal["left", "right"] = "left" if words or index == 0 else "right"
         table.add_column(column, justify=flush, no_wrap=index == 0)
     for row in rows:
-        table.add_row(*map(Text, row))  # a name may look like rich's markup
+        table.add_row(*(Text(escaped(cell)) for cell in row))  # a name may look like rich's markup
     if title:
-        print(title)
+        say(title)
     console = Console()
     # A pipe has no width of its own; a table cut at 80 columns would lose figures.
     Console(width=None if console.is_terminal else 160).print(table)

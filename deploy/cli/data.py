@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segdeploy.cli.console import print_json, print_table, progress
+from segdeploy.cli.console import print_json, print_table, progress, say
 from segdeploy.cli.options import Size, json_option, quiet_option
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def scenes(
     with progress("scenes", quiet) as update:
         for done, _ in enumerate(names, 1):
             update(done, sum(counts.values()))
-    click.echo(f"{folder}: {train_count} train and {val_count} val frames of {size[0]}x{size[1]}")
+    say(f"{folder}: {train_count} train and {val_count} val frames of {size[0]}x{size[1]}")
 
 
 @data.command()
@@ -77,7 +77,7 @@ def check(folder: Path, as_json: bool, quiet: bool) -> int:
         return 1 if problems else 0
     for result in checked:
         sizes = ", ".join(f"{n} of {h}x{w}" for (h, w), n in result.sizes.most_common(5))
-        click.echo(f"{result.split}: {result.frames} frames ({sizes or 'none'})")
+        say(f"{result.split}: {result.frames} frames ({sizes or 'none'})")
     print_table(
         ("class", *(f"{result.split} %" for result in checked)),
         [
@@ -87,7 +87,7 @@ def check(folder: Path, as_json: bool, quiet: bool) -> int:
         + [("(ignored)", *(_share(result, result.ignored) for result in checked))],
     )
     for problem in problems:
-        click.echo(f"problem: {problem}", err=True)
+        say(f"problem: {problem}", err=True)
     return 1 if problems else 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from segdeploy.cli.console import print_json, progress
+from segdeploy.cli.console import print_json, progress, say
 from segdeploy.cli.options import (
     builder_option,
     data_option,
@@ -61,7 +61,7 @@ def deploy(
     note_untrained(spec)
 
     def tell(name: str, told: str) -> None:
-        click.echo(f"{name}: {told}", err=not dry_run or as_json)
+        say(f"{name}: {told}", err=not dry_run or as_json)
 
     with progress("deploying", quiet or dry_run) as update:
         shipment = segdeploy.deploy(
@@ -81,9 +81,9 @@ def deploy(
         print_json(asdict(shipment))
     elif not dry_run:
         for note in shipment.notes:
-            click.echo(f"note: {note}", err=True)
+            say(f"note: {note}", err=True)
         chosen = shipment.chosen.name if shipment.chosen else "nothing"
         engines = f" with {shipment.engines[0].name}" if shipment.engines else ""
-        click.echo(f"{out}: ship {chosen}{engines}: {shipment.why}")
-        click.echo(f"report: {out / 'report' / 'index.html'}")
+        say(f"{out}: ship {chosen}{engines}: {shipment.why}")
+        say(f"report: {out / 'report' / 'index.html'}")
     return int(not shipment.passes)

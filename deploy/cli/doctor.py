@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from segdeploy.cli.console import print_json
+from segdeploy.cli.console import print_json, say
 from segdeploy.cli.options import json_option
 
 
@@ -26,10 +26,8 @@ def doctor(as_json: bool) -> int:
         print_json({"findings": [asdict(one) for one in findings], "packages": toolchain()})
         return int(bool(broken))
     for one in findings:  # no table: what draws those may be what is broken
-        click.echo(
-            f"{one.state:7} {one.what}: {one.detail}" + (f"; {one.remedy}" if one.remedy else "")
-        )
-    click.echo(", ".join(f"{name} {version}" for name, version in toolchain().items()))
+        say(f"{one.state:7} {one.what}: {one.detail}" + (f"; {one.remedy}" if one.remedy else ""))
+    say(", ".join(f"{name} {version}" for name, version in toolchain().items()))
     for finding in broken:
-        click.echo(f"broken: {finding.what}: {finding.detail}; {finding.remedy}", err=True)
+        say(f"broken: {finding.what}: {finding.detail}; {finding.remedy}", err=True)
     return int(bool(broken))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from segdeploy.cli.console import percent, print_json, print_table, progress
+from segdeploy.cli.console import percent, print_json, print_table, progress, say
 from segdeploy.cli.options import (
     backend_option,
     check_fuse,
@@ -75,6 +75,6 @@ def evaluate(
     ]
     title = f"{model} on {result.frames} frames of {data}/{split}"
     print_table(("class", "IoU %", "Dice %"), rows, title)
-    click.echo(f"mean IoU {percent(result.miou)}, pixel accuracy {percent(result.pixel_accuracy)}")
+    say(f"mean IoU {percent(result.miou)}, pixel accuracy {percent(result.pixel_accuracy)}")
     if undefined := [name for name, iou in result.iou.items() if iou is None]:
-        click.echo(f"undefined, left out of the mean (in no mask, never predicted): {undefined}")
+        say(f"undefined, left out of the mean (in no mask, never predicted): {undefined}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segdeploy.cli.console import megabytes, percent, print_json, print_table
+from segdeploy.cli.console import megabytes, percent, print_json, print_table, say
 from segdeploy.cli.optimize import print_account
 from segdeploy.cli.options import (
     NETWORK_OPTIONS,
@@ -103,14 +103,14 @@ def export(
         return
     if verbose:
         print_table(("module", *_GEOMETRY, "node"), [_proof_row(p) for p in report.convolutions])
-    click.echo(
+    say(
         f"{report.path}: {megabytes(report.bytes)} MB, {report.seconds:.1f} s; "
         f"{count_proofs(report.convolutions)}"
     )
     for note in report.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     if report.strangers:
-        click.echo(_strangers(report))
+        say(_strangers(report))
     if report.account:
         print_account(report.account, verbose=verbose)
     print_table(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segdeploy.cli.console import megabytes, print_json, print_table
+from segdeploy.cli.console import megabytes, print_json, print_table, say
 from segdeploy.cli.options import json_option
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def inspect(files: tuple[Path, ...], diff: bool, as_json: bool) -> None:
         elif found:
             print_table(("entry", str(files[0]), str(files[1])), found, words=True)
         else:
-            click.echo("they say the same")
+            say("they say the same")
         return
     if as_json:
         print_json({**asdict(seen[0]), "dilations": seen[0].dilations})
@@ -49,14 +49,12 @@ def inspect(files: tuple[Path, ...], diff: bool, as_json: bool) -> None:
 def _show(seen: Inspection) -> None:
     work = "" if seen.flops is None else f", {seen.flops / 1e9:.2f} GFLOP an image"
     weights = "" if seen.parameters is None else f", {seen.parameters / 1e6:.2f} M weights"
-    click.echo(
-        f"{seen.path}: {seen.kind}, {seen.precision}, {megabytes(seen.bytes)} MB{weights}{work}"
-    )
-    click.echo(f"sha256 {seen.sha256}")
+    say(f"{seen.path}: {seen.kind}, {seen.precision}, {megabytes(seen.bytes)} MB{weights}{work}")
+    say(f"sha256 {seen.sha256}")
     for parent in seen.parents:
-        click.echo(f"made from {parent}")
+        say(f"made from {parent}")
     if seen.contract is None:
-        click.echo("no segdeploy contract; state one with `segdeploy adopt`")
+        say("no segdeploy contract; state one with `segdeploy adopt`")
     else:
         rows = [(name, _told(value)) for name, value in asdict(seen.contract).items()]
         print_table(("contract", ""), rows, words=True)

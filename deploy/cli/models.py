@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from segdeploy.cli.console import print_json, print_table
+from segdeploy.cli.console import print_json, print_table, say
 from segdeploy.cli.options import Size, json_option, network_options, network_spec
 
 _SIZE = (512, 512)
@@ -152,4 +152,4 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
         f"{seen.output.size}{' and image pooling' if seen.output.pooled else ''}",
     )
     if picture:
-        click.echo(str(picture))
+        say(str(picture))

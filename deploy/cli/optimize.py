@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segdeploy.cli.console import megabytes, print_json, print_table
+from segdeploy.cli.console import megabytes, print_json, print_table, say
 from segdeploy.cli.options import Size, json_option, out_option
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def optimize(
     said = "no pass found anything to do"
     if parity := report.account.parity:
         said = f"outputs equal within {max(p.max_rel for p in parity):.1g} of their range"
-    click.echo(
+    say(
         f"{report.path}: {megabytes(report.bytes)} MB (before {megabytes(report.bytes_before)}), "
         f"{report.seconds:.1f} s; {said}"
     )
@@ -50,12 +50,12 @@ def print_account(account: Account, *, verbose: bool) -> None:
     for step in account.steps:
         shown = step.rewrites if verbose else step.rewrites[:_SHOWN]
         for line in shown:
-            click.echo(line)
+            say(line)
         if len(shown) < len(step.rewrites):
-            click.echo(f"and {len(step.rewrites) - len(shown)} more of {step.name} (-v lists them)")
+            say(f"and {len(step.rewrites) - len(shown)} more of {step.name} (-v lists them)")
         for line in step.refusals:
             if verbose or line.startswith("undone"):  # a pass that was wrong here is news
-                click.echo(f"left alone ({step.name}): {line}")
+                say(f"left alone ({step.name}): {line}")
     if not account.rewrites:
         return
     rows = [("as given", *_row(account.before))]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from segdeploy.cli.console import say
 from segdeploy.network import ModelSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -157,7 +158,7 @@ def note_untrained(spec: ModelSpec) -> None:
     """Say on stderr that a named network without weights gives random results."""
     # A factory may have loaded weights of its own.
     if not spec.is_file and not spec.is_factory and spec.weights is None:
-        click.echo(f"note: {spec.model} has random weights; give --weights FILE", err=True)
+        say(f"note: {spec.model} has random weights; give --weights FILE", err=True)
 
 
 data_option = click.option(

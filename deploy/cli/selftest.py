@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from segdeploy.cli.console import percent, print_json, print_table
+from segdeploy.cli.console import percent, print_json, print_table, say
 from segdeploy.cli.options import backend_option, json_option
 
 
@@ -41,7 +41,7 @@ def selftest(model: Path, golden: Path | None, backend: str | None, as_json: boo
     )
     print_table(columns, rows)
     if result.complaint:
-        click.echo(f"failed: {model} in {result.backend}: {result.complaint}", err=True)
+        say(f"failed: {model} in {result.backend}: {result.complaint}", err=True)
         return 1
-    click.echo(f"{model}: gives in {result.backend} what {result.golden.name} holds")
+    say(f"{model}: gives in {result.backend} what {result.golden.name} holds")
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from segdeploy.cli.console import print_json
+from segdeploy.cli.console import print_json, say
 from segdeploy.cli.options import json_option
 
 
@@ -39,9 +39,9 @@ def serve_repo(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     checked = "parsed by Triton's own protobuf" if written.validated else (
         "not parsed: pip install 'segdeploy[triton]'"
     )  # fmt: skip
-    click.echo(
+    say(
         f"{written.path}: {written.model}, version {written.version}, batches up to "
         f"{max(1, written.batch)}; models {', '.join(written.models)}; configurations {checked}"
     )
-    click.echo(f"tritonserver --model-repository={written.path.resolve()}")
-    click.echo(f"python {written.path / written.model}_client.py picture.jpg labels.png")
+    say(f"tritonserver --model-repository={written.path.resolve()}")
+    say(f"python {written.path / written.model}_client.py picture.jpg labels.png")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segdeploy.cli.console import print_json, progress
+from segdeploy.cli.console import print_json, progress, say
 from segdeploy.cli.options import (
     NETWORK_OPTIONS,
     Size,
@@ -134,11 +134,11 @@ def train(
             if miou is not None:
                 measured = f", mIoU {100 * miou:.2f} after epoch {epoch}"
             if not (quiet or sys.stderr.isatty() or rank() != 0):
-                click.echo(f"epoch {epoch} of {epochs}: {note}", err=True)
+                say(f"epoch {epoch} of {epochs}: {note}", err=True)
 
         def note_unseen(unseen: tuple[str, ...]) -> None:
             if unseen and rank() == 0:
-                click.echo(f"note: in no mask of {split}: {', '.join(unseen)}", err=True)
+                say(f"note: in no mask of {split}: {', '.join(unseen)}", err=True)
 
         try:
             report = segdeploy.train(
@@ -155,7 +155,7 @@ def train(
             )
         except KeyboardInterrupt:
             if resume_file(out).is_file():
-                click.echo("note: the same command with --resume continues", err=True)
+                say("note: the same command with --resume continues", err=True)
             raise
     if rank() != 0:
         return
@@ -163,7 +163,7 @@ def train(
         print_json({**asdict(report), "path": str(report.path)})
         return
     best = "" if report.best_miou is None else f", best mIoU {100 * report.best_miou:.2f}"
-    click.echo(
+    say(
         f"{report.path}: {report.epochs} epochs, {report.images / report.seconds:.1f} images/s, "
         f"last loss {report.loss:.3f}{best}, "
         f"{report.loading_share:.1%} of the time waiting for data"

@@ -15,6 +15,8 @@ from segdeploy.engine.options import Profile
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
 from segdeploy.graph_layers import LayerInfo
+from segdeploy.models.names import is_line
+from segdeploy.models.strict_json import read_json
 from segdeploy.onnx_file import tensor_shape
 from segdeploy.spec import PRECISIONS, Contract, read_contract
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     import onnx
 
 SCHEMA = 2
-_LARGEST = 64 << 20  # bytes; ours are a few kilobytes
 
 
 @dataclass(frozen=True)
@@ -154,12 +155,7 @@ def parse_manifest(path: Path) -> Manifest:
     Raises:
         InputError: if it is no JSON, of another schema, or an entry has another type.
     """
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError("it is larger than any manifest")
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no manifest ({error}); build the engine again") from error
+    values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: is no manifest (no JSON object); build the engine again")
     if values.get("schema") != SCHEMA:
@@ -201,25 +197,26 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and len(value) < 1 << 16
-
-
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_text_or_none(value: object) -> bool:
-    return value is None or _is_text(value)
+def _is_line_or_none(value: object) -> bool:
+    return value is None or is_line(value)
 
 
 def _is_file_name(value: object) -> bool:
     """A name in the manifest's own folder, and no way out of it."""
-    return isinstance(value, str) and Path(value).name == value and value not in ("", ".", "..")
+    return (
+        isinstance(value, str)
+        and is_line(value)
+        and Path(value).name == value
+        and value not in ("", ".", "..")
+    )
 
 
 def _is_shape(value: object) -> bool:
-    return isinstance(value, list) and all(_is_count(d) or _is_text(d) for d in value)
+    return isinstance(value, list) and all(_is_count(d) or is_line(d) for d in value)
 
 
 def _is_profile(value: object) -> bool:
@@ -237,7 +234,7 @@ def _is_profile(value: object) -> bool:
 def _is_end(value: object) -> bool:
     return (
         isinstance(value, dict)
-        and _is_text_or_none(value.get("name", 0))
+        and _is_line_or_none(value.get("name", 0))
         and value.get("dtype") in ("float", "float16", "bfloat16", "uint8", "int32", "int64")
         and _is_shape(value.get("shape"))
     )
@@ -248,13 +245,13 @@ def _are_counts(value: object) -> bool:
 
 
 _LAYER: dict[str, Callable[[Any], bool]] = {
-    "module": _is_text,
+    "module": is_line,
     "kernel": _are_counts,
     "dilation": _are_counts,
     "stride": _are_counts,
     "padding": _is_shape,
     "groups": _is_count,
-    "precision": _is_text,
+    "precision": is_line,
     "macs": lambda value: value is None or _is_count(value),
 }
 
@@ -267,25 +264,25 @@ def _is_layer(value: object) -> bool:
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "engine": _is_file_name,
-    "sha256": _is_text,
+    "sha256": is_line,
     "bytes": _is_count,
     "backend": lambda value: value in BACKENDS,
-    "backend_version": _is_text,
-    "platform": _is_text,
-    "compute_capabilities": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "backend_version": is_line,
+    "platform": is_line,
+    "compute_capabilities": lambda value: isinstance(value, list) and all(map(is_line, value)),
     "precision": lambda value: value in PRECISIONS,
-    "gpu": _is_text_or_none,
+    "gpu": _is_line_or_none,
     "input": _is_end,
     "output": _is_end,
     "profiles": lambda value: isinstance(value, list) and all(map(_is_profile, value)),
     "options": lambda value: isinstance(value, dict),
     "parent": lambda value: value is None or _is_file_name(value),
-    "parent_sha256": _is_text_or_none,
+    "parent_sha256": _is_line_or_none,
     "convolutions": lambda value: isinstance(value, list) and all(map(_is_layer, value)),
     "contract": lambda value: isinstance(value, dict),
-    "built_at": _is_text,
+    "built_at": is_line,
     "seconds": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
     "golden": lambda value: value is None or _is_file_name(value),
-    "golden_sha256": _is_text_or_none,
+    "golden_sha256": _is_line_or_none,
     "adopted": lambda value: isinstance(value, bool),
 }

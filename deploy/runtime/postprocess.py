@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+_BAND_VALUES = 1 << 22
 
 
 def labels_at(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -15,8 +17,20 @@ def labels_at(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.
     Logits are interpolated, never class ids: an id between two others means nothing. Equal to
     `F.interpolate(..., mode="bilinear", align_corners=False).argmax(1)` up to rounding.
     """
-    best: NDArray[np.uint8] = upsample(logits, size).argmax(0).astype(np.uint8)
-    return best
+    labels = np.empty(size, np.uint8)
+    for rows in bands(size[0], len(logits) * max(logits.shape[2], size[1])):
+        labels[rows] = upsample(logits, size, rows=rows).argmax(0)
+    return labels
+
+
+def bands(rows: int, values: int) -> Iterator[slice]:
+    """Bands of rows, each of at most 4 Mi values where a row has `values`.
+
+    Class scores at the size of a picture of 89 megapixels would take gigabytes.
+    """
+    step = max(1, _BAND_VALUES // max(1, values))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -37,17 +51,24 @@ def nearest(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
 
 
 def upsample(
-    maps: NDArray[np.float32], size: tuple[int, int], *, align_corners: bool = False
+    maps: NDArray[np.float32],
+    size: tuple[int, int],
+    *,
+    align_corners: bool = False,
+    rows: slice = slice(None),
 ) -> NDArray[np.float32]:
     """Bilinear resize of `(C, h, w)` to `(C, H, W)`, as `F.interpolate` without antialiasing.
 
-    Pixel centres lie at half (ONNX half_pixel) unless `align_corners`.
+    Pixel centres lie at half (ONNX half_pixel) unless `align_corners`. Only the given `rows` of
+    the result are computed.
     """
     height, width = size
     if maps.shape[1] != height:
-        low, high, weight = _taps(maps.shape[1], height, align_corners)
+        low, high, weight = (taps[rows] for taps in _taps(maps.shape[1], height, align_corners))
         upper = maps[:, low]
         maps = upper + (maps[:, high] - upper) * weight[None, :, None]
+    else:
+        maps = maps[:, rows]
     if maps.shape[2] != width:
         low, high, weight = _taps(maps.shape[2], width, align_corners)
         left = maps[:, :, low]
@@ -80,6 +101,8 @@ def overlay(
     """
     colours = np.zeros((256, 3), np.float32)
     colours[: len(palette)] = palette
-    painted = (labels < len(palette))[..., None] * np.float32(opacity)
-    mixed: NDArray[np.uint8] = (image * (1 - painted) + colours[labels] * painted).astype(np.uint8)
+    mixed = np.empty_like(image)
+    for rows in bands(len(image), 3 * image.shape[1]):
+        painted = (labels[rows] < len(palette))[..., None] * np.float32(opacity)
+        mixed[rows] = image[rows] * (1 - painted) + colours[labels[rows]] * painted
     return mixed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,12 @@ class Predictor(Closing):
         size = (picture.shape[0], picture.shape[1])
         if not tile and not scales and not flip:
             return self.labels_of(self._run(picture), size)
-        found = self._scores(picture, scales, flip, fuse, tile)
-        return found if found.ndim == 2 else labels_at(found, size)
+        if tile:
+            labels = np.empty(size, np.uint8)
+            for rows, found in self._tiled(picture, scales or flip or self.loop):
+                labels[rows] = found if found.ndim == 2 else found.argmax(0)
+            return labels
+        return labels_at(self._scores(picture, scales, flip, fuse, tile), size)
 
     def predict_batch(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
         """Labels of each picture, run together as far as the network takes a batch."""
@@ -185,9 +189,10 @@ class Predictor(Closing):
         fuse: str,
         tile: bool,
     ) -> NDArray[Any]:
-        """Scores `(C, h, w)` of one run, several fused, or tiles; of a labels graph its labels."""
+        """Scores `(C, h, w)` of one run, several fused, or tiles."""
         if tile:
-            return self._tiled(picture, scales or flip or self.loop)
+            found = self._tiled(picture, scales or flip or self.loop)
+            return np.concatenate([band for _, band in found], axis=-2)
         if scales or flip:
             return self.logits(picture, scales=scales, flip=flip, fuse=fuse)
         return self._run(picture)
@@ -208,7 +213,9 @@ class Predictor(Closing):
             output = labels_of_small_map(output, contract.size, align_corners=aligned)
         return nearest(output, size)
 
-    def _tiled(self, picture: NDArray[np.uint8], fused: Any) -> NDArray[Any]:
+    def _tiled(
+        self, picture: NDArray[np.uint8], fused: Any
+    ) -> Iterator[tuple[slice, NDArray[Any]]]:
         if fused:
             raise InputError("predict: tiles go with one scale, and without --flip")
         contract = self.contract

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,14 @@ def largest_window(session: Session, contract: Contract, size: tuple[int, int]) 
 
 def tiled(
     run: Callable[[Picture], NDArray[Any]], image: Picture, window: tuple[int, int]
-) -> NDArray[Any]:
+) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Run every window of `(H, W, 3)`, and join what they give at the picture's own size.
 
-    Scores `(C, h, w) float32` are averaged, each pixel weighted by its distance from the window's
-    edge; of labels `(h, w)`, which cannot be averaged, a pixel has those of the window in whose
-    middle it lies most. Where the picture is smaller than a window, its edge is repeated.
+    Yields bands of rows from top to bottom, each when no window behind it reaches it any more, so
+    that the scores of a large picture are never held as a whole. Scores `(C, rows, W) float32` are
+    averaged, each pixel weighted by its distance from the window's edge; of labels `(rows, W)`,
+    which cannot be averaged, a pixel has those of the window in whose middle it lies most. Where
+    the picture is smaller than a window, its edge is repeated.
     """
     height, width = image.shape[:2]
     margins = [max(0, window[0] - height), max(0, window[1] - width)]
@@ -58,24 +60,31 @@ def tiled(
         image = np.pad(image, ((0, margins[0]), (0, margins[1]), (0, 0)), mode="edge")
     weight = np.minimum.outer(_tent(window[0]), _tent(window[1]))
     joined: NDArray[Any] | None = None
-    weights = np.zeros(image.shape[:2], np.float32)
-    for top in starts(image.shape[0], window[0]):
+    weights = np.zeros((window[0], image.shape[1]), np.float32)
+    tops = starts(image.shape[0], window[0])
+    for top, following in zip(tops, [*tops[1:], image.shape[0]], strict=True):
         for left in starts(image.shape[1], window[1]):
-            rows, columns = slice(top, top + window[0]), slice(left, left + window[1])
-            found = run(np.ascontiguousarray(image[rows, columns]))
+            columns = slice(left, left + window[1])
+            found = run(np.ascontiguousarray(image[top : top + window[0], columns]))
             if joined is None:
-                joined = np.zeros((*found.shape[:-2], *image.shape[:2]), found.dtype)
+                joined = np.zeros((*found.shape[:-1], image.shape[1]), found.dtype)
             if found.ndim == 3:
-                joined[:, rows, columns] += found * weight
-                weights[rows, columns] += weight
+                joined[:, :, columns] += found * weight
+                weights[:, columns] += weight
             else:
-                nearer = weight > weights[rows, columns]
-                joined[rows, columns][nearer] = found[nearer]
-                weights[rows, columns][nearer] = weight[nearer]
-    assert joined is not None
-    if joined.ndim == 3:
-        joined /= weights
-    return joined[..., :height, :width]
+                nearer = weight > weights[:, columns]
+                joined[:, columns][nearer] = found[nearer]
+                weights[:, columns][nearer] = weight[nearer]
+        assert joined is not None
+        done = following - top
+        band = joined[..., :done, :width].copy()
+        if band.ndim == 3:
+            band /= weights[:done, :width]
+        if top < height:
+            yield slice(top, min(following, height)), band[..., : height - top, :]
+        for buffer in (joined, weights):  # up by the rows that are done
+            buffer[..., : window[0] - done, :] = buffer[..., done:, :].copy()
+            buffer[..., window[0] - done :, :] = 0
 
 
 def _tent(length: int) -> NDArray[np.float32]:

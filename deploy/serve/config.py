@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,4 +141,8 @@ def _triton_type(dtype: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text)  # protobuf's strings escape as JSON's do
+    """A string of protobuf's text format: all but printable ASCII as the octal of its UTF-8."""
+    plain = (
+        chr(b) if 32 <= b < 127 and chr(b) not in '"\\' else f"\\{b:03o}" for b in text.encode()
+    )
+    return f'"{"".join(plain)}"'

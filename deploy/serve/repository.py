@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segdeploy.engine.manifest import TensorInfo, end_of, read_manifest
 from segdeploy.engine.options import route
 from segdeploy.errors import InputError
-from segdeploy.files import check_input, write_atomically
+from segdeploy.files import check_folder, check_input, write_atomically
+from segdeploy.models import picture_file
 from segdeploy.onnx_file import contract_of, load_onnx, save_onnx
 from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
 from segdeploy.serve.config import Served, Tensor, ensemble, validate
@@ -69,19 +70,19 @@ def serve_repo(
     served, contract = _described(model, name, batch)
     gpu = served.on_gpu if on_gpu is None else on_gpu
     served = replace(served, instances=instances, delay_us=delay_us, on_gpu=gpu)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; give a folder for the repository")
-    out.mkdir(parents=True, exist_ok=True)
+    check_folder(out)
+    out.mkdir(exist_ok=True)
     chain = _chain(name, served, contract, model)
     configs = {step.name: step.config() for step, _ in chain}
     if len(chain) > 1:
         configs[name] = ensemble(name, served.batch, [step for step, _ in chain])
     validated = [validate(text, f"{folder}/config.pbtxt") for folder, text in configs.items()]
-    version = _next_version(out, configs)
-    for step, write in chain:
-        _add(out / step.name, configs[step.name], version, contract, step.file, write)
-    if len(chain) > 1:
-        _add(out / name, configs[name], version, contract, None, None)
+    labels = "".join(f"{one}\n" for one in contract.classes).encode()
+    version = _next_version(out, configs, labels)
+    parts = [_Part(step.name, configs[step.name], step.file, write) for step, write in chain]
+    if len(chain) > 1:  # last, so that a server never sees it without its steps
+        parts.append(_Part(name, configs[name], None, None))
+    _add(out, parts, version, labels)
     write_atomically(out / f"{name}_client.py", _client(name, contract, version).encode())
     return Repository(out, name, version, tuple(configs), served.batch, all(validated))
 
@@ -202,71 +203,79 @@ def _check_ends(model: Path, taken: TensorInfo, given: TensorInfo) -> None:
             )
 
 
-def _next_version(out: Path, configs: dict[str, str]) -> int:
+def _next_version(out: Path, configs: dict[str, str], labels: bytes) -> int:
     """1, or one more than the model's last version.
 
     Raises:
-        InputError: if one of the models is there with another configuration.
+        InputError: if one of the models is there with another configuration or other classes.
     """
     versions = [0]
     for folder, text in configs.items():
         path = out / folder / "config.pbtxt"
         if not path.exists():
             continue
-        if path.read_text() != text:
+        if check_input(path).read_bytes() != text.encode():
             raise InputError(
                 f"{path}: is of another model, or was changed; give another --name, or remove it"
+            )
+        known = path.with_name("labels.txt")
+        if known.exists() and check_input(known).read_bytes() != labels:
+            raise InputError(
+                f"{known}: names other classes; give another --name, or remove {path.parent}"
             )
         found = (one.name for one in (out / folder).iterdir() if one.is_dir())
         versions += [int(one) for one in found if one.isdigit()]
     return max(versions) + 1
 
 
-def _add(
-    folder: Path,
-    config: str,
-    version: int,
-    contract: Contract,
-    file: str | None,
-    write: Write | None,
-) -> None:
-    """Add a version to a model's folder, whole or not at all."""
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / "config.pbtxt", config.encode())
-    write_atomically(folder / "labels.txt", "".join(f"{c}\n" for c in contract.classes).encode())
-    unfinished = Path(tempfile.mkdtemp(prefix=".version.", dir=folder))
+@dataclass(frozen=True)
+class _Part:
+    """A model of the repository: its folder's name, its configuration, and how its file is made."""
+
+    name: str
+    config: str
+    file: str | None
+    write: Write | None
+
+
+def _add(out: Path, parts: Sequence[_Part], version: int, labels: bytes) -> None:
+    """Add a version of every model, or nothing.
+
+    All is written into folders that a server does not read, and then renamed: a new model as a
+    whole, a new version of a model that is there as its version's folder.
+    """
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished.", dir=out))
+    added: list[Path] = []
     try:
-        if file and write:
-            write(unfinished / file)
-        unfinished.chmod(0o755)
-        unfinished.rename(folder / str(version))
+        moves: list[tuple[Path, Path]] = []
+        for part in parts:
+            folder = unfinished / part.name
+            (folder / str(version)).mkdir(parents=True)
+            if part.file and part.write:
+                part.write(folder / str(version) / part.file)
+            write_atomically(folder / "config.pbtxt", part.config.encode())
+            write_atomically(folder / "labels.txt", labels)
+            is_new = not (out / part.name / "config.pbtxt").exists()
+            at = Path(part.name) if is_new else Path(part.name, str(version))
+            moves.append((unfinished / at, out / at))
+        for made, place in moves:
+            made.rename(place)
+            added.append(place)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for place in added:
+            shutil.rmtree(place, ignore_errors=True)
         raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _client(name: str, contract: Contract, version: int) -> str:
+    """A program that reads pictures as every other reader here does."""
+    template = Path(__file__).with_name("client.py.in").read_text(encoding="utf-8")
+    reader = Path(picture_file.__file__).read_text(encoding="utf-8")
+    code = reader.split("from __future__", 1)[1]  # behind its docstring
     height, width = contract.size
-    return f'''"""Ask a Triton server that serves this folder for the labels of a picture.
-
-    pip install 'tritonclient[grpc]' pillow numpy
-    python {name}_client.py picture.jpg labels.png [localhost:8001]
-"""
-
-import sys
-
-import numpy as np
-import tritonclient.grpc as triton
-from PIL import Image
-
-picture = Image.open(sys.argv[1]).convert("RGB")
-resized = picture.resize(({width}, {height}), Image.Resampling.BILINEAR)
-server = triton.InferenceServerClient(sys.argv[3] if len(sys.argv) > 3 else "localhost:8001")
-taken = server.get_model_metadata("{name}", "{version}").inputs[0].name
-given = server.get_model_metadata("{name}", "{version}").outputs[0].name
-tensor = triton.InferInput(taken, (1, {height}, {width}, 3), "UINT8")
-tensor.set_data_from_numpy(np.asarray(resized)[None])
-answer = server.infer("{name}", [tensor], outputs=[triton.InferRequestedOutput(given)])
-labels = Image.fromarray(answer.as_numpy(given).reshape({height}, {width}).astype(np.uint8))
-labels.resize(picture.size, Image.Resampling.NEAREST).save(sys.argv[2])
-'''
+    values = {"NAME": name, "VERSION": str(version), "HEIGHT": str(height), "WIDTH": str(width)}
+    for key, value in values.items():
+        template = template.replace(f"@{key}@", value)
+    return template.replace("@READER@", f"from __future__{code}")

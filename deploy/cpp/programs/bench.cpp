@@ -254,13 +254,7 @@ int measure(const Arguments& asked, const std::string& program) {
                 {"peak_mib", peak}};
   for (const auto& [stage, taken] : all) found["stages_ms"][stage] = 1e3 * quantile(taken, 0.5);
   const std::string out = asked.text("--out", "");
-  if (!out.empty()) {
-    std::ofstream file(out + ".part");
-    file << found.dump(2) << "\n";
-    file.close();
-    if (!file) throw Error(out + ": cannot be written");
-    std::filesystem::rename(out + ".part", out);
-  }
+  if (!out.empty()) write_whole(out, found.dump(2) + "\n");
   const auto& stages = found["stages_ms"];
   std::printf("%s: %zu calls, median %.3f ms (p90 %.3f, p99 %.3f); before %.3f ms, after %.3f ms\n",
               found["runtime"].get<std::string>().c_str(), calls.size(),

@@ -2,100 +2,263 @@
 
 #include <png.h>
 
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <initializer_list>
 #include <memory>
+#include <utility>
 
-// libjpeg's header needs <cstdio> before it.
+// libjpeg's headers need <cstdio> before them.
+#include <jerror.h>
 #include <jpeglib.h>
+
+#include "files.hpp"
 
 namespace segdeploy {
 namespace {
+
+constexpr std::size_t kMostPixels = 100'000'000;
+constexpr unsigned kOrientation = 0x0112;
 
 struct Close {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 
-struct JpegError {
-  jpeg_error_mgr manager;
+// What a decoder leaves: the pixels, the EXIF block, and, where it failed, why.
+struct Decoded {
+  Picture picture;
+  std::vector<std::uint8_t> exif;
   std::jmp_buf back;
-  char message[JMSG_LENGTH_MAX];
+  std::string damage;   // a library's words, of a damaged file
+  std::string refusal;  // our words, of a sound file that the rule refuses
 };
 
-void leave(j_common_ptr info) {
-  auto* error = reinterpret_cast<JpegError*>(info->err);
-  info->err->format_message(info, error->message);
-  std::longjmp(error->back, 1);
+std::string too_deep(int bits) {
+  return "has " + std::to_string(bits) + " bits a channel, and 8 are read; convert it to 8 bits";
 }
 
-// A warning is of damaged data, which libjpeg fills with grey: no picture to judge anything by.
-void warn(j_common_ptr info, int level) {
-  if (level < 0) leave(info);
+// Takes the size, or says why not.
+bool take_size(Decoded& decoded, std::size_t height, std::size_t width) {
+  if (height * width > kMostPixels) {
+    decoded.refusal = std::to_string(width) + "x" + std::to_string(height) +
+                      " pixels are over the limit of " + std::to_string(kMostPixels) + "; scale it";
+    return false;
+  }
+  decoded.picture.height = static_cast<int>(height);
+  decoded.picture.width = static_cast<int>(width);
+  decoded.picture.rgb.resize(height * width * 3);
+  return true;
+}
+
+struct JpegError {
+  jpeg_error_mgr manager;  // first: libjpeg knows this part alone
+  Decoded* decoded;
+  bool has_all_rows;
+};
+
+void leave_jpeg(j_common_ptr info) {
+  auto* error = reinterpret_cast<JpegError*>(info->err);
+  char message[JMSG_LENGTH_MAX];
+  info->err->format_message(info, message);
+  if (info->err->msg_code == JERR_BAD_PRECISION) {
+    error->decoded->refusal = too_deep(info->err->msg_parm.i[0]);
+  } else {
+    error->decoded->damage = message;
+  }
+  std::longjmp(error->decoded->back, 1);
+}
+
+// libjpeg fills rows that are missing with gray. Other damage inside the compressed data is decoded
+// as Python's reader does, which is not told of it.
+void warn_jpeg(j_common_ptr info, int level) {
+  const auto* error = reinterpret_cast<JpegError*>(info->err);
+  if (level < 0 && info->err->msg_code == JWRN_JPEG_EOF && !error->has_all_rows) leave_jpeg(info);
 }
 
 // No object with a destructor may live across the jump: the caller owns them all.
-bool decode_jpeg(std::FILE* file, Picture& picture, JpegError& error) {
+bool decode_jpeg(std::FILE* file, Decoded& decoded) {
   jpeg_decompress_struct info;
+  JpegError error{};
+  error.decoded = &decoded;
   info.err = jpeg_std_error(&error.manager);
-  error.manager.error_exit = leave;
-  error.manager.emit_message = warn;
-  if (setjmp(error.back) != 0) {
+  error.manager.error_exit = leave_jpeg;
+  error.manager.emit_message = warn_jpeg;
+  if (setjmp(decoded.back) != 0) {
     jpeg_destroy_decompress(&info);
     return false;
   }
   jpeg_create_decompress(&info);
   jpeg_stdio_src(&info, file);
+  jpeg_save_markers(&info, JPEG_APP0 + 1, 0xFFFF);
   jpeg_read_header(&info, TRUE);
+  if (info.num_components == 4) decoded.refusal = "is a CMYK image; convert it to RGB";
+  if (!decoded.refusal.empty() || !take_size(decoded, info.image_height, info.image_width)) {
+    jpeg_destroy_decompress(&info);
+    return false;
+  }
+  for (auto* marker = info.marker_list; marker != nullptr; marker = marker->next) {
+    if (marker->data_length < 6 || std::memcmp(marker->data, "Exif\0\0", 6) != 0) continue;
+    decoded.exif.insert(decoded.exif.end(), marker->data + 6, marker->data + marker->data_length);
+  }
   info.out_color_space = JCS_RGB;
   jpeg_start_decompress(&info);
-  picture.height = static_cast<int>(info.output_height);
-  picture.width = static_cast<int>(info.output_width);
-  picture.rgb.resize(static_cast<std::size_t>(info.output_height) * info.output_width * 3);
+  const std::size_t row_bytes = static_cast<std::size_t>(info.output_width) * 3;
   while (info.output_scanline < info.output_height) {
-    JSAMPROW row =
-        picture.rgb.data() + static_cast<std::size_t>(info.output_scanline) * info.output_width * 3;
+    JSAMPROW row = decoded.picture.rgb.data() + info.output_scanline * row_bytes;
     jpeg_read_scanlines(&info, &row, 1);
   }
+  error.has_all_rows = true;
   jpeg_finish_decompress(&info);
   jpeg_destroy_decompress(&info);
   return true;
 }
 
-Picture read_png(const std::string& path) {
-  png_image image;
-  std::memset(&image, 0, sizeof image);
-  image.version = PNG_IMAGE_VERSION;
-  if (png_image_begin_read_from_file(&image, path.c_str()) == 0) {
-    throw Error(path + ": cannot be read as PNG (" + image.message + ")");
+void leave_png(png_structp png, png_const_charp message) {
+  auto* decoded = static_cast<Decoded*>(png_get_error_ptr(png));
+  decoded->damage = message;
+  std::longjmp(decoded->back, 1);
+}
+
+void ignore_png(png_structp, png_const_charp) {}
+
+// As for JPEG: the caller owns every object. `rows` are filled here, and read by libpng.
+bool decode_png(std::FILE* file, Decoded& decoded, std::vector<png_bytep>& rows) {
+  png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &decoded, leave_png, ignore_png);
+  png_infop info = png == nullptr ? nullptr : png_create_info_struct(png);
+  if (info == nullptr) {
+    png_destroy_read_struct(&png, nullptr, nullptr);
+    decoded.damage = "out of memory";
+    return false;
   }
-  image.format = PNG_FORMAT_RGB;
-  Picture picture{static_cast<int>(image.height), static_cast<int>(image.width), {}};
-  picture.rgb.resize(PNG_IMAGE_SIZE(image));
-  if (png_image_finish_read(&image, nullptr, picture.rgb.data(), 0, nullptr) == 0) {
-    throw Error(path + ": cannot be read as PNG (" + image.message + ")");
+  if (setjmp(decoded.back) != 0) {
+    png_destroy_read_struct(&png, &info, nullptr);
+    return false;
   }
-  return picture;
+  png_init_io(png, file);
+  png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
+  png_set_user_limits(png, 0x7fffffff, 0x7fffffff);  // the limit is ours, with our words
+  png_read_info(png, info);
+  const int bits = png_get_bit_depth(png, info);
+  if (bits > 8) decoded.refusal = too_deep(bits);
+  const auto height = png_get_image_height(png, info), width = png_get_image_width(png, info);
+  if (!decoded.refusal.empty() || !take_size(decoded, height, width)) {
+    png_destroy_read_struct(&png, &info, nullptr);
+    return false;
+  }
+  // No gamma, no color profile, no background: the bytes of the file.
+  const auto color = png_get_color_type(png, info);
+  if (color == PNG_COLOR_TYPE_PALETTE) png_set_palette_to_rgb(png);
+  if ((color & PNG_COLOR_MASK_COLOR) == 0) {
+    if (bits < 8) png_set_expand_gray_1_2_4_to_8(png);
+    png_set_gray_to_rgb(png);
+  }
+  png_set_strip_alpha(png);
+  png_set_interlace_handling(png);
+  png_read_update_info(png, info);
+  const std::size_t row_bytes = static_cast<std::size_t>(width) * 3;
+  if (png_get_rowbytes(png, info) != row_bytes) png_error(png, "unexpected channels");
+  for (std::size_t row = 0; row < height; ++row) {
+    rows.push_back(decoded.picture.rgb.data() + row * row_bytes);
+  }
+  png_read_image(png, rows.data());
+  png_read_end(png, info);
+  png_bytep exif = nullptr;
+  png_uint_32 size = 0;
+  if (png_get_eXIf_1(png, info, &size, &exif) != 0) decoded.exif.assign(exif, exif + size);
+  png_destroy_read_struct(&png, &info, nullptr);
+  return true;
+}
+
+// The orientation that an EXIF block (a TIFF file's header and first folder) states, 1 to 8; 1
+// where it cannot be read.
+int orientation_of(const std::vector<std::uint8_t>& exif) {
+  if (exif.size() < 8) return 1;
+  const bool is_little = exif[0] == 'I' && exif[1] == 'I';
+  if (!is_little && !(exif[0] == 'M' && exif[1] == 'M')) return 1;
+  const auto number = [&](std::size_t at, std::size_t bytes) {
+    std::size_t value = 0;
+    for (std::size_t i = 0; i < bytes; ++i) {
+      value = value << 8 | exif[at + (is_little ? bytes - 1 - i : i)];
+    }
+    return value;
+  };
+  if (number(2, 2) != 42) return 1;
+  const std::size_t folder = number(4, 4);
+  if (folder > exif.size() - 2) return 1;
+  std::size_t found = 1;
+  const std::size_t entries = number(folder, 2);
+  for (std::size_t i = 0, at = folder + 2; i < entries && at + 12 <= exif.size(); ++i, at += 12) {
+    const std::size_t type = number(at + 2, 2), count = number(at + 4, 4);
+    const std::size_t bytes = type == 1 ? 1 : type == 3 ? 2 : type == 4 ? 4 : 0;  // BYTE, SHORT, LONG
+    if (number(at, 2) != kOrientation || bytes == 0 || count == 0) continue;
+    // The first value; all of them stand elsewhere where there are more than fit here.
+    const std::size_t place = count * bytes <= 4 ? at + 8 : number(at + 8, 4);
+    if (place + count * bytes <= exif.size()) found = number(place, bytes);
+  }
+  return found >= 1 && found <= 8 ? static_cast<int>(found) : 1;
+}
+
+// The picture turned upright: orientations 5 to 8 swap its sides.
+Picture turned(Picture picture, int orientation) {
+  if (orientation == 1) return picture;
+  const bool swaps = orientation >= 5;
+  const bool mirrors_rows =
+      orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
+  const bool mirrors_columns =
+      orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
+  Picture upright{swaps ? picture.width : picture.height, swaps ? picture.height : picture.width,
+                  std::vector<std::uint8_t>(picture.rgb.size())};
+  const auto height = static_cast<std::size_t>(upright.height);
+  const auto width = static_cast<std::size_t>(upright.width);
+  const auto stride = static_cast<std::size_t>(picture.width);
+  for (std::size_t y = 0; y < height; ++y) {
+    for (std::size_t x = 0; x < width; ++x) {
+      const std::size_t row = mirrors_rows ? height - 1 - y : y;
+      const std::size_t column = mirrors_columns ? width - 1 - x : x;
+      const std::size_t from = swaps ? column * stride + row : row * stride + column;
+      std::copy_n(picture.rgb.data() + 3 * from, 3, upright.rgb.data() + 3 * (y * width + x));
+    }
+  }
+  return upright;
+}
+
+bool is_named(const std::string& path, std::initializer_list<const char*> suffixes) {
+  std::string suffix = std::filesystem::path(path).extension().string();
+  for (char& one : suffix) one = static_cast<char>(std::tolower(static_cast<unsigned char>(one)));
+  return std::find(suffixes.begin(), suffixes.end(), suffix) != suffixes.end();
 }
 
 }  // namespace
 
 Picture read_picture(const std::string& path) {
+  check_regular(path);
   const std::unique_ptr<std::FILE, Close> file(std::fopen(path.c_str(), "rb"));
-  if (!file) throw Error(path + ": no such file");
-  unsigned char start[2] = {};
+  if (!file) throw Error(path + ": cannot be read (" + std::strerror(errno) + ")");
+  unsigned char start[8] = {};
   const auto held = std::fread(start, 1, sizeof start, file.get());
   std::rewind(file.get());
-  if (held == 2 && start[0] == 0x89 && start[1] == 'P') return read_png(path);
-  if (held != 2 || start[0] != 0xFF || start[1] != 0xD8) {
-    throw Error(path + ": is neither a PNG nor a JPEG");
+  const bool is_png = held == sizeof start && png_sig_cmp(start, 0, sizeof start) == 0;
+  if (!is_png && !(held >= 2 && start[0] == 0xFF && start[1] == 0xD8)) {
+    throw Error(path + ": is neither a PNG nor a JPEG image; convert or remove it");
   }
-  Picture picture;
-  JpegError error{};
-  if (!decode_jpeg(file.get(), picture, error)) {
-    throw Error(path + ": cannot be read as JPEG (" + error.message + ")");
+  if (is_png ? is_named(path, {".jpg", ".jpeg"}) : is_named(path, {".png"})) {
+    throw Error(path + ": holds " + (is_png ? "PNG" : "JPEG") + " data although its name says " +
+                (is_png ? "JPEG" : "PNG") + "; rename or convert it");
   }
-  return picture;
+  Decoded decoded;
+  std::vector<png_bytep> rows;
+  if (!(is_png ? decode_png(file.get(), decoded, rows) : decode_jpeg(file.get(), decoded))) {
+    throw Error(path + ": " +
+                (decoded.refusal.empty()
+                     ? "the image is damaged (" + decoded.damage + "); replace or remove it"
+                     : decoded.refusal));
+  }
+  return turned(std::move(decoded.picture), orientation_of(decoded.exif));
 }
 
 namespace {
@@ -108,9 +271,13 @@ void write_png(const std::string& path, unsigned format, int height, int width,
   image.format = format;
   image.height = static_cast<png_uint_32>(height);
   image.width = static_cast<png_uint_32>(width);
-  if (png_image_write_to_file(&image, path.c_str(), 0, pixels, 0, nullptr) == 0) {
+  png_alloc_size_t size = PNG_IMAGE_PNG_SIZE_MAX(image);
+  std::string content(size, '\0');
+  if (png_image_write_to_memory(&image, content.data(), &size, 0, pixels, 0, nullptr) == 0) {
     throw Error(path + ": cannot be written (" + image.message + ")");
   }
+  content.resize(size);
+  write_whole(path, content);
 }
 
 }  // namespace

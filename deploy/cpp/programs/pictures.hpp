@@ -1,4 +1,4 @@
-// Pictures in files, through libpng and libjpeg.
+// Pictures in files, through libpng and libjpeg. What is written replaces a regular file alone, whole.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,8 @@ struct Picture {
   ImageView view() const { return {rgb.data(), height, width, 0, Format::rgb}; }
 };
 
-// Reads a PNG or JPEG as RGB. Throws Error.
+// Reads a PNG or JPEG of 8 bits a channel as RGB, by the rule of docs/pictures.md: turned upright by
+// its EXIF block, without alpha, gamma or color profile. Throws Error.
 Picture read_picture(const std::string& path);
 // Writes labels as a gray PNG whose values are class ids. Throws Error.
 void write_labels(const std::string& path, const Labels& labels);

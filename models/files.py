@@ -1,0 +1,123 @@
+"""Files as every command reads and writes them: regular files alone, whole or not at all.
+
+Writers keep the old file until the new one is whole, so that a crash, Ctrl-C or a full disk leaves
+one or the other. A device, a FIFO or a socket is never read, and never replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from segdeploy.models.errors import ModelInputError
+
+
+def check_regular(path: Path) -> Path:
+    """Refuse an input that is no regular file (through links), before anything opens it.
+
+    Opening a FIFO would wait for a writer that may never come.
+
+    Raises:
+        ModelInputError: if it is missing, a folder, a FIFO, a device, a socket, or unreadable.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelInputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # a loop of links, no permission, a NUL in the name
+        raise ModelInputError(f"{path}: cannot be read ({_reason(error)})") from error
+    if stat.S_ISDIR(mode):
+        raise ModelInputError(f"{path}: is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise ModelInputError(f"{path}: is {_kind(mode)}, not a regular file")
+    return path
+
+
+def check_replaceable(path: Path) -> Path:
+    """The file that writing to `path` replaces, links followed; refused if it is no regular file.
+
+    Raises:
+        ModelInputError: for a device, a FIFO, a socket, a folder, or a loop of links.
+    """
+    try:
+        target = path.resolve()
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return target
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelInputError(f"{path}: cannot be written ({_reason(error)})") from error
+    if stat.S_ISDIR(mode):
+        raise ModelInputError(f"{path}: is a folder; give a file name")
+    if not stat.S_ISREG(mode):
+        raise ModelInputError(
+            f"{path}: is {_kind(mode)}, which is never replaced; give the name of a regular file"
+        )
+    return target
+
+
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write `data`, or its pieces, to `path`: a crash leaves the old file or the new one whole.
+
+    Raises:
+        ModelInputError: if `path` is there and no regular file.
+        OSError: if the disk is full; the old file stays.
+    """
+    write_together({path: data})
+
+
+def write_together(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
+    """Write several files whole, and put them in their places one right after the other.
+
+    Only a crash between two renames leaves some old and some new; each is whole.
+
+    Raises:
+        ModelInputError, OSError: as `write_atomically`.
+    """
+    waiting: list[tuple[str, Path]] = []
+    targets = {check_replaceable(path): data for path, data in contents.items()}
+    try:
+        for path, data in targets.items():
+            handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:99]}.", dir=path.parent)
+            waiting.append((temporary, path))
+            _fill(handle, temporary, path, data)
+        while waiting:
+            temporary, path = waiting[0]
+            Path(temporary).replace(path)
+            waiting.pop(0)
+    finally:
+        for temporary, _ in waiting:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _fill(handle: int, temporary: str, path: Path, data: bytes | Iterable[bytes]) -> None:
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for piece in (data,) if isinstance(data, bytes) else data:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)  # writing says what went wrong, but not where
+        raise
+    # mkstemp makes files private; give this one what an ordinary new file would have.
+    umask = os.umask(0)
+    os.umask(umask)
+    Path(temporary).chmod(0o666 & ~umask)
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    )
+    return next((name for is_one, name in kinds if is_one(mode)), "something else")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
