@@ -25,6 +25,7 @@ from segdeploy.onnx_file import (
     set_contract,
     tensor_shape,
 )
+from segdeploy.output_lock import output_lock
 from segdeploy.packages import versions
 from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
 from segdeploy.spec import IMAGENET_MEAN, IMAGENET_STD, Contract, placeholder_classes
@@ -77,14 +78,16 @@ def adopt(
         options = BuildOptions(
             version_compatible=version_compatible, hardware_compatible=hardware_compatible
         )
-        return _adopt_engine(file, statement, backend, version, targets, profiles, options)
+        with output_lock(file):
+            return _adopt_engine(file, statement, backend, version, targets, profiles, options)
     if file.suffix != ".onnx":
         raise InputError(f"{file}: is neither an .onnx file nor an .engine")
     if out is None:
         raise InputError(f"{file}: the contract is written into a copy; give it a name with --out")
     if backend or version or targets or profiles or version_compatible or hardware_compatible:
         raise InputError(f"{file}: --backend, --built-by, --target and --profile are an engine's")
-    return _adopt_graph(file, statement, check_output(Path(out), ".onnx", read_from=file))
+    with output_lock(Path(out)):
+        return _adopt_graph(file, statement, check_output(Path(out), ".onnx", read_from=file))
 
 
 def _adopt_graph(file: Path, statement: Statement, out: Path) -> Path:

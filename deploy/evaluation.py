@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, Frame, open_dataset
 from segdeploy.models.metrics import ConfusionMatrix, defined_mean
 from segdeploy.network import ModelSpec, check_classes
@@ -85,6 +86,19 @@ def confusion(
         matrix.add(mask, predictor.predict(image, **options))
         on_frame(done, len(frames))
     return matrix
+
+
+def check_judgeable(frames: Sequence[Frame], what: str) -> None:
+    """Refuse frames that nothing can be judged by: every pixel of every mask is ignored.
+
+    Raises:
+        InputError: beginning with `what`, the promise that these frames are to keep.
+    """
+    if not any((frame.read_mask() != frame.ignore_index).any() for frame in frames):
+        raise InputError(
+            f"{what}: no pixel of {len(frames)} masks counts, all are ignored, so no mIoU can be "
+            "measured; give frames with labels"
+        )
 
 
 def summarise(matrix: ConfusionMatrix, classes: tuple[str, ...], frames: int) -> Accuracy:

@@ -24,27 +24,15 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         InputError: if it is missing, damaged or empty, or points at data outside its folder.
     """
     import onnx
-    from google.protobuf.message import DecodeError
-    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+    from onnx.external_data_helper import load_external_data_for_tensor
 
-    check_input(path)
-    try:
-        model = onnx.load_model(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise InputError(f"{path}: is not a readable ONNX file ({error})") from error
+    model = _parsed(path)
     if not model.graph.node:
         raise InputError(f"{path}: holds no ONNX graph; is it an ONNX file, and complete?")
     _check_text(model, path)
     rejected = [e.value for e in model.metadata_props if e.key == REJECTED_KEY]
     check_not_rejected(rejected[0] if rejected else None, path)
-    tensors = []
-    for graph in all_graphs(model.graph):
-        attributes = [attribute for node in graph.node for attribute in node.attribute]
-        tensors += [*graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
-    for tensor in tensors:
-        if not uses_external_data(tensor):
-            continue
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+    for tensor, location in _external_tensors(model):
         _check_location(path, location)
         try:
             load_external_data_for_tensor(tensor, str(path.parent))
@@ -56,6 +44,46 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return model
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files beside a graph that hold its weights, sorted.
+
+    Raises:
+        InputError: if the graph cannot be read, or points outside its folder.
+    """
+    locations = {location for _, location in _external_tensors(_parsed(path))}
+    for location in locations:
+        _check_location(path, location)
+    return [path.parent / location for location in sorted(locations)]
+
+
+def _external_tensors(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, str]]:
+    """Each tensor whose values lie in another file, and that file's name."""
+    from onnx.external_data_helper import uses_external_data
+
+    for graph in all_graphs(model.graph):
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        for tensor in (*graph.initializer, *(a.t for a in attributes if a.HasField("t"))):
+            if uses_external_data(tensor):
+                told = {entry.key: entry.value for entry in tensor.external_data}
+                yield tensor, told.get("location", "")
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    """The graph in a file, without what lies beside it.
+
+    Raises:
+        InputError: if the file is missing or damaged.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    check_input(path)
+    try:
+        return onnx.load_model(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise InputError(f"{path}: is not a readable ONNX file ({error})") from error
 
 
 def _check_text(model: onnx.ModelProto, path: Path) -> None:

@@ -17,6 +17,7 @@ from segdeploy.models.errors import first_line
 from segdeploy.onnx_check import check_graph
 from segdeploy.onnx_file import find_contract, keep_weights_in, load_onnx, save_onnx, set_contract
 from segdeploy.optimizer.optimize import Account, against_itself, optimize_graph
+from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class OptimizationReport:
     account: Account
 
 
+@one_writer
 def optimize(
     model: Path | str, out: Path | str, *, size: tuple[int, int] | None = None
 ) -> OptimizationReport:

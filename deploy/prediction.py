@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from segdeploy.errors import InputError
 from segdeploy.files import check_output, write_atomically
-from segdeploy.models.images import read_image
+from segdeploy.models.images import encoded, read_image
 from segdeploy.network import ModelSpec
+from segdeploy.output_lock import one_writer
 from segdeploy.runtime.postprocess import overlay
 from segdeploy.runtime.predictor import load
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
+@one_writer
 def predict_file(
     model: str | Path | ModelSpec,
     image: Path,
@@ -47,17 +46,13 @@ def predict_file(
     with load(model, backend=backend, default_size=size) as predictor:
         found = predictor.predict(picture, scales=scales, flip=flip, fuse=fuse, tile=tile)
         contract = predictor.contract
-    write_atomically(out, _encoded(overlay(picture, found, contract.palette), out))
+    write_atomically(
+        out, encoded(overlay(picture, found, contract.palette), _FORMATS[out.suffix.lower()])
+    )
     if labels is not None:
-        write_atomically(labels, _encoded(found, labels))
+        write_atomically(labels, encoded(found, "PNG"))
     counts = np.bincount(found.ravel(), minlength=len(contract.classes))
     return {
         name: float(count / found.size)
         for name, count in zip(contract.classes, counts, strict=True)
     }
-
-
-def _encoded(pixels: NDArray[np.uint8], path: Path) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, _FORMATS[path.suffix.lower()])
-    return file.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from segdeploy.benchmark.report import write_report
 from segdeploy.benchmark.run import bench
 from segdeploy.benchmark.verdict import Limits
 from segdeploy.calibrator.calibrating import calibrate
-from segdeploy.calibrator.frames import hash_of
+from segdeploy.content_keys import key_of_dataset, key_of_model, key_of_network
 from segdeploy.device import current_gpu
 from segdeploy.engine.bindings import open_bindings
 from segdeploy.engine.build import build_engine
@@ -24,11 +25,13 @@ from segdeploy.engine.manifest import manifest_path
 from segdeploy.engine.options import BuildOptions, check_options
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.exporter.onnx_export import export
-from segdeploy.files import sha256_of_file, write_atomically
+from segdeploy.files import check_folder, write_atomically
 from segdeploy.golden import golden_path
 from segdeploy.models.dataset import open_dataset
-from segdeploy.network import ModelSpec
+from segdeploy.models.strict_json import read_json
+from segdeploy.network import ModelSpec, load_network
 from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.output_lock import output_lock
 from segdeploy.packages import versions
 
 _LEDGER = "steps.json"
@@ -84,19 +87,42 @@ def deploy(
     Raises:
         InputError, ModelInputError: for a model, data set or target that cannot be used.
     """
-    spec, out = ModelSpec.of(model), Path(out)
+    spec, out = ModelSpec.of(model), check_folder(Path(out))
+    limits, protocol = Limits(max_miou_drop=max_miou_drop), Protocol(seconds=seconds)
+    limits.check()
+    protocol.check()
+    with nullcontext() if dry_run else output_lock(out):
+        return _deployed(
+            *(spec, data, out, targets, backend, limits, protocol),
+            *(dry_run, command, on_step, on_progress),
+        )
+
+
+def _deployed(
+    spec: ModelSpec,
+    data: Path | str,
+    out: Path,
+    targets: Sequence[str],
+    backend: str,
+    limits: Limits,
+    protocol: Protocol,
+    dry_run: bool,
+    command: Sequence[str],
+    on_step: Callable[[str, str], None],
+    on_progress: Callable[[int, int, str], None],
+) -> Shipment:
     bindings = open_bindings(backend)
     check_options(BuildOptions(targets=tuple(one.lower() for one in targets)), bindings)
     dataset = open_dataset(Path(data))
-    frames = [frame for split in dataset.splits for frame in dataset.frames(split)]
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; give a folder")
-    budget = {"max_miou_drop": max_miou_drop}
-    tools = versions("torch", "onnx", "onnxruntime") | {"backend": bindings.version}
-    ledger = _Ledger(out, {"tools": tools, "data": hash_of(frames, masks=True)}, dry_run, on_step)
-    described = {**vars(spec), "weights": _hash_of_weights(spec)}
+    split = "val" if "val" in dataset.splits else dataset.splits[-1]
+    first = dataset.frames(split, 1)[0].read()[0]
+    loaded = load_network(spec, dataset, (first.shape[0], first.shape[1]))
+    tools = versions("torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime")
+    common = {"tools": tools | {backend: bindings.version}, "data": key_of_dataset(dataset)}
+    ledger = _Ledger(out, common, dry_run, on_step)
+    described = {"network": key_of_network(loaded), "spec": vars(spec)}
+    del loaded
+    budget = {"max_miou_drop": limits.max_miou_drop}
     fp32 = out / "model.onnx"
     ledger.do("export", [fp32], described, lambda: export(spec, fp32, data=data))
     candidates = [fp32]
@@ -129,34 +155,37 @@ def deploy(
             shipped,
             reference=spec,
             data=data,
-            split="val" if "val" in dataset.splits else dataset.splits[-1],
-            limits=Limits(max_miou_drop=max_miou_drop),
-            protocol=Protocol(seconds=seconds),
+            split=split,
+            limits=limits,
+            protocol=protocol,
             journal=report / JOURNAL,
             on_frame=lambda done, total: on_progress(done, total, "accuracy"),
             on_burst=lambda done, total: on_progress(done, total, "latency"),
         )
         write_report(verdict, report, command)
 
+    def compare_alone() -> None:
+        with output_lock(report):
+            compare()
+
     compared: dict[str, Any] = {
         "of": [(path.name, ledger.hash_of(path)) for path in shipped],
-        "budget": max_miou_drop,
-        "seconds": seconds,
+        "budget": limits.max_miou_drop,
+        "seconds": protocol.seconds,
         "gpu": str(current_gpu()),
     }
-    ledger.do("bench", [report / "index.html", report / "bench.json"], compared, compare)
+    ledger.do("bench", [report / "index.html", report / "bench.json"], compared, compare_alone)
     if dry_run:
         return Shipment(out, tuple(ledger.steps), None, (), True, "nothing was done", ())
-    rows = {row["name"]: row for row in json.loads((report / "bench.json").read_text())["rows"]}
+    rows = {row["name"]: row for row in read_json(report / "bench.json")["rows"]}
     chosen, why = _chosen(rows, candidates, engines)
     contract = contract_of(load_onnx(fp32), fp32)
     labels = "".join(f"{name}\n" for name in contract.classes)
     write_atomically(out / "labels.txt", labels.encode())
     chosen_engine = engines.get(chosen) if chosen else None
     if chosen is not None:
-        write_atomically(
-            out / "README.md", _readme(chosen, chosen_engine, why, max_miou_drop).encode()
-        )
+        page = _readme(chosen, chosen_engine, why, limits.max_miou_drop or 0.0)
+        write_atomically(out / "README.md", page.encode())
     else:  # an earlier run's would still say what to ship
         (out / "README.md").unlink(missing_ok=True)
     return Shipment(
@@ -186,11 +215,9 @@ class _Ledger:
         self.notes: list[str] = []
         self.key = ""
         self._held: dict[str, Any] = {}
-        try:
-            held = json.loads((folder / _LEDGER).read_text())
+        with suppress(InputError):  # a first run, or a damaged ledger: everything is done
+            held = read_json(folder / _LEDGER)
             self._held = held if isinstance(held, dict) else {}
-        except (OSError, ValueError):
-            pass  # a first run, or a ledger that was damaged: everything is done
         if not dry_run:
             folder.mkdir(exist_ok=True)
 
@@ -211,7 +238,7 @@ class _Ledger:
         except CheckFailed as error:
             self.notes.append(f"{name}: {error}")
             return False
-        made = {path.name: sha256_of_file(path) for path in outputs}
+        made = {path.name: key_of_model(path) for path in outputs}
         self._held[name] = {"key": self.key, "made": made}
         write_atomically(self._folder / _LEDGER, json.dumps(self._held, indent=2).encode())
         return True
@@ -220,19 +247,17 @@ class _Ledger:
         held = self._held.get(name)
         if not isinstance(held, dict) or held.get("key") != self.key:
             return False
-        made = held.get("made", {})
-        return all(
-            path.is_file() and sha256_of_file(path) == made.get(path.name) for path in outputs
-        )
+        made = held.get("made")
+        try:
+            return isinstance(made, dict) and all(
+                key_of_model(path) == made.get(path.name) for path in outputs
+            )
+        except InputError:  # one is missing, or was damaged
+            return False
 
     def hash_of(self, path: Path) -> str:
         """The content of what an earlier step made; its key where it is only planned."""
-        return sha256_of_file(path) if path.is_file() else self.key
-
-
-def _hash_of_weights(spec: ModelSpec) -> str | None:
-    path = Path(spec.model) if spec.is_file else spec.weights
-    return sha256_of_file(path) if path is not None and Path(path).is_file() else None
+        return key_of_model(path) if path.is_file() else self.key
 
 
 def _chosen(

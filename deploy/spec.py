@@ -100,7 +100,7 @@ def read_contract(text: str, source: str) -> Contract:
     Raises:
         InputError: if it is no JSON, of another schema, or a field has another type or length.
     """
-    values = parse_json(text, f"{source}: its segdeploy contract")
+    values = parse_json(text, f"{source}: its segdeploy contract", mend="export the network again")
     if not isinstance(values, dict):
         raise InputError(f"{source}: its segdeploy contract is not a JSON object")
     schema = values.pop("schema", None)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, check_output, write_atomically
 from segdeploy.network import CHECKPOINT_SUFFIX, LoadedNetwork, ModelSpec, load_network
+from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 from segdeploy.spec import METADATA_KEY
 
@@ -42,6 +43,7 @@ class TrainingReport:
     unseen: tuple[str, ...] = ()
 
 
+@one_writer
 def train(
     model: str | Path | ModelSpec,
     data: Path | str,

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from segdeploy.models.errors import ModelInputError
-from segdeploy.models.images import read_image, read_mask
+from segdeploy.models.files import write_atomically
+from segdeploy.models.images import encoded, read_image, read_mask
 from segdeploy.models.names import are_names
 from segdeploy.models.strict_json import read_json
 
@@ -124,10 +124,35 @@ class DataSet:
 
 def _list_folder(root: Path, split: str) -> list[tuple[Path, Path]]:
     folder = root / split / "images"
-    images = sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    images = pictures_in(folder)
     if not images:
         raise ModelInputError(f"{folder}: the split is empty; put .jpg or .png images there")
     return [(image, _mask_of(image, root / split / "masks")) for image in images]
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The JPEG and PNG files of a folder, sorted by name.
+
+    Raises:
+        ModelInputError: if the folder is missing or cannot be read, or two files have one stem:
+            they would share a mask, and their results one name.
+    """
+    try:
+        names = [Path(entry.name) for entry in os.scandir(folder)]
+    except FileNotFoundError:
+        raise ModelInputError(f"{folder}: no such folder; put .jpg or .png images there") from None
+    except OSError as error:
+        raise ModelInputError(f"{folder}: cannot be read ({error.strerror})") from error
+    found = sorted(name for name in names if name.suffix.lower() in _IMAGE_SUFFIXES)
+    by_stem: dict[str, Path] = {}
+    for name in found:
+        if name.stem in by_stem:
+            raise ModelInputError(
+                f"{folder}: holds {by_stem[name.stem]} and {name}, two images of one name; "
+                "rename or remove one"
+            )
+        by_stem[name.stem] = name
+    return [folder / name for name in found]
 
 
 def _mask_of(image: Path, folder: Path) -> Path:
@@ -225,8 +250,9 @@ def write_dataset(
 
     Raises:
         ModelInputError: if `root` exists, or its parent does not.
+        OSError: if the disk is full; nothing stays.
     """
-    if root.exists():
+    if root.exists() or root.is_symlink():
         raise ModelInputError(f"{root}: already exists; give a new folder or remove it")
     if not root.parent.is_dir():
         raise ModelInputError(f"{root.parent}: no such folder; make it first")
@@ -237,10 +263,9 @@ def write_dataset(
             for folder in ("images", "masks"):
                 (unfinished / split / folder).mkdir(parents=True)
             for name, image, mask in frames:
-                Image.fromarray(image).save(
-                    unfinished / split / "images" / f"{name}.jpg", quality=92, subsampling=0
-                )
-                Image.fromarray(mask).save(unfinished / split / "masks" / f"{name}.png")
+                picture = encoded(image, "JPEG", quality=92, subsampling=0)
+                write_atomically(unfinished / split / "images" / f"{name}.jpg", picture)
+                write_atomically(unfinished / split / "masks" / f"{name}.png", encoded(mask, "PNG"))
                 yield name
         described = {
             "classes": list(classes),
@@ -248,7 +273,8 @@ def write_dataset(
             "ignore_index": ignore_index,
             "splits": list(splits),
         }
-        (unfinished / "dataset.json").write_text(json.dumps(described, indent=2) + "\n")
-        os.replace(unfinished, root)  # noqa: PTH105
+        content = json.dumps(described, indent=2).encode() + b"\n"
+        write_atomically(unfinished / "dataset.json", content)
+        unfinished.rename(root)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

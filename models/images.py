@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +61,16 @@ def read_mask(
             "renumber the mask or mend dataset.json"
         )
     return mask
+
+
+def encoded(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
+    """An array as the content of a file, `kind` PNG or JPEG; `options` are Pillow's.
+
+    It is written afterwards: Pillow does not tell that a disk was full behind a JPEG's last block.
+    """
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
 
 
 def _read(reader: Callable[[Path], NDArray[np.uint8]], path: Path) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.models.dataset import Frame
+from segdeploy.models.errors import ModelInputError
 
 
 class ConfusionMatrix:
@@ -21,8 +22,18 @@ class ConfusionMatrix:
         self._ignore_index = ignore_index
 
     def add(self, truth: NDArray[np.uint8], predicted: NDArray[np.integer]) -> None:
-        """Count one image: two `(H, W)` maps of class ids."""
+        """Count one image: two `(H, W)` maps of class ids.
+
+        Raises:
+            ModelInputError: for an id beyond the classes, which would count for another pair.
+        """
         num_classes = len(self.counts)
+        for what, ids in (("mask", truth[truth != self._ignore_index]), ("labels", predicted)):
+            if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < num_classes:
+                raise ModelInputError(
+                    f"the {what} hold the id {int(ids.max())}, and there are {num_classes} classes "
+                    f"(0 to {num_classes - 1})"
+                )
         kept = truth != self._ignore_index
         pairs = truth[kept].astype(np.int64) * num_classes + predicted[kept]
         self.counts += np.bincount(pairs, minlength=num_classes**2).reshape(self.counts.shape)

@@ -87,13 +87,16 @@ def rgb_of(image: Image.Image, source: str) -> np.ndarray[Any, np.dtype[np.uint8
 def _orientation_of(image: Image.Image) -> int:
     """The orientation in the EXIF block, 1 to 8; 1 where there is none that can be read."""
     block = image.info.get("exif")
-    if not block:
-        return 1
+    if not block and {"xmp", "XML:com.adobe.xmp"} & set(image.info):
+        return 1  # where Pillow would look for one
     exif = Image.Exif()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exif.load(block)
+            if block:
+                exif.load(block)
+            else:
+                exif = image.getexif()  # of an image in memory
             value = exif.get(_ORIENTATION)
     except Exception:  # the many ways in which Pillow fails on a damaged block
         return 1
@@ -124,7 +127,7 @@ def _decoded(path: Path) -> tuple[Image.Image, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=("PNG",) if is_png else ("JPEG", "MPO")) as image:
+            with Image.open(path, formats=("PNG",) if is_png else ("JPEG",)) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise PictureError(
@@ -148,14 +151,14 @@ def _decoded(path: Path) -> tuple[Image.Image, int]:
 
 def _png_bits(path: Path) -> int:
     """Bits a channel by the first chunk; every chunk's checksum is checked, which Pillow omits."""
-    bits = 0
+    bits, left = 0, path.stat().st_size
     with path.open("rb") as file:
         file.seek(8)
         kind = b""
         while kind != b"IEND":
             head = file.read(8)
             size, kind = int.from_bytes(head[:4], "big"), head[4:]
-            content = file.read(size) if size < 2**31 else b""
+            content = file.read(size) if size < left else b""
             checksum = file.read(4)
             if len(checksum) < 4 or len(content) < size:
                 raise PictureError(_damaged(path, "it ends before its last chunk"))

@@ -11,35 +11,37 @@ import math
 from pathlib import Path
 from typing import Any
 
-from segdeploy.models.errors import ModelInputError
+from segdeploy.models.errors import InputError
 from segdeploy.models.files import check_regular
 
 MAX_BYTES = 64 << 20
 _LARGEST_INTEGER = 2**63
 
 
-def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
-    """The value in a JSON file.
+def read_json(
+    path: Path, *, expected: str = "JSON", mend: str = "", max_bytes: int = MAX_BYTES
+) -> Any:
+    """The value in a JSON file; `expected` and `mend` are for the message where it is none.
 
     Raises:
-        ModelInputError: if the file is missing, no regular file, larger than `max_bytes`, or not
-            such JSON as `parse_json` takes.
+        InputError: if the file is missing, no regular file, larger than `max_bytes`, or not such
+            JSON as `parse_json` takes.
     """
     size = check_regular(path).stat().st_size
     if size > max_bytes:
-        raise ModelInputError(
-            f"{path}: has {size:,} bytes, and a file of this kind at most {max_bytes:,}; is it "
-            "another file?"
-        )
-    return parse_json(path.read_bytes(), str(path))
+        reason = f"it has {size:,} bytes, and one has at most {max_bytes:,}"
+        raise InputError(_refusal(f"{path}:", expected, reason, mend))
+    return parse_json(path.read_bytes(), f"{path}:", expected=expected, mend=mend)
 
 
-def parse_json(text: str | bytes, source: str) -> Any:
-    """The value of a JSON text, UTF-8 where it is bytes, that stood in `source`.
+def parse_json(text: str | bytes, subject: str, *, expected: str = "JSON", mend: str = "") -> Any:
+    """The value of a JSON text, UTF-8 where it is bytes.
+
+    A refusal begins with `subject`, says that it is not `expected` and why, and ends with `mend`.
 
     Raises:
-        ModelInputError: if the text is not JSON, nested too deeply, or holds a number that is not
-            finite or beyond 64 bits, or a surrogate without its other half.
+        InputError: if the text is not JSON, nested too deeply, or holds a number that is not
+            finite or beyond 64 bits, or half of a surrogate pair.
     """
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
@@ -49,14 +51,17 @@ def parse_json(text: str | bytes, source: str) -> Any:
         if "\\u" in decoded:  # only an escape can stand for half a pair
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ModelInputError(
-            f"{source}: holds half of a surrogate pair, which is no character"
-        ) from error
+        reason = "half of a surrogate pair is no character"
+        raise InputError(_refusal(subject, expected, reason, mend)) from error
     except RecursionError as error:
-        raise ModelInputError(f"{source}: is not JSON (nested too deeply)") from error
+        raise InputError(_refusal(subject, expected, "nested too deeply", mend)) from error
     except ValueError as error:
-        raise ModelInputError(f"{source}: is not JSON ({error})") from error
+        raise InputError(_refusal(subject, expected, str(error), mend)) from error
     return value
+
+
+def _refusal(subject: str, expected: str, reason: str, mend: str) -> str:
+    return f"{subject} is not {expected} ({reason})" + (f"; {mend}" if mend else "")
 
 
 def _integer(text: str) -> int:

@@ -183,3 +183,80 @@ def python_says(path: Path, gpu: Gpu | None, version: str) -> str:
     except InputError as error:
         return str(error)
     return ""
+
+
+def write_foreign(folder: Path) -> None:
+    """Graphs whose outputs are not what their contract says, and Python's words for each."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    place = folder / "foreign"
+    place.mkdir()
+
+    def sliced(name: str, axis: int, end: int, *, is_open: bool) -> onnx.ModelProto:
+        """The graph with only the first entries of its output's axis; its shape said, or open."""
+        model = load_onnx(folder / f"{name}.onnx")
+        graph = model.graph
+        (output,) = graph.output
+        for key, value in (("starts", 0), ("ends", end), ("axes", axis)):
+            constant = numpy_helper.from_array(np.array([value]), f"cut_{key}")
+            graph.initializer.append(constant)
+        node = helper.make_node(
+            "Slice", [output.name, "cut_starts", "cut_ends", "cut_axes"], ["cut"]
+        )
+        graph.node.append(node)
+        kind = output.type.tensor_type
+        sides = [dim.dim_value or dim.dim_param for dim in kind.shape.dim]
+        sides[axis] = "cut_side" if is_open else end
+        graph.output.remove(output)
+        graph.output.append(helper.make_tensor_value_info("cut", kind.elem_type, sides))
+        return model
+
+    def with_contract(name: str, **changes: object) -> onnx.ModelProto:
+        model = load_onnx(folder / f"{name}.onnx")
+        set_contract(model, replace(contract_of(model, folder), **changes))
+        return model
+
+    contract = contract_of(load_onnx(folder / "logits.onnx"), folder)
+    two = {"classes": contract.classes[:2], "palette": contract.palette[:2]}
+    graphs = {
+        "no_rows_said": sliced("labels", 1, 0, is_open=False),
+        "no_rows": sliced("labels", 1, 0, is_open=True),
+        "few_rows": sliced("labels", 1, 7, is_open=True),
+        "few_columns": sliced("labels", 2, 7, is_open=True),
+        "few_classes": sliced("logits", 1, 3, is_open=True),
+        "few_classes_said": sliced("logits", 1, 3, is_open=False),
+        "no_small_map": sliced("late", 2, 0, is_open=True),
+        "other_classes": with_contract("logits", **two),
+        "other_size": with_contract("logits", size=(64, 48)),
+        "other_output": with_contract("logits", output="labels"),
+        "labels_beyond": with_contract("labels", **two),
+        "int64": load_onnx(folder / "labels.onnx"),
+    }
+    int64 = graphs["int64"].graph
+    int64.node.append(
+        helper.make_node("Cast", [int64.output[0].name], ["wide"], to=TensorProto.INT64)
+    )
+    sides = [dim.dim_value or dim.dim_param for dim in int64.output[0].type.tensor_type.shape.dim]
+    int64.output.pop()
+    int64.output.append(helper.make_tensor_value_info("wide", TensorProto.INT64, sides))
+    image = np.asarray(Image.open(folder / "pictures" / "1_own.png"))
+    cases = []
+    for name, model in graphs.items():
+        path = place / f"{name}.onnx"
+        save_onnx(model, path)
+        told, is_opened = _python_refuses(path, image)
+        words = {"message": told.removeprefix(f"{place}/"), "at_open": not is_opened}
+        cases.append({"graph": path.name, **words})
+    (place / "cases.json").write_text(json.dumps(cases))
+
+
+def _python_refuses(path: Path, image: np.ndarray) -> tuple[str, bool]:
+    is_opened = False
+    try:
+        with segdeploy.load(path, threads=1) as network:
+            is_opened = True
+            network.predict(image)
+    except InputError as error:
+        return str(error), is_opened
+    raise AssertionError(f"{path.name} was not refused")

@@ -107,9 +107,3 @@ def test_every_public_function_is_there() -> None:
 
 def test_the_version_stands_in_two_places_alike() -> None:
     assert f'version = "{segdeploy.__version__}"' in (ROOT / "pyproject.toml").read_text()
-
-
-def test_no_file_grows_beyond_one_idea() -> None:
-    for folder in ("deploy", "models", "calibration"):
-        for path in (ROOT / folder).rglob("*.py"):
-            assert len(path.read_text().splitlines()) <= 320, path

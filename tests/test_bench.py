@@ -325,7 +325,7 @@ def test_two_verdicts_are_compared(run, verdict, tmp_path: Path) -> None:  # noq
     new.write_text(json.dumps({**values, "frames": 9}))
     check_one_line(run("bench", "--compare", old, new), "its frames is 9")
     new.write_text("[]")
-    check_one_line(run("bench", "--compare", old, new), "is no verdict of segdeploy bench")
+    check_one_line(run("bench", "--compare", old, new), "is not a verdict of segdeploy bench")
 
 
 def test_a_corrupted_layer_is_named(

@@ -164,7 +164,7 @@ def test_missing_files_name_themselves(
     )
     check_one_line(
         run("predict", graph, tmp_path / "photo.jpg", "-o", tmp_path / "o.png"),
-        "photo.jpg: no such image",
+        "photo.jpg: no such file",
     )
     assert list(tmp_path.iterdir()) == []
 

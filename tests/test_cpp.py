@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from segdeploy.runtime.postprocess import overlay
 
 from .conftest import skip
 from .cpp_files import (
+    write_foreign,
     write_manifests,
     write_passes,
     write_seeds,
@@ -126,6 +128,7 @@ def cases(
                 labels.save(folder / graph.stem / picture.name)
     (folder / "plain.txt").write_text("no graph")
     write_passes(folder)
+    write_foreign(folder)
     write_seeds(folder)
     return folder
 
@@ -167,7 +170,7 @@ def test_ctest(build: Path, cases: Path, manifests: Path, environment: dict[str,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout
-    assert "100% tests passed, 0 tests failed out of 8" in ran.stdout
+    assert "100% tests passed, 0 tests failed out of 9" in ran.stdout
 
 
 def later_rtx() -> Path:
@@ -257,7 +260,7 @@ def test_bad_arguments_and_files_are_one_line(run, cases: Path, tmp_path: Path) 
         ((picture, "--model", graph, *out, "--threads", "0"), "--threads 0: is 1 to 1024"),
         ((tmp_path / "none.png", "--model", graph, *out), "none.png: no such file"),
         ((text, "--model", graph, *out), "is neither a PNG nor a JPEG"),
-        ((broken, "--model", graph, *out), "cannot be read as JPEG (Premature end"),
+        ((broken, "--model", graph, *out), "the image is damaged (Premature end"),
         ((picture, "--model", tmp_path / "none.onnx", *out), "none.onnx: no such file"),
     ):
         ran = run(*arguments)
@@ -330,8 +333,8 @@ def test_other_languages_use_the_c_interface(
 @pytest.mark.parametrize(
     ("kind", "tests"),
     [
-        ("address,undefined", ("model", "passes", "contract", "tensorrt", "fuzz")),
-        ("thread", ("model", "passes")),
+        ("address,undefined", ("model", "passes", "foreign", "contract", "tensorrt", "fuzz")),
+        ("thread", ("model", "passes", "foreign")),
     ],
 )
 def test_sanitizers_are_silent(
@@ -359,7 +362,8 @@ def test_sanitizers_are_silent(
     shutil.copytree(manifests.parent / "seeds", few / "seeds")
     for name in ("passes.json", "overlay.png"):
         shutil.copy(cases / name, few)
-    shutil.copytree(cases / "wanted", few / "wanted")
+    for name in ("wanted", "foreign"):
+        shutil.copytree(cases / name, few / name)
     for graph in ("dynamic", "stepped", "probabilities", "labels", "bgr", "fused"):
         (few / graph).mkdir()
         shutil.copy(cases / graph / "0_own.png", few / graph)
@@ -556,7 +560,12 @@ def test_python_uses_the_library_where_it_is_installed(
 
 
 def test_a_program_in_cpp_is_a_candidate_of_bench(
-    build: Path, cases: Path, dataset: Path, environment: dict[str, str], tmp_path: Path
+    build: Path,
+    cases: Path,
+    dataset: Path,
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It has its turns between those of the others, and is judged as they are."""
     graph, out = tmp_path / "logits.onnx", tmp_path / "road.json"
@@ -572,14 +581,16 @@ def test_a_program_in_cpp_is_a_candidate_of_bench(
     ran = call("--model", graph, "--seconds", "0.3", "--threads", 1, "--out", out)
     assert ran.returncode == 0, ran.stderr
     told = json.loads(out.read_text())
-    assert told["arguments"] == ["--threads", "1"]
+    assert told["settings"] == {"threads": 1}
+    assert not {"program", "environment", "arguments"} & set(told)
+    monkeypatch.setenv("SEGDEPLOY_ONNXRUNTIME", environment["SEGDEPLOY_ONNXRUNTIME"])
     assert len(told["round_medians_ms"]) == 50
     assert told["calls"] >= 100
     assert 0 < told["median_ms"] <= told["p99_ms"]
     assert set(told["stages_ms"]) == {"preprocessing", "network", "postprocessing"}
     verdict = segdeploy.bench(
         [out, graph], reference=cases / "logits.onnx", data=dataset,
-        protocol=Protocol(seconds=0.3, threads=1),
+        protocol=Protocol(seconds=0.3, threads=1), cpp_program=program,
     )  # fmt: skip
     row = next(one for one in verdict.rows if one.name == "road.json")
     assert row.backend == "onnxruntime, C++"
@@ -589,17 +600,26 @@ def test_a_program_in_cpp_is_a_candidate_of_bench(
     assert row.judgement is not None
     assert row.judgement.fidelity.agreement == 1
     for changes, words in (
-        (
-            {"program": "/nowhere/segdeploy-bench"},
-            "its program /nowhere/segdeploy-bench is not here",
-        ),
         ({"model_sha256": "0"}, "is not the model that it was written for"),
-        ({"schema": 7}, "was not written by segdeploy-bench --out"),
-        ({"arguments": None}, "its 'arguments' is missing or wrong"),
+        ({"model": "/dev/null"}, "is not the model that it was written for"),
+        ({"model": "a\nb"}, "its 'model' is missing or wrong"),
+        ({"schema": 1}, "was not written by this version of segdeploy-bench --out"),
+        ({"settings": None}, "its setting '' is not one of segdeploy-bench's"),
+        ({"settings": {"threads": 0}}, "its setting 'threads' is not one of"),
+        ({"settings": {"threads": "1"}}, "its setting 'threads' is not one of"),
+        ({"settings": {"provider": "/tmp/x.so"}}, "its setting 'provider' is not one of"),
+        ({"settings": {"out": "/tmp/x"}}, "its setting 'out' is not one of"),
     ):
         out.write_text(json.dumps({**told, **changes}))
         with pytest.raises(InputError, match=words):
-            segdeploy.bench([out], reference=graph, data=dataset)
+            segdeploy.bench([out], reference=graph, data=dataset, cpp_program=program)
+
+    out.write_text(json.dumps(told))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"is not on the PATH; name the program with"):
+        segdeploy.bench([out], reference=graph, data=dataset)
+    with pytest.raises(InputError, match=r"is not a program that can be run"):
+        segdeploy.bench([out], reference=graph, data=dataset, cpp_program=graph)
     for words, complaint in (
         (("--model", graph, "--seconds", "nan"), "--seconds nan: is a positive number"),
         (("--model", graph, "more"), "usage: segdeploy-bench"),
@@ -609,3 +629,63 @@ def test_a_program_in_cpp_is_a_candidate_of_bench(
         assert ran.returncode == 2
         assert complaint in ran.stderr
         assert ran.stderr.count("\n") == 1
+
+
+def test_a_file_never_starts_a_program(
+    build: Path, cases: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a JSON candidate says of programs, variables and libraries is not followed."""
+    import hashlib
+
+    graph, trace = cases / "logits.onnx", tmp_path / "trace"
+    script = tmp_path / "program"
+    script.write_text(f"#!/bin/sh\ntouch {trace}\n")
+    script.chmod(0o755)
+    attack = {
+        "schema": 2,
+        "model": str(graph),
+        "model_sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
+        "program": str(script),
+        "arguments": ["--out", str(trace)],
+        "environment": {
+            f"-S sh -c 'touch {trace}' x": "",
+            "LD_PRELOAD": str(script),
+            "SEGDEPLOY_ONNXRUNTIME": str(script),
+        },
+        "settings": {"threads": 1},
+    }
+    (tmp_path / "x.json").write_text(json.dumps(attack))
+    monkeypatch.setenv("PATH", f"{build / 'programs'}:{os.environ['PATH']}")
+    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    monkeypatch.setenv("SEGDEPLOY_ONNXRUNTIME", str(library))
+    verdict = segdeploy.bench(
+        [tmp_path / "x.json"], reference=graph, data=dataset, limit=1,
+        protocol=Protocol(seconds=0.1, threads=1),
+    )  # fmt: skip
+    assert verdict.rows[1].failure is None or verdict.rows[0].failure is None
+    assert not trace.exists()
+
+
+def test_only_the_interface_is_exported(build: Path) -> None:
+    command = ["nm", "-DC", "--defined-only", build / "libsegdeploy.so"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = [line.split(maxsplit=2)[2] for line in listed.splitlines()]
+    assert len(names) > 30
+    allowed = (
+        "segdeploy_", "segdeploy::Model::", "segdeploy::overlay(", "segdeploy::version(",
+        "typeinfo for segdeploy::Error", "typeinfo name for segdeploy::Error",
+        "vtable for segdeploy::Error",
+    )  # fmt: skip
+    assert [name for name in names if not name.startswith(allowed)] == []
+    header = (SOURCE / "include" / "segdeploy" / "segdeploy_c.h").read_text()
+    declared = set(re.findall(r"\b(segdeploy_\w+)\(", header))
+    assert declared <= set(names)
+
+
+def test_another_compiler_takes_it(build: Path, tmp_path: Path) -> None:
+    """clang 14 and later: it knows no structured bindings in a lambda's captures."""
+    compiler = next(filter(None, map(shutil.which, ("clang++-14", "clang++"))), None)
+    if compiler is None:
+        skip("no clang here")
+    settings = (f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_BUILD_TYPE=Debug")
+    built(tmp_path / "build", *settings, targets=("segdeploy", "segdeploy-run", "segdeploy-bench"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdeploy.models import images, scenes
+from segdeploy.models import images, picture_file, scenes
 from segdeploy.models.dataset import open_dataset, write_dataset
 from segdeploy.models.errors import ModelInputError
 
@@ -68,9 +68,9 @@ def test_an_existing_folder_is_not_overwritten(dataset: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": []}, "'classes' must be a list of different names"),
-        ({"classes": ["a"] * 8}, "'classes' must be a list of different names"),
-        ({"classes": ["a", 3]}, "'classes' must be a list of different names"),
+        ({"classes": []}, "'classes' must be a list of different printable names"),
+        ({"classes": ["a"] * 8}, "'classes' must be a list of different printable names"),
+        ({"classes": ["a", 3]}, "'classes' must be a list of different printable names"),
         ({"palette": [[1, 2, 3]]}, r"'palette' must be one \[red, green, blue\]"),
         ({"palette": [[1, 2, 300]] * 8}, r"'palette' must be one \[red, green, blue\]"),
         ({"ignore_index": 3}, "'ignore_index' must be a number from 8 to 255"),
@@ -103,7 +103,7 @@ def test_missing_description_split_frames_and_mask(copy: Path, tmp_path: Path) -
     with pytest.raises(ModelInputError, match=r"val_0002.png: no such mask"):
         opened.frames("val")
     shutil.rmtree(copy / "val" / "images")
-    with pytest.raises(ModelInputError, match="the split is empty"):
+    with pytest.raises(ModelInputError, match="no such folder; put .jpg or .png images there"):
         opened.frames("val")
 
 
@@ -133,16 +133,16 @@ def test_a_paletted_mask_gives_its_ids(copy: Path) -> None:
 def test_colour_and_sixteen_bit_masks_are_refused(copy: Path) -> None:
     frame = open_dataset(copy).frames("val")[0]
     Image.fromarray(np.zeros((96, 128, 3), np.uint8)).save(frame.mask)
-    with pytest.raises(ModelInputError, match="one 8-bit class id a pixel"):
+    with pytest.raises(ModelInputError, match=r"one class id a pixel|has 16 bits a channel"):
         frame.read()
 
 
 def test_unreadable_and_mislabelled_images(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
-    with pytest.raises(ModelInputError, match="no such image"):
+    with pytest.raises(ModelInputError, match="no such file"):
         images.read_image(path)
     path.write_text("not an image")
-    with pytest.raises(ModelInputError, match="is not an image that can be read"):
+    with pytest.raises(ModelInputError, match="is neither a PNG nor a JPEG image"):
         images.read_image(path)
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path, "PNG")
@@ -159,7 +159,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
 ) -> None:
     path = tmp_path / "large.png"
     Image.new("RGB", (64, 64)).save(path)
-    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 63)
+    monkeypatch.setattr(picture_file, "MAX_PIXELS", 64 * 63)
     with pytest.raises(ModelInputError, match="64x64 pixels are over the limit"):
         images.read_image(path)
 
@@ -203,7 +203,7 @@ def test_a_deeply_nested_description_is_no_crash(copy: Path) -> None:
     [
         ("classes", ["", "b", "c", "d", "e", "f", "g", "h"]),
         ("classes", ["\x1b[31m", "b", "c", "d", "e", "f", "g", "h"]),
-        ("classes", ["\ud800", "b", "c", "d", "e", "f", "g", "h"]),
+        ("classes", ["a\u202eb", "b", "c", "d", "e", "f", "g", "h"]),
         ("splits", ["/etc"]),
         ("splits", ["../other/train"]),
         ("splits", ["tr\0ain"]),

@@ -125,7 +125,7 @@ def test_a_cache_of_ranges_with_any_value_is_read_or_refused(
     try:
         read_cache(path, values["graph"], values["data"])
     except InputError as error:
-        assert "is no cache of calibration ranges" in str(error)
+        assert "is not a cache of ranges" in str(error)
 
 
 @once

@@ -56,6 +56,28 @@ def figures(verdict: Verdict) -> list:
     return [(row.name, row.judgement, row.claims, row.failure) for row in rows]
 
 
+def lines_of(journal: Path, kind: str) -> list[str]:
+    places = [json.loads(line)[1] for line in journal.read_text().splitlines()]
+    return [place for place in places if place.startswith(kind)]
+
+
+def test_lines_of_another_run_beside_it_are_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    ours, theirs = Journal(path, "ours"), Journal(path, "theirs")
+    ours.put("a", 1)
+    theirs.put("a", 2)
+    ours.put("b", 3)
+    assert Journal(path, "ours").get("a") == 1
+    assert Journal(path, "theirs").resumed == 0  # dropped by the one before
+
+
+def test_a_changed_value_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    Journal(path, "key").put("a", [1, 2, 3])
+    path.write_text(path.read_text().replace("[1, 2, 3]", "[1, 2, 4]"))
+    assert Journal(path, "key").resumed == 0
+
+
 def test_a_bench_goes_on_where_it_was(
     graph: Path, int8_graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
@@ -65,12 +87,12 @@ def test_a_bench_goes_on_where_it_was(
     journal = tmp_path / "report" / NAME
     with pytest.raises(KeyboardInterrupt):
         segdeploy.bench(files, **common, journal=journal, on_burst=_Stop(14))
-    kept = dict(json.loads(line) for line in journal.read_text().splitlines())
+    kept = dict(json.loads(line)[1:3] for line in journal.read_text().splitlines())
     rounds = [value for place, value in kept.items() if place.startswith("round")]
     assert len(rounds) == 4
     with pytest.raises(KeyboardInterrupt):
         segdeploy.bench(files, **common, journal=journal, on_frame=_Stop(2))
-    assert sum(line.startswith('["frame') for line in journal.read_text().splitlines()) == 2 * 3
+    assert len(lines_of(journal, "frame")) == 2 * 3
     verdict = segdeploy.bench(files, **common, journal=journal)
     assert figures(verdict) == figures(whole)
     medians = [1e3 * np.median(answers[0]["times"]["network"]) for answers in rounds]
@@ -123,7 +145,7 @@ def test_rounds_are_kept_beside_a_candidate_that_cannot_run(
     common = {"reference": graph, "data": dataset, "protocol": BRIEF, "journal": journal}
     with pytest.raises(KeyboardInterrupt):
         segdeploy.bench([engine, graph], **common, on_frame=_Stop(1))
-    assert sum(line.startswith('["round') for line in journal.read_text().splitlines()) == 10
+    assert len(lines_of(journal, "round")) == 10
     row = segdeploy.bench([engine, graph], **common).rows[-1]
     assert (row.skipped, row.backend) == (True, "tensorrt-rtx")
 

@@ -28,8 +28,9 @@ from segdeploy.calibration.search import (
 )
 from segdeploy.calibrator import assignment
 from segdeploy.calibrator.cache import read_cache
-from segdeploy.calibrator.frames import choose_frames, coverage, hash_of, spread
+from segdeploy.calibrator.frames import choose_frames, coverage, spread
 from segdeploy.calibrator.judge import Judge
+from segdeploy.content_keys import key_of_frames
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_file import contract_of, load_onnx
@@ -123,7 +124,8 @@ def test_frames_are_spread_and_kept_apart(dataset: Path) -> None:
     assert {f.name for f in whole.calibration}.isdisjoint(f.name for f in whole.check)
     assert len(choose_frames(data, "train", None, None).calibration) == 11  # two thirds
     assert len(spread(sets.check, 1)) == 1
-    assert hash_of(sets.check) == hash_of(sets.check[::-1]) != hash_of(sets.calibration)
+    assert key_of_frames(sets.check) == key_of_frames(sets.check[::-1])
+    assert key_of_frames(sets.check) != key_of_frames(sets.calibration)
 
 
 def test_classes_that_no_frame_holds_are_told(graph: Path, dataset: Path) -> None:
@@ -331,7 +333,7 @@ def test_ranges_are_reused_for_the_same_graph_and_frames(
 def test_a_file_that_is_no_cache_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "ranges.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"ranges\.json: is no cache of calibration ranges"):
+    with pytest.raises(InputError, match=r"ranges\.json: is not a cache of ranges"):
         read_cache(path, "", "")
 
 

@@ -61,7 +61,17 @@ def test_what_is_no_contract_is_told(text: str, message: str) -> None:
         ("size", [4]),
         ("size", [True, 4]),
         ("std", [1, 0, 1]),
-        ("mean", [1, 2, float("nan")]),
+        ("mean", [1, 2, 1e300]),
+        ("mean", [1, 2, 10**18]),
+        ("std", [1, 1e-300, 1]),
+        ("classes", ["road", "sky\n"]),
+        ("classes", ["road", "\x1b[2J"]),
+        ("classes", ["road", "\u202e"]),
+        ("classes", ["road", "road"]),
+        ("classes", ["road", ""]),
+        ("architecture", "a\nb"),
+        ("provenance", {"torch": "2\x07"}),
+        ("provenance", {"to\nrch": "2"}),
         ("ignore_index", 256),
         ("palette", [[1, 2]]),
         ("output", "boxes"),
@@ -79,6 +89,33 @@ def test_a_wrong_field_is_named(field: str, value: object) -> None:
     text = json.dumps({**json.loads(CONTRACT.to_json()), field: value})
     with pytest.raises(InputError, match=f"file: the contract's '{field}' is missing, wrong"):
         read_contract(text, "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"mean": NaN}', "NaN is no number of JSON"),
+        ('{"mean": 1e999}', "the number 1e999 is beyond what a float holds"),
+        (f'{{"mean": {10**400}}}', "an integer of 401 characters is beyond 64 bits"),
+        (f'{{"mean": {"9" * 10_000}}}', "an integer of 10000 characters is beyond 64 bits"),
+        ('{"classes": ["\\ud800"]}', "half of a surrogate pair is no character"),
+    ],
+)
+def test_what_is_not_strict_json_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"^file: its segdeploy contract is not JSON .*{reason}"
+                       if text != "{" else reason):  # fmt: skip
+        read_contract(text, "file")
+
+
+def test_more_classes_than_a_label_has_values() -> None:
+    values = json.loads(CONTRACT.to_json())
+    values |= {"classes": [f"c{i}" for i in range(256)], "palette": [[0, 0, 0]] * 256}
+    with pytest.raises(InputError, match="'classes' is missing, wrong"):
+        read_contract(json.dumps(values), "file")
+    with pytest.raises(InputError, match=r"260 classes: a label is a byte"):
+        placeholder_classes(260)
 
 
 def test_another_number_of_colours_than_classes() -> None:

@@ -89,7 +89,8 @@ def _at(row: dict[str, Any], path: tuple[str, ...]) -> float | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    values = read_json(path, max_bytes=_LARGEST)
+    mend = "give the bench.json of a report"
+    values = read_json(path, expected="a verdict of segdeploy bench", mend=mend, max_bytes=_LARGEST)
     try:
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise ValueError(f"no verdict of schema {SCHEMA}")
@@ -108,6 +109,6 @@ def _read(path: Path) -> dict[str, Any]:
             values[what]
     except (ValueError, KeyError) as error:
         raise InputError(
-            f"{path}: is no verdict of segdeploy bench ({error}); give bench.json of a report"
+            f"{path}: is not a verdict of segdeploy bench ({error}); {mend}"
         ) from error
     return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,10 +11,12 @@ from typing import TYPE_CHECKING
 from segdeploy.benchmark.accuracy import Contestant
 from segdeploy.benchmark.cpp_program import read_cpp_candidate
 from segdeploy.benchmark.process import Candidate
+from segdeploy.content_keys import key_of_model, key_of_network
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
-from segdeploy.files import check_input, sha256_of_file
-from segdeploy.network import ModelSpec
+from segdeploy.files import check_input
+from segdeploy.models.names import escaped
+from segdeploy.network import LoadedNetwork, ModelSpec
 from segdeploy.onnx_file import contract_of, is_quantized, load_onnx, precision_of
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.session import ENGINE_SUFFIXES, PROVIDERS
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     import onnx
 
 
-def name_candidates(paths: Sequence[Path], backends: Sequence[str]) -> list[Candidate]:
-    """Each `.onnx` once a runtime, each engine once, and each C++ program that times a model.
+def name_candidates(
+    paths: Sequence[Path], backends: Sequence[str], program: Path | None = None
+) -> list[Candidate]:
+    """Each `.onnx` once a runtime, each engine once, and each model that `program` times in C++.
 
     Raises:
-        InputError: if one is named twice.
+        InputError: if one is named twice, or there is no such program.
     """
     for what, named in (("candidate", paths), ("backend", backends)):
         if len(set(named)) < len(named):
@@ -41,7 +44,7 @@ def name_candidates(paths: Sequence[Path], backends: Sequence[str]) -> list[Cand
                 f"{backend}: no such backend; there are {', '.join(PROVIDERS)}, openvino"
             )
     return [
-        read_cpp_candidate(path)
+        read_cpp_candidate(path, program)
         if path.suffix == ".json"
         else Candidate(_name(path, paths, backend, backends), ModelSpec(str(path)), backend)
         for path in paths
@@ -52,7 +55,7 @@ def name_candidates(paths: Sequence[Path], backends: Sequence[str]) -> list[Cand
 def _name(path: Path, paths: Sequence[Path], backend: str, backends: Sequence[str]) -> str:
     """The file's name, or its path where two have one name, and the runtime where there are two."""
     alike = [other for other in paths if other.name == path.name]
-    name = path.name if len(alike) == 1 else str(path)
+    name = escaped(path.name if len(alike) == 1 else str(path))
     return name if len(backends) == 1 or not backend else f"{name} ({backend})"
 
 
@@ -127,16 +130,14 @@ def _rounds(graph: onnx.ModelProto) -> bool:
 
 def identity_of(candidate: Candidate) -> str:
     """What a candidate's figures depend on: its content, its runtime, and how it is run."""
-    content = sha256_of_file(Path(candidate.spec.model))
+    content = key_of_model(Path(candidate.spec.model))
     runtime = candidate.backend or "its own"
     return f"{content} in {runtime} at {candidate.scales}{candidate.build}"
 
 
 def identity_of_reference(truth: Predictor, spec: ModelSpec) -> str:
-    """The same for the reference, which may be a network in memory: then its weights count."""
-    if not isinstance(truth.session, TorchSession):
-        return f"{sha256_of_file(Path(spec.model))} in {truth.session.backend}"
-    digest = hashlib.sha256(repr(truth.contract).encode())
-    for name, tensor in truth.session.network.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    """The same for the reference: a file's content, or a network's weights and code."""
+    session = truth.session
+    if not isinstance(session, TorchSession):
+        return f"{key_of_model(Path(spec.model))} in {session.backend}"
+    return key_of_network(LoadedNetwork(session.network, truth.contract, None))

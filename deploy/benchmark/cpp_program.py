@@ -1,58 +1,83 @@
-"""A candidate that runs in C++: what `segdeploy-bench --out FILE.json` wrote of it."""
+"""A candidate that runs in C++: what `segdeploy-bench --out FILE.json` wrote of it.
+
+The file says which model was timed, and with which settings. It is data: it never says which
+program or library runs. The program is the one that the user names, or the installed one.
+"""
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 from segdeploy.benchmark.process import Candidate
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
+from segdeploy.models.names import escaped, is_line
+from segdeploy.models.strict_json import read_json
 from segdeploy.network import ModelSpec
 
-_SCHEMA = 1
-_FIELDS = {
-    "program": str,
-    "arguments": list,
-    "environment": dict,
-    "model": str,
-    "model_sha256": str,
-}
+_SCHEMA = 2
+_PROGRAM = "segdeploy-bench"
+_MOST = {"threads": 1024, "contexts": 64}
+_CHOICES = {"provider": ("cpu", "cuda", "tensorrt"), "pictures_on": ("cpu", "gpu")}
 
 
-def read_cpp_candidate(path: Path) -> Candidate:
-    """The model of such a file, timed by the program that wrote it, in turns with the others.
+def read_cpp_candidate(path: Path, program: Path | None = None) -> Candidate:
+    """The model of such a file, timed by `program` or by `segdeploy-bench` on the PATH.
 
     Its labels are judged by Python's run of the same model, which gives the same ones.
 
     Raises:
-        InputError: for a file of another kind, a program that is not here, or another model.
+        InputError: for a file of another kind, a program that is not there, or another model.
     """
-    check_input(path)
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON ({error})") from error
+    values = read_json(path, expected="a file of segdeploy-bench --out")
     if not isinstance(values, dict) or values.get("schema") != _SCHEMA:
-        raise InputError(f"{path}: was not written by segdeploy-bench --out; give its file")
-    for name, kind in _FIELDS.items():
-        if not isinstance(values.get(name), kind):
+        raise InputError(
+            f"{path}: was not written by this version of segdeploy-bench --out; run it again"
+        )
+    for name in ("model", "model_sha256"):
+        if not is_line(values.get(name)):
             raise InputError(f"{path}: its '{name}' is missing or wrong; run segdeploy-bench again")
-    program, model = Path(values["program"]), Path(values["model"])
-    if not (program.is_file() and os.access(program, os.X_OK)):
-        raise InputError(f"{path}: its program {program} is not here; run segdeploy-bench here")
+    settings = _settings(values.get("settings"), path)
+    model = Path(values["model"])
     if not model.is_file() or sha256_of_file(model) != values["model_sha256"]:
         raise InputError(f"{path}: {model} is not the model that it was written for; run it again")
+    found = _found(program)
     return Candidate(
-        path.name,
+        escaped(path.name),
         ModelSpec(str(model)),
         "onnxruntime" if model.suffix == ".onnx" else "",
-        program=(
-            "env",
-            *(f"{name}={value}" for name, value in values["environment"].items()),
-            *(str(program), "--model", str(model), "--serve"),
-            *map(str, values["arguments"]),
-        ),
-        build=f" by {sha256_of_file(program)} {values['arguments']} {values['environment']}",
+        program=(str(found), "--model", str(model), "--serve", *settings),
+        build=f" by {sha256_of_file(found)} {settings}",
     )
+
+
+def _settings(values: Any, path: Path) -> tuple[str, ...]:
+    """The options of the program for the file's settings, each of a known name and value."""
+    words: list[str] = []
+    for name, value in (values if isinstance(values, dict) else {"": None}).items():
+        if not (value in _CHOICES.get(name, ()) or _is_count(value, _MOST.get(name, 0))):
+            raise InputError(
+                f"{path}: its setting '{name}' is not one of segdeploy-bench's; run it again"
+            )
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return tuple(words)
+
+
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _found(program: Path | None) -> Path:
+    if program is None:
+        installed = shutil.which(_PROGRAM)
+        if installed is None:
+            raise InputError(
+                f"{_PROGRAM}: is not on the PATH; name the program with --cpp-program PATH"
+            )
+        program = Path(installed)
+    if not os.access(check_input(program), os.X_OK):
+        raise InputError(f"{program}: is not a program that can be run; give {_PROGRAM}")
+    return program.resolve()

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from segdeploy.files import write_atomically
+from segdeploy.files import check_input, write_atomically
 
 NAME = "bench.journal"
+_LARGEST = 1 << 30  # bytes
 
 
 class Journal:
     """Values by their place, a JSON line each; `key` says what they depend on.
 
-    A journal of another key is begun anew, and a torn last line is dropped. Without a path, values
-    are held for this run alone.
+    Every line holds the hash of its run's key, and its own. Lines of another key, of a run beside
+    this one say, and lines that were torn or changed are dropped. Without a path, values are held
+    for this run alone.
     """
 
     def __init__(self, path: Path | None, key: str):
         self._path = path
+        self._identity = hashlib.sha256(key.encode()).hexdigest()[:32]
         self._values: dict[str, Any] = {}
         if path is None:
             return
-        lines = _whole_lines(path) if path.is_file() else []
-        if lines and lines[0] == ("key", key):
-            self._values = dict(lines[1:])
+        if path.exists() or path.is_symlink():
+            self._values = dict(self._lines(check_input(path)))
         path.parent.mkdir(exist_ok=True)
-        kept = (_line(*item) for item in (("key", key), *self._values.items()))
+        kept = (self._line(*item) for item in self._values.items())
         write_atomically(path, "".join(kept).encode())
 
     @property
@@ -43,22 +46,26 @@ class Journal:
         """Keep a value of plain JSON types."""
         self._values[place] = value
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(_line(place, value))
+            with check_input(self._path).open("a", encoding="utf-8") as file:
+                file.write(self._line(place, value))
 
+    def _line(self, place: str, value: Any) -> str:
+        return json.dumps([self._identity, place, value, self._digest(place, value)]) + "\n"
 
-def _line(place: str, value: Any) -> str:
-    return json.dumps([place, value]) + "\n"
+    def _digest(self, place: str, value: Any) -> str:
+        told = json.dumps([self._identity, place, value])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
-
-def _whole_lines(path: Path) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            place, value = json.loads(line)
-        except (ValueError, TypeError, RecursionError):
-            break
-        if not isinstance(place, str):
-            break
-        found.append((place, value))
-    return found
+    def _lines(self, path: Path) -> list[tuple[str, Any]]:
+        if path.stat().st_size > _LARGEST:
+            return []
+        found: list[tuple[str, Any]] = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                _, place, value, digest = json.loads(line)
+                is_ours = digest == self._digest(place, value)
+            except (ValueError, TypeError, RecursionError):
+                continue
+            if is_ours and isinstance(place, str):
+                found.append((place, value))
+        return found

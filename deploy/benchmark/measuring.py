@@ -27,9 +27,11 @@ from segdeploy.benchmark.process import Candidate, Failure
 from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.sweep import Point, run_sweep
 from segdeploy.benchmark.verdict import Limits, Modes, Row, complaints, ranked
+from segdeploy.content_keys import key_of_frames
 from segdeploy.device import current_gpu
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
+from segdeploy.evaluation import check_judgeable
 from segdeploy.models.dataset import DataSet, Frame, open_dataset
 from segdeploy.network import ModelSpec, check_classes
 from segdeploy.packages import versions
@@ -113,6 +115,13 @@ class Measuring:
             InputError: for a contract that differs, or a reference that cannot take the scales.
         """
         scene, scales = self.scene, self.protocol.scales
+        if self.limits.max_miou_drop is not None:
+            if scene.labelled is None:
+                raise InputError(
+                    "--max-miou-drop: the frames have no masks, so no mIoU can be measured; give a "
+                    "data set, or --min-agreement"
+                )
+            check_judgeable(scene.frames, "--max-miou-drop")
         for one in single:
             check_contract(one, scene.truth)
         if scales:
@@ -252,16 +261,13 @@ class Measuring:
 
 def journal_key(scene: Scene, protocol: Protocol) -> str:
     """What every figure in a journal depends on, but for the candidates."""
-    frames = [
-        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-        for frame in scene.frames
-        for path in (frame.image, frame.mask)
-    ]
     here = describe_environment(protocol.threads)
     gpu = current_gpu()
     settings = (protocol.ece, here.threads, here.cpu, here.cores, here.packages, str(gpu))
     ours = versions("segdeploy")
-    return json.dumps([scene.identity, scene.dataset.classes, frames, settings, ours])
+    frames = [key_of_frames([frame], masks=scene.labelled is not None) for frame in scene.frames]
+    told = (scene.dataset.classes, scene.dataset.ignore_index)
+    return json.dumps([scene.identity, told, frames, settings, ours])
 
 
 def _row(

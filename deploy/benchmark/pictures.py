@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.models.dataset import DataSet, Frame
+from segdeploy.models.dataset import DataSet, Frame, pictures_in
 from segdeploy.models.images import read_image
 from segdeploy.spec import Contract
-
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def is_folder_of_pictures(folder: Path) -> bool:
     """Whether a folder is no data set, but holds pictures."""
     if not folder.is_dir() or (folder / "dataset.json").exists():
         return False
-    return bool(_pictures(folder))
+    return bool(pictures_in(folder))
 
 
 def pictures_of(folder: Path, contract: Contract) -> Pictures:
@@ -56,9 +54,5 @@ def pictures_of(folder: Path, contract: Contract) -> Pictures:
         palette=contract.palette,
         ignore_index=contract.ignore_index,
         splits=("pictures",),
-        listing=lambda split: [(path, path) for path in _pictures(folder)],
+        listing=lambda split: [(path, path) for path in pictures_in(folder)],
     )
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,22 +22,7 @@ from segdeploy.benchmark.record import (
     told_sweep,
 )
 from segdeploy.benchmark.verdict import Verdict
-from segdeploy.errors import InputError
-from segdeploy.files import write_atomically
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a report folder that could not be made, before the long measurement.
-
-    Raises:
-        InputError: if its parent is missing, or a file stands in its place.
-    """
-    if not folder.parent.is_dir():
-        raise InputError(f"{folder}: the folder {folder.parent} does not exist; make it first")
-    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        raise InputError(f"{folder}: cannot be written to")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; give a folder for the report")
+from segdeploy.files import check_folder, write_atomically
 
 
 def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path:

@@ -33,6 +33,7 @@ def bench(
     limits: Limits | None = None,
     protocol: Protocol | None = None,
     journal: Path | None = None,
+    cpp_program: Path | None = None,
     on_frame: Progress = lambda done, total: None,
     on_burst: Progress = lambda done, total: None,
 ) -> Verdict:
@@ -43,7 +44,8 @@ def bench(
     Latency is measured in interleaved bursts. `data` may be a folder of pictures without masks:
     then there is parity and latency alone. A candidate that fails, or is for another GPU, is told,
     and the others go on. `journal` is a file of what was found so far, from which an interrupted
-    bench goes on; it stays until the report is written.
+    bench goes on; it stays until the report is written. `cpp_program` times the candidates in C++,
+    else the installed `segdeploy-bench` does.
 
     Raises:
         InputError, ModelInputError: for files that cannot be used, or whose contract differs.
@@ -51,7 +53,7 @@ def bench(
     limits, protocol = limits or Limits(), protocol or Protocol()
     limits.check()
     protocol.check()
-    named = name_candidates([Path(path) for path in candidates], backends)
+    named = name_candidates([Path(path) for path in candidates], backends, cpp_program)
     single, fused = split_by_scales(named, protocol.scales)
     peak = measured_peak(protocol.threads)
     watch = Watch()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from segdeploy.calibrator.frames import FrameSets, hash_of, inputs, spread
+from segdeploy.calibrator.frames import FrameSets, inputs, spread
 from segdeploy.calibrator.judge import Judge
 from segdeploy.calibrator.source import Source
+from segdeploy.content_keys import key_of_frames, key_of_model
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.files import sha256_of_file, write_atomically
+from segdeploy.files import write_atomically
 from segdeploy.models.dataset import Frame
+from segdeploy.models.strict_json import read_json
+from segdeploy.packages import versions
 from segdeploy.spec import Contract
 
 if TYPE_CHECKING:
@@ -181,12 +185,12 @@ def within_budget(
 
     assert start.method is not None
     method, judge = start.method, Judge(model, frames.held_back)
-    state = _State(
-        state_path(out),
-        [sha256_of_file(model), hash_of(frames.calibration),
-         hash_of(frames.held_back, masks=True), method, source.flavour.name,
-         "SNR, drop, agreement"],
-    )  # fmt: skip
+    key = [
+        *(key_of_model(model), method, source.flavour.name, "SNR, drop, agreement"),
+        *(key_of_frames(frames.calibration), key_of_frames(frames.held_back, masks=True)),
+        *versions("onnx", "onnxruntime", "numpy").values(),
+    ]
+    state = _State(state_path(out), key)
     layers = [y for y in source.sites.layers if y.name not in kept]
     total = len(layers) + most_evaluations(len(layers))
     few = Judge(model, spread(frames.held_back, _SNR_FRAMES))
@@ -261,15 +265,25 @@ class _State:
         self.path, self._key = path, key
         self._measured: dict[str, list[float]] = {}
         try:
-            values = json.loads(path.read_text())
-            if values["key"] == key:
-                self._measured = {n: [float(x) for x in v] for n, v in values["measured"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # of another search, or none: measure anew
+            values = read_json(path)
+            measured = values["measured"]
+            if values["key"] == key and values["sha256"] == _digest(measured):
+                self._measured = measured
+        except (InputError, KeyError, TypeError):
+            pass  # of another search, damaged, or none: measure anew
 
     def of(self, name: str, measure: Callable[[T], list[float]], given: T) -> list[float]:
         if name not in self._measured:
             self._measured[name] = measure(given)
-            content = {"key": self._key, "measured": self._measured}
+            content = {
+                "key": self._key,
+                "measured": self._measured,
+                "sha256": _digest(self._measured),
+            }
             write_atomically(self.path, json.dumps(content).encode())
         return self._measured[name]
+
+
+def _digest(measured: object) -> str:
+    """What a damaged file would not hold."""
+    return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()

@@ -32,7 +32,8 @@ def read_cache(path: Path, graph: str, data: str) -> tuple[dict[str, Statistics]
 
     if not path.exists():
         return None
-    values = read_json(path, max_bytes=_LARGEST)
+    mend = "delete it, or name another file"
+    values = read_json(path, expected="a cache of ranges", mend=mend, max_bytes=_LARGEST)
     try:
         if values["schema"] != SCHEMA:
             raise ValueError(f"schema {values['schema']!r}")
@@ -53,9 +54,7 @@ def read_cache(path: Path, graph: str, data: str) -> tuple[dict[str, Statistics]
             raise ValueError("a range is not finite")
         return found, int(values["settled_after"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: is no cache of calibration ranges ({error}); delete it, or name another file"
-        ) from error
+        raise InputError(f"{path}: is not a cache of ranges ({error}); {mend}") from error
 
 
 def write_cache(

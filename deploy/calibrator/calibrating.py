@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,19 +25,21 @@ from segdeploy.calibrator.frames import (
     check_pictures,
     choose_frames,
     coverage,
-    hash_of,
     inputs,
 )
 from segdeploy.calibrator.judge import Judge, share_equal
 from segdeploy.calibrator.notes import notes_of
 from segdeploy.calibrator.report import CalibrationReport, write_page
 from segdeploy.calibrator.source import Source, learn
+from segdeploy.content_keys import key_of_frames, key_of_model
 from segdeploy.errors import CheckFailed, InputError
+from segdeploy.evaluation import check_judgeable
 from segdeploy.files import check_output, sha256_of_file
 from segdeploy.models.dataset import open_dataset
 from segdeploy.network import check_classes
 from segdeploy.onnx_check import check_graph
 from segdeploy.onnx_file import contract_of, load_onnx, save_onnx, set_contract
+from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 from segdeploy.spec import Contract
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("int8", "fp16", "bf16")
 
 
+@one_writer
 def calibrate(
     model: Path | str,
     data: Path | str,
@@ -104,8 +108,13 @@ def calibrate(
     graph, rewrites = _optimised(graph, contract)
     frames = choose_frames(dataset, split, check_split, limit)
     bad = check_pictures(frames.calibration)
-    if max_miou_drop is not None and frames.note:
-        raise InputError(f"--max-miou-drop: {frames.note}; give more frames, or a smaller --limit")
+    if max_miou_drop is not None:
+        if frames.note:
+            raise InputError(
+                f"--max-miou-drop: {frames.note}; give more frames, or a smaller --limit"
+            )
+        for judged in (frames.check, frames.held_back):
+            check_judgeable(judged, "--max-miou-drop")
     source, settled = _learn(
         *(model, graph, frames, precision, method, flavour, cache, on_progress)
     )
@@ -250,7 +259,10 @@ def _learn(
             speed = done / (time.perf_counter() - started)
             on_progress(done, count, f"ranges, {speed:.1f} images/s")
 
-    keys = (sha256_of_file(model), hash_of(frames.calibration)) if cache else ("", "")
+    keys = ("", "")
+    if cache:
+        tools = json.dumps(versions("onnx", "onnxruntime", "numpy"))
+        keys = (f"{key_of_model(model)} by {tools}", key_of_frames(frames.calibration))
     known = read_cache(Path(cache), *keys) if cache else None
     source, settled = learn(
         graph,

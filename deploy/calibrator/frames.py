@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.content_keys import same_pictures
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.metrics import class_counts
@@ -27,7 +27,8 @@ _NEAR = 4
 class FrameSets:
     """Frames for ranges, frames of the same split to choose by, and frames that nobody tunes on.
 
-    `note` says where the first two could not be kept apart.
+    `note` says where the first two could not be kept apart, `shared` which pictures are in two
+    splits.
     """
 
     calibration: list[Frame]
@@ -35,6 +36,7 @@ class FrameSets:
     check: list[Frame]
     check_split: str
     note: str | None = None
+    shared: str | None = None
 
 
 def choose_frames(
@@ -53,12 +55,22 @@ def choose_frames(
         InputError: if no frame is left to check on.
     """
     frames = dataset.frames(split)
+    told: str | None = None
     if check_split is None and "val" in dataset.splits and split != "val":
         check_split = "val"
     if check_split is not None and check_split != split:
         check = dataset.frames(check_split)
-        judged_on = {frame.image for frame in check}  # VOC's trainval holds its val
-        rest = [frame for frame in frames if frame.image not in judged_on]
+        # By content: VOC's trainval holds its val, and some data sets hold one frame twice.
+        shared = {frame.image for frame in same_pictures(frames, check)}
+        rest = [frame for frame in frames if frame.image not in shared]
+        if shared and not rest:
+            rest = frames
+            told = f"every frame of '{split}' is one of '{check_split}', too: accuracy on them is "
+            told += "that of frames which the ranges were taken from"
+        elif shared:
+            told = (
+                f"{len(shared)} frames of '{split}' are in '{check_split}', too, and were left out"
+            )
     else:
         # Neighbouring frames of a video are nearly one; a block behind the others is apart.
         cut = len(frames) - len(frames) // 3
@@ -81,6 +93,7 @@ def choose_frames(
         spread(check, judged),
         check_split or split,
         note,
+        told,
     )
 
 
@@ -128,13 +141,3 @@ def coverage(frames: Sequence[Frame], contract: Contract) -> tuple[str, ...]:
     """The classes that no mask of the frames holds."""
     counts, _ = class_counts(frames, len(contract.classes))
     return tuple(name for name, count in zip(contract.classes, counts, strict=True) if not count)
-
-
-def hash_of(frames: Sequence[Frame], *, masks: bool = False) -> str:
-    """SHA-256 of the images' names and bytes, and of the `masks`', in whatever order they stand."""
-    digest = hashlib.sha256()
-    for frame in sorted(frames, key=lambda one: one.name):
-        digest.update(frame.name.encode() + b"\0")
-        for path in (frame.image, frame.mask) if masks else (frame.image,):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ Labels = NDArray[np.uint8]
 class Accuracy:
     """mIoU in percent, of FP32 and of the candidate, over the classes that the masks hold.
 
-    `agreement` is the share of equal labels, in 0..1; `iou_drop` the IoU lost by class.
+    mIoU is NaN where every pixel is ignored. `agreement` is the share of equal labels, in 0..1;
+    `iou_drop` is the IoU lost by class.
     """
 
     frames: int
@@ -100,4 +102,4 @@ def _miou(counted: ConfusionMatrix) -> float:
     A stray pixel of another class must not decide a budget; it lowers the IoU of its true class.
     """
     held = counted.counts.sum(1) > 0
-    return 100 * float(np.mean(counted.iou()[held])) if held.any() else 0.0
+    return 100 * float(np.mean(counted.iou()[held])) if held.any() else math.nan

@@ -33,6 +33,7 @@ def notes_of(
 ) -> tuple[str, ...]:
     """A line for each thing that makes the figures worth less than they look."""
     notes = [frames.note] if frames.note and assignment.int8 else []
+    notes += [frames.shared] if frames.shared else []
     count = len(frames.calibration)
     if count < _FEW_FRAMES:
         known = f"ranges still moved at frame {settled}" if settled > 1 else "nobody knows more"

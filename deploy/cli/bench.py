@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,11 @@ if TYPE_CHECKING:
     metavar="OLD NEW",
     help="Instead: compare two bench.json files, and exit with 1 if something got worse.",
 )
+@click.option(
+    "--cpp-program",
+    type=Path,
+    help="segdeploy-bench, which times the .json candidates; else the one on the PATH.",
+)
 @click.option("--report", type=Path, help="Folder for the page, JSON, Markdown and JUnit.")
 @json_option
 @quiet_option
@@ -95,6 +100,7 @@ def bench(
     layers: bool,
     fail_on_skip: bool,
     compare: tuple[Path, Path] | None,
+    cpp_program: Path | None,
     report: Path | None,
     as_json: bool,
     quiet: bool,
@@ -116,9 +122,12 @@ def bench(
     from segdeploy.benchmark.journal import NAME as JOURNAL
     from segdeploy.benchmark.protocol import Protocol
     from segdeploy.benchmark.record import to_json
-    from segdeploy.benchmark.report import check_folder, write_report
+    from segdeploy.benchmark.report import write_report
     from segdeploy.benchmark.sweep import Sweep
     from segdeploy.benchmark.verdict import Limits
+    from segdeploy.files import check_folder
+    from segdeploy.models.names import escaped
+    from segdeploy.output_lock import output_lock
 
     names = ("max_miou_drop", "min_agreement", "max_latency_ms", "min_speedup")
     limits = Limits(**{name: options.pop(name) for name in names})
@@ -136,6 +145,7 @@ def bench(
         sweep=Sweep.of(sweeps),
     )
     with (
+        output_lock(report) if report else nullcontext(),
         _kept(report),
         progress("accuracy", quiet) as on_frame,
         progress("latency", quiet) as on_burst,
@@ -150,11 +160,12 @@ def bench(
             limits=limits,
             protocol=protocol,
             journal=report / JOURNAL if report else None,
+            cpp_program=cpp_program,
             on_frame=on_frame,
             on_burst=on_burst,
         )
-    command = ["segdeploy", *sys.argv[1:]]
-    page = write_report(verdict, report, command) if report else None
+        command = ["segdeploy", *map(escaped, sys.argv[1:])]
+        page = write_report(verdict, report, command) if report else None
     if as_json:
         say(to_json(verdict, command))
     else:

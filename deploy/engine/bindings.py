@@ -58,8 +58,11 @@ class Bindings:
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
                 self.errors: list[str] = []
+                self.no_cuda: str | None = None
 
             def log(self, severity: Any, message: str) -> None:
+                if "CUDA initialization failure" in message:
+                    self.no_cuda = message.strip()
                 grave = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
                 # Error 35, "no driver", is said on every machine without a GPU, even where a
                 # build succeeds.

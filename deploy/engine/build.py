@@ -38,6 +38,7 @@ from segdeploy.golden import Picture, golden_content, golden_path, golden_pictur
 from segdeploy.graph_layers import read_layers
 from segdeploy.onnx_check import check_graph
 from segdeploy.onnx_file import contract_of, load_onnx, precision_of, save_onnx
+from segdeploy.output_lock import one_writer
 from segdeploy.runtime.predictor import load
 from segdeploy.runtime.session import check_tensors
 from segdeploy.score_check import check_scores
@@ -74,6 +75,7 @@ class EngineReport:
     notes: tuple[str, ...] = ()
 
 
+@one_writer
 def build_engine(
     model: Path | str,
     out: Path | str,

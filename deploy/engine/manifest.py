@@ -155,7 +155,7 @@ def parse_manifest(path: Path) -> Manifest:
     Raises:
         InputError: if it is no JSON, of another schema, or an entry has another type.
     """
-    values = read_json(path)
+    values = read_json(path, expected="a manifest", mend="build the engine again")
     if not isinstance(values, dict):
         raise InputError(f"{path}: is no manifest (no JSON object); build the engine again")
     if values.get("schema") != SCHEMA:

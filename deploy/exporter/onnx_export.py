@@ -38,6 +38,7 @@ from segdeploy.models.errors import first_line
 from segdeploy.network import LoadedNetwork, ModelSpec, load_network
 from segdeploy.onnx_file import save_onnx, set_contract, set_rejected
 from segdeploy.optimizer.optimize import Account, optimize_graph
+from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 from segdeploy.runtime.preprocess import preprocess as preprocess_image
 from segdeploy.spec import OUTPUTS, Contract
@@ -104,6 +105,7 @@ class _Proven:
     failures: str
 
 
+@one_writer
 def export(
     model: str | Path | ModelSpec,
     out: Path | str,

@@ -14,7 +14,13 @@ from segdeploy.models.errors import first_line
 from segdeploy.onnx_file import check_not_rejected, load_onnx
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.session import PROVIDERS, TensorSpec, check_tensors
+from segdeploy.runtime.session import (
+    PROVIDERS,
+    TensorSpec,
+    check_output,
+    check_tensors,
+    check_types,
+)
 from segdeploy.spec import METADATA_KEY, REJECTED_KEY, read_contract
 
 _CPU = PROVIDERS["onnxruntime"]
@@ -88,6 +94,8 @@ class OnnxRuntimeSession(Closing):
         self.takes_any_size = isinstance(self.input.shape[2], str)
         self.profiles = profiles_of(self.contract)
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
+        check_types(path, self.contract, self.input.dtype, self.output.dtype)
+        self._path = path
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Run once on an array of the input's shape and dtype; half ends take and give float32.
@@ -105,6 +113,7 @@ class OnnxRuntimeSession(Closing):
                 f"{self.backend}: cannot run the graph on an input of shape "
                 f"{tuple(array.shape)} ({first_line(error)})"
             ) from error
+        check_output(self._path, self.contract, array.shape, result)
         return result.astype(np.float32) if result.dtype == np.float16 else result
 
     def close(self) -> None:

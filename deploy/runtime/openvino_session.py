@@ -13,7 +13,7 @@ from segdeploy.errors import InputError
 from segdeploy.onnx_file import contract_of, load_onnx
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.session import TensorSpec, check_tensors
+from segdeploy.runtime.session import TensorSpec, check_output, check_tensors
 
 
 class OpenVinoSession(Closing):
@@ -39,12 +39,14 @@ class OpenVinoSession(Closing):
         self.takes_any_size = isinstance(self.input.shape[2], str)
         self.profiles = profiles_of(self.contract)
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
+        self._path = path
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Run once on an array of the input's shape and dtype."""
         if not hasattr(self._requests, "own"):  # a request serves one thread
             self._requests.own = self._compiled.create_infer_request()
         result: NDArray[Any] = self._requests.own.infer([array])[0]
+        check_output(self._path, self.contract, array.shape, result)
         return result
 
     def close(self) -> None:

@@ -92,15 +92,65 @@ def check_tensors(
     )
     for what, shape, expected in expectations:
         fits = len(shape) == len(expected) + 1 and all(
-            isinstance(size, str) or size_wanted in (None, size)
+            isinstance(size, str) or (size > 0 if size_wanted is None else size == size_wanted)
             for size, size_wanted in zip(shape[1:], expected, strict=True)
         )
         if not fits:
             wanted = ", ".join("any" if side is None else str(side) for side in expected)
             raise InputError(
-                f"{path}: its {what} has shape {shape}, but its contract says (N, {wanted}); "
-                "export it again"
+                f"{path}: its {what} has shape {_told(shape)}, but its contract says "
+                f"(N, {wanted}); export it again"
             )
+
+
+def check_output(
+    path: Path, contract: Contract, taken: tuple[int, ...], output: NDArray[Any]
+) -> None:
+    """Refuse an output that the contract does not say, for an input of shape `taken`.
+
+    A graph with open dimensions says its output's size only when it runs, and labels that name no
+    class would be counted or painted as another.
+
+    Raises:
+        InputError: with both shapes, or the largest label.
+    """
+    height, width = taken[1:3] if contract.layout == "NHWC" else taken[2:4]
+    given, classes = output.shape, len(contract.classes)
+    if contract.upsampling:
+        fits = len(given) == 4 and given[1] == classes and min(given) > 0
+    elif contract.output == "labels":
+        fits = given == (taken[0], height, width)
+    else:
+        fits = given == (taken[0], classes, height, width)
+    if not fits:
+        raise InputError(
+            f"{path}: gave an output of shape {'x'.join(map(str, given))} for an input of "
+            f"{height}x{width}, which its contract does not say; export it again"
+        )
+    if output.ndim == 3 and (largest := int(output.max())) >= classes:
+        raise InputError(
+            f"{path}: the network gives the label {largest}, and its contract has {classes} "
+            f"classes (0 to {classes - 1}); state its classes anew with `segdeploy adopt`"
+        )
+
+
+def check_types(path: Path, contract: Contract, taken: str, given: str) -> None:
+    """Refuse a graph whose ends have other types than its contract says; by ONNX's names.
+
+    Raises:
+        InputError: if one is neither bytes where the contract says so, nor float or half elsewhere.
+    """
+    gives_labels = contract.output == "labels" and contract.upsampling is None
+    for dtype, is_bytes in ((taken, contract.layout == "NHWC"), (given, gives_labels)):
+        if dtype not in (("uint8",) if is_bytes else ("float", "float16", "bfloat16")):
+            raise InputError(
+                f"{path}: its input or output has another type than its contract says; export it "
+                "again"
+            )
+
+
+def _told(shape: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"
 
 
 def open_session(

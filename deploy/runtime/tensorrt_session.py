@@ -26,7 +26,7 @@ from segdeploy.errors import InputError
 from segdeploy.files import write_atomically
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.session import TensorSpec, check_tensors
+from segdeploy.runtime.session import TensorSpec, check_output, check_tensors
 
 MOST_CONTEXTS = 8
 _MOST_SHAPES = 4
@@ -63,7 +63,7 @@ class TensorRtSession(Closing):
     def _start(
         self, bindings: Bindings, manifest: Manifest, engine: Any, path: Path, contexts: int
     ) -> None:
-        self.backend, self.contract = manifest.backend, manifest.contract
+        self.backend, self.contract, self._path = manifest.backend, manifest.contract, path
         # Which device is current is each thread's own: all work on that of the engine.
         self.device = require("torch").cuda.current_device()
         # One thread at a time makes contexts and buffers, or captures: a capture must not see
@@ -98,9 +98,11 @@ class TensorRtSession(Closing):
         """
         lane = self._lane()
         try:
-            return lane.run(np.ascontiguousarray(array))
+            result = lane.run(np.ascontiguousarray(array))
         finally:
             self._idle.put(lane)
+        check_output(self._path, self.contract, array.shape, result)
+        return result
 
     def run_timed(self, array: NDArray[Any]) -> tuple[NDArray[Any], dict[str, float]]:
         """Run once; beside the output the seconds of copies and computation, by the GPU's clock."""

@@ -15,6 +15,7 @@ from segdeploy.errors import InputError
 from segdeploy.files import check_folder, check_input, write_atomically
 from segdeploy.models import picture_file
 from segdeploy.onnx_file import contract_of, load_onnx, save_onnx
+from segdeploy.output_lock import one_writer
 from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
 from segdeploy.serve.config import Served, Tensor, ensemble, validate
 from segdeploy.serve.ends import labels_graph, preprocessing_graph
@@ -39,6 +40,7 @@ class Repository:
     validated: bool
 
 
+@one_writer
 def serve_repo(
     model: Path | str,
     out: Path | str,

@@ -59,14 +59,4 @@ Options Arguments::options() const {
   return options;
 }
 
-std::vector<std::string> Arguments::passed_on() const {
-  std::vector<std::string> words;
-  for (const char* name : {"--threads", "--contexts", "--provider", "--pictures-on"}) {
-    if (values_.count(name) == 0) continue;
-    words.push_back(name);
-    words.push_back(values_.at(name));
-  }
-  return words;
-}
-
 }  // namespace segdeploy

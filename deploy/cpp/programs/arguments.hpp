@@ -17,6 +17,7 @@ class Arguments {
             const std::set<std::string>& flags, const std::string& usage);
 
   bool has(const std::string& name) const { return flags_.count(name) != 0; }
+  bool names(const std::string& option) const { return values_.count(option) != 0; }
   std::string text(const std::string& name, const std::string& otherwise) const;
   // A positive number. Throws Error for anything else.
   double number(const std::string& name, double otherwise) const;
@@ -25,8 +26,6 @@ class Arguments {
   // --model, and what --threads, --provider, --contexts and --pictures-on say of how to open it.
   std::string model() const { return text("--model", ""); }
   Options options() const;
-  // Those words again, for another process.
-  std::vector<std::string> passed_on() const;
 
  private:
   std::map<std::string, std::string> values_;

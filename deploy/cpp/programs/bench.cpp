@@ -29,7 +29,7 @@ namespace {
 constexpr const char* kUsage =
     "usage: segdeploy-bench --model MODEL [--out FILE.json] [--seconds S] [--threads N] "
     "[--contexts N] [--provider cpu|cuda|tensorrt] [--pictures-on cpu|gpu]";
-constexpr int kSchema = 1;
+constexpr int kSchema = 2;
 constexpr int kRounds = 50;
 constexpr int kFewestCalls = 2;
 // Warming up ends when the median of a few calls no longer moves, or after so many seconds.
@@ -212,18 +212,19 @@ std::string sha256_of(const std::string& path) {
   return sha256(content.data(), content.size());
 }
 
-// Where the runtimes' libraries are, for the process that is started from the file.
-json environment() {
+// How the model was opened. Which program and which library ran it is not in the file: whoever reads
+// it decides that.
+json settings(const Arguments& asked) {
   json found = json::object();
-  for (const char* name :
-       {"SEGDEPLOY_ONNXRUNTIME", "SEGDEPLOY_TENSORRT", "SEGDEPLOY_TENSORRT_RTX"}) {
-    const char* value = std::getenv(name);
-    if (value != nullptr) found[name] = value;
-  }
+  const Options options = asked.options();
+  if (options.threads != 0) found["threads"] = options.threads;
+  if (asked.names("--contexts")) found["contexts"] = options.contexts;
+  if (!options.provider.empty()) found["provider"] = options.provider;
+  if (asked.names("--pictures-on")) found["pictures_on"] = options.pictures_on_gpu ? "gpu" : "cpu";
   return found;
 }
 
-int measure(const Arguments& asked, const std::string& program) {
+int measure(const Arguments& asked) {
   const double seconds = asked.number("--seconds", 5);
   Bench bench(asked.model(), asked.options());
   const bool is_stable = bench.warm_up();
@@ -239,9 +240,7 @@ int measure(const Arguments& asked, const std::string& program) {
   const auto& calls = all["network"];
   const long peak = peak_mib();  // before the file is read for its hash
   json found = {{"schema", kSchema},
-                {"program", program},
-                {"arguments", asked.passed_on()},
-                {"environment", environment()},
+                {"settings", settings(asked)},
                 {"model", std::filesystem::absolute(asked.model()).string()},
                 {"model_sha256", sha256_of(asked.model())},
                 {"runtime", bench.inference().backend().name()},
@@ -276,7 +275,7 @@ int main(int count, char** words) {
         {"--serve"}, kUsage);
     if (asked.model().empty() || !asked.others().empty()) throw Error(kUsage);
     if (asked.has("--serve")) return serve(asked.model(), asked.options());
-    return measure(asked, std::filesystem::read_symlink("/proc/self/exe").string());
+    return measure(asked);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 2;

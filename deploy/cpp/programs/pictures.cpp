@@ -194,7 +194,10 @@ int orientation_of(const std::vector<std::uint8_t>& exif) {
   const std::size_t entries = number(folder, 2);
   for (std::size_t i = 0, at = folder + 2; i < entries && at + 12 <= exif.size(); ++i, at += 12) {
     const std::size_t type = number(at + 2, 2), count = number(at + 4, 4);
-    const std::size_t bytes = type == 1 ? 1 : type == 3 ? 2 : type == 4 ? 4 : 0;  // BYTE, SHORT, LONG
+    const std::size_t bytes = type == 1   ? 1
+                              : type == 3 ? 2
+                              : type == 4 ? 4
+                                          : 0;  // BYTE, SHORT, LONG
     if (number(at, 2) != kOrientation || bytes == 0 || count == 0) continue;
     // The first value; all of them stand elsewhere where there are more than fit here.
     const std::size_t place = count * bytes <= 4 ? at + 8 : number(at + 8, 4);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "contract.hpp"
 #include "segdeploy/segdeploy.hpp"
@@ -54,6 +55,17 @@ class CallingReader final : public Reader {
  private:
   Call call_;
 };
+
+// Refuses a network whose tensors are not what its contract says, in Python's words. A contract that
+// does not fit would be read beyond its memory, or fail at the first image. Throws Error.
+void check_tensors(const std::string& path, const Contract& contract, const Sides& input,
+                   const Sides& output);
+// The same of an output that was given for an input of height x width: open sides have sizes now.
+void check_output(const std::string& path, const Contract& contract, const OutputView& output,
+                  int height, int width);
+// Refuses labels that name no class. Throws Error.
+void check_labels(const std::string& path, const Contract& contract, const std::uint8_t* labels,
+                  std::size_t count);
 
 // The output's shape, as 1x11x360x480.
 std::string told(const OutputView& output);

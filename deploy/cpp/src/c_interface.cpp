@@ -1,5 +1,7 @@
+#include <cstdio>
 #include <cstring>
 #include <exception>
+#include <new>
 #include <string>
 
 #include "contract.hpp"
@@ -25,20 +27,25 @@ struct segdeploy_contract {
 
 namespace {
 
-std::string& last_error() {
-  thread_local std::string message;
+// A thread's last error. It needs no memory of its own: there may be none.
+char* last_error() {
+  thread_local char message[2048] = "";
   return message;
 }
+
+void keep(const char* message) noexcept { std::snprintf(last_error(), 2048, "%s", message); }
 
 // Runs `call`; what it throws becomes the thread's error, and `failed` the result.
 template <typename Result, typename Call>
 Result guarded(Result failed, Call call) noexcept {
   try {
     return call();
+  } catch (const std::bad_alloc&) {
+    keep("out of memory; give a smaller image, or run fewer calls at once");
   } catch (const std::exception& error) {
-    last_error() = error.what();
+    keep(error.what());
   } catch (...) {
-    last_error() = "an unknown failure";
+    keep("an unknown failure");
   }
   return failed;
 }
@@ -144,7 +151,7 @@ int segdeploy_label(segdeploy_contract* contract, const float* scores, int map_h
   });
 }
 
-const char* segdeploy_error(void) { return last_error().c_str(); }
+const char* segdeploy_error(void) { return last_error(); }
 const char* segdeploy_version(void) { return segdeploy::version(); }
 
 }  // extern "C"

@@ -1,5 +1,8 @@
 #include "contract.hpp"
 
+#include <algorithm>
+#include <cmath>
+
 #include "json.hpp"
 #include "segdeploy/segdeploy.hpp"
 
@@ -8,7 +11,44 @@ namespace {
 
 constexpr int kSchema = 1;
 constexpr int kLongestSide = 1 << 16;
-constexpr std::size_t kMostClasses = 256;
+// Of mean and std: what float arithmetic can go on with.
+constexpr double kLargestNumber = 1e9;
+constexpr float kSmallestDeviation = 1e-9F;
+constexpr std::ptrdiff_t kLongestName = 100;
+constexpr std::size_t kMostClasses = 255;  // a label is a byte, and one value means "ignored"
+
+// Whether a name would end a line, move a cursor, or show itself as another text: control characters,
+// and marks of direction or of lines (U+200E/F, U+2028 to 202E, U+2066 to 2069, U+FEFF), in UTF-8.
+bool is_printable(const std::string& name) {
+  const auto byte = [&](std::size_t at) {
+    return at < name.size() ? static_cast<unsigned char>(name[at]) : 0U;
+  };
+  for (std::size_t at = 0; at < name.size(); ++at) {
+    const unsigned first = byte(at), second = byte(at + 1), third = byte(at + 2);
+    if (first < 0x20 || first == 0x7F || (first == 0xC2 && second < 0xA0)) return false;
+    if (first == 0xEF && second == 0xBB && third == 0xBF) return false;
+    if (first != 0xE2) continue;
+    if (second == 0x80 && (third == 0x8E || third == 0x8F || (third >= 0xA8 && third <= 0xAE))) {
+      return false;
+    }
+    if (second == 0x81 && third >= 0xA6 && third <= 0xA9) return false;
+  }
+  return true;
+}
+
+// Class names as in dataset.json: printable, of 1 to 100 characters, no two of them equal.
+bool are_names(const std::vector<std::string>& names) {
+  std::vector<std::string> sorted = names;
+  std::sort(sorted.begin(), sorted.end());
+  return std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end() &&
+         std::all_of(names.begin(), names.end(), [](const std::string& name) {
+           const auto letters = std::count_if(name.begin(), name.end(), [](char letter) {
+             return (static_cast<unsigned char>(letter) & 0xC0) != 0x80;
+           });
+           return letters > 0 && letters <= kLongestName && is_printable(name) &&
+                  name.find_first_not_of(' ') != std::string::npos;
+         });
+}
 
 // One entry of the contract, or a refusal that names it.
 class Entries {
@@ -38,7 +78,9 @@ class Entries {
     std::array<float, 3> found{};
     for (std::size_t at = 0; at < found.size(); ++at) {
       if (!numbers[at].is_number()) refuse(name);
-      found[at] = static_cast<float>(numbers[at].get<double>());
+      const auto number = numbers[at].get<double>();
+      if (!(std::abs(number) <= kLargestNumber)) refuse(name);
+      found[at] = static_cast<float>(number);
     }
     return found;
   }
@@ -128,7 +170,10 @@ Contract contract_of(const json& values, const std::string& source) {
   }
   Contract contract;
   contract.classes = entries.get<std::vector<std::string>>("classes");
-  if (contract.classes.empty() || contract.classes.size() > kMostClasses) entries.refuse("classes");
+  if (contract.classes.empty() || contract.classes.size() > kMostClasses ||
+      !are_names(contract.classes)) {
+    entries.refuse("classes");
+  }
   contract.palette = entries.palette("palette", contract.classes.size());
   if (!entries.has("size")) entries.refuse("size");
   const auto size = entries.size(entries["size"], "size");
@@ -137,7 +182,7 @@ Contract contract_of(const json& values, const std::string& source) {
   contract.mean = entries.three("mean");
   contract.std = entries.three("std");
   for (const float deviation : contract.std) {
-    if (!(deviation > 0)) entries.refuse("std");
+    if (!(deviation > kSmallestDeviation)) entries.refuse("std");
   }
   contract.is_bgr = entries.one_of<bool>("colour", {{"RGB", false}, {"BGR", true}});
   contract.takes_bytes = entries.one_of<bool>("layout", {{"NCHW", false}, {"NHWC", true}});
@@ -156,6 +201,7 @@ Contract contract_of(const json& values, const std::string& source) {
         "upsampling",
         {{"align-corners", Upsampling::align_corners}, {"half-pixel", Upsampling::half_pixel}});
     if (contract.output == Output::labels) contract.upsampling = upsampling;
+    contract.gives_small_map = true;
   }
   if (entries.has("multiple")) contract.multiple = entries.whole("multiple", 1, kLongestSide);
   if (entries.has("bounds")) {

@@ -26,6 +26,7 @@ struct Contract {
   Output output = Output::logits;
   std::string precision;
   Upsampling upsampling = Upsampling::none;  // of a labels graph that leaves it to the host
+  bool gives_small_map = false;              // scores of any size, which the host enlarges
   bool fuses = false;             // the graph runs several scales, or the mirrored picture, itself
   int multiple = 1;               // of which height and width are multiples, at every scale
   std::vector<Profile> profiles;  // of a dynamic graph with bounds: one; of an engine any

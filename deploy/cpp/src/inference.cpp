@@ -2,15 +2,17 @@
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
 #include <utility>
 
+#include "files.hpp"
 #include "vectors.hpp"
 
 namespace segdeploy {
 namespace {
 
 constexpr int kMostContexts = 64;
+constexpr int kMostThreads = 1024;
+constexpr int kMostQueued = 1 << 16;
 constexpr int kMostPictures = 8;  // of one run, where nobody says
 
 bool ends_with(const std::string& text, const std::string& end) {
@@ -22,7 +24,16 @@ std::unique_ptr<Backend> open(const std::string& path, const Options& options) {
     throw Error("contexts " + std::to_string(options.contexts) + ": must be 1 to " +
                 std::to_string(kMostContexts));
   }
-  if (!std::ifstream(path)) throw Error(path + ": no such file");
+  if (options.threads < 0 || options.threads > kMostThreads) {
+    throw Error("threads " + std::to_string(options.threads) +
+                ": must be 0, which leaves them to the runtime, to " +
+                std::to_string(kMostThreads));
+  }
+  if (options.queue < 1 || options.queue > kMostQueued) {
+    throw Error("queue " + std::to_string(options.queue) + ": must be 1 to " +
+                std::to_string(kMostQueued));
+  }
+  check_regular(path);
   if (ends_with(path, ".onnx")) return open_onnxruntime(path, options);
   if (ends_with(path, ".engine") || ends_with(path, ".plan")) return open_tensorrt(path, options);
   throw Error(path + ": is neither an .onnx file nor an .engine");
@@ -147,22 +158,14 @@ void Inference::predict_together(const ImageView* images, int count, Labels* lab
   backend_->run({data, {count, contract().height, contract().width}}, reader);
 }
 
-void Inference::check_output(const OutputView& output) const {
-  const bool has_scores = output.scores != nullptr;
-  const auto count = static_cast<std::int64_t>(contract().classes.size());
-  if (output.sides != (has_scores ? 4U : 3U) || output.shape[0] != 1 ||
-      (has_scores && output.shape[1] != count)) {
-    throw Error(path_ + ": gave " + told(output) + ", which its contract does not say");
-  }
-}
-
 void Inference::read(const OutputView& output, const ImageView& image, Workspace& work,
                      std::uint8_t* labels) const {
-  check_output(output);
   const Contract& said = contract();
+  check_output(path_, said, output, said.height, said.width);
   const int height = static_cast<int>(output.shape[output.sides - 2]);
   const int width = static_cast<int>(output.shape[output.sides - 1]);
   if (output.scores == nullptr) {
+    check_labels(path_, said, output.labels, area(height, width));
     resize_nearest(output.labels, height, width, image.height, image.width, labels);
     return;
   }

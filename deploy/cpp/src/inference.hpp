@@ -57,7 +57,6 @@ class Inference {
   void tile(const ImageView& image, const Passes& passes, Workspace& work, Labels* labels,
             Maps* scores) const;
   std::array<int, 2> window(int height, int width) const;
-  void check_output(const OutputView& output) const;
   void check_finite(const float* values, std::size_t count) const;
 
   std::string path_;

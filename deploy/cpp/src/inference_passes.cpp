@@ -84,7 +84,7 @@ Maps Inference::scores(const ImageView& image, const Passes& passes, Workspace& 
 Maps Inference::run_maps(const Input& input) const {
   Maps found;
   CallingReader reader([&](const OutputView& output) {
-    check_output(output);
+    check_output(path_, contract(), output, input.shape[1], input.shape[2]);
     found = maps_of(output);
   });
   backend_->run(input, reader);
@@ -156,7 +156,8 @@ void Inference::tile(const ImageView& image, const Passes& passes, Workspace& wo
     throw Error("predict: tiles go with one scale, and not mirrored");
   }
   const Contract& said = contract();
-  const auto [high, wide] = window(image.height, image.width);
+  const std::array<int, 2> sides = window(image.height, image.width);
+  const int high = sides[0], wide = sides[1];
   const int height = std::max(image.height, high), width = std::max(image.width, wide);
   const auto rgb = padded(image, height, width);
   const auto stride = static_cast<std::size_t>(width) * 3;
@@ -168,14 +169,9 @@ void Inference::tile(const ImageView& image, const Passes& passes, Workspace& wo
                            high, wide, stride, Format::rgb};
       preprocessor_.run(view, work.prepared, high, wide);
       CallingReader reader([&](const OutputView& output) {
-        check_output(output);
-        const bool is_small = said.upsampling != Upsampling::none;
-        if (!is_small &&
-            (output.shape[output.sides - 2] != high || output.shape[output.sides - 1] != wide)) {
-          throw Error(path_ + ": gave " + told(output) + " for a window of " +
-                      std::to_string(high) + "x" + std::to_string(wide));
-        }
+        check_output(path_, said, output, high, wide);
         if (output.scores == nullptr) {
+          check_labels(path_, said, output.labels, part.size());
           part.assign(output.labels, output.labels + part.size());
           joined.add_labels(part, top, left);
           return;

@@ -72,6 +72,15 @@ TensorInfo read_end(const json& values, const char* name, const std::string& sou
   TensorInfo found;
   if (!end["name"].is_null()) found.name = get<std::string>(end, "name", source);
   found.dtype = get<std::string>(end, "dtype", source);
+  for (const json& side : get<json>(end, "shape", source)) {
+    if (side.is_string()) {
+      found.shape.push_back({-1, side.get<std::string>()});
+    } else if (side.is_number_integer() && side.get<std::int64_t>() >= 0) {
+      found.shape.push_back({side.get<std::int64_t>(), ""});
+    } else {
+      refuse(source, name);
+    }
+  }
   return found;
 }
 

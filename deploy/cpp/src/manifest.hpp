@@ -20,6 +20,7 @@ struct Gpu {
 struct TensorInfo {
   std::string name;
   std::string dtype;
+  Sides shape;
 };
 
 struct Manifest {

@@ -10,7 +10,21 @@ namespace segdeploy {
 
 struct Model::Impl {
   Impl(const std::string& path, const Options& options)
-      : inference(path, options), workers(options.contexts) {}
+      : inference(path, options), workers(options.contexts, options.queue) {}
+
+  Labels labels(const ImageView& image) const {
+    Labels found;
+    inference.predict(image, found);
+    return found;
+  }
+
+  template <typename Call>
+  std::future<Labels> start(Call call) {
+    const auto task = std::make_shared<std::packaged_task<Labels()>>(std::move(call));
+    std::future<Labels> result = task->get_future();
+    workers.give([task] { (*task)(); });
+    return result;
+  }
 
   Inference inference;
   Workers workers;  // ends before what it works with
@@ -47,13 +61,20 @@ std::vector<Labels> Model::predict(const std::vector<ImageView>& images) const {
 
 std::future<Labels> Model::submit(const ImageView& image) const {
   check_view(image);
-  const auto task = std::make_shared<std::packaged_task<Labels()>>([impl = impl_.get(), image] {
-    Labels labels;
-    impl->inference.predict(image, labels);
-    return labels;
+  return impl_->start([impl = impl_.get(), image] { return impl->labels(image); });
+}
+
+std::future<Labels> Model::submit(Image image) const {
+  const ImageView seen{image.data.data(), image.height, image.width, image.stride, image.format};
+  check_view(seen);
+  if (image.data.size() < extent(seen)) {
+    throw Error("submit: the image has " + std::to_string(image.data.size()) + " bytes, and " +
+                std::to_string(image.height) + "x" + std::to_string(image.width) + " pixels take " +
+                std::to_string(extent(seen)));
+  }
+  return impl_->start([impl = impl_.get(), kept = std::move(image)] {
+    return impl->labels({kept.data.data(), kept.height, kept.width, kept.stride, kept.format});
   });
-  impl_->workers.give([task] { (*task)(); });
-  return task->get_future();
 }
 
 Probabilities Model::probabilities(const ImageView& image, const Passes& passes) const {

@@ -26,11 +26,18 @@ constexpr const char* kAdvice =
 const std::string& runtime_version(const Options& options) {
   static std::mutex opening;
   static std::optional<std::string> version;
+  static std::string opened;
   const std::lock_guard<std::mutex> lock(opening);
-  if (version) return *version;
   const char* told = std::getenv("SEGDEPLOY_ONNXRUNTIME");
   std::string name = options.onnxruntime;
   if (name.empty()) name = told != nullptr && *told != '\0' ? told : "libonnxruntime.so.1";
+  if (version) {
+    if (name != opened) {
+      throw Error(name + ": a process has one ONNX Runtime, and this one opened " + opened +
+                  " before; give the same library to every model");
+    }
+    return *version;
+  }
   const Library library(name, kAdvice);
   const auto* base = library.symbol<const OrtApiBase* (*)()>("OrtGetApiBase")();
   const OrtApi* api = base->GetApi(ORT_API_VERSION);
@@ -41,6 +48,7 @@ const std::string& runtime_version(const Options& options) {
   }
   Ort::InitApi(api);
   version = base->GetVersionString();
+  opened = name;
   return *version;
 }
 
@@ -83,7 +91,7 @@ class OnnxRuntime final : public Backend {
       session_ = Ort::Session(environment_, path.c_str(), settings);
       memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
       read_contract_of_file();
-      check_tensors();
+      check_ends();
     } catch (const Ort::Exception& error) {
       throw Error(path + ": ONNX Runtime cannot load it (" + error.what() + ")");
     }
@@ -171,18 +179,29 @@ class OnnxRuntime final : public Backend {
     output_ = session_.GetOutputNameAllocated(0, allocator).get();
   }
 
-  // A contract that does not fit its graph would be read beyond its memory.
-  void check_tensors() {
+  static Sides sides_of(const Ort::ConstTensorTypeAndShapeInfo& tensor) {
+    const auto sizes = tensor.GetShape();
+    std::vector<const char*> names(sizes.size());
+    tensor.GetSymbolicDimensions(names.data(), names.size());
+    Sides sides;
+    for (std::size_t at = 0; at < sizes.size(); ++at) {
+      const bool is_named = names[at] != nullptr && *names[at] != '\0';
+      sides.push_back({sizes[at], is_named ? names[at] : "any"});
+    }
+    return sides;
+  }
+
+  void check_ends() {
     const auto given = session_.GetOutputTypeInfo(0);
     const auto taken = session_.GetInputTypeInfo(0);
+    if (given.GetONNXType() != ONNX_TYPE_TENSOR || taken.GetONNXType() != ONNX_TYPE_TENSOR) {
+      throw Error(path_ + ": its input or output is no tensor; export it again");
+    }
     given_ = given.GetTensorTypeAndShapeInfo().GetElementType();
     fed_ = taken.GetTensorTypeAndShapeInfo().GetElementType();
+    segdeploy::check_tensors(path_, contract_, sides_of(taken.GetTensorTypeAndShapeInfo()),
+                             sides_of(given.GetTensorTypeAndShapeInfo()));
     const auto sides = taken.GetTensorTypeAndShapeInfo().GetShape();
-    if (sides.size() != 4 || (sides[0] > 0 && sides[0] != 1)) {
-      throw Error(path_ +
-                  ": takes batches of a fixed size, or no pictures; export it for one picture, "
-                  "or with a dynamic batch");
-    }
     takes_batches_ = sides[0] < 0;
     takes_any_size_ = sides[contract_.takes_bytes ? 1 : 2] < 0;
     const auto fits = [](ONNXTensorElementDataType type, bool is_bytes) {

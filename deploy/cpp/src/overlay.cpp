@@ -1,10 +1,30 @@
 #include <cstddef>
+#include <functional>
 #include <vector>
 
 #include "preprocess.hpp"
 #include "segdeploy/segdeploy.hpp"
 
 namespace segdeploy {
+namespace {
+
+// Copies the picture as RGB, also onto itself: where the two overlap, its bytes are set aside first.
+void gather_apart(const ImageView& image, std::uint8_t* rgb) {
+  const std::size_t bytes = extent(image);
+  const std::less<const std::uint8_t*> is_before;
+  const bool is_apart = !is_before(rgb, image.data + bytes) ||
+                        !is_before(image.data, rgb + area(image.height, image.width) * 3);
+  if (is_apart) {
+    gather(image, rgb);
+    return;
+  }
+  const std::vector<std::uint8_t> aside(image.data, image.data + bytes);
+  ImageView copied = image;
+  copied.data = aside.data();
+  gather(copied, rgb);
+}
+
+}  // namespace
 
 void overlay(const ImageView& image, const Labels& labels,
              const std::vector<std::array<std::uint8_t, 3>>& palette, std::uint8_t* rgb,
@@ -16,8 +36,9 @@ void overlay(const ImageView& image, const Labels& labels,
                 std::to_string(labels.width) + ", and the image is " +
                 std::to_string(image.height) + "x" + std::to_string(image.width));
   }
+  if (rgb == nullptr) throw Error("overlay: there is no memory for the picture");
   if (!(opacity >= 0 && opacity <= 1)) throw Error("overlay: the opacity must be 0 to 1");
-  gather(image, rgb);
+  gather_apart(image, rgb);
   for (const std::uint8_t id : labels.data) {
     if (id < palette.size()) {
       for (std::size_t channel = 0; channel < 3; ++channel) {

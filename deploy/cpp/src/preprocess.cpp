@@ -40,6 +40,13 @@ void check_view(const ImageView& image) {
   }
 }
 
+std::size_t extent(const ImageView& image) {
+  const std::size_t packed =
+      static_cast<std::size_t>(image.width) * static_cast<std::size_t>(channels_of(image.format));
+  const std::size_t stride = image.stride == 0 ? packed : image.stride;
+  return stride * static_cast<std::size_t>(image.height - 1) + packed;
+}
+
 void gather(const ImageView& image, std::uint8_t* rgb) {
   const int channels = channels_of(image.format);
   const auto width = static_cast<std::size_t>(image.width);

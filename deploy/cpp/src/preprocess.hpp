@@ -14,6 +14,8 @@ namespace segdeploy {
 // Throws Error for a view of nothing, or one whose rows overlap.
 void check_view(const ImageView& image);
 
+// Bytes from a view's first to its last.
+std::size_t extent(const ImageView& image);
 // Writes (height, width, 3) bytes without gaps in RGB order, of a view that was checked.
 void gather(const ImageView& image, std::uint8_t* rgb);
 

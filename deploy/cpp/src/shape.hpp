@@ -3,6 +3,9 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
 
 namespace segdeploy {
 
@@ -25,5 +28,14 @@ struct Profile {
     return true;
   }
 };
+
+// A side of a network's input or output: its size, or the name of one that is open.
+struct Side {
+  std::int64_t size = -1;
+  std::string name = "any";
+
+  bool is_open() const { return size < 0; }
+};
+using Sides = std::vector<Side>;
 
 }  // namespace segdeploy

@@ -70,6 +70,9 @@ class TensorRt final : public Backend {
       is_finite = lane->label(image, labels);
     }
     if (!is_finite) refuse_not_finite(engine_.path);
+    if (contract().gives_labels()) {
+      check_labels(engine_.path, contract(), labels, area(image.height, image.width));
+    }
     return true;
   }
 

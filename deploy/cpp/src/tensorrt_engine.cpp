@@ -4,6 +4,8 @@
 #include <limits>
 #include <utility>
 
+#include "backend.hpp"
+
 namespace segdeploy {
 namespace {
 
@@ -41,6 +43,7 @@ std::size_t size_of(DataType type) {
 TensorRtEngine::TensorRtEngine(const std::string& given, const Options& options) : path(given) {
   Engine file = read_engine(path);
   manifest = std::move(file.manifest);
+  check_tensors(path, contract(), manifest.input.shape, manifest.output.shape);
   library = std::make_unique<TensorRtLibrary>(manifest.backend, options);
   check_version(manifest, path, library->version());
   cuda = Cuda::open();

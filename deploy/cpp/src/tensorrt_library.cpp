@@ -1,5 +1,6 @@
 #include "tensorrt_library.hpp"
 
+#include <cstdint>
 #include <cstdlib>
 #include <utility>
 
@@ -10,6 +11,7 @@ namespace {
 constexpr int family_of(int major, int minor) {
   return major == 1 ? (minor >= 5 ? 11 : 10) : major;
 }
+constexpr std::uintptr_t kLowestAddress = 1 << 16;  // what lies below is never mapped
 constexpr int kFamily = family_of(NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR);
 
 bool is_rtx(const std::string& backend) { return backend == "tensorrt-rtx"; }
@@ -81,11 +83,14 @@ std::unique_ptr<nvinfer1::ICudaEngine> TensorRtLibrary::read(const std::string& 
                                                              const std::string& what) {
   using Create = void* (*)(void*, std::int32_t);
   const auto create = library_.symbol<Create>("createInferRuntime_INTERNAL");
-  runtime_.reset(static_cast<nvinfer1::IRuntime*>(create(log_.get(), NV_TENSORRT_VERSION)));
-  if (!runtime_) {
+  // Where CUDA cannot start, TensorRT 10.15 to 11.4 return a small number instead of null, and every
+  // use of it, deletion too, is a crash: nothing may own it before it was looked at.
+  void* const made = create(log_.get(), NV_TENSORRT_VERSION);
+  if (reinterpret_cast<std::uintptr_t>(made) < kLowestAddress) {
     throw Error(what + ": " + backend_ + " " + version_ + " makes no runtime here (" +
                 log_->reason() + "); `segdeploy doctor` looks at the driver");
   }
+  runtime_.reset(static_cast<nvinfer1::IRuntime*>(made));
   runtime_->setEngineHostCodeAllowed(with_host_code);
   log_->reason();
   std::unique_ptr<nvinfer1::ICudaEngine> engine(

@@ -14,7 +14,8 @@ Workers::~Workers() {
 }
 
 void Workers::give(std::function<void()> work) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(mutex_);
+  has_room_.wait(lock, [this] { return waiting_.size() < queue_; });
   // First the thread: should there be none to have, the work is not left behind.
   if (idle_ <= waiting_.size() && threads_.size() < most_) {
     threads_.emplace_back([this] { serve(); });
@@ -30,10 +31,13 @@ void Workers::serve() {
     changed_.wait(lock, [this] { return is_ending_ || !waiting_.empty(); });
     --idle_;
     if (waiting_.empty()) return;
-    const auto work = std::move(waiting_.front());
-    waiting_.pop_front();
-    lock.unlock();
-    work();
+    {
+      const auto work = std::move(waiting_.front());
+      waiting_.pop_front();
+      has_room_.notify_one();
+      lock.unlock();
+      work();
+    }  // what it holds is freed before the next is taken
     lock.lock();
   }
 }

@@ -12,20 +12,25 @@ namespace segdeploy {
 
 class Workers {
  public:
-  explicit Workers(int most) : most_(static_cast<std::size_t>(most)) {}
+  // At most so many threads, and so much work that waits for one.
+  Workers(int most, int queue)
+      : most_(static_cast<std::size_t>(most)), queue_(static_cast<std::size_t>(queue)) {}
   // Finishes what was given, and ends the threads.
   ~Workers();
   Workers(const Workers&) = delete;
   Workers& operator=(const Workers&) = delete;
 
+  // Takes work, or waits while the queue is full.
   void give(std::function<void()> work);
 
  private:
   void serve();
 
   std::size_t most_;
+  std::size_t queue_;
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::condition_variable has_room_;
   std::deque<std::function<void()>> waiting_;
   std::vector<std::thread> threads_;
   std::size_t idle_ = 0;

@@ -113,7 +113,7 @@ void check_maximum() {
 void check_workers() {
   int done = 0;
   {
-    Workers workers(1);
+    Workers workers(1, 4);
     for (int at = 0; at < 100; ++at) workers.give([&] { ++done; });
   }
   CHECK(done == 100);

@@ -39,8 +39,16 @@ struct ImageView {
   Format format = Format::rgb;
 };
 
-// The best class of each pixel, row by row. A network that ends in labels may give ids beyond its
-// classes.
+// A picture that owns its bytes, laid out as an ImageView's.
+struct Image {
+  std::vector<std::uint8_t> data;
+  int height = 0;
+  int width = 0;
+  std::size_t stride = 0;
+  Format format = Format::rgb;
+};
+
+// The best class of each pixel, row by row.
 struct Labels {
   int height = 0;
   int width = 0;
@@ -94,6 +102,7 @@ struct Options {
   std::string tensorrt;
   int threads = 0;              // inside an operator of ONNX Runtime; 0 leaves it to the runtime
   int contexts = 4;             // calls of an engine that run at once, and threads of `submit`
+  int queue = 16;               // images that wait for a thread of `submit`; the next one blocks
   bool cuda_graph = true;       // replay a static engine as a CUDA graph
   bool pictures_on_gpu = true;  // of an engine: pre- and postprocess on the GPU, too
 };
@@ -115,8 +124,13 @@ class SEGDEPLOY_API Model {
   void predict(const ImageView& image, std::uint8_t* labels) const;
   // Of several pictures, run together as far as the network takes a batch.
   std::vector<Labels> predict(const std::vector<ImageView>& images) const;
-  // Starts, and returns: `get` waits for the labels, or throws. The picture must live until then.
-  std::future<Labels> submit(const ImageView& image) const;
+  // Starts, and returns: `get` waits for the labels, or throws what `predict` would. It waits itself
+  // while `Options::queue` images wait. The model's destructor waits until every image that was
+  // submitted is done, also where nobody kept its future; a future may be read afterwards.
+  // The bytes of a view must live until `get` returns.
+  [[nodiscard]] std::future<Labels> submit(const ImageView& image) const;
+  // The same of an image that is kept until its labels are there.
+  [[nodiscard]] std::future<Labels> submit(Image image) const;
 
   // Probabilities of the picture's own size. Not of a network that ends in labels.
   Probabilities probabilities(const ImageView& image, const Passes& passes = {}) const;

@@ -1,0 +1,121 @@
+"""One writer for one output: a second run is refused, and told who the first is.
+
+Each file is written whole in any case. The lock is for what belongs together: an engine with its
+manifest, the steps of a folder, the lines of a journal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import inspect
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from segdeploy.errors import InputError
+from segdeploy.models.names import escaped
+
+_LONGEST_COMMAND = 200
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_writer(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that holds its argument `out` by `output_lock` while it runs.
+
+    Raises:
+        InputError: from the function, if another run holds `out`.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        with output_lock(Path(signature.bind(*args, **kwargs).arguments["out"])):
+            return function(*args, **kwargs)
+
+    return alone
+
+
+@contextmanager
+def output_lock(out: Path) -> Iterator[None]:
+    """Hold the output `out`, a file or a folder, against every other run until the end.
+
+    The lock is a file beside `out` (`.NAME.lock`), held by `flock`, which ends with its process;
+    the file is removed again. A link and its target are one output. Where nothing can be written
+    there, nothing is held, and the writer itself will say why. Under `torchrun` only the first
+    process writes, and holds.
+
+    Raises:
+        InputError: if another run holds `out`; it names the process and its command.
+    """
+    path = _lock_path(out) if os.environ.get("RANK", "0") == "0" else None
+    handle = _acquired(path, out) if path is not None else None
+    try:
+        yield
+    finally:
+        if path is not None and handle is not None:
+            path.unlink(missing_ok=True)  # before it is let go of, so that no one holds a dead file
+            os.close(handle)
+
+
+def _lock_path(out: Path) -> Path | None:
+    try:
+        target = out.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return None
+    name = f".{target.name[:200]}.lock"
+    if target.parent.is_dir() and os.access(target.parent, os.W_OK):
+        return target.parent / name
+    # A folder whose own parent is closed, as a mounted one may be.
+    return target / name if target.is_dir() and os.access(target, os.W_OK) else None
+
+
+def _acquired(path: Path, out: Path) -> int:
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            handle = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be opened as a lock ({error.strerror})") from error
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise InputError(f"{path}: is not a regular file; remove it")
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{out}: is being written by {_holder(handle)}; wait for its end, or give "
+                    "another output"
+                ) from None
+            if _is_still(path, handle):
+                os.ftruncate(handle, 0)
+                os.write(handle, _described().encode())
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the one before us removed the file between our two steps
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    try:
+        found = path.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (found.st_dev, found.st_ino) == (os.fstat(handle).st_dev, os.fstat(handle).st_ino)
+
+
+def _described() -> str:
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:_LONGEST_COMMAND]
+    return f"process {os.getpid()} ({command}) since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+def _holder(handle: int) -> str:
+    told = os.pread(handle, 4 * _LONGEST_COMMAND, 0).decode(errors="replace").strip()
+    return escaped(told) or "another process"
