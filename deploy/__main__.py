@@ -1,5 +1,5 @@
 """`python -m segdeploy`."""
 
-from segdeploy.cli import main
+from segdeploy.program import main
 
 main()

@@ -14,6 +14,7 @@ from segdeploy.exporter.geometry import ConvGeometry, module_geometry
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.graph_layers import LayerInfo, read_layers
 from segdeploy.network import CHECKPOINT_SUFFIX, ModelSpec, load_network
+from segdeploy.onnx_check import check_graph
 from segdeploy.onnx_file import find_contract, load_onnx, precision_of
 from segdeploy.runtime.session import ENGINE_SUFFIXES
 from segdeploy.spec import Contract
@@ -123,6 +124,7 @@ def _checkpoint(path: Path) -> Inspection:
 
 def _graph(path: Path) -> Inspection:
     graph = load_onnx(path)
+    check_graph(graph, path, is_run_alone=True)
     contract = find_contract(graph, path)
     size = graph.ByteSize()
     precision = precision_of(graph, contract) if contract else "fp32"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdeploy.errors import InputError
+from segdeploy.external_data import is_too_large
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_file import all_graphs, check_size
 
@@ -15,17 +16,24 @@ if TYPE_CHECKING:
 
 _OWN_DOMAINS = ("", "ai.onnx")
 _MOST_VALUES = 2**31
+_MOST_NODES = 200_000
+_MOST_LEVELS = 16
+_MOST_TURNS = 1_000_000
 
 
-def check_graph(model: onnx.ModelProto, path: Path) -> None:
+def check_graph(model: onnx.ModelProto, path: Path, *, is_run_alone: bool = False) -> None:
     """Refuse a graph that is not sound ONNX of the standard operators.
+
+    A graph that `is_run_alone` may be over 2 GiB, where ONNX's own checker cannot look at it.
 
     Raises:
         InputError: for a weight that claims more data than it holds, an operator of another domain,
-            a tensor beyond all memory, a cycle or any other thing that ONNX's checker refuses.
+            a tensor beyond all memory, more nodes or levels than any network has, a cycle or any
+            other thing that ONNX's checker refuses.
     """
     import onnx
 
+    _check_extent(model, path)
     for graph in all_graphs(model.graph):
         for tensor in graph.initializer:
             _check_claim(tensor, path)
@@ -36,18 +44,64 @@ def check_graph(model: onnx.ModelProto, path: Path) -> None:
                     "is not ONNX's own, so nothing can be said of it; export without custom "
                     "operators"
                 )
+            _check_loop(graph, node, path)
+    if is_run_alone and is_too_large(model):
+        return
     check_size(model, path)
     try:
         onnx.checker.check_model(model, full_check=True)
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # checker and shape inference share no base below Exception
         raise InputError(f"{path}: is not sound ONNX ({first_line(error)})") from error
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    for value in (*inferred.graph.value_info, *inferred.graph.output):
-        # A few bytes can ask for a tensor that no machine holds (ConstantOfShape, Expand, Tile).
-        values = math.prod(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
-        if values > _MOST_VALUES:
+    for graph in all_graphs(inferred.graph):
+        for value in (*graph.value_info, *graph.output):
+            # A few bytes can ask for a tensor that no machine holds (ConstantOfShape, Expand).
+            values = math.prod(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
+            if values > _MOST_VALUES:
+                raise InputError(
+                    f"{path}: '{value.name}' would have {values:,} values; nothing here can hold "
+                    "that"
+                )
+
+
+def _check_extent(model: onnx.ModelProto, path: Path) -> None:
+    """Count nodes and levels without recursion, before anything walks the graph."""
+    waiting, nodes = [(model.graph, 1)], 0
+    while waiting:
+        graph, level = waiting.pop()
+        nodes += len(graph.node)
+        if nodes > _MOST_NODES:
+            raise InputError(f"{path}: has more than {_MOST_NODES:,} nodes, as no network has")
+        if level > _MOST_LEVELS:
             raise InputError(
-                f"{path}: '{value.name}' would have {values:,} values; nothing here can hold that"
+                f"{path}: nests If, Loop or Scan more than {_MOST_LEVELS} levels deep, as no "
+                "network does"
+            )
+        for node in graph.node:
+            for attribute in node.attribute:
+                inner = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+                waiting += [(one, level + 1) for one in inner]
+
+
+def _check_loop(graph: onnx.GraphProto, node: onnx.NodeProto, path: Path) -> None:
+    """Refuse a Loop whose number of turns is written down, and beyond any network's."""
+    from onnx import numpy_helper
+
+    if node.op_type != "Loop" or not node.input:
+        return
+    constants = [tensor for tensor in graph.initializer if tensor.name == node.input[0]]
+    constants += [
+        attribute.t
+        for one in graph.node
+        if one.op_type == "Constant" and node.input[0] in one.output
+        for attribute in one.attribute
+        if attribute.HasField("t")
+    ]
+    for tensor in constants:
+        turns = numpy_helper.to_array(tensor).ravel()
+        if turns.size and int(turns.max()) > _MOST_TURNS:
+            raise InputError(
+                f"{path}: node '{node.name}' loops {int(turns.max()):,} times, as no network does"
             )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from segdeploy.errors import InputError
+from segdeploy.models.files import mark_unfinished
 from segdeploy.models.names import escaped
 
 _LONGEST_COMMAND = 200
@@ -93,6 +94,7 @@ def _acquired(path: Path, out: Path) -> int:
                     f"{out}: is being written by {_holder(handle)}; wait for its end, or give "
                     "another output"
                 ) from None
+            mark_unfinished(path)
             if _is_still(path, handle):
                 os.ftruncate(handle, 0)
                 os.write(handle, _described().encode())

@@ -28,6 +28,7 @@ FOLDED_KEY = "segdeploy.folded"
 SCHEMA = 1
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
 OUTPUTS = ("logits", "probabilities", "labels")
+_MOST_PIXELS = 100_000_000  # as many as a picture may have
 MOST_CLASSES = 255  # a label is a byte, and one value of it means "ignored"
 
 # torchvision's ImageNet statistics: what published weights expect of RGB in 0..1.
@@ -115,6 +116,13 @@ def read_contract(text: str, source: str) -> Contract:
             raise InputError(
                 f"{source}: the contract's '{name}' is missing, wrong, or of a kind that this "
                 "version does not execute; export the network again"
+            )
+    largest = (values.get("bounds") or [None, values["size"]])[1]
+    for height, width in (values["size"], largest):
+        if height * width > _MOST_PIXELS:
+            raise InputError(
+                f"{source}: the contract's input is {height}x{width}, more than {_MOST_PIXELS} "
+                "pixels; export the network for a smaller size"
             )
     if len(values["palette"]) != len(values["classes"]):
         raise InputError(f"{source}: the contract has another number of colours than classes")

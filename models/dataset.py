@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.models.errors import ModelInputError
-from segdeploy.models.files import write_atomically
+from segdeploy.models.files import temporary_folder, write_atomically
 from segdeploy.models.images import encoded, read_image, read_mask
 from segdeploy.models.names import are_names
 from segdeploy.models.strict_json import read_json
@@ -256,7 +255,7 @@ def write_dataset(
         raise ModelInputError(f"{root}: already exists; give a new folder or remove it")
     if not root.parent.is_dir():
         raise ModelInputError(f"{root.parent}: no such folder; make it first")
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    unfinished = Path(temporary_folder(root))
     try:
         unfinished.chmod(0o755)
         for split, frames in splits.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from segdeploy.models.errors import ModelInputError
@@ -58,6 +58,22 @@ def check_replaceable(path: Path) -> Path:
     return target
 
 
+def mark_unfinished(path: str | Path) -> None:
+    """Name a temporary file or folder to whoever removes it if this process is killed."""
+    for listener in unfinished_listeners:
+        listener(Path(path))
+
+
+unfinished_listeners: list[Callable[[Path], None]] = []
+
+
+def temporary_folder(beside: Path) -> str:
+    """A new folder with a hidden name beside a file or folder, to be renamed or removed."""
+    folder = tempfile.mkdtemp(prefix=f".{beside.name[:99]}.", dir=beside.parent)
+    mark_unfinished(folder)
+    return folder
+
+
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write `data`, or its pieces, to `path`: a crash leaves the old file or the new one whole.
 
@@ -81,6 +97,7 @@ def write_together(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
     try:
         for path, data in targets.items():
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:99]}.", dir=path.parent)
+            mark_unfinished(temporary)
             waiting.append((temporary, path))
             _fill(handle, temporary, path, data)
         while waiting:

@@ -8,6 +8,8 @@ from segdeploy.benchmark.latency import SECONDS
 from segdeploy.benchmark.sweep import Sweep
 from segdeploy.errors import InputError
 
+_SLOWEST = 0.1  # calls a second
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -34,7 +36,7 @@ class Protocol:
         """
         if not 0 < self.seconds <= 3600:
             raise InputError(f"--seconds {self.seconds}: is above 0, to 3600")
-        if self.fps is not None and not 0 < self.fps <= 1000:
-            raise InputError(f"--fps {self.fps}: is calls a second, above 0 to 1000")
+        if self.fps is not None and not _SLOWEST <= self.fps <= 1000:
+            raise InputError(f"--fps {self.fps}: is calls a second, {_SLOWEST:g} to 1000")
         if self.scales == (1.0,):
             raise InputError("--scales 1: is what is measured anyway; give several")

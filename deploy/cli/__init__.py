@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -30,6 +31,8 @@ from segdeploy.cli.predict import predict
 from segdeploy.cli.selftest import selftest
 from segdeploy.cli.serve_repo import serve_repo
 from segdeploy.cli.train import train
+from segdeploy.models.files import unfinished_listeners
+from segdeploy.supervisor import unfinished
 
 _BUG, _INTERRUPTED = 3, 130
 
@@ -59,8 +62,10 @@ class _Notes(logging.Handler):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # Ended by a supervisor, we clean up as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if arguments is None:  # as a program
+        unfinished_listeners.append(unfinished)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
     log, notes = logging.getLogger("segdeploy"), _Notes()
     log.setLevel(logging.INFO)
     log.addHandler(notes)
@@ -69,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         log.removeHandler(notes)
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Clean up as after Ctrl-C, and once: a second signal must not stop the cleaning."""
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _run(arguments: list[str]) -> int:
@@ -88,8 +100,20 @@ def _run(arguments: list[str]) -> int:
         return _complain(f"{error.format_message()} (see {path} --help)", error.exit_code)
     except click.ClickException as error:
         return _complain(error.format_message(), error.exit_code)
+    except SystemExit as end:
+        # click and rich exit with 1 where a reader, as `head`, has read enough.
+        if isinstance(end.__context__, BrokenPipeError):
+            return 0
+        raise
     except BrokenPipeError:
         return 0
+    except MemoryError as error:
+        told = f" ({error})" if str(error) else ""
+        return _complain(
+            f"out of memory{told}; give smaller images or a smaller --size, fewer --threads, or "
+            "more memory",
+            2,
+        )
     except OSError as error:
         if debug:
             raise

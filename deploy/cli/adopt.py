@@ -9,7 +9,7 @@ import click
 
 from segdeploy.cli.build_engine import profile_options, read_profiles
 from segdeploy.cli.console import say
-from segdeploy.cli.options import Size, Triple
+from segdeploy.cli.options import Size, Triple, foreign_model
 
 
 @click.command()
@@ -31,6 +31,7 @@ from segdeploy.cli.options import Size, Triple
 @click.option("--hardware-compatible", is_flag=True, help="Built for any GPU from Ampere on.")
 @profile_options
 @click.option("-o", "--out", type=Path, help="Copy of an .onnx file to write.")
+@foreign_model
 def adopt(
     file: Path,
     out: Path | None,

@@ -13,6 +13,7 @@ import click
 from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress, say
 from segdeploy.cli.options import (
     Scales,
+    foreign_model,
     json_option,
     limit_option,
     network_options,
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
 @click.option("--report", type=Path, help="Folder for the page, JSON, Markdown and JUnit.")
 @json_option
 @quiet_option
+@foreign_model
 def bench(
     candidates: tuple[Path, ...],
     reference: str | None,

@@ -13,6 +13,7 @@ from segdeploy.cli.export import count_proofs
 from segdeploy.cli.options import (
     Shape,
     builder_option,
+    foreign_model,
     json_option,
     out_option,
     quiet_option,
@@ -83,6 +84,7 @@ def read_profiles(
 @out_option("Engine to write (.engine); its manifest and golden vectors lie beside it.")
 @json_option
 @quiet_option
+@foreign_model
 def build_engine(
     model: Path,
     minimum: tuple[_Shape, ...],

@@ -11,6 +11,7 @@ import click
 from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress, say
 from segdeploy.cli.options import (
     data_option,
+    foreign_model,
     json_option,
     out_option,
     quiet_option,
@@ -74,6 +75,7 @@ _METHODS = ("auto", "min-max", "average", "percentile", "entropy", "mse")
     "-v", "--verbose", is_flag=True, help="Show every layer that is not INT8, and classes."
 )
 @quiet_option
+@foreign_model
 def calibrate(
     model: Path, data: Path, out: Path, as_json: bool, verbose: bool, quiet: bool, **options: Any
 ) -> None:

@@ -11,6 +11,7 @@ import click
 
 from segdeploy.models.names import escaped
 from segdeploy.plain_json import plain
+from segdeploy.supervisor import progressed
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -47,6 +48,7 @@ def progress(title: str, quiet: bool) -> Iterator[Callable[..., None]]:
         task = bar.add_task(title, total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
+            progressed()
             bar.update(task, completed=done, total=total, note=escaped(note))
 
         yield update

@@ -13,6 +13,7 @@ from segdeploy.cli.options import (
     backend_option,
     check_fuse,
     data_option,
+    foreign_model,
     json_option,
     limit_option,
     network_options,
@@ -34,6 +35,7 @@ from segdeploy.cli.options import (
 @scales_options
 @json_option
 @quiet_option
+@foreign_model
 def evaluate(
     model: str,
     data: Path,

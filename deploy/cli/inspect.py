@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segdeploy.cli.console import megabytes, print_json, print_table, say
-from segdeploy.cli.options import json_option
+from segdeploy.cli.options import foreign_model, json_option
 
 if TYPE_CHECKING:
     from segdeploy.inspection import Inspection
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1, required=True, type=Path, metavar="FILE [OTHER]")
 @click.option("--diff", is_flag=True, help="Show what two files say differently, and only that.")
 @json_option
+@foreign_model
 def inspect(files: tuple[Path, ...], diff: bool, as_json: bool) -> None:
     """Show what FILE is: a checkpoint, an .onnx file or an engine.
 

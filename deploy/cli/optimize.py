@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segdeploy.cli.console import megabytes, print_json, print_table, say
-from segdeploy.cli.options import Size, json_option, out_option
+from segdeploy.cli.options import Size, foreign_model, json_option, out_option
 
 if TYPE_CHECKING:
     from segdeploy.optimizer.cost import Cost
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @out_option("ONNX file to write.")
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Say where a pass declined, and why.")
+@foreign_model
 def optimize(
     model: Path, size: tuple[int, int] | None, out: Path, as_json: bool, verbose: bool
 ) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from segdeploy.cli.console import say
 from segdeploy.network import ModelSpec
+from segdeploy.supervisor import limit
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -234,3 +237,47 @@ def check_fuse(fuse: str, scales: tuple[float, ...], flip: bool) -> None:
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), help="Take the first N frames of the split."
 )
+
+
+class Finite(click.FloatRange):
+    """A number within its range, and neither NaN nor infinity."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Parse, or fail with what was expected."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+def foreign_model(command: Command) -> Command:
+    """`--timeout` and `--max-memory`: limits for a file that somebody else may have made.
+
+    They hold where the command runs as a program; `supervisor` says how.
+    """
+
+    @functools.wraps(command)
+    def limited(*args: Any, timeout: float, max_memory: float | None, **kwargs: Any) -> Any:
+        named = [kwargs.get(one) for one in ("model", "file")]
+        named += [*kwargs.get("files", ()), *kwargs.get("candidates", ())]
+        limit(str(next(filter(None, named), "the file")), timeout, max_memory)
+        return command(*args, **kwargs)
+
+    for option in (
+        click.option(
+            "--max-memory",
+            type=Finite(min=0.1),
+            metavar="GIB",
+            help="End the command beyond this memory; half of the free memory by default.",
+        ),
+        click.option(
+            "--timeout",
+            type=Finite(min=0, min_open=True),
+            default=600.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="End the command when it makes no progress for this long.",
+        ),
+    ):
+        limited = option(limited)
+    return cast("Command", limited)

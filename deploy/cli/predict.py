@@ -11,6 +11,7 @@ from segdeploy.cli.console import print_json, print_table
 from segdeploy.cli.options import (
     backend_option,
     check_fuse,
+    foreign_model,
     json_option,
     network_options,
     network_spec,
@@ -32,6 +33,7 @@ from segdeploy.cli.options import (
 )
 @click.option("--labels", type=Path, help="Also write the class ids (.png, one id a pixel).")
 @json_option
+@foreign_model
 def predict(
     model: str,
     image: Path,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from segdeploy.cli.console import percent, print_json, print_table, say
-from segdeploy.cli.options import backend_option, json_option
+from segdeploy.cli.options import backend_option, foreign_model, json_option
 
 
 @click.command()
@@ -16,6 +16,7 @@ from segdeploy.cli.options import backend_option, json_option
 @click.option("--golden", type=Path, help="Golden vectors.  [default: those that lie beside MODEL]")
 @backend_option
 @json_option
+@foreign_model
 def selftest(model: Path, golden: Path | None, backend: str | None, as_json: bool) -> int:
     """Prove that this host computes with MODEL what its reference computed.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +36,7 @@ from segdeploy.exporter.probes import breaking_images
 from segdeploy.files import check_output, sha256_of_file, write_together
 from segdeploy.golden import Picture, golden_content, golden_path, golden_pictures, make_vectors
 from segdeploy.graph_layers import read_layers
+from segdeploy.models.files import temporary_folder
 from segdeploy.onnx_check import check_graph
 from segdeploy.onnx_file import contract_of, load_onnx, precision_of, save_onnx
 from segdeploy.output_lock import one_writer
@@ -268,10 +269,13 @@ def _calibrated(
             f"--precision {precision}: the graph's types are its own; give --data, and it is "
             "calibrated first, or use `segdeploy calibrate`"
         )
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+    folder = temporary_folder(out)
+    try:
         path = Path(folder, f"{out.stem}.{precision}.onnx")
         calibrate(model, data, path, precision=precision or "")
         yield path
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_stripped(model: Path, out: Path, repeats: int, mended: Sequence[str]) -> None:

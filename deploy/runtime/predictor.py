@@ -15,6 +15,8 @@ from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.images import of_pillow, read_image
 from segdeploy.network import ModelSpec, load_network
+from segdeploy.onnx_check import check_graph
+from segdeploy.onnx_file import load_onnx
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.late_upsampling import labels_of_small_map
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
@@ -309,6 +311,8 @@ def load(
     path = Path(spec.model)
     if path.suffix in (".onnx", *ENGINE_SUFFIXES):
         spec.refuse_options()
+        if path.suffix == ".onnx":
+            check_graph(load_onnx(path), path, is_run_alone=True)
         session = open_session(path, backend, literal=literal, threads=threads)
         return Predictor(session, size or spec.size, scales)
     if backend not in (None, "torch"):

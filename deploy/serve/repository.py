@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from segdeploy.engine.options import route
 from segdeploy.errors import InputError
 from segdeploy.files import check_folder, check_input, write_atomically
 from segdeploy.models import picture_file
+from segdeploy.models.files import temporary_folder
 from segdeploy.onnx_file import contract_of, load_onnx, save_onnx
 from segdeploy.output_lock import one_writer
 from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
@@ -246,7 +246,7 @@ def _add(out: Path, parts: Sequence[_Part], version: int, labels: bytes) -> None
     All is written into folders that a server does not read, and then renamed: a new model as a
     whole, a new version of a model that is there as its version's folder.
     """
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished.", dir=out))
+    unfinished = Path(temporary_folder(out / "unfinished"))
     added: list[Path] = []
     try:
         moves: list[tuple[Path, Path]] = []

@@ -10,6 +10,7 @@ namespace segdeploy {
 namespace {
 
 constexpr int kSchema = 1;
+constexpr std::size_t kMostPixels = 100'000'000;
 constexpr int kLongestSide = 1 << 16;
 // Of mean and std: what float arithmetic can go on with.
 constexpr double kLargestNumber = 1e9;
@@ -38,16 +39,14 @@ bool is_printable(const std::string& name) {
 
 // Class names as in dataset.json: printable, of 1 to 100 characters, no two of them equal.
 bool are_names(const std::vector<std::string>& names) {
-  std::vector<std::string> sorted = names;
-  std::sort(sorted.begin(), sorted.end());
-  return std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end() &&
-         std::all_of(names.begin(), names.end(), [](const std::string& name) {
-           const auto letters = std::count_if(name.begin(), name.end(), [](char letter) {
-             return (static_cast<unsigned char>(letter) & 0xC0) != 0x80;
-           });
-           return letters > 0 && letters <= kLongestName && is_printable(name) &&
-                  name.find_first_not_of(' ') != std::string::npos;
-         });
+  return std::all_of(names.begin(), names.end(), [&](const std::string& name) {
+    const auto letters = std::count_if(name.begin(), name.end(), [](char letter) {
+      return (static_cast<unsigned char>(letter) & 0xC0) != 0x80;
+    });
+    return std::count(names.begin(), names.end(), name) == 1 && letters > 0 &&
+           letters <= kLongestName && is_printable(name) &&
+           name.find_first_not_of(' ') != std::string::npos;
+  });
 }
 
 // One entry of the contract, or a refusal that names it.
@@ -206,6 +205,17 @@ Contract contract_of(const json& values, const std::string& source) {
   if (entries.has("multiple")) contract.multiple = entries.whole("multiple", 1, kLongestSide);
   if (entries.has("bounds")) {
     contract.profiles.push_back(read_bounds(entries, contract.height, contract.width));
+  }
+  std::array<int, 2> largest = size;
+  if (!contract.profiles.empty()) {
+    largest = {contract.profiles[0].maximum[1], contract.profiles[0].maximum[2]};
+  }
+  for (const auto& [height, width] : {size, largest}) {
+    if (area(height, width) > kMostPixels) {
+      throw Error(source + ": the contract's input is " + std::to_string(height) + "x" +
+                  std::to_string(width) + ", more than " + std::to_string(kMostPixels) +
+                  " pixels; export the network for a smaller size");
+    }
   }
   return contract;
 }

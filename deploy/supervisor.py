@@ -1,0 +1,247 @@
+"""One process that runs a command, and one that ends it: limits that no foreign file can break.
+
+A graph that somebody sends may loop for ever inside a runtime, ask for all memory, or crash; Python
+sees none of that before the runtime returns. So a command runs in a child process. Its parent ends
+the child when it takes too long between two signs of progress, when it takes too much memory, or
+when the user interrupts and the child does not end by itself. Then the parent removes what the
+child left unfinished. This module imports nothing but Python's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+_INTERRUPTED = 130
+_BAD_INPUT = 2
+_PATIENCE = 1.5  # seconds that an interrupted child has to clean up
+_GRACE = 0.2  # seconds in which a terminal's own signal reaches the child
+_STEP = 0.05  # seconds between two looks
+_PR_SET_PDEATHSIG = 1
+_SHARE = 0.5  # of the free memory, unless --max-memory says another limit
+
+_channel: int | None = None  # the child's end of the pipe; None where nobody watches
+
+
+def limit(what: str, timeout: float, max_memory: float | None) -> None:
+    """Ask the parent to end this process beyond these limits; it does nothing without a parent.
+
+    `what` is the file that is run. `timeout` is in seconds, between two signs of progress;
+    `max_memory` in GiB, of this process and those that it starts, half of the free memory if None.
+    """
+    most = max_memory if max_memory is not None else _SHARE * free_memory() / 2**30
+    _tell("limit", f"{timeout} {most} {what}")
+
+
+def progressed() -> None:
+    """Tell the parent that the work goes on."""
+    _tell("progress", "")
+
+
+def unfinished(path: Path) -> None:
+    """Tell the parent of a temporary file or folder, which it removes if this process is ended."""
+    _tell("unfinished", str(path))
+
+
+def _tell(kind: str, text: str) -> None:
+    if _channel is None:
+        return
+    line = f"{kind} {text}".replace("\n", "\\n").encode(errors="surrogateescape") + b"\n"
+    with contextlib.suppress(OSError):
+        os.write(_channel, line)
+
+
+def free_memory() -> float:
+    """Bytes that can still be had: of the machine, or of the container that this is in."""
+    free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024.0 * int(next(one for one in lines if one.startswith("MemAvailable")).split()[1])
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        most = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free = min(free, most - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return max(free, 0.0)
+
+
+def supervised(command: Callable[[], None]) -> int:
+    """Run `command` in a child process, and return its exit code.
+
+    In the child this does not return.
+    """
+    read_end, write_end = os.pipe()
+    folder = tempfile.mkdtemp(prefix="segdeploy.")
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        _become_child(parent, write_end, folder)
+        command()
+        sys.exit(0)
+    os.close(write_end)
+    try:
+        return _Watch(child, read_end).wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _become_child(parent: int, write_end: int, folder: str) -> None:
+    global _channel
+    _channel = write_end
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    # The child ends with its parent, however that ends.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(_INTERRUPTED)
+
+
+class _Watch:
+    """The parent's view of its child: what the child said, and how it ends."""
+
+    def __init__(self, child: int, read_end: int):
+        self._child, self._read_end = child, read_end
+        self._pending = b""
+        self._what = ""
+        self._timeout = self._most = float("inf")
+        self._moved = time.monotonic()
+        self._stopped: float | None = None
+        self._forwards: int | None = None
+        self._left: list[Path] = []
+        self._reason: str | None = None
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(one, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._stopped is None:
+            self._stopped = time.monotonic()
+            # A terminal interrupts both processes; another sender may mean the parent alone.
+            self._forwards = signal.SIGINT
+
+    def wait(self) -> int:
+        """Wait for the child's end, and return the exit code for the user."""
+        while True:
+            done, status = os.waitpid(self._child, os.WNOHANG)
+            if done:
+                self._read()
+                return self._code(status)
+            self._read(_STEP)
+            self._enforce()
+
+    def _read(self, seconds: float = 0.0) -> None:
+        with contextlib.suppress(InterruptedError):
+            readable, _, _ = select.select([self._read_end], [], [], seconds)
+            content = os.read(self._read_end, 1 << 16) if readable else b""
+            if readable and not content:  # closed: the child is about to end
+                time.sleep(seconds / 10)
+            lines = (self._pending + content).split(b"\n")
+            self._pending = lines.pop()
+            for line in lines:
+                self._take(*line.decode(errors="surrogateescape").partition(" ")[::2])
+
+    def _take(self, kind: str, text: str) -> None:
+        self._moved = time.monotonic()
+        if kind == "limit":
+            timeout, most, self._what = text.split(" ", 2)
+            self._timeout, self._most = float(timeout), float(most) * 2**30
+        elif kind == "unfinished":
+            self._left.append(Path(text))
+
+    def _enforce(self) -> None:
+        now = time.monotonic()
+        if self._stopped is not None:
+            if self._forwards is not None and now - self._stopped > _GRACE:
+                _send(self._child, self._forwards)
+                self._forwards = None
+            if now - self._stopped > _PATIENCE:
+                self._end("interrupted; nothing was left half-written")
+        elif now - self._moved > self._timeout:
+            self._end(
+                f"{self._what}: did not come further in {self._timeout:g} s, and was ended; give "
+                "more time with --timeout, or another file"
+            )
+        elif self._most < float("inf") and (taken := _memory_of(self._child)) > self._most:
+            self._end(
+                f"{self._what}: took {taken / 2**30:.1f} GiB of memory, and was ended; the "
+                f"limit is {self._most / 2**30:.1f} GiB: raise it with --max-memory, or give "
+                "smaller images or another file"
+            )
+
+    def _end(self, reason: str) -> None:
+        if self._reason is None:
+            self._reason = reason
+            for process in reversed(_family(self._child)):
+                _send(process, signal.SIGKILL)
+
+    def _code(self, status: int) -> int:
+        os.close(self._read_end)
+        code = os.waitstatus_to_exitcode(status)
+        if code >= 0 and self._reason is None:
+            return code
+        for path in self._left:
+            _remove(path)
+        if self._stopped is not None:
+            return _complain(self._reason or "interrupted", _INTERRUPTED)
+        if self._reason is not None:
+            return _complain(self._reason, _BAD_INPUT)
+        name = signal.Signals(-code).name
+        where = f"{self._what}: " if self._what else ""
+        guess = "the system may be out of memory" if name == "SIGKILL" else (
+            "a library crashed on this input; `segdeploy inspect` and ONNX's checker may say more"
+        )  # fmt: skip
+        return _complain(f"{where}the process ended by {name}: {guess}", _BAD_INPUT)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock that another run holds now
+            path.unlink()
+        finally:
+            os.close(handle)
+
+
+def _complain(message: str, code: int) -> int:
+    printable = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in message)
+    print(f"error: {printable}", file=sys.stderr)
+    return code
+
+
+def _send(process: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
+
+
+def _family(process: int) -> list[int]:
+    """A process and all those that it started, parents first."""
+    found = [process]
+    for one in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{one}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _memory_of(process: int) -> float:
+    """Bytes of memory of a process and those that it started, without files that are mapped."""
+    total = 0.0
+    for one in _family(process):
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path(f"/proc/{one}/status").read_text().splitlines():
+                if line.startswith("RssAnon:"):
+                    total += 1024.0 * int(line.split()[1])
+    return total
