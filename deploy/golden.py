@@ -26,7 +26,9 @@ from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import first_line
+from segdeploy.models.names import escaped
 from segdeploy.models.scenes import draw_scene
+from segdeploy.models.strict_json import parse_json
 from segdeploy.runtime.predictor import Predictor
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.spec import Contract
@@ -114,6 +116,27 @@ def golden_content(vectors: Sequence[GoldenVector], reference: Path) -> bytes:
     return content
 
 
+def golden_reference(path: Path) -> tuple[str, str]:
+    """The file that golden vectors were made by: its name, and its SHA-256.
+
+    Raises:
+        InputError: as `read_golden`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check_input(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(KEY, "null")
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: holds no golden vectors ({first_line(error)}); build the engine again"
+        ) from error
+    described = parse_json(text, f"{path}: its header")
+    named = described if isinstance(described, dict) else {}
+    return escaped(str(named.get("reference"))), str(named.get("reference_sha256"))
+
+
 def read_golden(path: Path) -> list[GoldenVector]:
     """Read golden vectors.
 
@@ -125,7 +148,8 @@ def read_golden(path: Path) -> list[GoldenVector]:
     check_input(path)
     try:
         with safe_open(path, framework="numpy") as file:
-            described = json.loads((file.metadata() or {}).get(KEY, "null"))
+            header = (file.metadata() or {}).get(KEY, "null")
+            described = parse_json(header, f"{path}: its header")
             names = set(file.keys())
             digests = _digests(described)
             arrays = [

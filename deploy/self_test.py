@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import sha256_of_file
-from segdeploy.golden import GoldenVector, golden_path, make_vectors, read_golden
+from segdeploy.golden import (
+    GoldenVector,
+    golden_path,
+    golden_reference,
+    make_vectors,
+    read_golden,
+)
 from segdeploy.onnx_file import load_onnx
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.session import ENGINE_SUFFIXES
@@ -41,7 +47,7 @@ class SelfTest:
     """What `selftest` found, picture by picture.
 
     `most_output` is the largest difference of a score that the precision allows, of its range; None
-    for a graph that gives labels.
+    for a graph that gives labels. `note` says where the vectors are those of another graph.
     """
 
     model: Path
@@ -50,6 +56,7 @@ class SelfTest:
     least_agreement: float
     most_output: float | None
     pictures: tuple[Stage, ...]
+    note: str | None = None
 
     @property
     def complaint(self) -> str | None:
@@ -116,7 +123,24 @@ def selftest(
             tolerance.least_agreement,
             None if contract.output == "labels" else tolerance.most_difference,
             tuple(_compared(predictor, vector) for vector in vectors),
+            _note(model, path),
         )
+
+
+def _note(model: Path, golden: Path) -> str | None:
+    """That a graph is compared with another one's vectors, as those of its symmetric twin."""
+    if model.suffix != ".onnx":
+        return None
+    name, digest = golden_reference(golden)
+    if digest == sha256_of_file(model):
+        return None
+    twin = (
+        ", the symmetric graph that was built from it" if name.endswith(".symmetric.onnx") else ""
+    )
+    return (
+        f"{golden.name} was made by {name}{twin}, and not by {model.name}: differences between the "
+        "two graphs count as this host's"
+    )
 
 
 def _compared(predictor: Predictor, expected: GoldenVector) -> Stage:

@@ -24,6 +24,7 @@ from segdeploy.engine.build import build_engine
 from segdeploy.engine.manifest import manifest_path
 from segdeploy.engine.options import BuildOptions, check_options
 from segdeploy.errors import CheckFailed, InputError
+from segdeploy.evaluation import check_judgeable
 from segdeploy.exporter.onnx_export import export
 from segdeploy.files import check_folder, write_atomically
 from segdeploy.golden import golden_path
@@ -115,6 +116,7 @@ def _deployed(
     check_options(BuildOptions(targets=tuple(one.lower() for one in targets)), bindings)
     dataset = open_dataset(Path(data))
     split = "val" if "val" in dataset.splits else dataset.splits[-1]
+    check_judgeable(dataset.frames(split), "--max-miou-drop")
     first = dataset.frames(split, 1)[0].read()[0]
     loaded = load_network(spec, dataset, (first.shape[0], first.shape[1]))
     tools = versions("torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime")

@@ -4,7 +4,7 @@ A graph that somebody sends may loop for ever inside a runtime, ask for all memo
 sees none of that before the runtime returns. So a command runs in a child process. Its parent ends
 the child when it takes too long between two signs of progress, when it takes too much memory, or
 when the user interrupts and the child does not end by itself. Then the parent removes what the
-child left unfinished. This module imports nothing but Python's own.
+child left unfinished. This module needs nothing but Python's own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+
+from segdeploy.models.memory import free_memory
 
 _INTERRUPTED = 130
 _BAD_INPUT = 2
@@ -49,6 +51,11 @@ def progressed() -> None:
     _tell("progress", "")
 
 
+def complained() -> None:
+    """Tell the parent that the user knows why this process ends."""
+    _tell("complained", "")
+
+
 def unfinished(path: Path) -> None:
     """Tell the parent of a temporary file or folder, which it removes if this process is ended."""
     _tell("unfinished", str(path))
@@ -60,18 +67,6 @@ def _tell(kind: str, text: str) -> None:
     line = f"{kind} {text}".replace("\n", "\\n").encode(errors="surrogateescape") + b"\n"
     with contextlib.suppress(OSError):
         os.write(_channel, line)
-
-
-def free_memory() -> float:
-    """Bytes that can still be had: of the machine, or of the container that this is in."""
-    free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024.0 * int(next(one for one in lines if one.startswith("MemAvailable")).split()[1])
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number
-        most = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, most - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return max(free, 0.0)
 
 
 def supervised(command: Callable[[], None]) -> int:
@@ -119,6 +114,7 @@ class _Watch:
         self._forwards: int | None = None
         self._left: list[Path] = []
         self._reason: str | None = None
+        self._has_complained = False
         for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(one, self._stop)
 
@@ -154,6 +150,8 @@ class _Watch:
         if kind == "limit":
             timeout, most, self._what = text.split(" ", 2)
             self._timeout, self._most = float(timeout), float(most) * 2**30
+        elif kind == "complained":
+            self._has_complained = True
         elif kind == "unfinished":
             self._left.append(Path(text))
 
@@ -191,7 +189,8 @@ class _Watch:
         for path in self._left:
             _remove(path)
         if self._stopped is not None:
-            return _complain(self._reason or "interrupted", _INTERRUPTED)
+            told = self._reason or "interrupted"
+            return _INTERRUPTED if self._has_complained else _complain(told, _INTERRUPTED)
         if self._reason is not None:
             return _complain(self._reason, _BAD_INPUT)
         name = signal.Signals(-code).name

@@ -47,6 +47,11 @@ def escaped(text: str) -> str:
     return "".join(one if one.isprintable() else _escape(one) for one in text)
 
 
+def shown(value: object) -> object:
+    """A value for a page: text as `escaped` gives it, and anything else as it is."""
+    return escaped(value) if type(value) is str else value
+
+
 def _escape(character: str) -> str:
     if unicodedata.category(character) == "Zs":  # a no-break space looks like a space, and is none
         return " "

@@ -18,6 +18,7 @@ from segdeploy.models.deeplab_v2 import DeepLabV2ResNet101, DeepLabV2VGG16
 from segdeploy.models.deeplabv3 import DeepLabV3, MemoryEfficientDeepLabV3
 from segdeploy.models.deeplabv3_resnet import DeepLabV3PlusResNet, DeepLabV3ResNet
 from segdeploy.models.errors import ModelInputError
+from segdeploy.models.memory import free_memory
 from segdeploy.models.semantic_segmentation_model import SemanticSegmentationModel
 
 
@@ -165,6 +166,22 @@ def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Modul
                 f"{name}: the option {argument} is {_KINDS[wanted][0]}, not {value!r}"
             )
     try:
+        with torch.device("meta"):  # nothing is computed or stored
+            outline = entry.build(num_classes, **arguments)
+        _check_memory(name, arguments, outline)
         return entry.build(num_classes, **arguments)
+    except ModelInputError:
+        raise
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelInputError(f"{name}: cannot be built with {dict(arguments)}: {error}") from error
+
+
+def _check_memory(name: str, arguments: Mapping[str, Any], outline: nn.Module) -> None:
+    """Refuse a network whose weights cannot be held, before they are made."""
+    wanted = sum(t.numel() * t.element_size() for t in outline.state_dict().values())
+    free = free_memory()
+    if wanted > free:
+        raise ModelInputError(
+            f"{name}: with {dict(arguments)} its weights take {wanted / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free; give a smaller --width, or other options"
+        )

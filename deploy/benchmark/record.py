@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +13,7 @@ from xml.etree import ElementTree
 from segdeploy.benchmark.fidelity import MARGINS, QUANTILES
 from segdeploy.benchmark.layers import LayerReport
 from segdeploy.benchmark.verdict import Row, Verdict, miou_drop
+from segdeploy.models.names import escaped
 from segdeploy.plain_json import plain
 
 SCHEMA = 3
@@ -106,12 +109,14 @@ def to_markdown(verdict: Verdict) -> str:
         table += f"\n\nat scales {scales}, each against the reference at the same scales; "
         table += f"speed-up against the reference at one:\n\n{_table(head, verdict.modes.rows)}"
     told = "every candidate passes" if verdict.passes else "not every candidate passes"
-    chosen = f"recommended: **{verdict.recommended}**" if verdict.recommended else "none to ship"
-    notes = "".join(f"\n- {note}" for note in verdict.notes)
+    chosen = "none to ship"
+    if verdict.recommended:
+        chosen = f"recommended: **{_markdown(verdict.recommended)}**"
+    notes = "".join(f"\n- {_markdown(note)}" for note in verdict.notes)
+    frames = _markdown(f"{verdict.dataset.root.name}/{verdict.split}")
     return (
-        f"**segdeploy bench**, {verdict.frames} frames of {verdict.dataset.root.name}/"
-        f"{verdict.split}, {verdict.size[0]}x{verdict.size[1]}: {told}; {chosen}\n\n"
-        + f"{table}\n{notes}\n"
+        f"**segdeploy bench**, {verdict.frames} frames of {frames}, "
+        f"{verdict.size[0]}x{verdict.size[1]}: {told}; {chosen}\n\n" + f"{table}\n{notes}\n"
     )
 
 
@@ -161,8 +166,14 @@ def told_sweep(verdict: Verdict) -> list[tuple[str, str, str, str]]:
 
 def _table(head: Sequence[str], rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines += [f"| {' | '.join(_cells(row, rows[0]))} |" for row in rows]
+    lines += [f"| {' | '.join(map(_markdown, _cells(row, rows[0])))} |" for row in rows]
     return "\n".join(lines)
+
+
+def _markdown(text: str) -> str:
+    """Text as Markdown that shows it, whatever a name in it would mean there or in HTML."""
+    shown = html.escape(escaped(text), quote=False)
+    return re.sub(r"([\\`*_\[\]!|])", r"\\\1", shown)
 
 
 def to_junit(verdict: Verdict) -> str:
@@ -171,14 +182,14 @@ def to_junit(verdict: Verdict) -> str:
     rows = (*verdict.rows[1:], *(verdict.modes.rows[1:] if verdict.modes else ()))
     for row in rows:
         case = ElementTree.SubElement(
-            suite, "testcase", classname="segdeploy.bench", name=row.name, time="0"
+            suite, "testcase", classname="segdeploy.bench", name=escaped(row.name), time="0"
         )
         if row.skipped:
-            ElementTree.SubElement(case, "skipped", message=row.failure or "")
+            ElementTree.SubElement(case, "skipped", message=escaped(row.failure or ""))
         elif row.failure is not None:
-            ElementTree.SubElement(case, "error", message=row.failure)
+            ElementTree.SubElement(case, "error", message=escaped(row.failure))
         elif row.complaints:
-            ElementTree.SubElement(case, "failure", message="; ".join(row.complaints))
+            ElementTree.SubElement(case, "failure", message=escaped("; ".join(row.complaints)))
     counts = {name: len(suite.findall(f".//{name}")) for name in ("failure", "error", "skipped")}
     suite.set("tests", str(len(rows)))
     suite.set("failures", str(counts["failure"]))
@@ -237,5 +248,5 @@ def _cells(row: Row, reference: Row) -> list[str]:
         "-" if fidelity is None else f"{100 * fidelity.agreement:.3f} %",
         "-" if latency is None else f"{latency.median_ms:.2f}",
         told_speedup(row),
-        "reference" if row is reference else _told_outcome(row).replace("|", "/"),
+        "reference" if row is reference else _told_outcome(row),
     ]

@@ -23,6 +23,7 @@ from segdeploy.benchmark.record import (
 )
 from segdeploy.benchmark.verdict import Verdict
 from segdeploy.files import check_folder, write_atomically
+from segdeploy.models.names import shown
 
 
 def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path:
@@ -33,7 +34,7 @@ def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path
     import jinja2
 
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown)
     pages.filters["percent"] = _percent
     page = pages.from_string(template).render(
         verdict=verdict,

@@ -12,6 +12,7 @@ from segdeploy.calibrator.assignment import Search, Sensitivity
 from segdeploy.calibrator.judge import Accuracy
 from segdeploy.calibrator.source import Source
 from segdeploy.files import write_atomically
+from segdeploy.models.names import shown
 
 _WORST = 6
 
@@ -59,7 +60,7 @@ def write_page(report: CalibrationReport, source: Source, path: Path) -> None:
     import jinja2
 
     template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown)
     page = pages.from_string(template).render(
         report=report,
         blocks=_bars(report.block_snr_db),

@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 a check failed, 2 usage or bad input, 3 a bug of ours, 130
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 
@@ -31,8 +33,9 @@ from segdeploy.cli.predict import predict
 from segdeploy.cli.selftest import selftest
 from segdeploy.cli.serve_repo import serve_repo
 from segdeploy.cli.train import train
+from segdeploy.models.errors import first_line
 from segdeploy.models.files import unfinished_listeners
-from segdeploy.supervisor import unfinished
+from segdeploy.supervisor import complained, unfinished
 
 _BUG, _INTERRUPTED = 3, 130
 
@@ -64,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:  # as a program
         unfinished_listeners.append(unfinished)
+        if "--debug" not in given[:1]:  # libraries warn of what they do for us, not of the user's
+            warnings.simplefilter("ignore")
+            logging.lastResort = None
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
     log, notes = logging.getLogger("segdeploy"), _Notes()
@@ -73,6 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _run(given)
     finally:
         log.removeHandler(notes)
+    if arguments is None and code == _INTERRUPTED:
+        # Libraries' threads may take seconds to end, and what was begun is cleaned up by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -108,12 +119,7 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return 0
     except MemoryError as error:
-        told = f" ({error})" if str(error) else ""
-        return _complain(
-            f"out of memory{told}; give smaller images or a smaller --size, fewer --threads, or "
-            "more memory",
-            2,
-        )
+        return _complain(_out_of_memory(error), 2)
     except OSError as error:
         if debug:
             raise
@@ -122,6 +128,8 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        if "allocate memory" in str(error):  # PyTorch's allocator has no error of its own
+            return _complain(_out_of_memory(error), 2)
         # Input errors and failed checks of all three packages carry their exit code.
         code = getattr(error, "exit_code", None)
         if isinstance(code, int):
@@ -134,7 +142,16 @@ def _run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _out_of_memory(error: BaseException) -> str:
+    told = f" ({first_line(error)})" if str(error) else ""
+    return (
+        f"out of memory{told}; give smaller images or a smaller --size, fewer --threads, or more "
+        "memory"
+    )
+
+
 def _complain(message: str, code: int) -> int:
     # One line, whatever a library put into its reason.
     say(f"error: {' '.join(message.split())}", err=True)
+    complained()
     return code

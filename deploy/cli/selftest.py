@@ -41,6 +41,8 @@ def selftest(model: Path, golden: Path | None, backend: str | None, as_json: boo
         "same bytes",
     )
     print_table(columns, rows)
+    if result.note:
+        say(f"note: {result.note}", err=True)
     if result.complaint:
         say(f"failed: {model} in {result.backend}: {result.complaint}", err=True)
         return 1

@@ -5,6 +5,20 @@
 
 namespace segdeploy {
 
+std::string printable(const std::string& text) {
+  constexpr const char* kDigits = "0123456789abcdef";
+  std::string shown;
+  for (const char one : text) {
+    const auto byte = static_cast<unsigned char>(one);
+    if (byte >= 0x20 && byte != 0x7F) {
+      shown += one;
+    } else {
+      shown += std::string("\\x") + kDigits[byte >> 4U] + kDigits[byte & 15U];
+    }
+  }
+  return shown;
+}
+
 Arguments::Arguments(int count, char** words, const std::set<std::string>& valued,
                      const std::set<std::string>& flags, const std::string& usage) {
   for (int at = 1; at < count; ++at) {

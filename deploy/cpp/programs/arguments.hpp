@@ -10,6 +10,9 @@
 
 namespace segdeploy {
 
+// The text with control characters as escapes: a name in a file must not drive a terminal.
+std::string printable(const std::string& text);
+
 class Arguments {
  public:
   // Throws Error, which ends with `usage`, for an option that is neither in `valued` nor `flags`.

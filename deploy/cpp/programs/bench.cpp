@@ -13,6 +13,7 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -276,8 +277,11 @@ int main(int count, char** words) {
     if (asked.model().empty() || !asked.others().empty()) throw Error(kUsage);
     if (asked.has("--serve")) return serve(asked.model(), asked.options());
     return measure(asked);
+  } catch (const std::bad_alloc&) {
+    std::fputs("error: out of memory; give smaller images, or fewer --threads\n", stderr);
+    return 2;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
+    std::fprintf(stderr, "error: %s\n", printable(error.what()).c_str());
     return 2;
   }
 }

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <new>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -47,6 +49,14 @@ int main(int count, char** words) {
     const std::string overlays = asked.text("--overlays", "");
     const bool has_pictures = !asked.others().empty() && !(out.empty() && overlays.empty());
     if (asked.model().empty() || has_pictures == !golden.empty()) throw segdeploy::Error(kUsage);
+    std::set<std::string> names;
+    for (const auto& path : asked.others()) {
+      if (!names.insert(fs::path(path).stem().string()).second) {
+        throw segdeploy::Error(path +
+                               ": another image has the same name, and their labels would be "
+                               "one file; give them apart");
+      }
+    }
     const segdeploy::Model model(asked.model(), asked.options());
     if (!golden.empty()) return self_test(model, golden);
     for (const auto& folder : {out, overlays}) {
@@ -64,8 +74,11 @@ int main(int count, char** words) {
     }
     std::printf("%zu pictures by %s\n", asked.others().size(), model.runtime().c_str());
     return 0;
+  } catch (const std::bad_alloc&) {
+    std::fputs("error: out of memory; give smaller images, or fewer --threads\n", stderr);
+    return 2;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
+    std::fprintf(stderr, "error: %s\n", segdeploy::printable(error.what()).c_str());
     return 2;
   }
 }
