@@ -121,7 +121,7 @@ def _deployed(
     loaded = load_network(spec, dataset, (first.shape[0], first.shape[1]))
     tools = versions("torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime")
     common = {"tools": tools | {backend: bindings.version}, "data": key_of_dataset(dataset)}
-    ledger = _Ledger(out, common, dry_run, on_step)
+    ledger = Ledger(out, common, dry_run, on_step)
     described = {"network": key_of_network(loaded), "spec": vars(spec)}
     del loaded
     budget = {"max_miou_drop": limits.max_miou_drop}
@@ -201,7 +201,7 @@ def _deployed(
     )
 
 
-class _Ledger:
+class Ledger:
     """What each step was made of, and the hashes of what it made: `steps.json` in the folder."""
 
     def __init__(

@@ -20,6 +20,10 @@ from typing import Any
 
 _HANG_S = 2.0
 _MEMORY = 1 << 30
+# What the files of unfinished work hold: whatever happens to them, no other value may come out.
+JOURNAL = {"round 0": {"times": [1.5, 2.5]}, "frame 0": {"counts": [[3, 4], [5, 6]]}}
+SEARCH = {"conv1": [20.5, 0.25, 0.99], "conv2": [11.0, 1.5, 0.9]}
+TOLERANT = ("journal", "search", "steps")  # what is damaged there is done anew
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40)
 
 
@@ -65,7 +69,13 @@ def _mutate_text(data: bytearray, rng: random.Random) -> None:
 
 
 def parsers() -> dict[str, Callable[[Path], Any]]:
+    import numpy as np
+
     from segdeploy.adoption import Statement, adopt
+    from segdeploy.benchmark.comparing import compare_verdicts
+    from segdeploy.benchmark.cpp_program import read_cpp_candidate
+    from segdeploy.benchmark.journal import Journal
+    from segdeploy.calibrator.assignment import SearchState
     from segdeploy.calibrator.cache import read_cache
     from segdeploy.engine.build import build_engine
     from segdeploy.engine.manifest import parse_manifest
@@ -75,7 +85,9 @@ def parsers() -> dict[str, Callable[[Path], Any]]:
     from segdeploy.models.dataset import open_dataset
     from segdeploy.models.images import read_image, read_mask
     from segdeploy.optimization import optimize
+    from segdeploy.runtime.predictor import load
     from segdeploy.runtime.session import open_session
+    from segdeploy.shipping import Ledger
 
     def run_onnx(path: Path) -> None:
         with open_session(path) as session:
@@ -94,9 +106,37 @@ def parsers() -> dict[str, Callable[[Path], Any]]:
         path.replace(target)
         open_dataset(path.parent)
 
+    def predict(path: Path) -> None:
+        with load(path, threads=1) as network:
+            network.predict(np.full((20, 30, 3), 99, np.uint8))
+
+    def journal(path: Path) -> None:
+        held = Journal(path, "key")
+        for place, value in JOURNAL.items():
+            assert held.get(place) in (None, value), f"{place} is {held.get(place)}"
+        assert held.resumed <= len(JOURNAL)
+
+    def search(path: Path) -> None:
+        state = SearchState(path, ["key"])
+        for name, value in SEARCH.items():
+            found = state.of(name, lambda given: given, value)
+            assert found == value, f"{name} is {found}"
+
+    def steps(path: Path) -> None:
+        name = path.with_name("steps.json")
+        path.replace(name)
+        ledger = Ledger(path.parent, {}, True, lambda name, told: None)
+        assert ledger.do("export", [path.parent / "m.bin"], {}, lambda: None)
+
     return {
         "onnx": inspect,
         "onnx-run": run_onnx,
+        "onnx-predict": predict,
+        "bench-candidate": read_cpp_candidate,
+        "bench-verdict": lambda path: compare_verdicts(path, path),
+        "journal": journal,
+        "search": search,
+        "steps": steps,
         "onnx-optimize": lambda path: optimize(path, path.with_name("out.onnx")),
         "onnx-adopt": lambda path: adopt(
             path,

@@ -190,7 +190,7 @@ def within_budget(
         *(key_of_frames(frames.calibration), key_of_frames(frames.held_back, masks=True)),
         *versions("onnx", "onnxruntime", "numpy").values(),
     ]
-    state = _State(state_path(out), key)
+    state = SearchState(state_path(out), key)
     layers = [y for y in source.sites.layers if y.name not in kept]
     total = len(layers) + most_evaluations(len(layers))
     few = Judge(model, spread(frames.held_back, _SNR_FRAMES))
@@ -258,7 +258,7 @@ def within_budget(
     )
 
 
-class _State:
+class SearchState:
     """What a search has measured, in a file, so that none of it is lost."""
 
     def __init__(self, path: Path, key: list[str]):
@@ -273,6 +273,7 @@ class _State:
             pass  # of another search, damaged, or none: measure anew
 
     def of(self, name: str, measure: Callable[[T], list[float]], given: T) -> list[float]:
+        """What was measured under a name before, or is now."""
         if name not in self._measured:
             self._measured[name] = measure(given)
             content = {
