@@ -20,6 +20,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-11 tensorrt_cu13_bindings==11.4.0.106
 	@# The C++ library is compiled with headers of another family than the TensorRT-RTX above.
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-rtx-1.4 tensorrt-rtx-cu13-libs==1.4.0.76
+	@# TensorRT's real runtime without a builder: how it fails where CUDA cannot start is tested.
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-lean-10 tensorrt-lean-cu13-libs==10.16.1.11 tensorrt-lean-cu13-bindings==10.16.1.11
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-lean-11 tensorrt-lean-cu13-libs==11.4.0.106 tensorrt-lean-cu13-bindings==11.4.0.106
 	@# Triton's protobuf messages; the client that they come with wants an older protobuf than onnx's.
 	$(BIN)/pip install --quiet --no-deps tritonclient==2.73.0
 	touch $@

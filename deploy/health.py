@@ -175,9 +175,12 @@ def _rtx() -> str:
 def _tensorrt() -> str:
     import tensorrt
 
-    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
-    tensorrt.Builder(logger)
-    return str(tensorrt.__version__)
+    from segdeploy.engine.bindings import open_bindings
+
+    bindings = open_bindings("tensorrt")
+    logger = bindings.log()
+    bindings.usable(tensorrt.Builder(logger), logger, "the builder")
+    return bindings.version
 
 
 def _gpu() -> Finding:

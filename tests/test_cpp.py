@@ -163,6 +163,7 @@ def test_ctest(build: Path, cases: Path, manifests: Path, environment: dict[str,
         "SEGDEPLOY_TEST_RTX_VERSION": "1.4.0.76",
         "SEGDEPLOY_TEST_OTHER_RTX": str(later_rtx()),
         "SEGDEPLOY_TEST_PLAN": str(manifests / "a b.engine"),
+        **lean_runtimes(),
     }
     command = ["ctest", "--test-dir", build, "--output-on-failure"]
     ran = subprocess.run(
@@ -171,6 +172,20 @@ def test_ctest(build: Path, cases: Path, manifests: Path, environment: dict[str,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout
     assert "100% tests passed, 0 tests failed out of 9" in ran.stdout
+
+
+def lean_runtimes() -> dict[str, str]:
+    """TensorRT's real runtime, without a builder: of the headers' family, and of the next one."""
+    if Path("/dev/nvidia0").exists():
+        return {}  # CUDA starts there
+    lean, other = (Path(sys.prefix) / f"tensorrt-lean-{family}" for family in (10, 11))
+    if not lean.is_dir() or not other.is_dir():
+        skip("TensorRT's lean runtimes are not in the environment; make .venv/.ready puts them")
+    return {
+        "SEGDEPLOY_TEST_LEAN": str(lean / "tensorrt_lean_libs" / "libnvinfer_lean.so.10"),
+        "SEGDEPLOY_TEST_LEAN_VERSION": "10.16.1.11",
+        "SEGDEPLOY_TEST_LEAN_OTHER": str(other / "tensorrt_lean_libs" / "libnvinfer_lean.so.11"),
+    }
 
 
 def later_rtx() -> Path:

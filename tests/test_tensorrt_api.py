@@ -185,3 +185,37 @@ def test_a_call_that_does_not_exist_is_found(rtx: dict) -> None:
     wrong["IExecutionContext"]["set_input_shape"] = [[3, 3]]
     with pytest.raises(AssertionError, match="set_input_shape is called with 2 arguments"):
         check(wrong, is_rtx=True)
+
+
+LEAN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import tensorrt_lean_bindings as trt
+from segdeploy.engine.bindings import Bindings
+from segdeploy.errors import InputError
+bindings = Bindings("tensorrt", trt)
+for _ in range(2):
+    logger = bindings.log()
+    try:
+        bindings.usable(trt.Runtime(logger), logger, "m.engine")
+    except InputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(("family", "version"), [(10, "10.16.1.11"), (11, "11.4.0.106")])
+def test_where_cuda_cannot_start_no_runtime_is_used(family: int, version: str) -> None:
+    """The real lean runtime: using or freeing what it gives there would end the process."""
+    folder = Path(sys.prefix) / f"tensorrt-lean-{family}"
+    if not folder.is_dir():
+        skip("TensorRT's lean runtimes are not in the environment; make .venv/.ready puts them")
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("CUDA starts here")
+    ran = subprocess.run([sys.executable, "-c", LEAN, folder], capture_output=True, text=True)
+    assert ran.returncode == 0, ran
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith(f"m.engine: tensorrt {version} cannot start CUDA here (")
+        assert "CUDA initialization failure" in line

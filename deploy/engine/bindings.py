@@ -6,6 +6,7 @@ builds ahead of time, for compute capabilities that are named.
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,24 @@ class Bindings:
         """What RTX can build for, by names such as `sm86`."""
         members = self.trt.ComputeCapability.__members__
         return {name.lower(): value for name, value in members.items() if name.startswith("SM")}
+
+    def usable(self, made: Any, logger: Any, what: str) -> Any:
+        """A builder or runtime that was made with `logger`, if it can be used.
+
+        Where CUDA cannot start (no driver, no device, a driver that is too old), TensorRT 10.15 to
+        11.4 give an address that is neither null nor valid: every use of the object around it,
+        freeing it too, ends the process. Only the log says so. Such an object is never freed.
+
+        Raises:
+            InputError: with `what` and CUDA's reason.
+        """
+        if logger.no_cuda and not self.is_rtx:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+            raise InputError(
+                f"{what}: {self.name} {self.version} cannot start CUDA here ({logger.no_cuda}); "
+                "`segdeploy doctor` looks at the driver"
+            )
+        return made
 
     def log(self) -> Any:
         """A logger that keeps errors, in `errors`, for a message of ours."""

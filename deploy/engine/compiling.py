@@ -85,7 +85,7 @@ def build_plan(
 
 def _builder(bindings: Bindings, logger: Any) -> Any:
     try:
-        return bindings.trt.Builder(logger)
+        return bindings.usable(bindings.trt.Builder(logger), logger, "the builder")
     except (RuntimeError, TypeError) as error:  # the binding got no builder from the library
         raise InputError(
             f"{bindings.name} {bindings.version}: cannot make a builder here "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ def open_engine(bindings: Bindings, manifest: Manifest, path: Path, plan: bytes)
         InputError: if TensorRT refuses it, or the parent is not beside it.
     """
     logger = bindings.log()
-    runtime = _runtime(bindings, logger, path)
+    runtime = bindings.usable(bindings.trt.Runtime(logger), logger, str(path))
     if manifest.options.get("version_compatible") is True:
         runtime.engine_host_code_allowed = True  # its lean runtime rides in the plan
     engine = runtime.deserialize_cuda_engine(plan)
@@ -32,25 +31,6 @@ def open_engine(bindings: Bindings, manifest: Manifest, path: Path, plan: bytes)
     if manifest.options.get("weights") == "stripped":
         _refit(bindings, logger, engine, manifest, path)
     return engine
-
-
-def _runtime(bindings: Bindings, logger: Any, path: Path) -> Any:
-    """A runtime that can be used.
-
-    Where CUDA cannot start, TensorRT 10.15 to 11.4 give a pointer that is neither null nor valid:
-    every use of the runtime around it, freeing it too, ends the process. The log says so before.
-
-    Raises:
-        InputError: with CUDA's reason.
-    """
-    runtime = bindings.trt.Runtime(logger)
-    if logger.no_cuda and not bindings.is_rtx:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))  # it is never freed
-        raise InputError(
-            f"{path}: {bindings.name} {bindings.version} makes no runtime here ({logger.no_cuda}); "
-            "`segdeploy doctor` looks at the driver"
-        )
-    return runtime
 
 
 def _refit(bindings: Bindings, logger: Any, engine: Any, manifest: Manifest, path: Path) -> None:

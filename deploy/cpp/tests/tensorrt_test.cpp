@@ -15,9 +15,30 @@ std::string told(const char* name) {
   return value == nullptr ? "" : value;
 }
 
+// TensorRT's lean runtime of the headers' family, on a machine where CUDA cannot start: what it gives
+// instead of a runtime is never used. Another family is refused before that.
+void check_lean() {
+  segdeploy::Options options;
+  options.tensorrt = told("SEGDEPLOY_TEST_LEAN");
+  if (options.tensorrt.empty()) return;
+  segdeploy::TensorRtLibrary library("tensorrt", options);
+  CHECK(library.version() == told("SEGDEPLOY_TEST_LEAN_VERSION"));
+  const std::string garbage(2000, 'x');
+  for (int times = 0; times < 2; ++times) {
+    check_refused("garbage.engine: tensorrt " + library.version() + " makes no runtime here (",
+                  [&] { library.read(garbage, false, "garbage.engine"); });
+  }
+  check_refused("CUDA initialization failure",
+                [&] { library.read(garbage, true, "garbage.engine"); });
+  options.tensorrt = told("SEGDEPLOY_TEST_LEAN_OTHER");
+  check_refused("and this library was compiled for TensorRT 10",
+                [&] { segdeploy::TensorRtLibrary("tensorrt", options); });
+}
+
 }  // namespace
 
 int main() {
+  check_lean();
   segdeploy::Options options;
   options.tensorrt = told("SEGDEPLOY_TEST_RTX");
   if (options.tensorrt.empty()) return 0;
