@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from segdeploy.calibration.half import is_half, rounded
-from segdeploy.calibration.session import session_options
+from segdeploy.calibration.session import open_on_cpu, outputs_of, session_options
 
 
 def open_literal(model: onnx.ModelProto, tensor: str | None = None) -> ort.InferenceSession:
@@ -29,11 +29,7 @@ def open_literal(model: onnx.ModelProto, tensor: str | None = None) -> ort.Infer
         model = cut
     if is_half(model):
         model = rounded(model)
-    return ort.InferenceSession(
-        model.SerializeToString(),
-        session_options(literal=True),
-        providers=["CPUExecutionProvider"],
-    )
+    return open_on_cpu(model.SerializeToString(), session_options(literal=True))
 
 
 def scores_of(model: onnx.ModelProto) -> str:
@@ -71,5 +67,4 @@ class Reference:
 
 
 def _run(session: ort.InferenceSession, image: NDArray[Any]) -> NDArray[np.float32]:
-    output = session.run(None, {session.get_inputs()[0].name: image})[0]
-    return np.asarray(output, np.float32)
+    return np.asarray(outputs_of(session, None, image)[0], np.float32)

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from segdeploy.calibration.errors import CalibrationInputError
 from segdeploy.calibration.histogram import Histogram
 from segdeploy.calibration.layers import shapes_of
-from segdeploy.calibration.session import session_options
+from segdeploy.calibration.session import open_on_cpu, outputs_of, session_options
 from segdeploy.calibration.thresholds import percentile
 
 # Of the tensors that are watched, so many bytes are held at once; the rest is run for again.
@@ -69,7 +69,7 @@ def observe(
             _added(name_of_input, frame, histograms[name_of_input].add, array)
         for index, group in enumerate(groups):
             asked = [*group, *(extremes if index == 0 else ())] or [session.get_outputs()[0].name]
-            outputs = session.run(asked, {name_of_input: array})
+            outputs = outputs_of(session, asked, array)
             for tensor, value in zip(group, outputs, strict=False):
                 _added(tensor, frame, histograms[tensor].add, value)
             found = iter(outputs[len(group) :])
@@ -136,9 +136,7 @@ def _watcher(
     options = session_options()
     # An arena is quicker, and keeps the peak of all groups together.
     options.enable_cpu_mem_arena = groups < 2
-    return ort.InferenceSession(
-        watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_on_cpu(watched.SerializeToString(), options)
 
 
 def check_weights(model: onnx.ModelProto) -> None:

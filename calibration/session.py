@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnxruntime as ort
+
+from segdeploy.calibration.errors import CalibrationInputError
 
 # `WeightBiasQuantization` makes an int32 of a float bias behind Q/DQ, and dequantizes it in the
 # type of the graph: in FP16 a bias that is large against its scale is lost. `DoubleQDQPairsRemover`
@@ -25,3 +29,36 @@ def session_options(*, literal: bool = False, threads: int | None = None) -> ort
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
+
+
+def open_on_cpu(content: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A session of a graph in memory on the CPU.
+
+    Raises:
+        CalibrationInputError: if ONNX Runtime refuses the graph.
+    """
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the binding's classes share no base below Exception
+        raise CalibrationInputError(
+            f"ONNX Runtime cannot load the graph ({_one_line(error)})"
+        ) from error
+
+
+def outputs_of(session: ort.InferenceSession, names: list[str] | None, image: Any) -> list[Any]:
+    """The named outputs, or all, of a session of one input.
+
+    Raises:
+        CalibrationInputError: if ONNX Runtime cannot run the graph.
+    """
+    try:
+        found: list[Any] = session.run(names, {session.get_inputs()[0].name: image})
+    except Exception as error:  # as above
+        raise CalibrationInputError(
+            f"ONNX Runtime cannot run the graph on {image.shape} ({_one_line(error)})"
+        ) from error
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

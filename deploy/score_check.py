@@ -28,6 +28,7 @@ def check_scores(
         CheckFailed: naming the tensor and the image.
     """
     from segdeploy.calibration.literal import open_literal, scores_of
+    from segdeploy.calibration.session import outputs_of
 
     tensor = scores_of(graph)
     session = open_literal(graph, tensor)
@@ -36,7 +37,7 @@ def check_scores(
         array = preprocess(image, contract)
         if taken.type == "tensor(float16)":
             array = array.astype(np.float16)
-        (scores,) = session.run(None, {taken.name: array})
+        (scores,) = outputs_of(session, None, array)
         if not np.isfinite(scores).all():
             raise CheckFailed(
                 f"{source}: the scores '{tensor}' hold NaN or infinity for {name}: the labels mean "
