@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segdeploy.content_keys import key_of_frames, same_pictures
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, check_output, write_atomically
 from segdeploy.network import CHECKPOINT_SUFFIX, LoadedNetwork, ModelSpec, load_network
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from segdeploy.models.training import Step, Training, TrainingSettings
 
 DEFAULT_SIZE = (360, 480)
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,15 +101,21 @@ def train(
     contract = loaded.contract
     wanted = Augmentation(**{"crop": contract.size, **(augmentation or {})})
     chosen = TrainingSettings(contract.size, contract.mean, contract.std, wanted, **settings)
+    if shared := same_pictures(validation, frames):
+        _LOG.info(
+            f"{len(shared)} of {len(validation)} frames of '{val_split}' are in '{split}', too: "
+            "mIoU on them says how well they were learned, and not how well others will be"
+        )
     weights, unseen = _class_weights(dataset, frames, class_weights)
     on_start(unseen)
     run = {
         "architecture": contract.architecture,
         "arguments": repr(sorted(contract.arguments.items())),
         "classes": ", ".join(contract.classes),
-        "frames": ", ".join(frame.name for frame in frames),
+        "frames": key_of_frames(frames, masks=True),
         "weights": loaded.sha256 or "",
-        "validation": f"every {validate_every} epochs on {val_split}",
+        "validation": f"every {validate_every} epochs on {val_split} "
+        f"{key_of_frames(validation, masks=True)}",
         "class weights": class_weights,
         "number of processes": str(world_size()),
         **_comparable(chosen),
