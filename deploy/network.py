@@ -17,6 +17,7 @@ from segdeploy.spec import (
     METADATA_KEY,
     MOST_CLASSES,
     Contract,
+    check_pixels,
     placeholder_classes,
     read_contract,
 )
@@ -236,6 +237,7 @@ def _contract(
             )
         if dataset is not None and dataset.classes != stored.classes:
             raise InputError(_other_classes(str(spec.weights), stored.classes, dataset))
+        check_pixels(spec.size or stored.size, f"{spec.weights}: its input")
         return replace(
             stored,
             size=spec.size or stored.size,
@@ -244,6 +246,7 @@ def _contract(
     size = spec.size or default_size
     if size is None:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --size HxW")
+    check_pixels(size, f"{spec.model}: its input")
     if dataset is not None:
         if spec.num_classes and spec.num_classes != len(dataset.classes):
             raise InputError(

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 _OWN_DOMAINS = ("", "ai.onnx")
 _MOST_VALUES = 2**31
-_MOST_NODES = 200_000
-_MOST_LEVELS = 16
 _MOST_TURNS = 1_000_000
 
 
@@ -33,7 +31,6 @@ def check_graph(model: onnx.ModelProto, path: Path, *, is_run_alone: bool = Fals
     """
     import onnx
 
-    _check_extent(model, path)
     for graph in all_graphs(model.graph):
         for tensor in graph.initializer:
             _check_claim(tensor, path)
@@ -62,25 +59,6 @@ def check_graph(model: onnx.ModelProto, path: Path, *, is_run_alone: bool = Fals
                     f"{path}: '{value.name}' would have {values:,} values; nothing here can hold "
                     "that"
                 )
-
-
-def _check_extent(model: onnx.ModelProto, path: Path) -> None:
-    """Count nodes and levels without recursion, before anything walks the graph."""
-    waiting, nodes = [(model.graph, 1)], 0
-    while waiting:
-        graph, level = waiting.pop()
-        nodes += len(graph.node)
-        if nodes > _MOST_NODES:
-            raise InputError(f"{path}: has more than {_MOST_NODES:,} nodes, as no network has")
-        if level > _MOST_LEVELS:
-            raise InputError(
-                f"{path}: nests If, Loop or Scan more than {_MOST_LEVELS} levels deep, as no "
-                "network does"
-            )
-        for node in graph.node:
-            for attribute in node.attribute:
-                inner = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-                waiting += [(one, level + 1) for one in inner]
 
 
 def _check_loop(graph: onnx.GraphProto, node: onnx.NodeProto, path: Path) -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdeploy.errors import InputError
-from segdeploy.external_data import is_too_large, save_with_external_data
+from segdeploy.external_data import LIMIT, is_too_large, save_with_external_data
 from segdeploy.files import check_input, write_atomically
 from segdeploy.models.errors import first_line
 from segdeploy.spec import CALL_KEY, METADATA_KEY, MODULE_KEY, REJECTED_KEY, Contract, read_contract
 
 if TYPE_CHECKING:
     import onnx
+
+_LARGEST_NODES = 2**24  # bytes, beside the weights
+_MOST_NODES = 200_000
+_MOST_LEVELS = 16
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -29,6 +33,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     model = _parsed(path)
     if not model.graph.node:
         raise InputError(f"{path}: holds no ONNX graph; is it an ONNX file, and complete?")
+    _check_extent(model, path)
     _check_text(model, path)
     rejected = [e.value for e in model.metadata_props if e.key == REJECTED_KEY]
     check_not_rejected(rejected[0] if rejected else None, path)
@@ -79,11 +84,31 @@ def _parsed(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
-    check_input(path)
+    if check_input(path).stat().st_size > LIMIT + _LARGEST_NODES:
+        raise InputError(f"{path}: is over 2 GiB, which no ONNX file is; its weights lie beside it")
     try:
         return onnx.load_model(path, load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise InputError(f"{path}: is not a readable ONNX file ({error})") from error
+
+
+def _check_extent(model: onnx.ModelProto, path: Path) -> None:
+    """Count nodes and levels without recursion, before anything walks the graph."""
+    waiting, nodes = [(model.graph, 1)], 0
+    while waiting:
+        graph, level = waiting.pop()
+        nodes += len(graph.node)
+        if nodes > _MOST_NODES:
+            raise InputError(f"{path}: has more than {_MOST_NODES:,} nodes, as no network has")
+        if level > _MOST_LEVELS:
+            raise InputError(
+                f"{path}: nests If, Loop or Scan more than {_MOST_LEVELS} levels deep, as no "
+                "network does"
+            )
+        for node in graph.node:
+            for attribute in node.attribute:
+                inner = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+                waiting += [(one, level + 1) for one in inner]
 
 
 def _check_text(model: onnx.ModelProto, path: Path) -> None:

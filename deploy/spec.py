@@ -7,7 +7,7 @@ in the ONNX `metadata_props` and in the engine's manifest, so that nobody types 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ FOLDED_KEY = "segdeploy.folded"
 SCHEMA = 1
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
 OUTPUTS = ("logits", "probabilities", "labels")
-_MOST_PIXELS = 100_000_000  # as many as a picture may have
+MOST_PIXELS = 100_000_000  # of an input, as many as a picture may have
 MOST_CLASSES = 255  # a label is a byte, and one value of it means "ignored"
 
 # torchvision's ImageNet statistics: what published weights expect of RGB in 0..1.
@@ -118,16 +118,25 @@ def read_contract(text: str, source: str) -> Contract:
                 "version does not execute; export the network again"
             )
     largest = (values.get("bounds") or [None, values["size"]])[1]
-    for height, width in (values["size"], largest):
-        if height * width > _MOST_PIXELS:
-            raise InputError(
-                f"{source}: the contract's input is {height}x{width}, more than {_MOST_PIXELS} "
-                "pixels; export the network for a smaller size"
-            )
+    for size in (values["size"], largest):
+        check_pixels(size, f"{source}: the contract's input")
     if len(values["palette"]) != len(values["classes"]):
         raise InputError(f"{source}: the contract has another number of colours than classes")
     known = {entry.name for entry in fields(Contract)}
     return Contract(**{name: _frozen(v) for name, v in values.items() if name in known})
+
+
+def check_pixels(size: Sequence[int], what: str) -> None:
+    """Refuse an input of `size` (H, W) that nothing could hold.
+
+    Raises:
+        InputError: beginning with `what`.
+    """
+    if size[0] * size[1] > MOST_PIXELS:
+        raise InputError(
+            f"{what} is {size[0]}x{size[1]}, more than {MOST_PIXELS} pixels; export the network "
+            "for a smaller size"
+        )
 
 
 def _frozen(value: Any) -> Any:

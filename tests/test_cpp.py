@@ -26,7 +26,7 @@ from segdeploy.errors import InputError
 from segdeploy.golden import golden_content, golden_pictures, make_vectors
 from segdeploy.models.dataset import open_dataset
 from segdeploy.network import ModelSpec
-from segdeploy.onnx_file import set_rejected
+from segdeploy.onnx_file import contract_of, load_onnx, set_rejected
 from segdeploy.runtime.postprocess import overlay
 
 from .conftest import skip
@@ -704,3 +704,29 @@ def test_another_compiler_takes_it(build: Path, tmp_path: Path) -> None:
         skip("no clang here")
     settings = (f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_BUILD_TYPE=Debug")
     built(tmp_path / "build", *settings, targets=("segdeploy", "segdeploy-run", "segdeploy-bench"))
+
+
+C_MEMORY = """
+import ctypes, resource, sys
+library = ctypes.CDLL(sys.argv[1])
+library.segdeploy_contract_open.restype = ctypes.c_void_p
+library.segdeploy_error.restype = ctypes.c_char_p
+contract = ctypes.c_void_p(library.segdeploy_contract_open(sys.argv[2].encode()))
+assert contract, library.segdeploy_error()
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20), resource.RLIM_INFINITY))
+image = (ctypes.c_ubyte * 192)()
+for _ in range(3):
+    assert library.segdeploy_prepare(contract, image, 8, 8, image) == 1
+    print(library.segdeploy_error().decode())
+"""
+
+
+def test_memory_that_runs_out_in_the_c_interface_is_an_error(build: Path, cases: Path) -> None:
+    path = cases / "logits.onnx"
+    large = replace(contract_of(load_onnx(path), path), size=(9000, 9000))
+    command = [sys.executable, "-c", C_MEMORY, build / "libsegdeploy.so", large.to_json()]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran
+    words = "out of memory; give a smaller image, or run fewer calls at once"
+    assert ran.stdout.splitlines() == [words] * 3

@@ -118,6 +118,20 @@ def test_more_classes_than_a_label_has_values() -> None:
         placeholder_classes(260)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": [65536, 65536]},
+        {"size": [20000, 20000]},
+        {"bounds": [[32, 32], [20000, 20000], 1]},
+    ],
+)
+def test_an_input_that_nothing_could_hold(changes: dict) -> None:
+    text = json.dumps({**json.loads(CONTRACT.to_json()), **changes})
+    with pytest.raises(InputError, match=r"0x[0-9]+, more than 100000000 pixels|65536x65536, more"):
+        read_contract(text, "file")
+
+
 def test_another_number_of_colours_than_classes() -> None:
     text = json.dumps({**json.loads(CONTRACT.to_json()), "classes": ["a"]})
     with pytest.raises(InputError, match="another number of colours than classes"):

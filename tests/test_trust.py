@@ -498,6 +498,10 @@ def test_a_promise_that_nothing_can_judge_is_refused(
         "--max-miou-drop: the frames have no masks",
     )
     assert not out.exists()
+    ran = run("calibrate", graph, "--data", data, "-o", out, "-q", "--method", "min-max")
+    assert ran.code == 0
+    assert "no mIoU, since every pixel of the masks is ignored" in ran.out
+    assert "nan" not in ran.out
 
 
 @pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e400", "x"])

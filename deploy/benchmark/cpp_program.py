@@ -50,8 +50,14 @@ def read_cpp_candidate(path: Path, program: Path | None = None) -> Candidate:
         ModelSpec(str(model)),
         "onnxruntime" if model.suffix == ".onnx" else "",
         program=(str(found), "--model", str(model), "--serve", *settings),
-        build=f" by {sha256_of_file(found)} {settings}",
+        build=f" by {sha256_of_file(found)} {settings} {_libraries()}",
     )
+
+
+def _libraries() -> list[str | None]:
+    """Where the program finds the runtimes, by the variables of the user's own environment."""
+    kinds = ("ONNXRUNTIME", "TENSORRT", "TENSORRT_RTX")
+    return [os.environ.get(f"SEGDEPLOY_{kind}") for kind in kinds]
 
 
 def _settings(values: Any, path: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,10 +118,15 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
             f"ranges from {report.frames} frames (settled after {report.settled_after}) by "
             f"{report.method} ({tried})"
         )
+    told = "no mIoU, since every pixel of the masks is ignored"
+    if not math.isnan(accuracy.miou):
+        told = (
+            f"mIoU {accuracy.miou:.2f} instead of {accuracy.reference_miou:.2f} (drop "
+            f"{accuracy.miou_drop:.2f})"
+        )
     say(
-        f"executed literally on {accuracy.frames} frames of '{report.check_split}': mIoU "
-        f"{accuracy.miou:.2f} instead of {accuracy.reference_miou:.2f} (drop "
-        f"{accuracy.miou_drop:.2f}), {percent(accuracy.agreement, 3)} % of labels equal"
+        f"executed literally on {accuracy.frames} frames of '{report.check_split}': {told}, "
+        f"{percent(accuracy.agreement, 3)} % of labels equal"
     )
     if report.kernel_agreement is not None:
         say(

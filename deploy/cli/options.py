@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from typing import Any, TypeVar, cast
 import click
 
 from segdeploy.cli.console import say
+from segdeploy.errors import InputError
+from segdeploy.models.strict_json import parse_json
 from segdeploy.network import ModelSpec
 from segdeploy.supervisor import limit
 
@@ -94,8 +95,8 @@ class Argument(click.ParamType):  # type: ignore[type-arg]
         if not equals or not key.isidentifier():
             self.fail(f"'{value}' is not of the form KEY=VALUE", param, ctx)
         try:
-            return key, json.loads(text)
-        except ValueError:
+            return key, parse_json(text, key)
+        except InputError:
             return key, text
 
 

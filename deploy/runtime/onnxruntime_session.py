@@ -109,9 +109,11 @@ class OnnxRuntimeSession(Closing):
         try:
             (result,) = self._session.run([self.output.name], {self.input.name: array})
         except Exception as error:  # the binding's classes share no base below Exception
+            needs_memory = "bad_alloc" in str(error) or "allocate memory" in str(error)
+            mend = "; give a smaller --size, or more memory" if needs_memory else ""
             raise InputError(
                 f"{self.backend}: cannot run the graph on an input of shape "
-                f"{tuple(array.shape)} ({first_line(error)})"
+                f"{tuple(array.shape)} ({first_line(error)}){mend}"
             ) from error
         check_output(self._path, self.contract, array.shape, result)
         return result.astype(np.float32) if result.dtype == np.float16 else result
