@@ -184,10 +184,10 @@ class _Watch:
     def _code(self, status: int) -> int:
         os.close(self._read_end)
         code = os.waitstatus_to_exitcode(status)
+        for path in self._left:  # what was finished has its own name by now
+            _remove(path)
         if code >= 0 and self._reason is None:
             return code
-        for path in self._left:
-            _remove(path)
         if self._stopped is not None:
             told = self._reason or "interrupted"
             return _INTERRUPTED if self._has_complained else _complain(told, _INTERRUPTED)

@@ -7,6 +7,7 @@ one or the other. A device, a FIFO or a socket is never read, and never replaced
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -92,26 +93,26 @@ def write_together(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
     Raises:
         ModelInputError, OSError: as `write_atomically`.
     """
-    waiting: list[tuple[str, Path]] = []
+    waiting: list[tuple[Path, Path]] = []
     targets = {check_replaceable(path): data for path, data in contents.items()}
     try:
         for path, data in targets.items():
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:99]}.", dir=path.parent)
+            temporary = path.with_name(f".{path.name[:99]}.{secrets.token_hex(4)}")
             mark_unfinished(temporary)
             waiting.append((temporary, path))
-            _fill(handle, temporary, path, data)
+            _fill(temporary, path, data)
         while waiting:
             temporary, path = waiting[0]
-            Path(temporary).replace(path)
+            temporary.replace(path)
             waiting.pop(0)
     finally:
         for temporary, _ in waiting:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
-def _fill(handle: int, temporary: str, path: Path, data: bytes | Iterable[bytes]) -> None:
+def _fill(temporary: Path, path: Path, data: bytes | Iterable[bytes]) -> None:
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             for piece in (data,) if isinstance(data, bytes) else data:
                 file.write(piece)
             file.flush()
@@ -120,10 +121,6 @@ def _fill(handle: int, temporary: str, path: Path, data: bytes | Iterable[bytes]
         if error.filename is None:
             error.filename = str(path)  # writing says what went wrong, but not where
         raise
-    # mkstemp makes files private; give this one what an ordinary new file would have.
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(temporary).chmod(0o666 & ~umask)
 
 
 def _kind(mode: int) -> str:

@@ -149,5 +149,5 @@ def test_a_process_whose_partner_has_ended_says_so(dataset: Path, tmp_path: Path
     ]
     said = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [1, 7], said
-    assert "ModelInputError: training: another of its processes has ended" in said[0]
+    assert "InputError: training: another of its processes has ended" in said[0]
     assert not out.exists()
