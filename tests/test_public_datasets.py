@@ -114,7 +114,7 @@ def test_every_problem_is_listed_and_the_code_is_1(run, dataset: Path, tmp_path:
     problems = ran.err.splitlines()
     assert len(problems) == 3
     for part, line in zip(
-        ("ids [77]", "is neither a PNG nor a JPEG image", "split is empty"), problems, strict=True
+        ("ids [77]", "is neither a PNG nor a JPEG image", "no such folder"), problems, strict=True
     ):
         assert part in line
     assert "14 of 96x128" in ran.out
