@@ -30,7 +30,9 @@ _BAD_INPUT = 2
 _PATIENCE = 1.5  # seconds that an interrupted child has to clean up
 _GRACE = 0.2  # seconds in which a terminal's own signal reaches the child
 _STEP = 0.05  # seconds between two looks
+_ASLEEP = 2.0  # seconds between two looks, which take far less
 _PR_SET_PDEATHSIG = 1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHARE = 0.5  # of the free memory, unless --max-memory says another limit
 
 _channel: int | None = None  # the child's end of the pipe; None where nobody watches
@@ -74,6 +76,8 @@ def supervised(command: Callable[[], None]) -> int:
 
     In the child this does not return.
     """
+    # A signal waits until there is somebody to clean up after it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     read_end, write_end = os.pipe()
     folder = tempfile.mkdtemp(prefix="segdeploy.")
     parent = os.getpid()
@@ -81,11 +85,14 @@ def supervised(command: Callable[[], None]) -> int:
     if child == 0:
         os.close(read_end)
         _become_child(parent, write_end, folder)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         command()
         sys.exit(0)
     os.close(write_end)
     try:
-        return _Watch(child, read_end).wait()
+        watch = _Watch(child, read_end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        return watch.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -115,7 +122,7 @@ class _Watch:
         self._left: list[Path] = []
         self._reason: str | None = None
         self._has_complained = False
-        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for one in _SIGNALS:
             signal.signal(one, self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -126,12 +133,17 @@ class _Watch:
 
     def wait(self) -> int:
         """Wait for the child's end, and return the exit code for the user."""
+        looked = time.monotonic()
         while True:
             done, status = os.waitpid(self._child, os.WNOHANG)
             if done:
                 self._read()
                 return self._code(status)
             self._read(_STEP)
+            now = time.monotonic()
+            if now - looked > _ASLEEP:  # stopped by Ctrl-Z, as the child was
+                self._moved += now - looked
+            looked = now
             self._enforce()
 
     def _read(self, seconds: float = 0.0) -> None:
