@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from segdeploy.errors import InputError
-from segdeploy.models.files import mark_unfinished
+from segdeploy.models.files import mark_unfinished, short_name
 from segdeploy.models.names import escaped
 
 _LONGEST_COMMAND = 200
@@ -70,7 +70,7 @@ def _lock_path(out: Path) -> Path | None:
         target = out.resolve()
     except (OSError, RuntimeError, ValueError):
         return None
-    name = f".{target.name[:200]}.lock"
+    name = f".{short_name(target)}.lock"
     if target.parent.is_dir() and os.access(target.parent, os.W_OK):
         return target.parent / name
     # A folder whose own parent is closed, as a mounted one may be.

@@ -68,9 +68,14 @@ def mark_unfinished(path: str | Path) -> None:
 unfinished_listeners: list[Callable[[Path], None]] = []
 
 
+def short_name(path: Path) -> str:
+    """A path's name, cut so that more may stand before and behind it (255 bytes in all)."""
+    return os.fsencode(path.name)[:200].decode(errors="ignore")
+
+
 def temporary_folder(beside: Path) -> str:
     """A new folder with a hidden name beside a file or folder, to be renamed or removed."""
-    folder = tempfile.mkdtemp(prefix=f".{beside.name[:99]}.", dir=beside.parent)
+    folder = tempfile.mkdtemp(prefix=f".{short_name(beside)}.", dir=beside.parent)
     mark_unfinished(folder)
     return folder
 
@@ -97,7 +102,7 @@ def write_together(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
     targets = {check_replaceable(path): data for path, data in contents.items()}
     try:
         for path, data in targets.items():
-            temporary = path.with_name(f".{path.name[:99]}.{secrets.token_hex(4)}")
+            temporary = path.with_name(f".{short_name(path)}.{secrets.token_hex(4)}")
             mark_unfinished(temporary)
             waiting.append((temporary, path))
             _fill(temporary, path, data)

@@ -71,6 +71,14 @@ def test_an_output_that_is_no_regular_file_is_refused_and_stays(tmp_path: Path) 
         check_output(tmp_path / "a\x1bb.onnx")
 
 
+def test_names_may_be_as_long_as_a_file_system_takes(tmp_path: Path) -> None:
+    for name in ("x" * 255, "\u00e4\u6f22" * 51):
+        assert len(name.encode()) == 255
+        with output_lock(tmp_path / name):
+            write_atomically(tmp_path / name, b"content")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_link_to_a_regular_file_is_followed(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"old")

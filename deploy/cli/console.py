@@ -45,7 +45,7 @@ def progress(title: str, quiet: bool) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None, note="")
+        task = bar.add_task(escaped(title), total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
             progressed()
