@@ -185,6 +185,7 @@ def test_scales_at_run_time_need_a_dynamic_graph_of_logits(
         (("--min-size", "32x32"), "--min-size, --max-size and --max-batch go with --dynamic"),
         (("--dynamic", "--min-size", "64x64"), "the height 64, 48, 8192 must not fall"),
         (("--dynamic", "--max-size", "40x400"), "the height 32, 48, 40 must not fall"),
+        (("--dynamic", "--max-size", "20000x20000"), "20000x20000, more than 100000000 pixels"),
     ],
 )
 def test_contradictions_are_refused(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_file import all_graphs
-from segdeploy.spec import MODULE_KEY
+from segdeploy.spec import MODULE_KEY, check_pixels
 
 if TYPE_CHECKING:
     import onnx
@@ -65,6 +65,7 @@ class Bounds:
         Raises:
             InputError: with the three sizes.
         """
+        check_pixels(self.largest, "--max-size: the largest input")
         for axis, name in ((0, "height"), (1, "width")):
             low, high = self.smallest[axis], self.largest[axis]
             if not low <= size[axis] <= high or low == high:
