@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import segdeploy
 from segdeploy.device import current_gpu
@@ -19,6 +20,12 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SEGDEPLOY_SHARED", ROOT.parent / "shared"))
 SIZE = (48, 64)
 LONGEST = ("test_docs.py", "test_cpp.py", "test_training.py", "test_page.py")
+
+# The same examples each time, and no verdict on how busy the machine is.
+settings.register_profile(
+    "tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
