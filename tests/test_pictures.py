@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +56,52 @@ def test_the_client_of_a_served_model_reads_by_the_same_rule(
             assert str(caught.value).startswith(f"{file.path}: {file.refused}")
         else:
             assert np.array_equal(client.read_picture(file.path), file.pixels), file.path.name
+
+
+class Answering:
+    """Triton's client library, as far as the generated client uses it, with one answer."""
+
+    def __init__(self, label: int):
+        self.label = label
+
+    def InferenceServerClient(self, server: str) -> Answering:  # noqa: N802 - Triton's name
+        return self
+
+    def get_model_metadata(self, name: str, version: str) -> SimpleNamespace:
+        ends = [SimpleNamespace(name="end")]
+        return SimpleNamespace(inputs=ends, outputs=ends)
+
+    def InferInput(self, *given: object) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(set_data_from_numpy=lambda array: None)
+
+    def InferRequestedOutput(self, name: str) -> str:  # noqa: N802
+        return name
+
+    def infer(self, name: str, inputs: object, outputs: object) -> Answering:
+        return self
+
+    def as_numpy(self, name: str) -> np.ndarray:
+        return np.full((1, 48, 64), self.label, np.uint8)
+
+
+def test_the_client_refuses_labels_beyond_the_classes(
+    pictures: list[PictureFile], graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(graph, tmp_path)
+    picture = next(file.path for file in pictures if file.pixels is not None)
+    for label in (7, 8):  # of eight classes
+        package = ModuleType("tritonclient")
+        package.grpc = Answering(label)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "tritonclient", package)
+        monkeypatch.setitem(sys.modules, "tritonclient.grpc", package.grpc)  # type: ignore[attr-defined]
+        if label < 8:
+            client.main(str(picture), str(tmp_path / "l.png"))
+            assert (np.asarray(Image.open(tmp_path / "l.png")) == label).all()
+            (tmp_path / "l.png").unlink()
+            continue
+        with pytest.raises(client.PictureError, match="gave the label 8, and has 8 classes"):
+            client.main(str(picture), str(tmp_path / "l.png"))
+        assert not (tmp_path / "l.png").exists()
 
 
 def test_an_image_of_pillow_is_read_by_the_same_rule(pictures: list[PictureFile]) -> None:

@@ -278,6 +278,7 @@ def _client(name: str, contract: Contract, version: int) -> str:
     code = reader.split("from __future__", 1)[1]  # behind its docstring
     height, width = contract.size
     values = {"NAME": name, "VERSION": str(version), "HEIGHT": str(height), "WIDTH": str(width)}
+    values["CLASSES"] = str(len(contract.classes))
     for key, value in values.items():
         template = template.replace(f"@{key}@", value)
     return template.replace("@READER@", f"from __future__{code}")
