@@ -12,16 +12,18 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.packages import installed_version
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from segdeploy.models.dataset import DataSet, Frame
     from segdeploy.network import LoadedNetwork
+
+_PROBED = 256  # scores
 
 
 def key_of_model(path: Path) -> str:
@@ -42,20 +44,52 @@ def key_of_model(path: Path) -> str:
 def key_of_network(loaded: LoadedNetwork) -> str:
     """SHA-256 of a PyTorch network: its contract, its weights as they are now, and its code.
 
-    The code is the printed module tree, the source of every class in the tree, and every module of
-    the user's own that is loaded (outside of Python, its packages and segdeploy).
+    The code is the printed module tree, the attributes of its modules (buffers and plain tensors
+    too), the source of every class in the tree, every module of the user's own that is loaded
+    (outside of Python, its packages and segdeploy), and what the network makes of noise.
     """
     import torch
 
     digest = hashlib.sha256(loaded.contract.to_json().encode())
     module = loaded.network.module
     digest.update(repr(module).encode())
-    for name, tensor in module.state_dict().items():
-        content = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {content.dtype} {tuple(content.shape)}".encode())
-        digest.update(content.flatten().view(torch.uint8).numpy())
+    for name, one in module.named_modules():
+        digest.update(f"{name} {_settings(one)}".encode())
+        for attribute, value in sorted(vars(one).items()):
+            if isinstance(value, torch.Tensor):
+                _add_tensor(digest, f"{name}.{attribute}", value)
+    for name, tensor in (*module.state_dict().items(), *module.named_buffers()):
+        _add_tensor(digest, name, tensor)
+    digest.update(_behavior(loaded))
     digest.update(f"{loaded.network.taken} {sorted(_sources(module).items())}".encode())
     return digest.hexdigest()
+
+
+def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    import torch
+
+    content = tensor.detach().cpu().contiguous()
+    digest.update(f"{name} {content.dtype} {tuple(content.shape)}".encode())
+    digest.update(content.flatten().view(torch.uint8).numpy())
+
+
+def _behavior(loaded: LoadedNetwork) -> bytes:
+    """A few scores for noise, as shares of their range to three digits: what nothing else shows."""
+    import torch
+
+    noise = torch.randn(1, 3, *loaded.contract.size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        scores = loaded.network.eval()(noise.to(next(loaded.network.parameters()).device))
+    values = scores.flatten()[:: max(1, scores.numel() // _PROBED)].double().cpu()
+    span = float(scores.max() - scores.min()) or 1.0
+    return repr([round(float(value) / span, 3) for value in values]).encode()
+
+
+def _settings(module: nn.Module) -> dict[str, str]:
+    """What a module's own attributes say, which may come from a file that its code reads."""
+    kinds = (str, int, float, bool, tuple, list, dict, set, type(None))
+    own = {n: v for n, v in vars(module).items() if isinstance(v, kinds) and n[:1] != "_"}
+    return {name: repr(value) for name, value in sorted(own.items())}
 
 
 def _sources(network: nn.Module) -> dict[str, str]:

@@ -101,11 +101,15 @@ def _become_child(parent: int, write_end: int, folder: str) -> None:
     global _channel
     _channel = write_end
     os.environ["TMPDIR"] = tempfile.tempdir = folder
-    # The child ends with its parent, however that ends.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent:
         os._exit(_INTERRUPTED)
+
+
+def end_with_parent() -> None:
+    """End this process when its parent ends, however that happens (Linux, `prctl`)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Watch:

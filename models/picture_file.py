@@ -10,6 +10,7 @@ This file needs only Pillow and NumPy: `segdeploy serve-repo` writes it into the
 
 from __future__ import annotations
 
+import io
 import warnings
 import zlib
 from pathlib import Path
@@ -121,13 +122,13 @@ def _decoded(path: Path) -> tuple[Image.Image, int]:
         raise PictureError(
             f"{path}: holds {kind} data although its name says {named}; rename or convert it"
         )
-    bits = _png_bits(path) if is_png else _jpeg_bits(path)
+    bits, source = _png(path) if is_png else (_jpeg_bits(path), path)
     if bits > 8:
         raise PictureError(_too_deep(str(path), bits))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=("PNG",) if is_png else ("JPEG",)) as image:
+            with Image.open(source, formats=("PNG",) if is_png else ("JPEG",)) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise PictureError(
@@ -149,11 +150,16 @@ def _decoded(path: Path) -> tuple[Image.Image, int]:
     return decoded, bits
 
 
-def _png_bits(path: Path) -> int:
-    """Bits a channel by the first chunk; every chunk's checksum is checked, which Pillow omits."""
+def _png(path: Path) -> tuple[int, io.BytesIO]:
+    """Bits a channel, and the file with the chunks that the rule reads.
+
+    Every chunk's checksum is checked, which Pillow omits. What animates, colors or describes a
+    picture is left out, where Pillow would stumble over an odd one.
+    """
     bits, left = 0, path.stat().st_size
+    kept = io.BytesIO()
     with path.open("rb") as file:
-        file.seek(8)
+        kept.write(file.read(8))
         kind = b""
         while kind != b"IEND":
             head = file.read(8)
@@ -166,7 +172,10 @@ def _png_bits(path: Path) -> int:
                 raise PictureError(_damaged(path, f"the checksum of {kind!r} is wrong"))
             if kind == b"IHDR" and size == 13:
                 bits = content[8]
-    return bits
+            if kind in (b"tRNS", b"eXIf") or kind[:1].isupper():  # the others are ancillary
+                kept.write(head + content + checksum)
+    kept.seek(0)
+    return bits, kept
 
 
 def _jpeg_bits(path: Path) -> int:

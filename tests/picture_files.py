@@ -136,6 +136,12 @@ def write_pictures(folder: Path) -> list[PictureFile]:
     behind = (b"bKGD", struct.pack(">HHH", 9, 9, 9))
     add("background.png", png(np.dstack([color, alpha]), color=6, chunks=(behind,)), color)
     add("text.png", png(color, chunks=((b"tEXt", b"Orientation\x006"),)), color)
+    frames = (b"acTL", struct.pack(">II", 2, 0))
+    control = struct.pack(">IIIIIHHBB", 0, WIDTH, HEIGHT, 0, 0, 1, 10, 0, 0)
+    add("animated.png", png(color, chunks=(frames, (b"fcTL", control))), color)
+    add("half_animated.png", png(color, chunks=((b"acTL", b"\x00\x00"),)), color)
+    add("private.png", png(color, chunks=((b"prVt", b"\x00" * 99),)), color)
+    add("profile.png", png(color, chunks=((b"iCCP", b"name\x00\x00not compressed"),)), color)
     add("depth.png", png(color, chunks=((b"sBIT", b"\x05\x06\x05"),)), color)
 
     for turn, stored in _STORED.items():

@@ -178,6 +178,26 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path, picture: Path) ->
     raise AssertionError(f"process {child} goes on")
 
 
+def test_a_killed_bench_takes_its_workers_along(tmp_path: Path, graph: Path, dataset: Path) -> None:
+    common = ("--reference", graph, "--data", dataset, "-q")
+    process = start(tmp_path, "bench", graph, *common, "--seconds", "60")
+    deadline = time.monotonic() + 60
+    while len(workers := family(process.pid)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(workers) >= 3  # the parent, the child, and a worker
+    process.kill()
+    process.communicate(timeout=30)
+    while any(Path(f"/proc/{one}").exists() for one in workers[1:]):
+        assert time.monotonic() < deadline + 10
+        time.sleep(0.1)
+
+
+def family(process: int) -> list[int]:
+    from segdeploy.supervisor import _family
+
+    return _family(process)
+
+
 def test_a_reader_that_has_read_enough(tmp_path: Path) -> None:
     command = f"{sys.executable} -m segdeploy models 2>{tmp_path / 'err'} | head -1"
     ran = subprocess.run(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import segdeploy
@@ -399,7 +400,16 @@ def test_a_network_is_known_by_its_weights_and_its_code(tmp_path: Path) -> None:
     parameter.data[0] += 1
     assert key_of_network(loaded) != key
     parameter.data[0] -= 1
-    next(m for m in loaded.network.module.modules() if hasattr(m, "dilation")).dilation = (7, 7)
+    dilated = next(m for m in loaded.network.module.modules() if getattr(m, "padding", 0) == (2, 2))
+    dilated.dilation = dilated.padding = (3, 3)
+    assert key_of_network(loaded) != key
+    key = key_of_network(loaded)
+    loaded.network.module.register_buffer("hidden", torch.zeros(3), persistent=False)
+    assert (hidden := key_of_network(loaded)) != key
+    loaded.network.module.plain = torch.ones(2)
+    assert key_of_network(loaded) != hidden
+    key = key_of_network(loaded)
+    loaded.network.module.mode = "another"  # as a factory that reads a file may set it
     assert key_of_network(loaded) != key
     other = replace(loaded, contract=replace(loaded.contract, mean=(0.0, 0.0, 0.0)))
     assert key_of_network(other) != key_of_network(loaded)

@@ -28,6 +28,7 @@ from segdeploy.network import ModelSpec
 from segdeploy.runtime.multi_scale import fused_logits
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.preprocess import preprocess
+from segdeploy.supervisor import end_with_parent
 
 # The process's program. Python puts the current folder first on the path, and would so run whatever
 # lies there under a library's name; it is taken off before anything else is imported.
@@ -42,7 +43,8 @@ _WINDOW, _MOVED, _WARM_UP_SECONDS = 5, 0.05, 8.0
 
 
 def main() -> None:
-    """Serve until stdin closes."""
+    """Serve until stdin closes, or the parent ends."""
+    end_with_parent()
     # What libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -2,11 +2,13 @@
 // warm-up until calls are steady, then short rounds, and of each the median. --out FILE keeps it as
 // JSON that `segdeploy bench FILE --reference ...` takes as a candidate: it starts this program
 // with --serve, and gives it its turns between those of the others.
+#include <sys/prctl.h>
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -180,6 +182,7 @@ json answered(Bench& bench, const json& asked) {
 
 // Answers lines of `segdeploy bench` until there are none.
 int serve(const std::string& model, Options options) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);  // a network that never returns must not outlive the bench
   std::string line;
   if (!std::getline(std::cin, line)) return 2;
   try {
