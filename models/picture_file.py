@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 100_000_000  # a decompression bomb, not a camera frame
 _PICTURE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 _ORIENTATION = 0x0112
+_TIFF_SIZES = {1: 1, 3: 2, 4: 4}  # bytes of a BYTE, SHORT and LONG
+_EXIF = b"Exif\0\0"
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+_PIECE = 1 << 20  # bytes
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -86,22 +94,44 @@ def rgb_of(image: Image.Image, source: str) -> np.ndarray[Any, np.dtype[np.uint8
 
 
 def _orientation_of(image: Image.Image) -> int:
-    """The orientation in the EXIF block, 1 to 8; 1 where there is none that can be read."""
+    """The orientation of an image in memory, by its EXIF block where it has one."""
     block = image.info.get("exif")
-    if not block and {"xmp", "XML:com.adobe.xmp"} & set(image.info):
+    if block:
+        return _orientation(bytes(block).removeprefix(_EXIF))
+    if {"xmp", "XML:com.adobe.xmp"} & set(image.info):
         return 1  # where Pillow would look for one
-    exif = Image.Exif()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if block:
-                exif.load(block)
-            else:
-                exif = image.getexif()  # of an image in memory
-            value = exif.get(_ORIENTATION)
-    except Exception:  # the many ways in which Pillow fails on a damaged block
-        return 1
+    value = image.getexif().get(_ORIENTATION)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation that an EXIF block (TIFF 6.0, its header and first folder) states, 1 to 8.
+
+    It is 1 where it cannot be read. The C++ programs do the same, step by step.
+    """
+    orders = {b"II": "little", b"MM": "big"}
+    if len(exif) < 8 or exif[:2] not in orders:
+        return 1
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], orders[exif[:2]])  # type: ignore[arg-type]
+
+    folder = number(4, 4)
+    if number(2, 2) != 42 or folder > len(exif) - 2:
+        return 1
+    found = 1
+    for index in range(number(folder, 2)):
+        at = folder + 2 + 12 * index
+        if at + 12 > len(exif):
+            break
+        size, count = _TIFF_SIZES.get(number(at + 2, 2), 0), number(at + 4, 4)
+        if number(at, 2) != _ORIENTATION or size == 0 or count == 0:
+            continue
+        # The first value; all of them stand elsewhere where there are more than fit here.
+        place = at + 8 if count * size <= 4 else number(at + 8, 4)
+        if place + count * size <= len(exif):
+            found = number(place, size)
+    return found if 1 <= found <= 8 else 1
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
@@ -109,8 +139,18 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+@dataclass
+class _Header:
+    """What stands before the pixels: bits a channel, sides, the EXIF block."""
+
+    bits: int = 8
+    width: int = 0
+    height: int = 0
+    exif: bytes = b""
+
+
 def _decoded(path: Path) -> tuple[Image.Image, int]:
-    """The decoded image, and its bits a channel (or a palette index)."""
+    """The decoded image, with its EXIF block alone, and its bits a channel (or an index)."""
     with path.open("rb") as file:
         head = file.read(8)
     is_png = head == b"\x89PNG\r\n\x1a\n"
@@ -122,46 +162,48 @@ def _decoded(path: Path) -> tuple[Image.Image, int]:
         raise PictureError(
             f"{path}: holds {kind} data although its name says {named}; rename or convert it"
         )
-    bits, source = _png(path) if is_png else (_jpeg_bits(path), path)
-    if bits > 8:
-        raise PictureError(_too_deep(str(path), bits))
+    source: Path | io.BytesIO = path
+    header = _Header()
+    if is_png:
+        source = _png(path, header)
+    else:
+        _jpeg(path, header)
+    if header.bits > 8 or (not is_png and header.bits != 8):
+        raise PictureError(_too_deep(str(path), header.bits))
+    if header.width * header.height > MAX_PIXELS:
+        raise PictureError(
+            f"{path}: {header.width}x{header.height} pixels are over the limit of {MAX_PIXELS}; "
+            "scale it"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(source, formats=("PNG",) if is_png else ("JPEG",)) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise PictureError(
-                        f"{path}: {width}x{height} pixels are over the limit of {MAX_PIXELS}; "
-                        "scale it"
-                    )
+            with Image.open(source, formats=(kind,)) as image:
                 image.load()
                 decoded = image.copy()
-                decoded.info = dict(image.info)
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path}: too many pixels ({error})") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, PictureError):
-            raise
-        told = "its header" if isinstance(error, UnidentifiedImageError) else error
-        raise PictureError(
-            f"{path}: the image is damaged ({told}); replace or remove it"
-        ) from error
-    return decoded, bits
+        told = "its header" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise PictureError(_damaged(path, told)) from error
+    decoded.info = {"exif": _EXIF + header.exif}
+    return decoded, header.bits
 
 
-def _png(path: Path) -> tuple[int, io.BytesIO]:
-    """Bits a channel, and the file with the chunks that the rule reads.
+def _png(path: Path, header: _Header) -> io.BytesIO:
+    """Read the header, and give the file with its critical chunks alone (ISO/IEC 15948).
 
-    Every chunk's checksum is checked, which Pillow omits. What animates, colors or describes a
-    picture is left out, where Pillow would stumble over an odd one.
+    Checksums, order and the amount of data are checked, which Pillow omits. What animates, colors
+    or describes a picture is left out, where Pillow would stumble over an odd one.
     """
-    bits, left = 0, path.stat().st_size
+    left = path.stat().st_size
     kept = io.BytesIO()
+    kinds: list[bytes] = []
+    data = zlib.decompressobj()
+    color = missing = 0
     with path.open("rb") as file:
         kept.write(file.read(8))
-        kind = b""
-        while kind != b"IEND":
+        while kinds[-1:] != [b"IEND"]:
             head = file.read(8)
             size, kind = int.from_bytes(head[:4], "big"), head[4:]
             content = file.read(size) if size < left else b""
@@ -170,31 +212,99 @@ def _png(path: Path) -> tuple[int, io.BytesIO]:
                 raise PictureError(_damaged(path, "it ends before its last chunk"))
             if zlib.crc32(kind + content) != int.from_bytes(checksum, "big"):
                 raise PictureError(_damaged(path, f"the checksum of {kind!r} is wrong"))
-            if kind == b"IHDR" and size == 13:
-                bits = content[8]
-            if kind in (b"tRNS", b"eXIf") or kind[:1].isupper():  # the others are ancillary
+            is_first = not kinds
+            if is_first != (kind == b"IHDR") or not _is_sound(kind, content, kinds, color):
+                raise PictureError(_damaged(path, f"the chunk {kind!r} is wrong or misplaced"))
+            if is_first:
+                header.width, header.height = (
+                    int.from_bytes(content[at : at + 4], "big") for at in (0, 4)
+                )
+                header.bits, color = content[8], content[9]
+                if header.bits > 8 or header.width * header.height > MAX_PIXELS:
+                    return kept  # which is refused with other words
+                missing = _png_bytes(header, color, is_interlaced=bool(content[12]))
+            elif kind == b"IDAT":
+                missing -= _inflated(path, data, content, missing)
+            elif kind == b"eXIf" and not header.exif and content[:2] in (b"II", b"MM"):
+                header.exif = content
+            kinds.append(kind)
+            if kind[:1].isupper() and (kind != b"PLTE" or color == 3):
                 kept.write(head + content + checksum)
+    if missing > 0 or not data.eof:
+        raise PictureError(_damaged(path, "it has too little data"))
     kept.seek(0)
-    return bits, kept
+    return kept
 
 
-def _jpeg_bits(path: Path) -> int:
-    """Bits a channel by the header of the frame; 8 where none is found, which decoding will say."""
+def _is_sound(kind: bytes, content: bytes, before: list[bytes], color: int) -> bool:
+    """Whether a chunk may stand behind those `before`, and holds what such a chunk may."""
+    if kind == b"IHDR":
+        if len(content) != 13 or not any(content[:4]) or not any(content[4:8]):
+            return False
+        allowed = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+        return content[8] in allowed.get(content[9], ()) and content[10:12] == b"\0\0" and (
+            content[12] < 2
+        )  # fmt: skip
+    if kind == b"PLTE":  # elsewhere it is but a suggestion
+        is_early = b"PLTE" not in before and b"IDAT" not in before
+        return color != 3 or (is_early and len(content) in range(3, 769, 3))
+    if kind == b"IDAT":
+        has_colors = color != 3 or b"PLTE" in before
+        return has_colors and (before[-1] == b"IDAT" or b"IDAT" not in before)
+    if kind == b"IEND":
+        return b"IDAT" in before
+    return kind[:1].islower()
+
+
+def _png_bytes(header: _Header, color: int, *, is_interlaced: bool) -> int:
+    """Bytes of the rows, each with its filter's byte; of the seven passes of an interlaced one."""
+    bits = header.bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    passes = ((0, 0, 1, 1),) if not is_interlaced else _ADAM7
+    total = 0
+    for left, top, across, down in passes:
+        width = -(-max(0, header.width - left) // across)
+        height = -(-max(0, header.height - top) // down)
+        total += height * (1 + (width * bits + 7) // 8) if width else 0
+    return total
+
+
+def _inflated(path: Path, data: zlib._Decompress, content: bytes, missing: int) -> int:
+    """How many bytes a chunk of data gives, at most a little more than is missing."""
+    found = 0
+    try:
+        while content and not data.eof and found <= missing:
+            found += len(data.decompress(content, _PIECE))
+            content = data.unconsumed_tail
+    except zlib.error as error:
+        raise PictureError(_damaged(path, str(error))) from error
+    return found
+
+
+def _jpeg(path: Path, header: _Header) -> None:
+    """Read the frame's header and the EXIF blocks; what is no JPEG, decoding will say."""
     with path.open("rb") as file:
         file.seek(2)
         while True:
             marker = file.read(4)
-            if len(marker) < 4 or marker[0] != 0xFF:
-                return 8
+            if len(marker) < 4 or marker[:2] == b"\xff\xda":
+                return
+            if marker[0] != 0xFF or marker[1] == 0:
+                raise PictureError(_damaged(path, "extraneous bytes before a marker"))
             if marker[1] == 0xFF:  # a fill byte
                 file.seek(-3, 1)
                 continue
+            if 0xD0 <= marker[1] <= 0xD7 or marker[1] == 0x01:  # these have no length
+                file.seek(-2, 1)
+                continue
+            size = int.from_bytes(marker[2:], "big") - 2
+            content = file.read(max(size, 0))
             if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
-                depth = file.read(1)
-                return depth[0] if depth else 8
-            if marker[1] == 0xDA:
-                return 8
-            file.seek(int.from_bytes(marker[2:], "big") - 2, 1)
+                if len(content) >= 5:
+                    header.bits = content[0]
+                    header.height = int.from_bytes(content[1:3], "big")
+                    header.width = int.from_bytes(content[3:5], "big")
+            elif marker[1] == 0xE1 and content[:6] == _EXIF:
+                header.exif += content[6:]
 
 
 def _damaged(path: Path, told: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from segdeploy.engine.manifest import manifest_path
 from segdeploy.errors import InputError
 from segdeploy.golden import golden_content, golden_pictures, make_vectors
 from segdeploy.models.dataset import open_dataset
+from segdeploy.models.images import read_image
 from segdeploy.network import ModelSpec
 from segdeploy.onnx_file import contract_of, load_onnx, set_rejected
 from segdeploy.runtime.postprocess import overlay
@@ -38,6 +40,7 @@ from .cpp_files import (
     write_stepped,
     write_with_half_ends,
 )
+from .fuzz_files import mutated
 from .picture_files import write_pictures
 
 SOURCE = Path(__file__).parents[1] / "deploy" / "cpp"
@@ -150,6 +153,33 @@ def test_the_programs_read_every_kind_of_picture_by_the_rule(build: Path, tmp_pa
         else:
             assert head.decode() == f"{file.pixels.shape[0]} {file.pixels.shape[1]}", file.path.name
             assert content == file.pixels.tobytes(), file.path.name
+
+
+def test_damaged_pictures_are_read_or_refused_alike(build: Path, tmp_path: Path) -> None:
+    """Mutated files of every kind: both readers refuse one, or both give the same pixels."""
+    rng = random.Random(0)
+    (tmp_path / "sound").mkdir()
+    sound = [file.path for file in write_pictures(tmp_path / "sound")]
+    files = []
+    for index in range(400):
+        one = rng.choice(sound)
+        files.append(tmp_path / f"{index}_{one.name}")
+        files[-1].write_bytes(mutated(one.read_bytes(), rng))
+    command = [build / "tests" / "read_picture", *files]
+    told = subprocess.run(command, capture_output=True, check=True, timeout=120).stdout
+    read = 0
+    for file in files:
+        head, _, told = told.partition(b"\n")
+        try:
+            pixels = read_image(file)
+        except InputError:
+            assert head.startswith(b"error: "), file.name
+            continue
+        assert head == b"%d %d" % pixels.shape[:2], file.name
+        assert told[: pixels.size] == pixels.tobytes(), file.name
+        told = told[pixels.size :]
+        read += 1
+    assert read > 20
 
 
 def test_ctest(build: Path, cases: Path, manifests: Path, environment: dict[str, str]) -> None:

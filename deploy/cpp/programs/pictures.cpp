@@ -42,11 +42,15 @@ std::string too_deep(int bits) {
   return "has " + std::to_string(bits) + " bits a channel, and 8 are read; convert it to 8 bits";
 }
 
+std::string too_large(std::size_t height, std::size_t width) {
+  return std::to_string(width) + "x" + std::to_string(height) + " pixels are over the limit of " +
+         std::to_string(kMostPixels) + "; scale it";
+}
+
 // Takes the size, or says why not.
 bool take_size(Decoded& decoded, std::size_t height, std::size_t width) {
   if (height * width > kMostPixels) {
-    decoded.refusal = std::to_string(width) + "x" + std::to_string(height) +
-                      " pixels are over the limit of " + std::to_string(kMostPixels) + "; scale it";
+    decoded.refusal = too_large(height, width);
     return false;
   }
   decoded.picture.height = static_cast<int>(height);
@@ -58,6 +62,7 @@ bool take_size(Decoded& decoded, std::size_t height, std::size_t width) {
 struct JpegError {
   jpeg_error_mgr manager;  // first: libjpeg knows this part alone
   Decoded* decoded;
+  bool has_header;
   bool has_all_rows;
 };
 
@@ -67,6 +72,9 @@ void leave_jpeg(j_common_ptr info) {
   info->err->format_message(info, message);
   if (info->err->msg_code == JERR_BAD_PRECISION) {
     error->decoded->refusal = too_deep(info->err->msg_parm.i[0]);
+  } else if (info->err->msg_code == JERR_IMAGE_TOO_BIG) {
+    const auto* frame = reinterpret_cast<jpeg_decompress_struct*>(info);
+    error->decoded->refusal = too_large(frame->image_height, frame->image_width);
   } else {
     error->decoded->damage = message;
   }
@@ -77,7 +85,11 @@ void leave_jpeg(j_common_ptr info) {
 // as Python's reader does, which is not told of it.
 void warn_jpeg(j_common_ptr info, int level) {
   const auto* error = reinterpret_cast<JpegError*>(info->err);
-  if (level < 0 && info->err->msg_code == JWRN_JPEG_EOF && !error->has_all_rows) leave_jpeg(info);
+  const int code = info->err->msg_code;
+  if (level < 0 && ((code == JWRN_JPEG_EOF && !error->has_all_rows) ||
+                    (code == JWRN_EXTRANEOUS_DATA && !error->has_header))) {
+    leave_jpeg(info);
+  }
 }
 
 // No object with a destructor may live across the jump: the caller owns them all.
@@ -96,6 +108,7 @@ bool decode_jpeg(std::FILE* file, Decoded& decoded) {
   jpeg_stdio_src(&info, file);
   jpeg_save_markers(&info, JPEG_APP0 + 1, 0xFFFF);
   jpeg_read_header(&info, TRUE);
+  error.has_header = true;
   if (info.num_components == 4) decoded.refusal = "is a CMYK image; convert it to RGB";
   if (!decoded.refusal.empty() || !take_size(decoded, info.image_height, info.image_width)) {
     jpeg_destroy_decompress(&info);
