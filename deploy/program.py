@@ -9,7 +9,8 @@ import sys
 def main() -> None:
     """Run the command line, and exit with its code."""
     # Until the command line is loaded there is nothing to tell, and nothing to clean up.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from segdeploy.supervisor import supervised
 
     sys.exit(supervised(_command_line))

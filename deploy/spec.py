@@ -105,7 +105,7 @@ def read_contract(text: str, source: str) -> Contract:
     if not isinstance(values, dict):
         raise InputError(f"{source}: its segdeploy contract is not a JSON object")
     schema = values.pop("schema", None)
-    if schema != SCHEMA:
+    if schema != SCHEMA or isinstance(schema, bool):
         raise InputError(
             f"{source}: its contract has schema {schema!r}, this segdeploy reads {SCHEMA}; "
             "install the segdeploy that wrote it, or export again"

@@ -106,6 +106,11 @@ def _become_child(parent: int, write_end: int, folder: str) -> None:
         os._exit(_INTERRUPTED)
 
 
+def heeded_signals() -> list[signal.Signals]:
+    """The signals that end a command; not those that `nohup` or a shell has it ignore."""
+    return [one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
+
+
 def end_with_parent() -> None:
     """End this process when its parent ends, however that happens (Linux, `prctl`)."""
     with contextlib.suppress(OSError, AttributeError):
@@ -126,7 +131,7 @@ class _Watch:
         self._left: list[Path] = []
         self._reason: str | None = None
         self._has_complained = False
-        for one in _SIGNALS:
+        for one in heeded_signals():
             signal.signal(one, self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:

@@ -83,6 +83,8 @@ def train(
     out = check_output(
         Path(out), CHECKPOINT_SUFFIX, read_from=Path(spec.model) if spec.is_file else spec.weights
     )
+    for beside in (resume_file(out), _last_file(out)):
+        check_output(beside)
     require("torch", "torchvision", "safetensors")
     import torch
 
@@ -156,6 +158,11 @@ def resume_file(out: Path) -> Path:
     return out.with_name(f"{out.name.removesuffix(CHECKPOINT_SUFFIX)}.resume.pt")
 
 
+def _last_file(out: Path) -> Path:
+    """The latest epoch's checkpoint, beside the best one's `out`."""
+    return out.with_name(f"{out.name.removesuffix(CHECKPOINT_SUFFIX)}.last{CHECKPOINT_SUFFIX}")
+
+
 @dataclass
 class _Progress:
     """Running totals; they live on in the resume file."""
@@ -193,9 +200,8 @@ class _Files:
         self, out: Path, loaded: LoadedNetwork, run: Mapping[str, str], *, validated: bool
     ):
         self._run = dict(run)
-        stem = out.name.removesuffix(CHECKPOINT_SUFFIX)
         self._best = out
-        self._last = out.with_name(f"{stem}.last{CHECKPOINT_SUFFIX}") if validated else out
+        self._last = _last_file(out) if validated else out
         self._resume = resume_file(out)
         self._loaded = loaded
 

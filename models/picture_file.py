@@ -151,6 +151,8 @@ class _Header:
 
 def _decoded(path: Path) -> tuple[Image.Image, int]:
     """The decoded image, with its EXIF block alone, and its bits a channel (or an index)."""
+    if not path.is_file():  # a FIFO would wait for its writer
+        raise PictureError(f"{path}: is not a regular file")
     with path.open("rb") as file:
         head = file.read(8)
     is_png = head == b"\x89PNG\r\n\x1a\n"

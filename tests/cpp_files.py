@@ -232,7 +232,13 @@ def write_foreign(folder: Path) -> None:
         "other_output": with_contract("logits", output="labels"),
         "labels_beyond": with_contract("labels", **two),
         "int64": load_onnx(folder / "labels.onnx"),
+        "two_batch": load_onnx(folder / "labels.onnx"),
     }
+    twice = graphs["two_batch"].graph
+    name = twice.output.pop().name
+    twice.node.append(helper.make_node("Concat", [name, name], ["twice"], axis=0))
+    sides = ["images", contract.size[0], contract.size[1]]
+    twice.output.append(helper.make_tensor_value_info("twice", TensorProto.UINT8, sides))
     int64 = graphs["int64"].graph
     int64.node.append(
         helper.make_node("Cast", [int64.output[0].name], ["wide"], to=TensorProto.INT64)

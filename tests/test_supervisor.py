@@ -208,6 +208,50 @@ def test_a_reader_that_has_read_enough(tmp_path: Path) -> None:
     assert (tmp_path / "err").read_text() == ""
 
 
+@pytest.mark.parametrize("reader", ["true", "head -c1"])
+@pytest.mark.parametrize("words", ["models --json", "doctor", "--help"])
+def test_a_pipe_that_is_closed_early(words: str, reader: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m segdeploy {words} 2>{tmp_path / 'err'} | {reader}"
+    ran = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0
+    assert (tmp_path / "err").read_text() == ""
+
+
+def test_signals_that_are_ignored_stay_so(tmp_path: Path, picture: Path) -> None:
+    """As `nohup` has it: the work outlives its terminal."""
+    graph = hostile.write(hostile.endless(is_written=False), tmp_path / "loop.onnx")
+    process = subprocess.Popen(
+        [*PROGRAM, "predict", graph, picture, "-o", tmp_path / "o.png", "--timeout", "5"],
+        stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    time.sleep(2)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "did not come further in 5 s" in err
+
+
+def test_time_in_which_a_command_is_stopped_does_not_count(tmp_path: Path, picture: Path) -> None:
+    """Ctrl-Z, and `fg` later."""
+    graph = hostile.write(hostile.endless(is_written=False), tmp_path / "loop.onnx")
+    process = subprocess.Popen(
+        [*PROGRAM, "predict", graph, picture, "-o", tmp_path / "o.png", "--timeout", "6"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGSTOP)
+    time.sleep(7)
+    os.killpg(process.pid, signal.SIGCONT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
 def test_a_crash_in_a_library_is_one_line(tmp_path: Path) -> None:
     program = (
         "import os, signal\n"

@@ -611,6 +611,61 @@ def test_a_network_that_cannot_be_held_is_refused_before_it_is_made(
     check_one_line(run("inspect", path), "its weights take", "GB of memory are free")
 
 
+def test_siblings_of_an_output_are_looked_at_before_the_work(
+    run, graph: Path, dataset: Path, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    (tmp_path / "r").mkdir()
+    os.mkfifo(tmp_path / "r" / "index.html")
+    check_one_line(
+        run("bench", graph, "--reference", graph, "--data", dataset, "--report", tmp_path / "r"),
+        "index.html: is a FIFO, which is never replaced",
+    )
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["index.html"]
+    os.mkfifo(tmp_path / "m.resume.pt")
+    check_one_line(
+        run("train", "deeplabv3", "--data", dataset, "-o", tmp_path / "m.safetensors"),
+        "m.resume.pt: is a FIFO, which is never replaced",
+    )
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_weights_beside_a_graph_are_served_with_it(graph: Path, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "m.onnx"
+    model = onnx.load(graph)
+    onnx.save(model, path, save_as_external_data=True, location="m.weights", size_threshold=0)
+    written = segdeploy.serve_repo(path, tmp_path / "repo", name="road")
+    served = next((tmp_path / "repo").rglob("m.weights")).with_name("model.onnx")
+    assert written.models
+    assert {t.name for t in load_onnx(served).graph.initializer} == {
+        tensor.name for tensor in model.graph.initializer
+    }
+
+
+def test_scenes_that_nothing_could_hold_are_refused(run, tmp_path: Path) -> None:  # noqa: F811
+    words = ("data", "scenes", tmp_path / "set")
+    check_one_line(run(*words, "--size", "99999x99999"), "more than 100000000 pixels")
+    check_one_line(run(*words, "--train", "99999999999999999999"), "is not in the range")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("damage", ["passes", "twice"])
+def test_a_damaged_verdict_is_bad_input(
+    damage: str, run, graph: Path, dataset: Path, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    run("bench", graph, "--reference", graph, "--data", dataset, "--limit", 1, "--seconds", 0.1,
+        "--report", tmp_path / "r")  # fmt: skip
+    path = tmp_path / "r" / "bench.json"
+    values = json.loads(path.read_text())
+    if damage == "passes":
+        values["rows"][0]["passes"] = "<x>"
+    else:
+        values["rows"].append(values["rows"][0])
+    path.write_text(json.dumps(values))
+    check_one_line(run("bench", "--compare", path, path), "is not a verdict of segdeploy bench")
+
+
 # --- names
 
 

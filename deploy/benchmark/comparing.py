@@ -101,10 +101,15 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError("its modes are damaged")
         rows = _rows(values) if isinstance(values["rows"], list) else None
         if rows is None or not all(
-            isinstance(row, dict) and isinstance(row.get("name"), str) and "passes" in row
+            isinstance(row, dict)
+            and isinstance(row.get("name"), str)
+            and isinstance(row.get("passes"), bool)
             for row in rows
         ):
             raise ValueError("its rows are damaged")
+        for kind in (values["rows"], modes["rows"] if modes else []):
+            if len({row["name"] for row in kind}) < len(kind):
+                raise ValueError("two of its rows have one name")
         for what in ("dataset", "split", "frames", "size", "classes"):
             values[what]
     except (ValueError, KeyError) as error:

@@ -23,7 +23,21 @@ from segdeploy.benchmark.record import (
 )
 from segdeploy.benchmark.verdict import Verdict
 from segdeploy.files import check_folder, write_atomically
+from segdeploy.models.files import check_replaceable
 from segdeploy.models.names import shown
+
+_FILES = ("index.html", "bench.json", "bench.md", "junit.xml", "samples.jpg", JOURNAL)
+
+
+def check_report(folder: Path) -> None:
+    """Refuse a folder, or a file in it, that the report could not be written to.
+
+    Raises:
+        InputError: naming it.
+    """
+    check_folder(folder)
+    for name in _FILES:
+        check_replaceable(folder / name)
 
 
 def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path:

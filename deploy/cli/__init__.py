@@ -35,7 +35,7 @@ from segdeploy.cli.serve_repo import serve_repo
 from segdeploy.cli.train import train
 from segdeploy.models.errors import first_line
 from segdeploy.models.files import unfinished_listeners
-from segdeploy.supervisor import complained, unfinished
+from segdeploy.supervisor import complained, heeded_signals, unfinished
 
 _BUG, _INTERRUPTED = 3, 130
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--debug" not in given[:1]:  # libraries warn of what they do for us, not of the user's
             warnings.simplefilter("ignore")
             logging.lastResort = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in heeded_signals():
             signal.signal(number, _interrupt)
     log, notes = logging.getLogger("segdeploy"), _Notes()
     log.setLevel(logging.INFO)
@@ -79,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _run(given)
     finally:
         log.removeHandler(notes)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head` has read enough; nothing is left to write for
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if arguments is None and code == _INTERRUPTED:
         # Libraries' threads may take seconds to end, and what was begun is cleaned up by now.
         sys.stdout.flush()
@@ -113,7 +117,8 @@ def _run(arguments: list[str]) -> int:
         return _complain(error.format_message(), error.exit_code)
     except SystemExit as end:
         # click and rich exit with 1 where a reader, as `head`, has read enough.
-        if isinstance(end.__context__, BrokenPipeError):
+        is_pacified = isinstance(sys.stdout, click.utils.PacifyFlushWrapper)
+        if is_pacified or isinstance(end.__context__, BrokenPipeError):
             return 0
         raise
     except BrokenPipeError:

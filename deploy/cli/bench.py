@@ -124,17 +124,16 @@ def bench(
     from segdeploy.benchmark.journal import NAME as JOURNAL
     from segdeploy.benchmark.protocol import Protocol
     from segdeploy.benchmark.record import to_json
-    from segdeploy.benchmark.report import write_report
+    from segdeploy.benchmark.report import check_report, write_report
     from segdeploy.benchmark.sweep import Sweep
     from segdeploy.benchmark.verdict import Limits
-    from segdeploy.files import check_folder
     from segdeploy.models.names import escaped
     from segdeploy.output_lock import output_lock
 
     names = ("max_miou_drop", "min_agreement", "max_latency_ms", "min_speedup")
     limits = Limits(**{name: options.pop(name) for name in names})
     if report is not None:
-        check_folder(report)
+        check_report(report)
     spec = network_spec(reference, options)
     note_untrained(spec)
     protocol = Protocol(

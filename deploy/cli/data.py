@@ -19,10 +19,13 @@ def data() -> None:
     """Make data sets, and check them."""
 
 
+_COUNT = click.IntRange(1, 1_000_000)
+
+
 @data.command()
 @click.argument("folder", type=Path)
-@click.option("--train", "train_count", type=click.IntRange(1), default=160, show_default=True)
-@click.option("--val", "val_count", type=click.IntRange(1), default=40, show_default=True)
+@click.option("--train", "train_count", type=_COUNT, default=160, show_default=True)
+@click.option("--val", "val_count", type=_COUNT, default=40, show_default=True)
 @click.option("--size", type=Size(), default=(240, 320), show_default="240x320")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @quiet_option
@@ -32,7 +35,9 @@ def scenes(
     """Generate road scenes as a data set in FOLDER, the same for the same seed."""
     from segdeploy.models import scenes as generated
     from segdeploy.models.dataset import write_dataset
+    from segdeploy.spec import check_pixels
 
+    check_pixels(size, "--size: the picture")
     counts = {"train": train_count, "val": val_count}
     names = write_dataset(
         folder,

@@ -14,7 +14,7 @@ from segdeploy.errors import InputError
 from segdeploy.files import check_folder, check_input, write_atomically
 from segdeploy.models import picture_file
 from segdeploy.models.files import temporary_folder
-from segdeploy.onnx_file import contract_of, load_onnx, save_onnx
+from segdeploy.onnx_file import contract_of, external_files, load_onnx, save_onnx
 from segdeploy.output_lock import one_writer
 from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
 from segdeploy.serve.config import Served, Tensor, ensemble, validate
@@ -99,6 +99,10 @@ def _chain(
 
     def copy(path: Path) -> None:
         write_atomically(path, model.read_bytes())
+        for beside in external_files(model) if model.suffix == ".onnx" else ():
+            place = path.parent / beside.relative_to(model.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, beside.read_bytes())
 
     steps: list[tuple[Served, Write]] = []
     height, width = contract.size

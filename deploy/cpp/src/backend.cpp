@@ -55,10 +55,11 @@ void check_tensors(const std::string& path, const Contract& contract, const Side
 }
 
 void check_output(const std::string& path, const Contract& contract, const OutputView& output,
-                  int height, int width) {
+                  int height, int width, int count) {
   const bool has_scores = output.scores != nullptr;
   const auto classes = static_cast<std::int64_t>(contract.classes.size());
   bool fits = output.sides == (has_scores ? 4U : 3U) && (!has_scores || output.shape[1] == classes);
+  fits = fits && output.shape[0] == count;
   if (fits) {
     const std::int64_t high = output.shape[output.sides - 2];
     const std::int64_t wide = output.shape[output.sides - 1];

@@ -62,7 +62,7 @@ void check_tensors(const std::string& path, const Contract& contract, const Side
                    const Sides& output);
 // The same of an output that was given for an input of height x width: open sides have sizes now.
 void check_output(const std::string& path, const Contract& contract, const OutputView& output,
-                  int height, int width);
+                  int height, int width, int count = 1);
 // Refuses labels that name no class. Throws Error.
 void check_labels(const std::string& path, const Contract& contract, const std::uint8_t* labels,
                   std::size_t count);

@@ -192,6 +192,13 @@ Contract contract_of(const json& values, const std::string& source) {
   contract.output = entries.one_of<Output>("output", {{"logits", Output::logits},
                                                       {"probabilities", Output::probabilities},
                                                       {"labels", Output::labels}});
+  const auto scales = entries.get<std::vector<double>>("scales");
+  if (scales.empty() || !std::all_of(scales.begin(), scales.end(), [](double scale) {
+        return scale > 0 && scale <= kLargestNumber;
+      })) {
+    entries.refuse("scales");
+  }
+  if (entries.has("fuse")) entries.one_of<bool>("fuse", {{"mean", true}, {"max", true}});
   contract.fuses = entries.get<std::vector<double>>("scales") != std::vector<double>{1.0} ||
                    entries.get<bool>("flip");
   // Scores that are not made labels of are enlarged as they are.
