@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import click
+from click.utils import PacifyFlushWrapper
 
 import segdeploy
 from segdeploy.cli.adopt import adopt
@@ -117,7 +118,7 @@ def _run(arguments: list[str]) -> int:
         return _complain(error.format_message(), error.exit_code)
     except SystemExit as end:
         # click and rich exit with 1 where a reader, as `head`, has read enough.
-        is_pacified = isinstance(sys.stdout, click.utils.PacifyFlushWrapper)
+        is_pacified = isinstance(sys.stdout, PacifyFlushWrapper)
         if is_pacified or isinstance(end.__context__, BrokenPipeError):
             return 0
         raise
