@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from types import FrameType
 
 import click
-from click.utils import PacifyFlushWrapper
 
 import segdeploy
 from segdeploy.cli.adopt import adopt
@@ -118,7 +117,7 @@ def _run(arguments: list[str]) -> int:
         return _complain(error.format_message(), error.exit_code)
     except SystemExit as end:
         # click and rich exit with 1 where a reader, as `head`, has read enough.
-        is_pacified = isinstance(sys.stdout, PacifyFlushWrapper)
+        is_pacified = type(sys.stdout).__name__ == "PacifyFlushWrapper"
         if is_pacified or isinstance(end.__context__, BrokenPipeError):
             return 0
         raise
