@@ -117,7 +117,7 @@ def _run(arguments: list[str]) -> int:
         return _complain(error.format_message(), error.exit_code)
     except SystemExit as end:
         # click and rich exit with 1 where a reader, as `head`, has read enough.
-        is_pacified = type(sys.stdout).__name__ == "PacifyFlushWrapper"
+        is_pacified = "PacifyFlushWrapper" in type(sys.stdout).__name__  # of click
         if is_pacified or isinstance(end.__context__, BrokenPipeError):
             return 0
         raise
