@@ -178,27 +178,28 @@ def test_the_lock_of_a_run_that_was_killed_is_free(tmp_path: Path) -> None:
 
 
 def test_hundreds_of_runs_never_hold_one_output_together(tmp_path: Path) -> None:
-    holding, overlaps, held = [0], [0], [0]
+    holding, overlaps = [0], [0]
 
     def hold() -> None:
-        for _ in range(60):
+        held = 0
+        while held < 20:
             try:
                 with output_lock(tmp_path / "f"):
                     holding[0] += 1
                     overlaps[0] += holding[0] > 1
-                    held[0] += 1
+                    held += 1
                     time.sleep(0.0005)
                     holding[0] -= 1
             except InputError:
-                pass
+                time.sleep(0.0005)
 
     threads = [threading.Thread(target=hold) for _ in range(6)]
     for one in threads:
         one.start()
     for one in threads:
-        one.join()
+        one.join(timeout=60)
+        assert not one.is_alive()
     assert overlaps == [0]
-    assert held[0] > 20
     assert list(tmp_path.iterdir()) == []
 
 
