@@ -134,7 +134,12 @@ def _deployed(
         def quantise(path: Path = path, precision: str = precision, options: Any = options) -> None:
             calibrate(fp32, data, path, precision=precision, on_progress=on_progress, **options)
 
-        if ledger.do(f"calibrate to {precision}", [path], {"of": ledger.key, **options}, quantise):
+        if ledger.do(
+            f"calibrate to {precision}",
+            [path],
+            {"of": ledger.key, "graph": ledger.hash_of(fp32), **options},
+            quantise,
+        ):
             candidates.append(path)
     engines: dict[Path, Path] = {}
     for path in candidates:

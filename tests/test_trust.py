@@ -523,7 +523,7 @@ def test_a_promise_that_nothing_can_judge_is_refused(
     assert "nan" not in ran.out
 
 
-@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e400", "x"])
+@pytest.mark.parametrize("value", ["-1", "100.5", "1e9", "nan", "inf", "1e400", "x"])
 def test_limits_are_checked_before_the_first_step(
     value: str, run, graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path  # noqa: F811
 ) -> None:  # fmt: skip

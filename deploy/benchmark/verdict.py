@@ -40,7 +40,11 @@ class Limits:
         """
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise InputError(f"--min-agreement {self.min_agreement}: is a share, 0 to 1")
-        for name in ("max_miou_drop", "max_latency_ms", "min_speedup"):
+        if self.max_miou_drop is not None and not 0 <= self.max_miou_drop <= 100:
+            raise InputError(
+                f"--max-miou-drop {self.max_miou_drop}: is in percentage points, 0 to 100"
+            )
+        for name in ("max_latency_ms", "min_speedup"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(
