@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.files import check_input, sha256_of_file
+from segdeploy.files import sha256_of_file
 from segdeploy.packages import installed_version
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def key_of_network(loaded: LoadedNetwork) -> str:
         for attribute, value in sorted(vars(one).items()):
             if isinstance(value, torch.Tensor):
                 _add_tensor(digest, f"{name}.{attribute}", value)
-    for name, tensor in (*module.state_dict().items(), *module.named_buffers()):
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         _add_tensor(digest, name, tensor)
     digest.update(_behavior(loaded))
     digest.update(f"{loaded.network.taken} {sorted(_sources(module).items())}".encode())
@@ -136,7 +136,7 @@ def key_of_frames(frames: Sequence[Frame], *, masks: bool = False) -> str:
     for frame in sorted(frames, key=lambda one: one.name):
         digest.update(frame.name.encode() + b"\0" + sha256_of_file(frame.image).encode())
         if masks:
-            digest.update(sha256_of_file(check_input(frame.mask)).encode())
+            digest.update(sha256_of_file(frame.mask).encode())
             read_as = (frame.num_classes, frame.ignore_index, frame.lookup)
             digest.update(repr(read_as).encode())
     return digest.hexdigest()
@@ -155,7 +155,8 @@ def same_pictures(frames: Sequence[Frame], others: Sequence[Frame]) -> list[Fram
     """The frames whose picture is, byte for byte, one of the others'."""
     sizes = {frame.image.stat().st_size for frame in others}
     alike = [frame for frame in frames if frame.image.stat().st_size in sizes]
-    if not alike:
-        return []
-    known = {sha256_of_file(frame.image) for frame in others}
+    shared = {frame.image.stat().st_size for frame in alike}
+    known = {
+        sha256_of_file(frame.image) for frame in others if frame.image.stat().st_size in shared
+    }
     return [frame for frame in alike if sha256_of_file(frame.image) in known]

@@ -7,12 +7,8 @@ import os
 from pathlib import Path
 
 from segdeploy.errors import InputError
-from segdeploy.models.files import (
-    check_regular,
-    check_replaceable,
-    write_atomically,
-    write_together,
-)
+from segdeploy.models.files import check_regular as check_input
+from segdeploy.models.files import check_replaceable, write_atomically, write_together
 from segdeploy.models.names import is_line
 
 __all__ = [
@@ -70,15 +66,6 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def check_input(path: Path) -> Path:
-    """Refuse an input that is no regular file.
-
-    Raises:
-        InputError: if `path` is missing, a folder, a FIFO, a device or a socket.
-    """
-    return check_regular(path)
-
-
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a regular file, read piece by piece.
 
@@ -86,7 +73,7 @@ def sha256_of_file(path: Path) -> str:
         InputError: if `path` is none.
     """
     digest = hashlib.sha256()
-    with check_regular(path).open("rb") as file:
+    with check_input(path).open("rb") as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,18 +123,8 @@ def golden_reference(path: Path) -> tuple[str, str]:
     Raises:
         InputError: as `read_golden`.
     """
-    from safetensors import SafetensorError, safe_open
-
-    check_input(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(KEY, "null")
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: holds no golden vectors ({first_line(error)}); build the engine again"
-        ) from error
-    described = parse_json(text, f"{path}: its header")
-    named = described if isinstance(described, dict) else {}
+    with _opened(path) as (_, described):
+        named = described if isinstance(described, dict) else {}
     return escaped(str(named.get("reference"))), str(named.get("reference_sha256"))
 
 
@@ -143,24 +134,14 @@ def read_golden(path: Path) -> list[GoldenVector]:
     Raises:
         InputError: if the file is missing or damaged, or an array has another shape or type.
     """
-    from safetensors import SafetensorError, safe_open
-
-    check_input(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = (file.metadata() or {}).get(KEY, "null")
-            described = parse_json(header, f"{path}: its header")
-            names = set(file.keys())
-            digests = _digests(described)
-            arrays = [
-                {name: file.get_tensor(f"{name}_{index}") for name in _KINDS}
-                for index in range(len(digests))
-                if {f"{name}_{index}" for name in _KINDS} <= names
-            ]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: holds no golden vectors ({first_line(error)}); build the engine again"
-        ) from error
+    with _opened(path) as (file, described):
+        names = set(file.keys())
+        digests = _digests(described)
+        arrays = [
+            {name: file.get_tensor(f"{name}_{index}") for name in _KINDS}
+            for index in range(len(digests))
+            if {f"{name}_{index}" for name in _KINDS} <= names
+        ]
     if len(arrays) != len(digests) or not all(map(_fits, arrays)):
         raise InputError(
             f"{path}: an array is missing, or of another type or shape; build the engine again"
@@ -177,6 +158,26 @@ _KINDS = {
     "output": (np.float32, 1),
     "labels": (np.uint8, 2),
 }
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The file of golden vectors, open, and what its header states.
+
+    Raises:
+        InputError: if the file is missing, or reading from it fails.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check_input(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = (file.metadata() or {}).get(KEY, "null")
+            yield file, parse_json(header, f"{path}: its header")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: holds no golden vectors ({first_line(error)}); build the engine again"
+        ) from error
 
 
 def _digests(described: Any) -> list[str]:

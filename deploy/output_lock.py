@@ -14,7 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -30,6 +30,8 @@ R = TypeVar("R")
 def one_writer(function: Callable[P, R]) -> Callable[P, R]:
     """A function that holds its argument `out` by `output_lock` while it runs.
 
+    With `dry_run=True` nothing is written, and nothing is held.
+
     Raises:
         InputError: from the function, if another run holds `out`.
     """
@@ -37,7 +39,8 @@ def one_writer(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def alone(*args: P.args, **kwargs: P.kwargs) -> R:
-        with output_lock(Path(signature.bind(*args, **kwargs).arguments["out"])):
+        given = signature.bind(*args, **kwargs).arguments
+        with nullcontext() if given.get("dry_run") else output_lock(Path(given["out"])):
             return function(*args, **kwargs)
 
     return alone

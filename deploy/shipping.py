@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from segdeploy.models.dataset import open_dataset
 from segdeploy.models.strict_json import read_json
 from segdeploy.network import ModelSpec, load_network
 from segdeploy.onnx_file import contract_of, load_onnx
-from segdeploy.output_lock import output_lock
+from segdeploy.output_lock import one_writer, output_lock
 from segdeploy.packages import versions
 
 _LEDGER = "steps.json"
@@ -63,6 +63,7 @@ class Shipment:
     notes: tuple[str, ...] = ()
 
 
+@one_writer
 def deploy(
     model: str | Path | ModelSpec,
     data: Path | str,
@@ -92,32 +93,13 @@ def deploy(
     limits, protocol = Limits(max_miou_drop=max_miou_drop), Protocol(seconds=seconds)
     limits.check()
     protocol.check()
-    with nullcontext() if dry_run else output_lock(out):
-        return _deployed(
-            *(spec, data, out, targets, backend, limits, protocol),
-            *(dry_run, command, on_step, on_progress),
-        )
-
-
-def _deployed(
-    spec: ModelSpec,
-    data: Path | str,
-    out: Path,
-    targets: Sequence[str],
-    backend: str,
-    limits: Limits,
-    protocol: Protocol,
-    dry_run: bool,
-    command: Sequence[str],
-    on_step: Callable[[str, str], None],
-    on_progress: Callable[[int, int, str], None],
-) -> Shipment:
     bindings = open_bindings(backend)
     check_options(BuildOptions(targets=tuple(one.lower() for one in targets)), bindings)
     dataset = open_dataset(Path(data))
     split = "val" if "val" in dataset.splits else dataset.splits[-1]
-    check_judgeable(dataset.frames(split), "--max-miou-drop")
-    first = dataset.frames(split, 1)[0].read()[0]
+    frames = dataset.frames(split)
+    check_judgeable(frames, "--max-miou-drop")
+    first = frames[0].read()[0]
     loaded = load_network(spec, dataset, (first.shape[0], first.shape[1]))
     tools = versions("torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime")
     common = {"tools": tools | {backend: bindings.version}, "data": key_of_dataset(dataset)}
@@ -158,22 +140,19 @@ def _deployed(
     shipped = [*candidates, *engines.values()]
 
     def compare() -> None:
-        verdict = bench(
-            shipped,
-            reference=spec,
-            data=data,
-            split=split,
-            limits=limits,
-            protocol=protocol,
-            journal=report / JOURNAL,
-            on_frame=lambda done, total: on_progress(done, total, "accuracy"),
-            on_burst=lambda done, total: on_progress(done, total, "latency"),
-        )
-        write_report(verdict, report, command)
-
-    def compare_alone() -> None:
         with output_lock(report):
-            compare()
+            verdict = bench(
+                shipped,
+                reference=spec,
+                data=data,
+                split=split,
+                limits=limits,
+                protocol=protocol,
+                journal=report / JOURNAL,
+                on_frame=lambda done, total: on_progress(done, total, "accuracy"),
+                on_burst=lambda done, total: on_progress(done, total, "latency"),
+            )
+            write_report(verdict, report, command)
 
     compared: dict[str, Any] = {
         "of": [(path.name, ledger.hash_of(path)) for path in shipped],
@@ -181,7 +160,7 @@ def _deployed(
         "seconds": protocol.seconds,
         "gpu": str(current_gpu()),
     }
-    ledger.do("bench", [report / "index.html", report / "bench.json"], compared, compare_alone)
+    ledger.do("bench", [report / "index.html", report / "bench.json"], compared, compare)
     if dry_run:
         return Shipment(out, tuple(ledger.steps), None, (), True, "nothing was done", ())
     rows = {row["name"]: row for row in read_json(report / "bench.json")["rows"]}

@@ -24,12 +24,14 @@ from pathlib import Path
 from types import FrameType
 
 from segdeploy.models.memory import free_memory
+from segdeploy.models.names import escaped
 
-_INTERRUPTED = 130
+INTERRUPTED = 130  # the exit code of a command that a signal ended
 _BAD_INPUT = 2
 _PATIENCE = 1.5  # seconds that an interrupted child has to clean up
 _GRACE = 0.2  # seconds in which a terminal's own signal reaches the child
 _STEP = 0.05  # seconds between two looks
+_ENDING = 0.001  # seconds between two looks at a child that has closed its pipe
 _ASLEEP = 2.0  # seconds between two looks, which take far less
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -103,7 +105,7 @@ def _become_child(parent: int, write_end: int, folder: str) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     end_with_parent()
     if os.getppid() != parent:
-        os._exit(_INTERRUPTED)
+        os._exit(INTERRUPTED)
 
 
 def heeded_signals() -> list[signal.Signals]:
@@ -127,7 +129,7 @@ class _Watch:
         self._timeout = self._most = float("inf")
         self._moved = time.monotonic()
         self._stopped: float | None = None
-        self._forwards: int | None = None
+        self._forwards = False
         self._left: list[Path] = []
         self._reason: str | None = None
         self._has_complained = False
@@ -138,7 +140,7 @@ class _Watch:
         if self._stopped is None:
             self._stopped = time.monotonic()
             # A terminal interrupts both processes; another sender may mean the parent alone.
-            self._forwards = signal.SIGINT
+            self._forwards = True
 
     def wait(self) -> int:
         """Wait for the child's end, and return the exit code for the user."""
@@ -160,7 +162,7 @@ class _Watch:
             readable, _, _ = select.select([self._read_end], [], [], seconds)
             content = os.read(self._read_end, 1 << 16) if readable else b""
             if readable and not content:  # closed: the child is about to end
-                time.sleep(seconds / 10)
+                time.sleep(_ENDING)
             lines = (self._pending + content).split(b"\n")
             self._pending = lines.pop()
             for line in lines:
@@ -179,9 +181,9 @@ class _Watch:
     def _enforce(self) -> None:
         now = time.monotonic()
         if self._stopped is not None:
-            if self._forwards is not None and now - self._stopped > _GRACE:
-                _send(self._child, self._forwards)
-                self._forwards = None
+            if self._forwards and now - self._stopped > _GRACE:
+                _send(self._child, signal.SIGINT)
+                self._forwards = False
             if now - self._stopped > _PATIENCE:
                 self._end("interrupted; nothing was left half-written")
         elif now - self._moved > self._timeout:
@@ -211,7 +213,7 @@ class _Watch:
             return code
         if self._stopped is not None:
             told = self._reason or "interrupted"
-            return _INTERRUPTED if self._has_complained else _complain(told, _INTERRUPTED)
+            return INTERRUPTED if self._has_complained else _complain(told, INTERRUPTED)
         if self._reason is not None:
             return _complain(self._reason, _BAD_INPUT)
         name = signal.Signals(-code).name
@@ -236,8 +238,7 @@ def _remove(path: Path) -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    printable = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in message)
-    print(f"error: {printable}", file=sys.stderr)
+    print(f"error: {escaped(message)}", file=sys.stderr)
     return code
 
 

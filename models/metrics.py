@@ -28,14 +28,15 @@ class ConfusionMatrix:
             ModelInputError: for an id beyond the classes, which would count for another pair.
         """
         num_classes = len(self.counts)
-        for what, ids in (("mask", truth[truth != self._ignore_index]), ("labels", predicted)):
+        kept = truth != self._ignore_index
+        known = truth[kept]
+        for what, ids in (("mask", known), ("labels", predicted)):
             if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < num_classes:
                 raise ModelInputError(
                     f"the {what} hold the id {int(ids.max())}, and there are {num_classes} classes "
                     f"(0 to {num_classes - 1})"
                 )
-        kept = truth != self._ignore_index
-        pairs = truth[kept].astype(np.int64) * num_classes + predicted[kept]
+        pairs = known.astype(np.int64) * num_classes + predicted[kept]
         self.counts += np.bincount(pairs, minlength=num_classes**2).reshape(self.counts.shape)
 
     def iou(self) -> NDArray[np.float64]:

@@ -181,9 +181,13 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
     check_one_line(ran, "is static at 48x64")
     ran = run("bench", graph, "--reference", checkpoint, *common, "--backend", "foo")
     check_one_line(ran, "foo: no such backend; there are onnxruntime")
-    for option in ("--max-latency-ms", "--max-miou-drop", "--min-speedup"):
+    for option, must in (
+        ("--max-latency-ms", "must be 0 or more, and finite"),
+        ("--max-miou-drop", "must be 0 to 100 percentage points"),
+        ("--min-speedup", "must be 0 or more, and finite"),
+    ):
         ran = run("bench", graph, "--reference", checkpoint, *common, option, "nan")
-        check_one_line(ran, f"{option} nan: must be 0 or more, and finite")
+        check_one_line(ran, f"{option} nan: {must}")
     ran = run("bench", graph, "--reference", checkpoint, *common, "--seconds", "inf")
     check_one_line(ran, "--seconds inf: is above 0, to 3600")
     check_one_line(run("bench", graph, "--compare", graph, graph), "takes nothing else")

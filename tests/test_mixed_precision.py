@@ -343,7 +343,7 @@ def test_contradictions_are_refused(graph: Path, dataset: Path, tmp_path: Path) 
             segdeploy.calibrate(graph, dataset, tmp_path / "m.onnx", **options)
 
     refuse("--for cpu: CPUs gain nothing from fp16", flavour="cpu", precision="fp16")
-    refuse("--max-miou-drop -1: is in percentage points", max_miou_drop=-1)
+    refuse("--max-miou-drop -1: must be 0 to 100 percentage points", max_miou_drop=-1)
     refuse("--method best: there are auto", method="best")
     refuse("--precision int4: there are int8", precision="int4")
     refuse(

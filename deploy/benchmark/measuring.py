@@ -265,7 +265,7 @@ def journal_key(scene: Scene, protocol: Protocol) -> str:
     gpu = current_gpu()
     settings = (protocol.ece, here.threads, here.cpu, here.cores, here.packages, str(gpu))
     ours = versions("segdeploy")
-    frames = [key_of_frames([frame], masks=scene.labelled is not None) for frame in scene.frames]
+    frames = key_of_frames(scene.frames, masks=scene.labelled is not None)
     told = (scene.dataset.classes, scene.dataset.ignore_index)
     return json.dumps([scene.identity, told, frames, settings, ours])
 

@@ -58,7 +58,7 @@ def bench(
     peak = measured_peak(protocol.threads)
     watch = Watch()
     with open_scene(ModelSpec.of(reference), Path(data), split, limit) as scene:
-        held = Journal(journal, journal_key(scene, protocol))
+        held = Journal(journal, journal_key(scene, protocol) if journal else "")
         resumed = held.resumed
         work = Measuring(scene, protocol, limits, held, on_frame, watch.during(on_burst))
         work.check(single, fused)

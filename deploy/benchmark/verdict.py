@@ -42,7 +42,7 @@ class Limits:
             raise InputError(f"--min-agreement {self.min_agreement}: is a share, 0 to 1")
         if self.max_miou_drop is not None and not 0 <= self.max_miou_drop <= 100:
             raise InputError(
-                f"--max-miou-drop {self.max_miou_drop}: is in percentage points, 0 to 100"
+                f"--max-miou-drop {self.max_miou_drop}: must be 0 to 100 percentage points"
             )
         for name in ("max_latency_ms", "min_speedup"):
             value = getattr(self, name)

@@ -232,7 +232,7 @@ def _check_options(precision: str, max_miou_drop: float | None, method: str, fla
     if flavour == "cpu" and precision != "int8":
         raise InputError(f"--for cpu: CPUs gain nothing from {precision}; it is for INT8")
     if max_miou_drop is not None and not 0 <= max_miou_drop <= 100:
-        raise InputError(f"--max-miou-drop {max_miou_drop}: is in percentage points, 0 to 100")
+        raise InputError(f"--max-miou-drop {max_miou_drop}: must be 0 to 100 percentage points")
 
 
 def _learn(

@@ -35,9 +35,9 @@ from segdeploy.cli.serve_repo import serve_repo
 from segdeploy.cli.train import train
 from segdeploy.models.errors import first_line
 from segdeploy.models.files import unfinished_listeners
-from segdeploy.supervisor import complained, heeded_signals, unfinished
+from segdeploy.supervisor import INTERRUPTED, complained, heeded_signals, unfinished
 
-_BUG, _INTERRUPTED = 3, 130
+_BUG = 3
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,9 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # `... | head` has read enough; nothing is left to write for
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if arguments is None and code == _INTERRUPTED:
+    if arguments is None and code == INTERRUPTED:
         # Libraries' threads may take seconds to end, and what was begun is cleaned up by now.
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
@@ -93,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Clean up as after Ctrl-C, and once: a second signal must not stop the cleaning."""
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for one in heeded_signals():
         signal.signal(one, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -109,7 +108,7 @@ def _run(arguments: list[str]) -> int:
         # click's Abort stands for a KeyboardInterrupt, which may say what stays.
         told = str(error.__cause__ or error)
         stays = f"; {told}" if told else ""
-        return _complain(f"interrupted; nothing was left half-written{stays}", _INTERRUPTED)
+        return _complain(f"interrupted; nothing was left half-written{stays}", INTERRUPTED)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "segdeploy"
         return _complain(f"{error.format_message()} (see {path} --help)", error.exit_code)
