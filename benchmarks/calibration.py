@@ -26,10 +26,10 @@ import segdeploy
 from segdeploy.benchmark.environment import describe_environment
 from segdeploy.benchmark.worker import peak_mib
 from segdeploy.calibration.thresholds import METHODS
-from segdeploy.calibrator.judge import Judge
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
-from segdeploy.network import ModelSpec
-from segdeploy.onnx_file import contract_of, load_onnx, set_contract
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
+from segdeploy.precision.evaluator import Judge
 from segdeploy.runtime.preprocess import preprocess
 
 SIZE = (360, 480)
@@ -59,7 +59,7 @@ def child(mode: str, *arguments: str) -> None:
 def observe(graph: str, images: str, repeats: str, method: str) -> dict[str, Any]:
     """Take ranges over the images, so often, as `calibrate` does, FP16's included."""
     from segdeploy.calibration.quantize import FLAVOURS
-    from segdeploy.calibrator.source import learn
+    from segdeploy.precision.calibrated_graph import learn
 
     model, frames = load_onnx(Path(graph)), np.load(images, mmap_mode="r")
 

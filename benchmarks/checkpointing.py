@@ -29,7 +29,7 @@ def step(name: str, checkpointing: bool) -> None:
     import torch
     import torch.nn.functional as F
 
-    from segdeploy.models.checkpointing import checkpoint_blocks
+    from segdeploy.models.gradient_checkpointing import checkpoint_blocks
     from segdeploy.models.network import Network
     from segdeploy.models.registry import build
 

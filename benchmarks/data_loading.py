@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 import segdeploy
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models import scenes
 from segdeploy.models.dataset import write_dataset
-from segdeploy.network import ModelSpec
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 import segdeploy
 from segdeploy.benchmark.environment import describe_environment
-from segdeploy.network import ModelSpec
+from segdeploy.model_spec import ModelSpec
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 ROUNDS, SECONDS = 3, 2.0

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import segdeploy
 from segdeploy.exporter.tracing import Bounds
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models import scenes
 from segdeploy.models.dataset import write_dataset
-from segdeploy.network import ModelSpec
 from tests import foreign_networks
 
 SIZE = (128, 160)

@@ -14,7 +14,7 @@ from pathlib import Path
 from segdeploy.benchmark.latency import SECONDS, measure_latencies
 from segdeploy.benchmark.process import Candidate, Failure, Process
 from segdeploy.benchmark.rounds import burst
-from segdeploy.network import ModelSpec
+from segdeploy.model_spec import ModelSpec
 
 CALL_MS = 20.0
 

@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 import segdeploy
 from segdeploy.exporter.tracing import Bounds
-from segdeploy.network import ModelSpec
+from segdeploy.model_spec import ModelSpec
 
 SIZE = (32, 48)
 CLASSES = 4

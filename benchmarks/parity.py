@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import segdeploy
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.checkpoint import to_bytes
 from segdeploy.models.registry import ARCHITECTURES, build
-from segdeploy.network import ModelSpec
 
 SIZE = (96, 128)
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 import segdeploy
 from segdeploy.benchmark.environment import describe_environment
-from segdeploy.spec import METADATA_KEY, read_contract
+from segdeploy.contract import METADATA_KEY, read_contract
 
 ROUNDS = 40
 

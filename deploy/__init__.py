@@ -10,21 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segdeploy.adoption import adopt
-    from segdeploy.benchmark.run import bench
-    from segdeploy.calibrator.calibrating import calibrate
-    from segdeploy.engine.build import build_engine
-    from segdeploy.evaluation import evaluate
-    from segdeploy.exporter.onnx_export import export
-    from segdeploy.health import doctor
-    from segdeploy.inspection import inspect
-    from segdeploy.network import ModelSpec
-    from segdeploy.optimization import optimize
+    from segdeploy.commands.adopt import adopt
+    from segdeploy.commands.bench import bench
+    from segdeploy.commands.build_engine import build_engine
+    from segdeploy.commands.calibrate import calibrate
+    from segdeploy.commands.deploy import deploy
+    from segdeploy.commands.doctor import doctor
+    from segdeploy.commands.evaluate import evaluate
+    from segdeploy.commands.export import export
+    from segdeploy.commands.inspect import inspect
+    from segdeploy.commands.optimize import optimize
+    from segdeploy.commands.self_test import selftest
+    from segdeploy.commands.serve_repo import serve_repo
+    from segdeploy.commands.train import train
+    from segdeploy.model_spec import ModelSpec
     from segdeploy.runtime.predictor import load
-    from segdeploy.self_test import selftest
-    from segdeploy.serve.repository import serve_repo
-    from segdeploy.shipping import deploy
-    from segdeploy.training import train
 
 __version__ = "0.1.0"
 
@@ -47,21 +47,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ModelSpec": "segdeploy.network",
-    "adopt": "segdeploy.adoption",
-    "bench": "segdeploy.benchmark.run",
-    "build_engine": "segdeploy.engine.build",
-    "calibrate": "segdeploy.calibrator.calibrating",
-    "deploy": "segdeploy.shipping",
-    "doctor": "segdeploy.health",
-    "evaluate": "segdeploy.evaluation",
-    "export": "segdeploy.exporter.onnx_export",
-    "inspect": "segdeploy.inspection",
+    "ModelSpec": "segdeploy.model_spec",
+    "adopt": "segdeploy.commands.adopt",
+    "bench": "segdeploy.commands.bench",
+    "build_engine": "segdeploy.commands.build_engine",
+    "calibrate": "segdeploy.commands.calibrate",
+    "deploy": "segdeploy.commands.deploy",
+    "doctor": "segdeploy.commands.doctor",
+    "evaluate": "segdeploy.commands.evaluate",
+    "export": "segdeploy.commands.export",
+    "inspect": "segdeploy.commands.inspect",
     "load": "segdeploy.runtime.predictor",
-    "optimize": "segdeploy.optimization",
-    "selftest": "segdeploy.self_test",
-    "serve_repo": "segdeploy.serve.repository",
-    "train": "segdeploy.training",
+    "optimize": "segdeploy.commands.optimize",
+    "selftest": "segdeploy.commands.self_test",
+    "serve_repo": "segdeploy.commands.serve_repo",
+    "train": "segdeploy.commands.train",
 }
 
 

@@ -20,8 +20,8 @@ from segdeploy.packages import installed_version
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from segdeploy.model_spec import LoadedNetwork
     from segdeploy.models.dataset import DataSet, Frame
-    from segdeploy.network import LoadedNetwork
 
 _PROBED = 256  # scores
 
@@ -35,7 +35,7 @@ def key_of_model(path: Path) -> str:
     own = sha256_of_file(path)
     if path.suffix != ".onnx":
         return own
-    from segdeploy.onnx_file import external_files
+    from segdeploy.onnx_graph.model_file import external_files
 
     beside = [sha256_of_file(one) for one in external_files(path)]
     return hashlib.sha256(" ".join([own, *beside]).encode()).hexdigest() if beside else own

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from segdeploy.models.errors import ModelInputError
-from segdeploy.models.picture_file import MAX_PIXELS
+from segdeploy.models.image_file import MAX_PIXELS
 
 _LARGEST_SCALE = 32
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdeploy.models.checkpointing import run_checkpointed
+from segdeploy.models.gradient_checkpointing import run_checkpointed
 from segdeploy.models.layers import ASPP, dilated_backbone
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.files import check_regular
-from segdeploy.models.picture_file import PictureError, read_ids, read_picture, rgb_of
+from segdeploy.models.image_file import PictureError, read_ids, read_picture, rgb_of
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from segdeploy.models.augmentation import Augment, Augmentation
 from segdeploy.models.batches import Batch, epoch_loader
-from segdeploy.models.checkpointing import checkpoint_blocks
 from segdeploy.models.dataset import Frame
 from segdeploy.models.distributed import (
     averaged,
@@ -27,6 +26,7 @@ from segdeploy.models.distributed import (
     world_size,
 )
 from segdeploy.models.errors import ModelInputError, first_line
+from segdeploy.models.gradient_checkpointing import checkpoint_blocks
 from segdeploy.models.losses import weighted_sum
 
 SCHEDULES = ("one-cycle", "poly")

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 
 import segdeploy
 from segdeploy.device import current_gpu
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models import scenes
 from segdeploy.models.dataset import write_dataset
-from segdeploy.network import ModelSpec
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SEGDEPLOY_SHARED", ROOT.parent / "shared"))

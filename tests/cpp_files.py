@@ -12,11 +12,11 @@ from PIL import Image
 
 import segdeploy
 from segdeploy.device import Gpu
-from segdeploy.engine.admission import check_place, check_version
+from segdeploy.engine.compatibility import check_place, check_version
 from segdeploy.engine.manifest import manifest_path, read_engine
 from segdeploy.errors import InputError
-from segdeploy.golden import golden_content, golden_pictures, make_vectors
-from segdeploy.onnx_file import contract_of, load_onnx, save_onnx, set_contract
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx, save_onnx, set_contract
+from segdeploy.proof.golden_vectors import golden_content, golden_pictures, make_vectors
 from segdeploy.runtime.postprocess import overlay
 
 

@@ -22,11 +22,11 @@ import onnxruntime  # noqa: F401 - so that children need not
 import torch
 
 import segdeploy
-import segdeploy.calibrator.calibrating
-import segdeploy.engine.build
-import segdeploy.exporter.onnx_export
-import segdeploy.training
-from segdeploy.network import ModelSpec
+import segdeploy.commands.build_engine
+import segdeploy.commands.calibrate
+import segdeploy.commands.export
+import segdeploy.commands.train
+from segdeploy.model_spec import ModelSpec
 
 EVENTS = ("tempfile.mkstemp", "open", "os.chmod", "os.rename", "os.remove", "os.truncate")
 

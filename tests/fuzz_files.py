@@ -71,23 +71,23 @@ def _mutate_text(data: bytearray, rng: random.Random) -> None:
 def parsers() -> dict[str, Callable[[Path], Any]]:
     import numpy as np
 
-    from segdeploy.adoption import Statement, adopt
-    from segdeploy.benchmark.comparing import compare_verdicts
+    from segdeploy.benchmark.comparison import compare_verdicts
     from segdeploy.benchmark.cpp_program import read_cpp_candidate
     from segdeploy.benchmark.journal import Journal
-    from segdeploy.calibrator.assignment import SearchState
-    from segdeploy.calibrator.cache import read_cache
-    from segdeploy.engine.build import build_engine
+    from segdeploy.commands.adopt import Statement, adopt
+    from segdeploy.commands.build_engine import build_engine
+    from segdeploy.commands.deploy import Ledger
+    from segdeploy.commands.inspect import inspect
+    from segdeploy.commands.optimize import optimize
     from segdeploy.engine.manifest import parse_manifest
-    from segdeploy.golden import read_golden
-    from segdeploy.inspection import inspect
     from segdeploy.models.checkpoint import read_metadata, read_weights
     from segdeploy.models.dataset import open_dataset
     from segdeploy.models.images import read_image, read_mask
-    from segdeploy.optimization import optimize
+    from segdeploy.precision.assignment import SearchState
+    from segdeploy.precision.cache import read_cache
+    from segdeploy.proof.golden_vectors import read_golden
     from segdeploy.runtime.predictor import load
     from segdeploy.runtime.session import open_session
-    from segdeploy.shipping import Ledger
 
     def run_onnx(path: Path) -> None:
         with open_session(path) as session:

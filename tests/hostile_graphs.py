@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from segdeploy.onnx_file import save_onnx, set_contract
-from segdeploy.spec import Contract, placeholder_classes
+from segdeploy.contract import Contract, placeholder_classes
+from segdeploy.onnx_graph.model_file import save_onnx, set_contract
 
 SIZE = (16, 16)
 

@@ -10,12 +10,12 @@ import onnx
 import pytest
 
 import segdeploy
-from segdeploy.adoption import Statement
+from segdeploy.commands.adopt import Statement
+from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD
 from segdeploy.engine.manifest import manifest_path, read_manifest
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import open_dataset
-from segdeploy.onnx_file import contract_of, load_onnx
-from segdeploy.spec import IMAGENET_MEAN, IMAGENET_STD
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 
 from .conftest import SIZE
 from .test_cli import check_one_line, run  # noqa: F401

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segdeploy.models.anatomy import anatomy
 from segdeploy.models.deeplabv3 import DeepLabV3
 from segdeploy.models.registry import ARCHITECTURES, build
+from segdeploy.models.summary import anatomy
 
 
 class Channelwise(nn.Module):

@@ -11,15 +11,15 @@ from PIL import Image
 from torch import nn
 from torchvision.models import resnet50, vgg16
 
-from segdeploy.models.anatomy import anatomy
-from segdeploy.models.checkpointing import checkpoint_blocks
 from segdeploy.models.context_network import ContextNetwork, DilatedVGGFrontEnd
 from segdeploy.models.deeplab_v2 import ASPP_L, DeepLabV2ResNet101, DeepLabV2VGG16
 from segdeploy.models.deeplabv3 import DeepLabV3
 from segdeploy.models.deeplabv3_resnet import DeepLabV3PlusResNet, DeepLabV3ResNet
+from segdeploy.models.gradient_checkpointing import checkpoint_blocks
 from segdeploy.models.multi_scale import MultiScaleInput
-from segdeploy.models.pictures import dilated_kernel, draw_network, effective_receptive_field
 from segdeploy.models.registry import ARCHITECTURES, build
+from segdeploy.models.summary import anatomy
+from segdeploy.models.visualization import dilated_kernel, draw_network, effective_receptive_field
 
 
 def convolutions(network: nn.Module, size: tuple[int, int] = (64, 64)) -> dict:

@@ -18,16 +18,16 @@ import pytest
 from onnx import numpy_helper
 
 import segdeploy
-from segdeploy.benchmark.comparing import compare_verdicts
+from segdeploy.benchmark.comparison import compare_verdicts
 from segdeploy.benchmark.latency import measure_latencies
 from segdeploy.benchmark.process import Candidate
 from segdeploy.benchmark.protocol import Protocol
-from segdeploy.benchmark.record import to_json, to_junit, to_markdown
 from segdeploy.benchmark.report import write_report
+from segdeploy.benchmark.serialization import to_json, to_junit, to_markdown
 from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
-from segdeploy.network import ModelSpec
-from segdeploy.onnx_file import contract_of, load_onnx, set_contract
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
 
 from .test_cli import check_one_line, run  # noqa: F401
 

@@ -30,11 +30,11 @@ from segdeploy.calibration.quantize import (
 )
 from segdeploy.calibration.ranges import Settling, observe
 from segdeploy.calibration.thresholds import METHODS, Statistics, squared_error, statistics
-from segdeploy.calibrator.frames import check_pictures
 from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
-from segdeploy.network import ModelSpec
-from segdeploy.onnx_file import load_onnx
+from segdeploy.onnx_graph.model_file import load_onnx
+from segdeploy.precision.frames import check_pictures
 from segdeploy.runtime.preprocess import preprocess
 
 from . import test_passes as passes

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import segdeploy
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
-from segdeploy.network import ModelSpec
 
 NAME = "deeplabv3_mobilenet_v3_large"
 

@@ -12,22 +12,22 @@ from onnx import TensorProto, helper, numpy_helper
 
 import segdeploy
 from segdeploy.benchmark.accuracy import Judgement
-from segdeploy.benchmark.fidelity import Fidelity
+from segdeploy.benchmark.agreement import Fidelity
 from segdeploy.benchmark.latency import Latency, Ratio
 from segdeploy.benchmark.machine import GpuState, MachineState, doubts, machine_state
-from segdeploy.benchmark.peak import measured_peak, stated_peak
+from segdeploy.benchmark.peak_performance import measured_peak, stated_peak
 from segdeploy.benchmark.process import Candidate, Process
 from segdeploy.benchmark.protocol import Protocol
-from segdeploy.benchmark.record import told_claims
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
 from segdeploy.benchmark.roofline import Work, roofline, work_of, work_of_network
 from segdeploy.benchmark.rounds import burst
+from segdeploy.benchmark.serialization import told_claims
 from segdeploy.benchmark.sweep import Sweep
 from segdeploy.benchmark.verdict import Row, as_fast, ranked, recommended
+from segdeploy.commands.evaluate import Accuracy
 from segdeploy.errors import InputError
-from segdeploy.evaluation import Accuracy
-from segdeploy.network import ModelSpec
-from segdeploy.onnx_file import contract_of, load_onnx, set_contract
+from segdeploy.model_spec import ModelSpec
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
 
 from .test_cli import check_one_line, run  # noqa: F401
 
@@ -173,9 +173,9 @@ def test_bad_scales_are_refused(run, graph: Path, checkpoint: Path, dataset: Pat
 def test_what_cannot_be_compared_is_refused_before_anything_is_measured(
     run, graph: Path, dynamic_graph: Path, checkpoint: Path, dataset: Path, monkeypatch  # noqa: F811
 ) -> None:  # fmt: skip
-    from segdeploy.benchmark import measuring
+    from segdeploy.benchmark import measurement
 
-    monkeypatch.setattr(measuring, "measure_latencies", None)
+    monkeypatch.setattr(measurement, "measure_latencies", None)
     common = ("--data", dataset, "--limit", 1)
     ran = run("bench", dynamic_graph, "--reference", graph, *common, "--scales", "0.75,1")
     check_one_line(ran, "is static at 48x64")

@@ -24,11 +24,11 @@ import segdeploy
 from segdeploy.benchmark.protocol import Protocol
 from segdeploy.engine.manifest import manifest_path
 from segdeploy.errors import InputError
-from segdeploy.golden import golden_content, golden_pictures, make_vectors
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.images import read_image
-from segdeploy.network import ModelSpec
-from segdeploy.onnx_file import contract_of, load_onnx, set_rejected
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_rejected
+from segdeploy.proof.golden_vectors import golden_content, golden_pictures, make_vectors
 from segdeploy.runtime.postprocess import overlay
 
 from .conftest import skip

@@ -15,9 +15,9 @@ import pytest
 import segdeploy
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
-from segdeploy.golden import read_golden
 from segdeploy.models.checkpoint import read_metadata, read_weights
-from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
+from segdeploy.proof.golden_vectors import read_golden
 
 CRASH = Path(__file__).with_name("crash_points.py")
 OLD = b"what was there before"

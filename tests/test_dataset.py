@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdeploy.models import images, picture_file, scenes
+from segdeploy.models import image_file, images, scenes
 from segdeploy.models.dataset import open_dataset, write_dataset
 from segdeploy.models.errors import ModelInputError
 
@@ -159,7 +159,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
 ) -> None:
     path = tmp_path / "large.png"
     Image.new("RGB", (64, 64)).save(path)
-    monkeypatch.setattr(picture_file, "MAX_PIXELS", 64 * 63)
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 64 * 63)
     with pytest.raises(ModelInputError, match="64x64 pixels are over the limit"):
         images.read_image(path)
 

@@ -15,10 +15,10 @@ import segdeploy
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.deeplabv3 import DeepLabV3
 from segdeploy.models.multi_scale import MultiScaleInput
-from segdeploy.onnx_file import load_onnx
-from segdeploy.optimizer.delay_resizes import delay_resizes
+from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.optimizer.optimize import PASSES, optimize_graph
-from segdeploy.optimizer.outcome import Outcome
+from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.passes.delay_resizes import delay_resizes
 
 from .test_optimizer import SIZE, check_equal, image, operators, run, traced
 from .test_passes import graph_of

@@ -14,18 +14,18 @@ from torch import nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 import segdeploy
+from segdeploy.commands import export
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.exporter import onnx_export
-from segdeploy.exporter.divergence import first_divergence
-from segdeploy.exporter.parity import NOISE
-from segdeploy.exporter.probes import random_images
 from segdeploy.exporter.tracing import Bounds
+from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.multi_scale import MultiScaleInput
-from segdeploy.network import ModelSpec, load_network
-from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.optimizer import optimize
-from segdeploy.optimizer.outcome import Outcome
+from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.proof.divergence import first_divergence
+from segdeploy.proof.parity import NOISE
+from segdeploy.proof.test_inputs import random_images
 
 from .conftest import SIZE
 from .test_cli import Ran, check_one_line, run  # noqa: F401
@@ -257,14 +257,14 @@ def adding_to(weight: str, amount: float):
 
 
 def let_traces_be_changed(monkeypatch: pytest.MonkeyPatch, tamper) -> None:
-    true_trace = onnx_export.trace
+    true_trace = export.trace
 
     def broken(*arguments, **options):
         model = true_trace(*arguments, **options)
         tamper(model)
         return model
 
-    monkeypatch.setattr(onnx_export, "trace", broken)
+    monkeypatch.setattr(export, "trace", broken)
 
 
 def tampered_dilation(model: onnx.ModelProto) -> None:
@@ -327,7 +327,7 @@ def test_a_broken_branch_is_found_though_others_run_after_it(
     assert any("broadcast 1x1 map" in line for line in report.account.rewrites)
     torch.manual_seed(0)
     network = load_network(spec).network
-    graph = onnx_export.trace(network, (20, 24), dynamic=False, name="joined")
+    graph = export.trace(network, (20, 24), dynamic=False, name="joined")
     found, compared = first_divergence(
         network.module, network, graph, random_images((1, 3, 20, 24))
     )
@@ -343,7 +343,7 @@ def test_a_true_graph_has_no_first_divergence(checkpoint: Path, graph: Path) -> 
     network = load_network(ModelSpec(str(checkpoint))).network
     mirrored = MultiScaleInput(network, scales=(0.5, 1.0), flip=True).eval()
     for called, runs in ((network, 1), (mirrored, 4)):
-        traced = onnx_export.trace(called, SIZE, dynamic=False, name="true")
+        traced = export.trace(called, SIZE, dynamic=False, name="true")
         found, compared = first_divergence(
             network.module, called, traced, random_images((1, 3, *SIZE))
         )
@@ -477,13 +477,13 @@ def test_rounding_that_pytorch_has_too_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = ModelSpec(f"{__name__}:Amplifying", 2, size=(16, 16))
-    from segdeploy.exporter import parity
+    from segdeploy.proof import parity
 
     monkeypatch.setattr(parity, "FP32_LIMIT", 1e-9)
     report = segdeploy.export(spec, tmp_path / "m.onnx")
     assert 1e-9 < report.parity[0].max_rel < report.parity[0].limit < 1e-3
     # A wrong weight is far beyond it.
-    true_trace = onnx_export.trace
+    true_trace = export.trace
 
     def broken(*arguments, **options):
         model = true_trace(*arguments, **options)
@@ -493,6 +493,6 @@ def test_rounding_that_pytorch_has_too_is_no_failure(
         tensor.raw_data = values.tobytes()
         return model
 
-    monkeypatch.setattr(onnx_export, "trace", broken)
+    monkeypatch.setattr(export, "trace", broken)
     with pytest.raises(CheckFailed, match="the output differs from PyTorch by"):
         segdeploy.export(spec, tmp_path / "m.onnx")

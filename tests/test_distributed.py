@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import segdeploy
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
-from segdeploy.network import ModelSpec
 
 GROUP = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 PROGRAM = """
 import json, os, pathlib, sys, segdeploy
-from segdeploy.network import ModelSpec
+from segdeploy.model_spec import ModelSpec
 sys.path.insert(0, {root!r})
 report = segdeploy.train(
     ModelSpec("tests.{network}", size=(32, 48)), {data!r}, {out!r}, epochs=2,
@@ -114,7 +114,7 @@ ENDING = """
 import os, sys
 sys.path.insert(0, {root!r})
 import segdeploy
-from segdeploy.network import ModelSpec
+from segdeploy.model_spec import ModelSpec
 
 def leave(step):
     if os.environ["RANK"] == "1":

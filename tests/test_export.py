@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 import segdeploy
-from segdeploy import external_data
+from segdeploy.commands import export
+from segdeploy.contract import CALL_KEY, MODULE_KEY
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.exporter import onnx_export
-from segdeploy.exporter.dilation import prove_dilations
-from segdeploy.exporter.geometry import ConvGeometry
-from segdeploy.exporter.parity import NOISE, check_parity, compare
-from segdeploy.exporter.probes import probe_shapes, random_images
-from segdeploy.exporter.recording import record
+from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.network import Network
-from segdeploy.network import ModelSpec, load_network
-from segdeploy.onnx_file import note_of
-from segdeploy.spec import CALL_KEY, MODULE_KEY
+from segdeploy.onnx_graph import external_data
+from segdeploy.onnx_graph.convolutions import ConvGeometry
+from segdeploy.onnx_graph.model_file import note_of
+from segdeploy.proof.dilation import prove_dilations
+from segdeploy.proof.parity import NOISE, check_parity, compare
+from segdeploy.proof.recording import record
+from segdeploy.proof.test_inputs import probe_shapes, random_images
 
 from .conftest import SIZE
 
@@ -119,7 +119,7 @@ def test_a_failed_proof_keeps_the_graph_aside_and_the_old_file(
 ) -> None:
     out = tmp_path / "m.onnx"
     out.write_bytes(b"old")
-    true_trace = onnx_export.trace
+    true_trace = export.trace
 
     def tampered(*arguments, **options):
         model = true_trace(*arguments, **options)
@@ -128,7 +128,7 @@ def test_a_failed_proof_keeps_the_graph_aside_and_the_old_file(
         set_ints(node, "pads", [1, 1, 1, 1])
         return model
 
-    monkeypatch.setattr(onnx_export, "trace", tampered)
+    monkeypatch.setattr(export, "trace", tampered)
     with pytest.raises(CheckFailed, match=r"convolution aspp\.conv2 .* instead of \(6, 6\)"):
         segdeploy.export(checkpoint, out)
     assert out.read_bytes() == b"old"

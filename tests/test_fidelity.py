@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from segdeploy.benchmark.agreement import MARGINS, FidelityCount, boundary, margin
 from segdeploy.benchmark.bootstrap import spread
-from segdeploy.benchmark.fidelity import MARGINS, FidelityCount, boundary, margin
 from segdeploy.benchmark.latency import ratio_of
 from segdeploy.benchmark.verdict import Limits
 from segdeploy.errors import InputError

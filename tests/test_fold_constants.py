@@ -10,7 +10,7 @@ import torch
 from onnx import helper
 from torch import nn
 
-from segdeploy.optimizer.fold_constants import fold_constants
+from segdeploy.optimizer.passes.fold_constants import fold_constants
 
 from .test_optimizer import SIZE, check_equal, image, operators, traced
 from .test_passes import graph_of, random

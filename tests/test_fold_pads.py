@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from segdeploy.optimizer.fold_pads import fold_pads
+from segdeploy.optimizer.passes.fold_pads import fold_pads
 
 from .test_optimizer import check_equal, image, operators
 from .test_passes import graph_of, random

@@ -15,7 +15,7 @@ import torch
 
 import segdeploy
 from segdeploy.exporter.tracing import Bounds
-from segdeploy.network import ModelSpec
+from segdeploy.model_spec import ModelSpec
 
 from . import foreign_networks
 from .foreign_networks import NETWORKS, logits_of

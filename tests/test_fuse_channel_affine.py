@@ -8,9 +8,9 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from segdeploy.optimizer.fuse_channel_affine import fuse_channel_affine
-from segdeploy.optimizer.outcome import Outcome
-from segdeploy.spec import CALL_KEY, MODULE_KEY
+from segdeploy.contract import CALL_KEY, MODULE_KEY
+from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.passes.fuse_channel_affine import fuse_channel_affine
 
 from .test_optimizer import check_equal, image, operators
 from .test_passes import graph_of, random

@@ -23,17 +23,17 @@ import segdeploy
 from segdeploy.benchmark.journal import Journal
 from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.report import write_report
-from segdeploy.calibrator.assignment import SearchState
-from segdeploy.calibrator.cache import read_cache
+from segdeploy.commands.deploy import Ledger
 from segdeploy.engine.manifest import manifest_path, parse_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import sha256_of_file
-from segdeploy.golden import golden_path, read_golden
 from segdeploy.models.checkpoint import read_weights
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
-from segdeploy.onnx_file import load_onnx
-from segdeploy.shipping import Ledger
+from segdeploy.onnx_graph.model_file import load_onnx
+from segdeploy.precision.assignment import SearchState
+from segdeploy.precision.cache import read_cache
+from segdeploy.proof.golden_vectors import golden_path, read_golden
 
 from .fuzz_files import JOURNAL, SEARCH, TOLERANT
 

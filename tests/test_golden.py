@@ -13,8 +13,8 @@ from onnx import numpy_helper
 
 import segdeploy
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.golden import golden_content, golden_path, read_golden, sample
-from segdeploy.onnx_file import contract_of, load_onnx, set_contract
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
+from segdeploy.proof.golden_vectors import golden_content, golden_path, read_golden, sample
 
 from .test_cli import run  # noqa: F401
 

@@ -11,14 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 import segdeploy
 from segdeploy.calibration.errors import CalibrationInputError
-from segdeploy.calibration.half import is_half, rounded, to_half
+from segdeploy.calibration.fp16_range import float_tensors, fp16_islands
+from segdeploy.calibration.half_precision import is_half, rounded, to_half
 from segdeploy.calibration.layers import fix_shape
-from segdeploy.calibration.literal import open_literal
 from segdeploy.calibration.ranges import observe
-from segdeploy.calibration.safety import float_tensors, fp16_islands
+from segdeploy.calibration.reference_execution import open_literal
 from segdeploy.calibration.thresholds import statistics
 from segdeploy.errors import InputError
-from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 
 from .conftest import SIZE
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import segdeploy
-from segdeploy import health
+from segdeploy.commands import doctor
 from segdeploy.device import current_gpu
 
 from .test_cli import run  # noqa: F401
 
 
-def states() -> dict[str, health.Finding]:
+def states() -> dict[str, doctor.Finding]:
     return {finding.what: finding for finding in segdeploy.doctor()}
 
 
@@ -40,7 +40,7 @@ def test_this_machine_is_well(run, tensorrt_rtx: object) -> None:  # noqa: F811
 def test_a_backend_that_computes_wrongly_is_broken(
     run, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(health, "_onnxruntime", lambda: health._expect([1.0]))
+    monkeypatch.setattr(doctor, "_onnxruntime", lambda: doctor._expect([1.0]))
     ran = run("doctor")
     assert ran.code == 1
     assert "broken: onnxruntime: RuntimeError: a dilated convolution of ones comes out" in ran.err
@@ -50,7 +50,7 @@ def test_a_package_that_cannot_be_imported_is_broken(monkeypatch: pytest.MonkeyP
     def torchvision_of_another_torch() -> str:
         raise RuntimeError("operator torchvision::nms does not exist\nmore")
 
-    monkeypatch.setattr(health, "_torch", torchvision_of_another_torch)
+    monkeypatch.setattr(doctor, "_torch", torchvision_of_another_torch)
     found = states()["PyTorch (training, export)"]
     assert found.state == "broken"
     assert found.detail == "RuntimeError: operator torchvision::nms does not exist"
@@ -94,8 +94,8 @@ def test_two_onnxruntimes_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_driver_that_does_not_answer_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "current_gpu", lambda: None)
-    monkeypatch.setattr(health, "Path", lambda _: tmp_path)
+    monkeypatch.setattr(doctor, "current_gpu", lambda: None)
+    monkeypatch.setattr(doctor, "Path", lambda _: tmp_path)
     (tmp_path / "nvidia0").touch()
-    assert health._gpu().state == "broken"
-    assert "--gpus all" in health._gpu().remedy
+    assert doctor._gpu().state == "broken"
+    assert "--gpus all" in doctor._gpu().remedy

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import segdeploy
+from segdeploy.commands.inspect import differences
 from segdeploy.errors import InputError
 from segdeploy.files import sha256_of_file
-from segdeploy.inspection import differences
 
 from .test_cli import check_one_line, run  # noqa: F401
 

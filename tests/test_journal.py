@@ -123,12 +123,12 @@ def test_what_was_found_of_another_file_is_not_taken(
 def test_ctrl_c_says_what_stays(
     run, graph: Path, dataset: Path, tmp_path: Path, monkeypatch  # noqa: F811
 ) -> None:  # fmt: skip
-    from segdeploy.benchmark import measuring
+    from segdeploy.benchmark import measurement
 
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring, "judge", interrupted)
+    monkeypatch.setattr(measurement, "judge", interrupted)
     ran = run("bench", graph, "--reference", graph, "--data", dataset, "--limit", 1,
               "--seconds", 0.1, "--report", tmp_path / "r")  # fmt: skip
     assert ran.code == 130

@@ -11,8 +11,8 @@ import pytest
 
 import segdeploy
 from segdeploy.device import Gpu, current_gpu, host_platform
-from segdeploy.engine.admission import check_place, check_version
 from segdeploy.engine.bindings import open_bindings
+from segdeploy.engine.compatibility import check_place, check_version
 from segdeploy.engine.manifest import manifest_path, parse_manifest, read_engine, read_manifest
 from segdeploy.errors import InputError
 from segdeploy.runtime.session import open_session
@@ -163,7 +163,7 @@ def test_compatible_engines_are_let_in(engine: Path) -> None:
 
 @pytest.mark.skipif(current_gpu() is not None, reason="a GPU is here")
 def test_what_tensorrt_says_without_a_driver_is_told(engine: Path) -> None:
-    from segdeploy.engine.opening import open_engine
+    from segdeploy.engine.deserialization import open_engine
 
     with pytest.raises(InputError, match="cannot open it .*`segdeploy doctor`"):
         open_engine(open_bindings("tensorrt-rtx"), read_manifest(engine), engine, b"plan")

@@ -20,20 +20,20 @@ from PIL import Image
 import segdeploy
 from segdeploy.calibration.errors import CalibrationInputError
 from segdeploy.calibration.layers import Layer, relative_cost
-from segdeploy.calibration.search import (
+from segdeploy.calibration.mixed_precision import (
     Score,
     cheapest_within,
     most_evaluations,
     order_of_return,
 )
-from segdeploy.calibrator import assignment
-from segdeploy.calibrator.cache import read_cache
-from segdeploy.calibrator.frames import choose_frames, coverage, spread
-from segdeploy.calibrator.judge import Judge
 from segdeploy.content_keys import key_of_frames
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import open_dataset
-from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
+from segdeploy.precision import assignment
+from segdeploy.precision.cache import read_cache
+from segdeploy.precision.evaluator import Judge
+from segdeploy.precision.frames import choose_frames, coverage, spread
 
 from .test_cli import Ran, check_one_line, run  # noqa: F401
 

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import segmentation as torchvision_segmentation
 
+from segdeploy.contract import METADATA_KEY, Contract
 from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.checkpoint import to_bytes
 from segdeploy.models.deeplabv3 import DeepLabV3
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.network import Network
 from segdeploy.models.registry import ARCHITECTURES, build
-from segdeploy.network import ModelSpec, load_network
-from segdeploy.spec import METADATA_KEY, Contract
 
 SMALL = {"width": 4, "stride": 4}
 

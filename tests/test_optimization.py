@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import segdeploy
 from segdeploy.errors import InputError
 from segdeploy.models.registry import build
-from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 
 from .test_cli import Ran, check_one_line, run  # noqa: F401
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from segdeploy.exporter.onnx_export import trace
+from segdeploy.commands.export import trace
 from segdeploy.models.deeplabv3 import DeepLabV3
 from segdeploy.models.network import Network
 from segdeploy.models.semantic_segmentation_model import SemanticSegmentationModel

@@ -14,8 +14,8 @@ import pytest
 
 import segdeploy
 from segdeploy.benchmark.protocol import Protocol
-from segdeploy.benchmark.record import to_json, to_junit, to_markdown
 from segdeploy.benchmark.report import write_report
+from segdeploy.benchmark.serialization import to_json, to_junit, to_markdown
 from segdeploy.benchmark.sweep import Sweep
 
 from .conftest import skip

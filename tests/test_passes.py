@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from segdeploy.exporter.dilation import prove_dilations, prove_trace
-from segdeploy.exporter.geometry import ConvGeometry
-from segdeploy.exporter.onnx_export import trace
-from segdeploy.exporter.recording import record
+from segdeploy.commands.export import trace
 from segdeploy.models.network import Network
+from segdeploy.onnx_graph.convolutions import ConvGeometry
 from segdeploy.optimizer import optimize as optimizing
-from segdeploy.optimizer.outcome import Outcome
-from segdeploy.optimizer.remove_dead_taps import live_taps, remove_dead_taps
+from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.passes.remove_dead_taps import live_taps, remove_dead_taps
+from segdeploy.proof.dilation import prove_dilations, prove_trace
+from segdeploy.proof.recording import record
 
 from .test_optimizer import check_equal, image, operators, run, traced
 

@@ -181,7 +181,7 @@ def test_softmax_of_large_logits_is_finite() -> None:
 
 
 def test_tiles_from_the_command_line(graph: Path, dataset: Path, tmp_path: Path) -> None:
-    from segdeploy.prediction import predict_file
+    from segdeploy.commands.predict import predict_file
 
     image = open_dataset(dataset).frames("val")[0].image
     shares = predict_file(graph, image, tmp_path / "o.png", tile=True)

@@ -17,9 +17,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import segdeploy
 from segdeploy.errors import CheckFailed
-from segdeploy.exporter.recording import reaches_output, record
 from segdeploy.exporter.tracing import Bounds
-from segdeploy.network import ModelSpec
+from segdeploy.model_spec import ModelSpec
+from segdeploy.proof.recording import reaches_output, record
 
 SIZE = (24, 32)
 

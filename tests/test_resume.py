@@ -17,9 +17,9 @@ from torch import nn
 
 import segdeploy
 from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
-from segdeploy.network import ModelSpec
 
 SMALL = ModelSpec("deeplabv3", arguments={"width": 4, "stride": 4}, size=(32, 48))
 SETTINGS = {"epochs": 4, "batch_size": 4, "workers": 0, "augmentation": {"rotation": 15.0}}

@@ -17,9 +17,9 @@ from torchvision.transforms import v2
 
 import segdeploy
 from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
-from segdeploy.network import ModelSpec
-from segdeploy.onnx_file import contract_of, set_contract
+from segdeploy.onnx_graph.model_file import contract_of, set_contract
 from segdeploy.runtime.postprocess import labels_at, overlay, upsample
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import open_session

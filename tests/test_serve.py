@@ -17,14 +17,14 @@ import pytest
 from google.protobuf import text_format
 
 import segdeploy
-from segdeploy.adoption import Statement
+from segdeploy.commands.adopt import Statement
 from segdeploy.engine.manifest import manifest_path
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import open_dataset
-from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.serve.config import _messages, validate
-from segdeploy.serve.ends import preprocessing_graph
+from segdeploy.serve.pre_post_processing import preprocessing_graph
 
 from .conftest import skip
 from .test_cli import check_one_line, run  # noqa: F401

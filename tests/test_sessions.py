@@ -13,10 +13,10 @@ import segdeploy
 from segdeploy.calibration.session import CHANGING_OPTIMIZERS, session_options
 from segdeploy.errors import CheckFailed
 from segdeploy.models.dataset import open_dataset
-from segdeploy.onnx_file import contract_of, load_onnx, save_onnx, set_contract
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx, save_onnx, set_contract
+from segdeploy.proof.score_check import check_scores
+from segdeploy.proof.tolerance import tolerance_of
 from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
-from segdeploy.score_check import check_scores
-from segdeploy.tolerance import tolerance_of
 
 from .conftest import SIZE
 from .test_cli import run  # noqa: F401

@@ -9,10 +9,10 @@ import pytest
 
 import segdeploy
 from segdeploy.benchmark.verdict import Limits
+from segdeploy.commands.deploy import Shipment
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
-from segdeploy.onnx_file import contract_of, load_onnx
-from segdeploy.shipping import Shipment
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 
 from .test_cli import check_one_line, run  # noqa: F401
 
@@ -83,9 +83,9 @@ def test_what_was_done_is_not_done_again(
 def test_a_budget_that_nothing_keeps_ships_nothing(
     run, checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
-    from segdeploy import shipping
+    from segdeploy.commands import deploy
 
-    monkeypatch.setattr(shipping, "Limits", lambda **_: Limits(max_latency_ms=1e-6))
+    monkeypatch.setattr(deploy, "Limits", lambda **_: Limits(max_latency_ms=1e-6))
     out = tmp_path / "dist"
     ran = run("deploy", checkpoint, "--data", dataset, "--target", "sm86",
               "--max-miou-drop", 20, "--seconds", 0.2, "-o", out, "--json")  # fmt: skip

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segdeploy.contract import Contract, placeholder_classes, read_contract
 from segdeploy.errors import InputError
-from segdeploy.spec import Contract, placeholder_classes, read_contract
 
 CONTRACT = Contract(
     architecture="deeplabv3",

@@ -267,12 +267,12 @@ def test_a_crash_in_a_library_is_one_line(tmp_path: Path) -> None:
 def test_memory_that_is_not_there_is_one_line(
     tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch, run_here: object
 ) -> None:
-    from segdeploy import prediction
+    from segdeploy.commands import predict
 
     def read(path: Path) -> None:
         np.empty(1 << 60, np.uint8)
 
-    monkeypatch.setattr(prediction, "read_image", read)
+    monkeypatch.setattr(predict, "read_image", read)
     ran = run_here("predict", graph, "x.png", "-o", tmp_path / "o.png")  # type: ignore[operator]
     assert ran.code == 2
     assert ran.err.startswith("error: out of memory (Unable to allocate 1.00 EiB")

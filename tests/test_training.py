@@ -11,13 +11,13 @@ from safetensors import safe_open
 from torch import nn
 
 import segdeploy
+from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, METADATA_KEY, read_contract
 from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.augmentation import Augment, Augmentation
 from segdeploy.models.batches import Batch, epoch_loader
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
-from segdeploy.network import ModelSpec
-from segdeploy.spec import IMAGENET_MEAN, IMAGENET_STD, METADATA_KEY, read_contract
 
 from .conftest import SIZE
 

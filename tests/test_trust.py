@@ -25,12 +25,12 @@ from segdeploy.content_keys import key_of_dataset, key_of_model, key_of_network,
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import check_folder, check_input, check_output, write_atomically
-from segdeploy.golden import read_golden
+from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.checkpoint import read_metadata
 from segdeploy.models.dataset import open_dataset
-from segdeploy.network import ModelSpec, load_network
-from segdeploy.onnx_file import contract_of, load_onnx, save_onnx, set_contract
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx, save_onnx, set_contract
 from segdeploy.output_lock import output_lock
+from segdeploy.proof.golden_vectors import read_golden
 
 from .test_cli import check_one_line, run  # noqa: F401
 
@@ -603,7 +603,7 @@ def test_a_network_that_cannot_be_held_is_refused_before_it_is_made(
 ) -> None:  # fmt: skip
     from safetensors.torch import load_file, save_file
 
-    from segdeploy.spec import METADATA_KEY, read_contract
+    from segdeploy.contract import METADATA_KEY, read_contract
 
     contract = read_contract(read_metadata(checkpoint)[METADATA_KEY], "checkpoint")
     large = replace(contract, arguments={**contract.arguments, "width": 1 << 16})

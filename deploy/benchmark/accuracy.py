@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.benchmark.agreement import Fidelity, FidelityCount, margin
 from segdeploy.benchmark.bootstrap import Spread, spread
-from segdeploy.benchmark.fidelity import Fidelity, FidelityCount, margin
 from segdeploy.benchmark.journal import Journal
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
+from segdeploy.commands.evaluate import Accuracy, summarise
 from segdeploy.errors import InputError
-from segdeploy.evaluation import Accuracy, summarise
 from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.errors import first_line
 from segdeploy.models.metrics import ConfusionMatrix

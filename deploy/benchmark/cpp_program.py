@@ -14,9 +14,9 @@ from typing import Any
 from segdeploy.benchmark.process import Candidate
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.names import escaped, is_line
 from segdeploy.models.strict_json import read_json
-from segdeploy.network import ModelSpec
 
 _SCHEMA = 2
 _PROGRAM = "segdeploy-bench"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.exporter.divergence import LayerError, layer_errors
-from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
+from segdeploy.proof.divergence import LayerError, layer_errors
 from segdeploy.runtime.session import Session
 from segdeploy.runtime.torch_session import TorchSession
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from segdeploy.benchmark.worker import START, spec_to_json
 from segdeploy.errors import InputError, NotHere
-from segdeploy.network import ModelSpec
+from segdeploy.model_spec import ModelSpec
 
 _PATIENCE = 600.0  # seconds: an engine may compile for its GPU when it is loaded
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from segdeploy.benchmark.fidelity import BOUNDARY, MARGINS
+from segdeploy.benchmark.agreement import BOUNDARY, MARGINS
 from segdeploy.benchmark.journal import NAME as JOURNAL
 from segdeploy.benchmark.overlays import contact_sheet, layers_of
 from segdeploy.benchmark.plots import front_points, latency_bars, layer_curves
-from segdeploy.benchmark.record import (
+from segdeploy.benchmark.serialization import (
     outcome,
     to_json,
     to_junit,

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segdeploy.benchmark.peak import Peak
+from segdeploy.benchmark.peak_performance import Peak
 from segdeploy.engine.manifest import read_manifest
-from segdeploy.exporter.geometry import ConvGeometry, module_geometry
-from segdeploy.graph_layers import convolutions
-from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.onnx_graph.convolutions import ConvGeometry, module_geometry
+from segdeploy.onnx_graph.layers import convolutions
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.runtime.session import ENGINE_SUFFIXES
 from segdeploy.runtime.torch_session import TorchSession
 

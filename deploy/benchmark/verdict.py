@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from segdeploy.benchmark.accuracy import Judgement, Sample
-from segdeploy.benchmark.claims import Claim
 from segdeploy.benchmark.environment import Environment
 from segdeploy.benchmark.latency import Latency
 from segdeploy.benchmark.layers import LayerReport
-from segdeploy.benchmark.peak import Peak
+from segdeploy.benchmark.peak_performance import Peak
 from segdeploy.benchmark.roofline import Roofline
+from segdeploy.benchmark.supported_shapes import Claim
 from segdeploy.benchmark.sweep import Point
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet
-from segdeploy.tolerance import Tolerance, tolerance_of
+from segdeploy.proof.tolerance import Tolerance, tolerance_of
 
 
 @dataclass(frozen=True)

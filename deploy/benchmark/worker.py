@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.errors import InputError, NotHere
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.errors import first_line
-from segdeploy.network import ModelSpec
 from segdeploy.runtime.multi_scale import fused_logits
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.preprocess import preprocess

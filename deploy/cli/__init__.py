@@ -30,7 +30,7 @@ from segdeploy.cli.inspect import inspect
 from segdeploy.cli.models import models
 from segdeploy.cli.optimize import optimize
 from segdeploy.cli.predict import predict
-from segdeploy.cli.selftest import selftest
+from segdeploy.cli.self_test import selftest
 from segdeploy.cli.serve_repo import serve_repo
 from segdeploy.cli.train import train
 from segdeploy.models.errors import first_line

@@ -50,7 +50,7 @@ def adopt(
     The contract goes into a copy of an .onnx file, or into a manifest beside an engine.
     """
     import segdeploy
-    from segdeploy.adoption import Statement
+    from segdeploy.commands.adopt import Statement
 
     written = segdeploy.adopt(
         file,

@@ -123,8 +123,8 @@ def bench(
     import segdeploy
     from segdeploy.benchmark.journal import NAME as JOURNAL
     from segdeploy.benchmark.protocol import Protocol
-    from segdeploy.benchmark.record import to_json
     from segdeploy.benchmark.report import check_report, write_report
+    from segdeploy.benchmark.serialization import to_json
     from segdeploy.benchmark.sweep import Sweep
     from segdeploy.benchmark.verdict import Limits
     from segdeploy.models.names import escaped
@@ -193,7 +193,7 @@ def _kept(report: Path | None) -> Iterator[None]:
 def _compare(files: tuple[Path, Path], as_json: bool) -> int:
     from dataclasses import asdict
 
-    from segdeploy.benchmark.comparing import compare_verdicts
+    from segdeploy.benchmark.comparison import compare_verdicts
 
     changes = compare_verdicts(*files)
     if as_json:
@@ -271,7 +271,12 @@ def _shortened(text: str) -> str:
 
 def _print_costs(verdict: Verdict) -> None:
     """The roof, the scales' shares, and the sweep, where there are any."""
-    from segdeploy.benchmark.record import told_claims, told_roofline, told_scales, told_sweep
+    from segdeploy.benchmark.serialization import (
+        told_claims,
+        told_roofline,
+        told_scales,
+        told_sweep,
+    )
 
     for row in verdict.rows:
         for line in (told_roofline(row), told_claims(row)):
@@ -286,7 +291,7 @@ def _print_costs(verdict: Verdict) -> None:
 
 
 def _row(row: Row, reference: Row) -> tuple[str, ...]:
-    from segdeploy.benchmark.record import outcome, told_drop, told_speedup
+    from segdeploy.benchmark.serialization import outcome, told_drop, told_speedup
 
     judgement, latency = row.judgement, row.latency
     fidelity = judgement.fidelity if judgement else None

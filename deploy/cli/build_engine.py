@@ -21,7 +21,7 @@ from segdeploy.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from segdeploy.engine.build import EngineReport
+    from segdeploy.commands.build_engine import EngineReport
     from segdeploy.engine.options import Profile
 
 _Shape = tuple[int, int, int]

@@ -20,7 +20,7 @@ from segdeploy.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from segdeploy.calibrator.report import CalibrationReport
+    from segdeploy.precision.report import CalibrationReport
 
 _METHODS = ("auto", "min-max", "average", "percentile", "entropy", "mse")
 

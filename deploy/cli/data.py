@@ -33,9 +33,9 @@ def scenes(
     folder: Path, train_count: int, val_count: int, size: tuple[int, int], seed: int, quiet: bool
 ) -> None:
     """Generate road scenes as a data set in FOLDER, the same for the same seed."""
+    from segdeploy.contract import check_pixels
     from segdeploy.models import scenes as generated
     from segdeploy.models.dataset import write_dataset
-    from segdeploy.spec import check_pixels
 
     check_pixels(size, "--size: the picture")
     counts = {"train": train_count, "val": val_count}

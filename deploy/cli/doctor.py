@@ -18,7 +18,7 @@ def doctor(as_json: bool) -> int:
     Runs each installed backend on a tiny graph. Exits with 1 if something is broken.
     """
     import segdeploy
-    from segdeploy.health import toolchain
+    from segdeploy.commands.doctor import toolchain
 
     findings = segdeploy.doctor()
     broken = [finding for finding in findings if finding.state == "broken"]

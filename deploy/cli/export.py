@@ -23,9 +23,9 @@ from segdeploy.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from segdeploy.exporter.dilation import ConvProof
-    from segdeploy.exporter.onnx_export import ExportReport
+    from segdeploy.commands.export import ExportReport
     from segdeploy.exporter.tracing import Bounds
+    from segdeploy.proof.dilation import ConvProof
 
 
 @click.command()

@@ -12,7 +12,7 @@ from segdeploy.cli.console import megabytes, print_json, print_table, say
 from segdeploy.cli.options import foreign_model, json_option
 
 if TYPE_CHECKING:
-    from segdeploy.inspection import Inspection
+    from segdeploy.commands.inspect import Inspection
 
 
 @click.command()
@@ -31,7 +31,7 @@ def inspect(files: tuple[Path, ...], diff: bool, as_json: bool) -> None:
         raise click.UsageError("inspect takes one FILE, or two with --diff")
     seen = [segdeploy.inspect(file) for file in files]
     if diff:
-        from segdeploy.inspection import differences
+        from segdeploy.commands.inspect import differences
 
         found = differences(*seen)
         if as_json:

@@ -27,8 +27,8 @@ def models(context: click.Context, size: tuple[int, int], as_json: bool) -> None
     require("torch", "torchvision")
     import torch
 
-    from segdeploy.models.anatomy import anatomy
     from segdeploy.models.registry import ARCHITECTURES
+    from segdeploy.models.summary import anatomy
 
     listed: list[dict[str, Any]] = []
     with torch.device("meta"):  # parameters are counted, nothing is computed
@@ -89,7 +89,7 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
     from dataclasses import replace
 
     from segdeploy.files import check_output, write_atomically
-    from segdeploy.network import load_network
+    from segdeploy.model_spec import load_network
 
     if picture:
         check_output(picture, ".png")
@@ -102,11 +102,11 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
         )
     loaded = load_network(spec)
 
-    from segdeploy.models.anatomy import anatomy
+    from segdeploy.models.summary import anatomy
 
     seen = anatomy(loaded.network, loaded.contract.size)
     if picture:
-        from segdeploy.models.pictures import draw_network, effective_receptive_field
+        from segdeploy.models.visualization import draw_network, effective_receptive_field
 
         field = effective_receptive_field(loaded.network, loaded.contract.size)
         file = io.BytesIO()

@@ -13,8 +13,8 @@ import click
 
 from segdeploy.cli.console import say
 from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.strict_json import parse_json
-from segdeploy.network import ModelSpec
 from segdeploy.supervisor import limit
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -48,7 +48,7 @@ def predict(
     **options: Any,
 ) -> None:
     """Segment IMAGE with MODEL (a network, an .onnx file or an engine)."""
-    from segdeploy.prediction import predict_file
+    from segdeploy.commands.predict import predict_file
 
     check_fuse(fuse, scales, flip)
     spec = network_spec(model, options)

@@ -104,9 +104,9 @@ def train(
     from segdeploy.packages import require
 
     require("torch")
+    from segdeploy.commands.train import resume_file
     from segdeploy.models.distributed import rank
     from segdeploy.models.losses import parse_terms
-    from segdeploy.training import resume_file
 
     epochs = options["epochs"]
     spec = network_spec(model, options)

@@ -16,9 +16,9 @@ from segdeploy.engine.network_proof import count_int8, prove_network
 from segdeploy.engine.options import BuildOptions, Shape
 from segdeploy.engine.timing_cache import shared_timing_cache
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.exporter.dilation import ConvProof
-from segdeploy.exporter.geometry import CONVOLUTIONS
-from segdeploy.onnx_file import convolution_of, module_of
+from segdeploy.onnx_graph.convolutions import CONVOLUTIONS
+from segdeploy.onnx_graph.model_file import convolution_of, module_of
+from segdeploy.proof.dilation import ConvProof
 
 if TYPE_CHECKING:
     import onnx

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segdeploy.contract import PRECISIONS, Contract, read_contract
 from segdeploy.engine.bindings import BACKENDS
 from segdeploy.engine.options import Profile
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
-from segdeploy.graph_layers import LayerInfo
 from segdeploy.models.names import is_line
 from segdeploy.models.strict_json import read_json
-from segdeploy.onnx_file import tensor_shape
-from segdeploy.spec import PRECISIONS, Contract, read_contract
+from segdeploy.onnx_graph.layers import LayerInfo
+from segdeploy.onnx_graph.model_file import tensor_shape
 
 if TYPE_CHECKING:
     import onnx

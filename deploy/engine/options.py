@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdeploy.contract import Contract
 from segdeploy.engine.bindings import Bindings
 from segdeploy.errors import InputError
-from segdeploy.spec import Contract
 
 Shape = tuple[int, int, int]
 # Without profiles, a dynamic engine is built for this many times the network's sides, and batches.

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segdeploy.contract import MODULE_KEY, check_pixels
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
-from segdeploy.onnx_file import all_graphs
-from segdeploy.spec import MODULE_KEY, check_pixels
+from segdeploy.onnx_graph.model_file import all_graphs
 
 if TYPE_CHECKING:
     import onnx

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from segdeploy.spec import CALL_KEY, MODULE_KEY
+from segdeploy.contract import CALL_KEY, MODULE_KEY
 
 Matrix = NDArray[np.float64]
 

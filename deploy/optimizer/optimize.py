@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from segdeploy.exporter.parity import Parity, compare_outputs
-from segdeploy.exporter.running import run_graph
-from segdeploy.optimizer.broadcast_resize import broadcast_resizes
-from segdeploy.optimizer.commute_resize import commute_resizes
 from segdeploy.optimizer.cost import Cost, cost_of
-from segdeploy.optimizer.delay_resizes import delay_resizes
-from segdeploy.optimizer.fold_constants import fold_constants
-from segdeploy.optimizer.fold_linear_head import fold_linear_heads
-from segdeploy.optimizer.fold_pads import fold_pads
-from segdeploy.optimizer.fuse_channel_affine import fuse_channel_affine
-from segdeploy.optimizer.outcome import Outcome
-from segdeploy.optimizer.project_pooled_branch import project_pooled_branches
-from segdeploy.optimizer.remove_dead_taps import remove_dead_taps
+from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.passes.broadcast_resize import broadcast_resizes
+from segdeploy.optimizer.passes.commute_resize import commute_resizes
+from segdeploy.optimizer.passes.delay_resizes import delay_resizes
+from segdeploy.optimizer.passes.fold_constants import fold_constants
+from segdeploy.optimizer.passes.fold_linear_head import fold_linear_heads
+from segdeploy.optimizer.passes.fold_pads import fold_pads
+from segdeploy.optimizer.passes.fuse_channel_affine import fuse_channel_affine
+from segdeploy.optimizer.passes.project_pooled_branch import project_pooled_branches
+from segdeploy.optimizer.passes.remove_dead_taps import remove_dead_taps
+from segdeploy.proof.graph_session import run_graph
+from segdeploy.proof.parity import Parity, compare_outputs
 
 if TYPE_CHECKING:
     import onnx

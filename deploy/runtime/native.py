@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.contract import Contract
 from segdeploy.errors import InputError
 from segdeploy.packages import versions
-from segdeploy.spec import Contract
 
 LIBRARY_VARIABLE = "SEGDEPLOY_LIBRARY"
 """Names the C++ library; empty, none is used. Without it, `libsegdeploy.so.0.1` is looked for."""

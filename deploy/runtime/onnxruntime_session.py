@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.contract import METADATA_KEY, REJECTED_KEY, read_contract
 from segdeploy.engine.options import profiles_of
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
-from segdeploy.onnx_file import check_not_rejected, load_onnx
+from segdeploy.onnx_graph.model_file import check_not_rejected, load_onnx
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import (
@@ -21,7 +22,6 @@ from segdeploy.runtime.session import (
     check_tensors,
     check_types,
 )
-from segdeploy.spec import METADATA_KEY, REJECTED_KEY, read_contract
 
 _CPU = PROVIDERS["onnxruntime"]
 
@@ -127,7 +127,7 @@ def _with_rounding(path: Path, data: bytes | None) -> bytes | None:
     """The graph with what half types round, if it has any; else what was given."""
     import onnx
 
-    from segdeploy.calibration.half import is_half, rounded
+    from segdeploy.calibration.half_precision import is_half, rounded
 
     graph = load_onnx(path) if data is None else onnx.ModelProto.FromString(data)
     rounds: bytes | None = rounded(graph).SerializeToString() if is_half(graph) else data

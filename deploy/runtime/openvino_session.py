@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from segdeploy.engine.options import profiles_of
 from segdeploy.errors import InputError
-from segdeploy.onnx_file import contract_of, load_onnx
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import TensorSpec, check_output, check_tensors

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as PillowImage
 
+from segdeploy.contract import Contract
 from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.images import of_pillow, read_image
-from segdeploy.network import ModelSpec, load_network
-from segdeploy.onnx_check import check_graph
-from segdeploy.onnx_file import load_onnx
+from segdeploy.onnx_graph.check import check_graph
+from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.late_upsampling import labels_of_small_map
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
@@ -25,7 +26,6 @@ from segdeploy.runtime.postprocess import labels_at, nearest, softmax, upsample
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import ENGINE_SUFFIXES, Session, open_session
 from segdeploy.runtime.tiling import largest_window, tiled
-from segdeploy.spec import Contract
 
 Image = NDArray[np.uint8] | PillowImage | Path | str
 _MOST_BATCH = 8

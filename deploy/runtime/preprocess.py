@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segdeploy.spec import Contract
+from segdeploy.contract import Contract
 
 
 def preprocess(image: NDArray[np.uint8], contract: Contract) -> NDArray[Any]:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.device import current_gpu
-from segdeploy.engine.admission import check_place, check_version
 from segdeploy.engine.bindings import Bindings, open_bindings
+from segdeploy.engine.compatibility import check_place, check_version
+from segdeploy.engine.deserialization import open_engine
 from segdeploy.engine.manifest import Manifest, read_engine
-from segdeploy.engine.opening import open_engine
 from segdeploy.engine.options import route
 from segdeploy.errors import InputError
 from segdeploy.files import write_atomically

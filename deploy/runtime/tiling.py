@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.contract import Contract
 from segdeploy.runtime.session import Session
-from segdeploy.spec import Contract
 
 Picture = NDArray[np.uint8]
 OVERLAP = 1 / 3

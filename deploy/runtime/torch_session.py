@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from segdeploy.contract import Contract
 from segdeploy.engine.options import Profile
 from segdeploy.packages import require
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import TensorSpec
-from segdeploy.spec import Contract
 
 if TYPE_CHECKING:
     from segdeploy.models.network import Network

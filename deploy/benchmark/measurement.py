@@ -1,0 +1,308 @@
+"""From candidates to rows: opened, judged on the frames, timed in turns, held to the limits."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segdeploy.benchmark.accuracy import Contestant, Judgement, Sample, judge, show
+from segdeploy.benchmark.candidates import (
+    check_contract,
+    identity_of,
+    identity_of_reference,
+    open_candidate,
+)
+from segdeploy.benchmark.environment import describe_environment
+from segdeploy.benchmark.image_folder import is_folder_of_pictures, pictures_of
+from segdeploy.benchmark.journal import Journal
+from segdeploy.benchmark.latency import Latency, measure_latencies
+from segdeploy.benchmark.layers import compare_layers
+from segdeploy.benchmark.process import Candidate, Failure
+from segdeploy.benchmark.protocol import Protocol
+from segdeploy.benchmark.supported_shapes import check_claims
+from segdeploy.benchmark.sweep import Point, run_sweep
+from segdeploy.benchmark.test_time_augmentation import export_fused, looped, why_no_loop
+from segdeploy.benchmark.verdict import Limits, Modes, Row, complaints, ranked
+from segdeploy.commands.evaluate import check_judgeable
+from segdeploy.content_keys import key_of_frames
+from segdeploy.contract import Contract
+from segdeploy.device import current_gpu
+from segdeploy.engine.manifest import read_manifest
+from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec, check_classes
+from segdeploy.models.dataset import DataSet, Frame, open_dataset
+from segdeploy.packages import versions
+from segdeploy.runtime.predictor import Predictor, load
+from segdeploy.runtime.preprocess import preprocess
+
+Progress = Callable[[int, int], None]
+_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The reference and the frames: what every candidate is held against.
+
+    `labelled` is the data set's place, None for pictures without masks.
+    """
+
+    spec: ModelSpec
+    labelled: Path | None
+    truth: Predictor
+    reference: Candidate
+    identity: str
+    dataset: DataSet
+    split: str
+    frames: list[Frame]
+
+
+@contextmanager
+def open_scene(spec: ModelSpec, data: Path, split: str, limit: int | None) -> Iterator[Scene]:
+    """Open the reference, and list the frames.
+
+    Raises:
+        InputError, ModelInputError: for either that cannot be used, or other classes.
+    """
+    labelled = None if is_folder_of_pictures(data) else open_dataset(data)
+    size = None
+    if labelled is not None:
+        size = labelled.frames(split, 1)[0].read()[0].shape[:2]
+    with load(spec, literal=True, dataset=labelled, default_size=size) as truth:
+        dataset = labelled or pictures_of(data, truth.contract)
+        check_classes(truth.contract, dataset, spec.model)
+        split = dataset.splits[0] if labelled is None else split
+        complete = _complete(spec, truth.contract)
+        yield Scene(
+            spec=complete,
+            labelled=data if labelled else None,
+            truth=truth,
+            reference=Candidate("reference", complete, truth.session.backend),
+            identity=identity_of_reference(truth, spec),
+            dataset=dataset,
+            split=split,
+            frames=dataset.frames(split, limit),
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows of the reference and the candidates, as they were named, and the frames to show."""
+
+    reference: Row
+    rows: list[Row]
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What all the measurements of one bench share."""
+
+    scene: Scene
+    protocol: Protocol
+    limits: Limits
+    journal: Journal
+    on_frame: Progress
+    on_burst: Progress
+
+    def check(self, single: Sequence[Candidate], fused: Sequence[Candidate]) -> None:
+        """Refuse what could not be compared, before minutes are spent on the rest.
+
+        Raises:
+            InputError: for a contract that differs, or a reference that cannot take the scales.
+        """
+        scene, scales = self.scene, self.protocol.scales
+        if self.limits.max_miou_drop is not None:
+            if scene.labelled is None:
+                raise InputError(
+                    "--max-miou-drop: the frames have no masks, so no mIoU can be measured; give a "
+                    "data set, or --min-agreement"
+                )
+            check_judgeable(scene.frames, "--max-miou-drop")
+        for one in single:
+            check_contract(one, scene.truth)
+        if scales:
+            truth = Predictor(scene.truth.session, None, scales)
+            for one in fused:
+                check_contract(one, truth)
+
+    def at_one_scale(self, named: Sequence[Candidate]) -> Measured:
+        """Everything of the candidates that run as the reference does."""
+        scene = self.scene
+        found = self._measure(named, scene.truth, [scene.reference], self.limits, _SAMPLES)
+        if not self.protocol.layers:
+            return found
+        image = preprocess(scene.frames[0].read()[0], scene.truth.contract)
+        layers = {
+            path: compare_layers(scene.truth.session, Path(path), image)
+            for path in dict.fromkeys(one.spec.model for one in named)
+        }
+        rows = [
+            replace(row, layers=layers[one.spec.model])
+            for one, row in zip(named, found.rows, strict=True)
+        ]
+        return replace(found, rows=rows)
+
+    def at_scales(
+        self, single: Sequence[Candidate], fused: Sequence[Candidate], backends: Sequence[str]
+    ) -> tuple[Modes, list[str]]:
+        """Loops over the candidates of one scale, beside graphs that hold the scales; and notes.
+
+        Latency limits are about one scale, and do not count here.
+        """
+        scene, scales = self.scene, self.protocol.scales
+        limits = replace(self.limits, max_latency_ms=None, min_speedup=None)
+        truth = Predictor(scene.truth.session, None, scales)
+        with tempfile.TemporaryDirectory() as folder:
+            made = export_fused(scene.spec, scene.labelled, scales, backends, Path(folder))
+            notes = [made] if isinstance(made, str) else []
+            named = []
+            for one in single:
+                if one.program:
+                    notes.append(f"{one.name}: segdeploy-bench times one scale, and no loop")
+                elif why := why_no_loop(Path(one.spec.model), scales):
+                    notes.append(f"{one.name}: {why}")
+                else:
+                    named.append(looped(one, scales))
+            named += fused
+            named += made if isinstance(made, list) else []
+            references = [scene.reference, looped(scene.reference, scales)]
+            found = self._measure(named, truth, references, limits, 0)
+        return Modes(scales, (found.reference, *ranked(found.rows))), notes
+
+    def sweep(self, named: Sequence[Candidate]) -> list[Point]:
+        """Batch sizes, threads and clients of the reference and of `named`."""
+        return run_sweep(
+            [self.scene.reference, *named],
+            self.protocol.sweep,
+            seconds=self.protocol.seconds,
+            threads=self.protocol.threads,
+            journal=self.journal,
+            identities=[self.scene.identity, *(identity_of(one) for one in named)],
+            on_burst=self.on_burst,
+        )
+
+    def _measure(
+        self,
+        named: Sequence[Candidate],
+        truth: Predictor,
+        references: Sequence[Candidate],
+        limits: Limits,
+        samples: int,
+    ) -> Measured:
+        """Time `named`, and judge those that ran against `truth`.
+
+        What crashes does so in a process of its own, before it is opened in this one. Speed-ups are
+        against the first of `references`; the last is `truth` itself.
+        """
+        scene, protocol = self.scene, self.protocol
+        times = measure_latencies(
+            [*references, *named],
+            seconds=protocol.seconds,
+            threads=protocol.threads,
+            fps=protocol.fps,
+            journal=self.journal,
+            identities=[
+                *(f"{scene.identity} at {one.scales}" for one in references),
+                *(identity_of(one) for one in named),
+            ],
+            on_burst=self.on_burst,
+        )
+        for latency in times[: len(references)]:
+            if isinstance(latency, Failure):
+                raise InputError(latency.reason)
+        latencies = times[len(references) :]
+        literal: dict[str, Predictor] = {}
+        with ExitStack() as stack:
+            contestants = [
+                None if isinstance(latency, Failure) else open_candidate(stack, one, literal)
+                for one, latency in zip(named, latencies, strict=True)
+            ]
+            running = [one for one in contestants if one is not None]
+            own, judged = judge(
+                truth,
+                running,
+                scene.dataset,
+                scene.frames,
+                journal=self.journal,
+                identity=f"reference at {truth.loop}",
+                ece=protocol.ece,
+                on_frame=self.on_frame,
+            )
+            sound = {
+                one.name: (one, judgement)
+                for one, judgement in zip(running, judged, strict=True)
+                if isinstance(judgement, Judgement)
+            }
+            claims = {
+                one.name: check_claims(one, sound[one.name][0], truth, scene.frames)
+                for one in named
+                if one.name in sound
+            }
+            shown = show(truth, sound, scene.dataset, scene.frames, samples) if samples else []
+        taken = times[len(references) - 1]
+        assert isinstance(taken, Latency)
+        first = Row(
+            references[-1].name, truth.session.backend, truth.contract.precision,
+            _bytes(scene.spec), own, taken,
+        )  # fmt: skip
+        judgements = dict(zip((one.name for one in running), judged, strict=True))
+        rows = []
+        for candidate, contestant, latency in zip(named, contestants, latencies, strict=True):
+            judgement = judgements.get(candidate.name)
+            row = _row(candidate, contestant, judgement, latency)
+            row = replace(row, claims=tuple(claims.get(candidate.name, ())))
+            rows.append(replace(row, complaints=complaints(row, first, limits)))
+        return Measured(first, rows, shown)
+
+
+def journal_key(scene: Scene, protocol: Protocol) -> str:
+    """What every figure in a journal depends on, but for the candidates."""
+    here = describe_environment(protocol.threads)
+    gpu = current_gpu()
+    settings = (protocol.ece, here.threads, here.cpu, here.cores, here.packages, str(gpu))
+    ours = versions("segdeploy")
+    frames = key_of_frames(scene.frames, masks=scene.labelled is not None)
+    told = (scene.dataset.classes, scene.dataset.ignore_index)
+    return json.dumps([scene.identity, told, frames, settings, ours])
+
+
+def _row(
+    candidate: Candidate,
+    contestant: Contestant | None,
+    judgement: Judgement | str | None,
+    latency: Latency | Failure,
+) -> Row:
+    failure = judgement if isinstance(judgement, str) else None
+    if isinstance(latency, Failure):
+        failure = latency.reason
+    return Row(
+        name=candidate.name,
+        backend=_backend(candidate),
+        precision=contestant.precision if contestant else "-",
+        bytes=_bytes(candidate.spec),
+        judgement=judgement if isinstance(judgement, Judgement) else None,
+        latency=latency if isinstance(latency, Latency) else None,
+        failure=failure,
+        skipped=isinstance(latency, Failure) and latency.is_elsewhere,
+    )
+
+
+def _backend(candidate: Candidate) -> str:
+    backend = candidate.backend or read_manifest(Path(candidate.spec.model)).backend
+    return f"{backend}, C++" if candidate.program else backend
+
+
+def _complete(spec: ModelSpec, contract: Contract) -> ModelSpec:
+    """Add what a named network took from the data set, for a process that does not see it."""
+    if spec.is_file:
+        return spec
+    return replace(spec, size=contract.size, num_classes=len(contract.classes))
+
+
+def _bytes(spec: ModelSpec) -> int | None:
+    path = Path(spec.model) if spec.is_file else spec.weights
+    return path.stat().st_size if path else None

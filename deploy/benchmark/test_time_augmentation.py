@@ -1,0 +1,83 @@
+"""Several scales, side by side: one graph that fuses them, and a loop over a graph of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from segdeploy.benchmark.candidates import contract_of_file
+from segdeploy.benchmark.process import Candidate
+from segdeploy.engine.manifest import read_manifest
+from segdeploy.engine.options import profiles_of
+from segdeploy.errors import CheckFailed, InputError
+from segdeploy.model_spec import ModelSpec
+from segdeploy.models.errors import first_line
+from segdeploy.models.scales import checked_scaled_size
+from segdeploy.onnx_graph.model_file import load_onnx
+from segdeploy.runtime.session import ENGINE_SUFFIXES
+
+
+def split_by_scales(
+    candidates: Sequence[Candidate], scales: tuple[float, ...]
+) -> tuple[list[Candidate], list[Candidate]]:
+    """The candidates of one scale, and those that have `scales` inside."""
+    fused = [
+        one
+        for one in candidates
+        if scales and contract_of_file(Path(one.spec.model)).scales == scales
+    ]
+    return [one for one in candidates if one not in fused], fused
+
+
+def why_no_loop(path: Path, scales: tuple[float, ...]) -> str | None:
+    """Why a candidate cannot be run at these scales; None if it can."""
+    contract = contract_of_file(path)
+    if contract.layout != "NCHW" or contract.output != "logits" or contract.upsampling:
+        return "takes bytes or gives no logits, so there is no loop over its scales"
+    if path.suffix in ENGINE_SUFFIXES:
+        profiles = read_manifest(path).profiles
+        dynamic = bool(profiles)
+    else:
+        profiles = profiles_of(contract)
+        sides = load_onnx(path).graph.input[0].type.tensor_type.shape.dim[2:]
+        dynamic = not any(side.HasField("dim_value") for side in sides)
+    if not dynamic:
+        return "is static, so there is no loop over it; export it with --dynamic"
+    for scale in scales:
+        height, width = checked_scaled_size(contract.size, scale, contract.multiple)
+        if profiles and not any(one.takes((1, height, width)) for one in profiles):
+            return f"does not take {height}x{width}, which is scale {scale:g}: no loop over it"
+    return None
+
+
+def looped(candidate: Candidate, scales: tuple[float, ...]) -> Candidate:
+    """The candidate, run at each of the scales in turn."""
+    return replace(candidate, name=f"{candidate.name}, loop", scales=scales)
+
+
+def export_fused(
+    spec: ModelSpec,
+    data: Path | None,
+    scales: tuple[float, ...],
+    backends: Sequence[str],
+    folder: Path,
+) -> list[Candidate] | str:
+    """The reference exported with the scales in its graph, once a runtime; or why it cannot be."""
+    from segdeploy.commands.export import export
+
+    if Path(spec.model).suffix in (".onnx", *ENGINE_SUFFIXES):
+        return "no fused graph: the reference is no PyTorch network"
+    path = folder / "fused.onnx"
+    try:
+        export(spec, path, data=data, scales=scales)
+    except (InputError, CheckFailed) as error:
+        return f"no fused graph: {first_line(error)}"
+    return [
+        Candidate(
+            "fused graph" if len(backends) == 1 else f"fused graph ({backend})",
+            ModelSpec(str(path)),
+            backend,
+        )
+        for backend in backends
+    ]

@@ -1,0 +1,246 @@
+"""`segdeploy adopt`: a contract for a file that was made elsewhere, from what its user states."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, placeholder_classes
+from segdeploy.device import host_platform
+from segdeploy.engine.bindings import BACKENDS, open_bindings
+from segdeploy.engine.manifest import Manifest, TensorInfo, manifest_path, parse_manifest
+from segdeploy.engine.options import BuildOptions, Profile
+from segdeploy.errors import InputError
+from segdeploy.files import check_input, check_output, sha256_of_file, write_atomically
+from segdeploy.models.dataset import open_dataset
+from segdeploy.onnx_graph.check import check_graph
+from segdeploy.onnx_graph.model_file import (
+    contract_of,
+    is_quantized,
+    keep_weights_in,
+    load_onnx,
+    save_onnx,
+    set_contract,
+    tensor_shape,
+)
+from segdeploy.output_lock import output_lock
+from segdeploy.packages import versions
+from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a user states of a file: all of another file (`like`), or the parts.
+
+    Classes come from a data set, else from `num_classes` with placeholder names. `output` is what
+    the network gives, `size` the (H, W) that pictures are resized to.
+    """
+
+    like: Path | None = None
+    data: Path | None = None
+    num_classes: int | None = None
+    size: tuple[int, int] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    colour: str | None = None
+    layout: str | None = None
+    output: str | None = None
+    precision: str | None = None
+
+
+def adopt(
+    file: Path | str,
+    statement: Statement,
+    *,
+    out: Path | str | None = None,
+    backend: str | None = None,
+    version: str | None = None,
+    targets: Sequence[str] = (),
+    profiles: Sequence[Profile] = (),
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
+) -> Path:
+    """Write the contract into a copy of an ONNX file, or the manifest beside an engine.
+
+    Of an engine, the user also states which TensorRT built it (this one, unless `version` says
+    another), and for which compute capabilities. Nothing of that is proven: the manifest says so.
+
+    Raises:
+        InputError: if too little is stated, or it contradicts what the file itself says.
+    """
+    file = check_input(Path(file))
+    if file.suffix in ENGINE_SUFFIXES:
+        if out is not None:
+            raise InputError(f"{file}: an engine's manifest lies beside it; leave --out out")
+        options = BuildOptions(
+            version_compatible=version_compatible, hardware_compatible=hardware_compatible
+        )
+        with output_lock(file):
+            return _adopt_engine(file, statement, backend, version, targets, profiles, options)
+    if file.suffix != ".onnx":
+        raise InputError(f"{file}: is neither an .onnx file nor an .engine")
+    if out is None:
+        raise InputError(f"{file}: the contract is written into a copy; give it a name with --out")
+    if backend or version or targets or profiles or version_compatible or hardware_compatible:
+        raise InputError(f"{file}: --backend, --built-by, --target and --profile are an engine's")
+    with output_lock(Path(out)):
+        return _adopt_graph(file, statement, check_output(Path(out), ".onnx", read_from=file))
+
+
+def _adopt_graph(file: Path, statement: Statement, out: Path) -> Path:
+    graph = load_onnx(file)
+    check_graph(graph, file)
+    keep_weights_in(graph)
+    images = graph.graph.input
+    if len(images) != 1 or len(graph.graph.output) != 1:
+        raise InputError(
+            f"{file}: has {len(images)} inputs and {len(graph.graph.output)} outputs; a "
+            "segmentation network has one image, and one output that is kept"
+        )
+    shape, given = tensor_shape(images[0]), tensor_shape(graph.graph.output[0])
+    contract = _contract(file, statement, shape)
+    if statement.precision is None:
+        kind = "int8" if is_quantized(graph) else "fp32"
+        contract = replace(contract, precision=kind)
+    check_tensors(file, contract, shape, given)
+    set_contract(graph, contract)
+    save_onnx(graph, out)
+    return out
+
+
+def _adopt_engine(
+    file: Path,
+    statement: Statement,
+    backend: str | None,
+    version: str | None,
+    targets: Sequence[str],
+    profiles: Sequence[Profile],
+    options: BuildOptions,
+) -> Path:
+    path = manifest_path(file)
+    if path.exists():
+        raise InputError(f"{path}: the engine has a manifest already; remove it to state another")
+    if backend not in BACKENDS:
+        raise InputError(f"{file}: say which builder it is of: --backend {' or '.join(BACKENDS)}")
+    odd = next((one for one in targets if not re.fullmatch(r"sm\d{2,3}", one.lower())), None)
+    if odd is not None:
+        raise InputError(f"--target {odd}: is no compute capability such as sm86")
+    if not targets:
+        raise InputError(f"{file}: say which GPU it was built for, such as --target sm86")
+    if version is None:
+        version = open_bindings(backend).version
+    contract = _contract(file, statement, ())
+    taken, given = _ends(contract, bool(profiles))
+    manifest = Manifest(
+        engine=file.name,
+        sha256=sha256_of_file(file),
+        bytes=file.stat().st_size,
+        backend=backend,
+        backend_version=version,
+        platform=host_platform(),
+        compute_capabilities=tuple(target.lower() for target in targets),
+        precision=contract.precision,
+        gpu=None,
+        input=taken,
+        output=given,
+        profiles=tuple(profiles),
+        options=options.described(),
+        parent=None,
+        parent_sha256=None,
+        convolutions=(),
+        contract=contract,
+        built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        seconds=0.0,
+        adopted=True,
+    )
+    write_atomically(path, manifest.to_json().encode())
+    return path
+
+
+def _ends(contract: Contract, dynamic: bool) -> tuple[TensorInfo, TensorInfo]:
+    """What the contract says of the tensors; their names are known to the engine alone."""
+    height, width = contract.size
+    classes = len(contract.classes)
+    sides: tuple[int | str, ...] = ("height", "width") if dynamic else (height, width)
+    taken = (*sides, 3) if contract.layout == "NHWC" else (3, *sides)
+    given = sides if contract.output == "labels" else (classes, *sides)
+    if contract.upsampling:
+        given = (classes, "rows", "columns")
+    batch: int | str = "batch" if dynamic else 1
+    kind = "uint8" if contract.output == "labels" and not contract.upsampling else "float"
+    return (
+        TensorInfo(None, "uint8" if contract.layout == "NHWC" else "float", (batch, *taken)),
+        TensorInfo(None, kind, (batch, *given)),
+    )
+
+
+def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) -> Contract:
+    stated = {
+        name: value
+        for name in ("size", "mean", "std", "colour", "layout", "output", "precision")
+        if (value := getattr(statement, name)) is not None
+    }
+    provenance = {**versions("onnx"), "stated": "by segdeploy adopt"}
+    _check_numbers(statement)
+    if statement.like is not None:
+        if statement.data or statement.num_classes:
+            raise InputError("--like: brings the classes, too; leave --data and --num-classes out")
+        # What that file was made from is not what this one was.
+        return replace(_contract_of_file(statement.like), **stated, provenance=provenance)
+    if statement.data is not None:
+        dataset = open_dataset(statement.data)
+        classes, palette, ignored = dataset.classes, dataset.palette, dataset.ignore_index
+    elif statement.num_classes:
+        (classes, palette), ignored = placeholder_classes(statement.num_classes), 255
+    else:
+        raise InputError(
+            f"{file}: say what its classes are: --like FILE, --data DIR or --num-classes N"
+        )
+    layout = statement.layout or ("NHWC" if shape[3:] == (3,) else "NCHW")
+    if statement.size is None:
+        sides = shape[1:3] if layout == "NHWC" else shape[2:4]
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise InputError(f"{file}: does not tell its input's size; give --size HxW")
+        stated["size"] = sides
+    if statement.mean is None or statement.std is None:
+        if layout == "NCHW":
+            raise InputError(
+                f"{file}: say how pictures are normalised: --mean and --std of RGB in 0..1 "
+                f"(ImageNet's are {','.join(map(str, IMAGENET_MEAN))} and "
+                f"{','.join(map(str, IMAGENET_STD))})"
+            )
+        stated |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    return Contract(
+        architecture="adopted",
+        classes=classes,
+        palette=palette,
+        ignore_index=ignored,
+        provenance=provenance,
+        **{**stated, "layout": layout},
+    )
+
+
+def _check_numbers(statement: Statement) -> None:
+    """Refuse what would give labels that mean nothing.
+
+    Raises:
+        InputError: for a mean or deviation that is not of RGB in 0..1.
+    """
+    if statement.mean is not None and not all(-1 <= one <= 2 for one in statement.mean):
+        raise InputError(
+            f"--mean {','.join(map(str, statement.mean))}: is of RGB in 0..1; divide it by 255"
+        )
+    if statement.std is not None and not all(0 < one <= 2 for one in statement.std):
+        raise InputError(
+            f"--std {','.join(map(str, statement.std))}: is of RGB in 0..1, and above 0; divide it "
+            "by 255"
+        )
+
+
+def _contract_of_file(path: Path) -> Contract:
+    if path.suffix in ENGINE_SUFFIXES:
+        return parse_manifest(manifest_path(check_input(path))).contract
+    return contract_of(load_onnx(path), path)

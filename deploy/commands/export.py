@@ -1,0 +1,317 @@
+"""`segdeploy export`: trace, annotate, prove, and only then write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.contract import OUTPUTS, Contract
+from segdeploy.errors import CheckFailed, InputError
+from segdeploy.exporter.pre_post_processing import (
+    append_output,
+    are_probabilities,
+    cut_last_upsampling,
+    prepend_preprocessing,
+)
+from segdeploy.exporter.sizes import fit, stepped
+from segdeploy.exporter.tracing import OPSET, OPSETS, Bounds, trace
+from segdeploy.files import check_output
+from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network
+from segdeploy.models.dataset import DataSet, open_dataset
+from segdeploy.models.errors import first_line
+from segdeploy.onnx_graph.external_data import is_too_large
+from segdeploy.onnx_graph.model_file import save_onnx, set_contract, set_rejected
+from segdeploy.optimizer.optimize import Account, optimize_graph
+from segdeploy.output_lock import one_writer
+from segdeploy.packages import require, versions
+from segdeploy.proof.dilation import (
+    ConvProof,
+    TraceProof,
+    modules_left_out,
+    prove_dilations,
+    prove_trace,
+)
+from segdeploy.proof.divergence import first_divergence
+from segdeploy.proof.image_parity import check_ends
+from segdeploy.proof.parity import Parity, check_parity, check_steadiness, reference_of
+from segdeploy.proof.test_inputs import Shape, breaking_inputs, probe_shapes, random_images
+from segdeploy.runtime.preprocess import preprocess as preprocess_image
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export` proved of the file that it wrote.
+
+    `convolutions` are those that PyTorch executed on the way to the output, and `left_out` the
+    modules whose convolutions lead nowhere. `strangers` are convolutions of the graph that belong
+    to no call: parity alone speaks for them.
+    """
+
+    path: Path
+    bytes: int
+    seconds: float
+    convolutions: tuple[ConvProof, ...]
+    strangers: tuple[str, ...]
+    parity: tuple[Parity, ...]
+    account: Account | None
+    contract: Contract
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A network that is exported, what is called, and the images that it is compared on."""
+
+    network: nn.Module
+    run: nn.Module
+    contract: Contract
+    shapes: Sequence[Shape]
+    images: Mapping[str, NDArray[np.float32]]
+
+    def parity(self, graph: onnx.ModelProto) -> list[Parity]:
+        """Compare a graph with PyTorch on all of them."""
+        return check_parity(self.run, graph, self.shapes, self.images)
+
+    def check(self, rewritten: onnx.ModelProto) -> tuple[list[Parity], str]:
+        """Compare a graph that was rewritten, and say what does not hold."""
+        try:
+            parity = self.parity(rewritten)
+        except CheckFailed as error:
+            return [], str(error)
+        return parity, failures_of((), parity)
+
+
+@dataclass(frozen=True)
+class _Proven:
+    """A graph, what was proven of it, and what does not hold."""
+
+    graph: onnx.ModelProto
+    trace: TraceProof
+    convolutions: tuple[ConvProof, ...]
+    strangers: tuple[str, ...]
+    parity: list[Parity]
+    account: Account | None
+    failures: str
+
+
+@one_writer
+def export(
+    model: str | Path | ModelSpec,
+    out: Path | str,
+    *,
+    dynamic: bool = False,
+    bounds: Bounds | None = None,
+    multiple_of: int | None = None,
+    optimized: bool = True,
+    data: Path | str | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fuse: str = "mean",
+    output: str = "logits",
+    late_upsampling: bool = False,
+    preprocess: str | None = None,
+    opset: int = OPSET,
+) -> ExportReport:
+    """Export a network to ONNX: input `image` (N, 3, H, W) float32, output `logits`.
+
+    The graph is static at the contract's size and batch 1, or `dynamic` in batch, height and
+    width within `bounds`, in multiples of `multiple_of` (found by trying if None); `optimized`
+    applies the exact rewrites. `scales`, `flip` and `fuse` put multi-scale inference into it.
+    `output` is `logits`, `probabilities` or `labels`, and with `late_upsampling` it ends at the
+    class scores of the small map that labels are made of. With
+    `preprocess` (`RGB` or `BGR`) it takes the camera's bytes `(N, H, W, 3) uint8`. `data` is a
+    data set that names the classes of a network without a checkpoint, and gives a real frame to
+    compare on.
+
+    The graph as PyTorch's exporter writes it is compared with what PyTorch executes, convolution by
+    convolution, and its outputs with PyTorch's, on noise at several shapes and on images that break
+    things. Only then is it rewritten, and compared again.
+
+    Raises:
+        InputError, ModelInputError: for a network that cannot be made or exported so.
+        CheckFailed: if a proof fails; the graph is then kept as `NAME.rejected.onnx`.
+    """
+    started = time.perf_counter()
+    out = check_output(Path(out), ".onnx")
+    spec = ModelSpec.of(model)
+    _check_options(output, late_upsampling, preprocess, opset)
+    require("torch", "onnxscript", "onnxruntime")
+    dataset = open_dataset(Path(data)) if data else None
+    loaded = load_network(spec, dataset)
+    size = loaded.contract.size
+    scales = tuple(float(scale) for scale in scales)
+    bounds, step, notes = stepped(loaded, bounds, multiple_of, scales, dynamic=dynamic)
+    shapes = probe_shapes(size, bounds)
+    run = _multi_scale(loaded, scales, step, flip=flip, fuse=fuse)
+    fit(loaded, {shape[2:] for shape in shapes}, scales, bounds, step)
+    graph = trace(run, size, dynamic=dynamic, name=spec.model, bounds=bounds, opset=opset)
+    contract = replace(
+        loaded.contract.derived(loaded.sha256 or "", versions("torch", "onnx", "onnxscript")),
+        scales=scales,
+        flip=flip,
+        fuse=fuse,
+        bounds=(bounds.smallest, bounds.largest, bounds.batch) if bounds else None,
+        multiple=step,
+    )
+    images = breaking_inputs(contract) | (_frame(dataset, contract) if dataset else {})
+    subject = _Subject(loaded.network.module, run, contract, shapes, images)
+    proven = _proven(subject, graph, notes, optimized=optimized)
+    graph, parity, failures = proven.graph, proven.parity, proven.failures
+    if not failures:
+        alignment = cut_last_upsampling(graph) if late_upsampling else None
+        if late_upsampling and alignment is None:
+            notes.append(
+                "--late-upsampling left out, the labels are made in the graph: it does not end in "
+                "one bilinear Resize of class scores to a told size (several scales do not; --flip "
+                "does in a static, rewritten graph with the mean)"
+            )
+        has_softmax = are_probabilities(reference_of(run, random_images(shapes[0])))
+        if has_softmax:
+            notes.append("the network ends in a softmax itself; no other is put behind it")
+        made = output == "logits" or (output == "probabilities" and has_softmax)
+        if not made and alignment is None:
+            append_output(graph, output)
+        contract = replace(contract, output=output, upsampling=alignment)
+        if preprocess:
+            contract = replace(contract, layout="NHWC", colour=preprocess)
+            prepend_preprocessing(graph, contract)
+        if preprocess or output != "logits":
+            parity += check_ends(run, graph, contract, shapes, has_softmax=has_softmax)
+            failures = failures_of((), parity)
+    set_contract(graph, contract)
+    if failures:
+        rejected = out.with_name(f"{out.stem}.rejected.onnx")
+        set_rejected(graph, failures)
+        save_onnx(graph, rejected)
+        advice = "; a static graph of one size (without --dynamic) may hold" if dynamic else ""
+        raise CheckFailed(
+            f"{out}: not written; {failures}{advice}; the graph is kept as {rejected}"
+        )
+    left_out = modules_left_out(proven.trace, loaded.network.module)
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        leads = "leads" if len(left_out) == 1 else "lead"
+        notes.append(f"{', '.join(left_out[:3])}{more} {leads} to no output, left out")
+    written = save_onnx(graph, out)
+    return ExportReport(
+        path=out,
+        bytes=written,
+        seconds=time.perf_counter() - started,
+        convolutions=proven.convolutions,
+        strangers=proven.strangers,
+        parity=tuple(parity),
+        account=proven.account,
+        contract=contract,
+        notes=tuple(notes),
+        left_out=left_out,
+    )
+
+
+def _proven(
+    subject: _Subject, graph: onnx.ModelProto, notes: list[str], *, optimized: bool
+) -> _Proven:
+    """Prove a graph as it was traced, rewrite it, and prove what came out."""
+    import onnx
+    import torch
+
+    image = torch.from_numpy(random_images((1, *subject.shapes[0][1:])))
+    trace = TraceProof((), (), (), ())
+    account = None
+    strangers: tuple[str, ...] = ()
+    try:
+        trace = prove_trace(subject.network, subject.run, graph, image)
+        parity = check_steadiness(subject.run, subject.shapes[0]) or subject.parity(graph)
+    except CheckFailed as error:  # a runtime refuses it
+        failures = "; ".join([*trace.failures, str(error)])
+        return _Proven(graph, trace, trace.convolutions, strangers, [], account, failures)
+    convolutions = trace.convolutions
+    failures = failures_of(trace.failures, parity)
+    if failures:
+        failures += _where(subject, graph, parity)
+    elif is_too_large(graph):
+        notes.append("rewrites left out: over 2 GiB, shapes cannot be inferred")
+    elif not optimized:
+        graph = onnx.shape_inference.infer_shapes(graph, data_prop=True)
+    else:
+        graph, account = optimize_graph(graph, check=subject.check)
+        parity = list(account.parity) or parity
+        convolutions, strangers = prove_dilations(trace.calls, graph, image)
+        failures = failures_of([p.complaint() for p in convolutions if not p.holds], parity)
+    return _Proven(graph, trace, convolutions, strangers, parity, account, failures)
+
+
+def _frame(dataset: DataSet, contract: Contract) -> dict[str, NDArray[np.float32]]:
+    """The first frame of the last split, which noise does not stand for."""
+    frame = dataset.frames(dataset.splits[-1], 1)[0]
+    image, _ = frame.read()
+    return {f"the frame {frame.name}": preprocess_image(image, contract)}
+
+
+def _where(subject: _Subject, graph: onnx.ModelProto, parity: Sequence[Parity]) -> str:
+    """Where a graph leaves PyTorch; a search must not hide what it is for."""
+    worst = next((p for p in parity if not p.holds and p.against == "PyTorch"), None)
+    if worst is None:
+        return ""
+    images = subject.images.get(worst.image)
+    try:
+        found, compared = first_divergence(
+            subject.network,
+            subject.run,
+            graph,
+            random_images(worst.shape) if images is None else images,
+            worst.limit,
+        )
+    except Exception as error:  # of a user's module, or of ONNX Runtime
+        return f"; the layer was not found ({type(error).__name__}: {first_line(error)})"
+    if found is not None:
+        return f"; {found.complaint()}"
+    return f"; the {compared} layers that can be compared agree: look at a resize, sum or function"
+
+
+def _check_options(output: str, late_upsampling: bool, preprocess: str | None, opset: int) -> None:
+    if output not in OUTPUTS:
+        raise InputError(f"--output {output}: there are {', '.join(OUTPUTS)}")
+    if late_upsampling and output != "labels":
+        raise InputError("--late-upsampling: is for --output labels")
+    if preprocess not in (None, "RGB", "BGR"):
+        raise InputError(f"--preprocess {preprocess}: there are RGB and BGR")
+    if opset not in OPSETS:
+        raise InputError(f"--opset {opset}: PyTorch's exporter writes {OPSETS[0]} to {OPSETS[-1]}")
+
+
+def _multi_scale(
+    loaded: LoadedNetwork, scales: tuple[float, ...], step: int, *, flip: bool, fuse: str
+) -> nn.Module:
+    from segdeploy.models.multi_scale import MultiScaleInput
+
+    if scales == (1.0,) and not flip:
+        return loaded.network
+    try:
+        run = MultiScaleInput(loaded.network, scales=scales, flip=flip, fuse=fuse, multiple=step)
+    except ValueError as error:
+        raise InputError(f"--scales: {error}") from error
+    return run.eval()
+
+
+def failures_of(said: Sequence[str], parity: Sequence[Parity]) -> str:
+    """The first clauses of what does not hold; empty if everything does."""
+    clauses = list(said[:2])
+    if len(said) > len(clauses):
+        clauses.append(f"and {len(said) - len(clauses)} more")
+    failed = [result for result in parity if not result.holds]
+    if failed:
+        clauses.append(failed[0].complaint())
+    if len(failed) > 1:
+        clauses.append(f"and on {len(failed) - 1} of {len(parity) - 1} other inputs")
+    return "; ".join(clauses)

@@ -1,0 +1,190 @@
+"""`segdeploy inspect`: what a checkpoint, an ONNX file or an engine says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from segdeploy.contract import Contract
+from segdeploy.engine.manifest import Manifest, read_manifest
+from segdeploy.errors import InputError
+from segdeploy.files import check_input, sha256_of_file
+from segdeploy.model_spec import CHECKPOINT_SUFFIX, ModelSpec, load_network
+from segdeploy.onnx_graph.check import check_graph
+from segdeploy.onnx_graph.convolutions import ConvGeometry, module_geometry
+from segdeploy.onnx_graph.layers import LayerInfo, read_layers
+from segdeploy.onnx_graph.model_file import find_contract, load_onnx, precision_of
+from segdeploy.runtime.session import ENGINE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A file, its contract, its convolutions, and where it came from, nearest parent first.
+
+    `flops` are two for each multiply-accumulate of the convolutions. `engine` is what an engine's
+    manifest says beyond that.
+    """
+
+    path: Path
+    kind: str
+    bytes: int
+    sha256: str
+    precision: str
+    contract: Contract | None
+    layers: tuple[LayerInfo, ...]
+    parameters: int | None
+    flops: int | None
+    parents: tuple[str, ...]
+    engine: dict[str, Any] | None = None
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """The dilations of all convolutions, each once, in order."""
+        return tuple(sorted({side for layer in self.layers for side in layer.dilation}))
+
+
+def inspect(path: Path | str) -> Inspection:
+    """Read a file without running it; of a checkpoint the network is built, and watched once.
+
+    Raises:
+        InputError: for a file that is none of the three, or damaged.
+    """
+    path = check_input(Path(path))
+    if path.suffix == CHECKPOINT_SUFFIX:
+        return _checkpoint(path)
+    if path.suffix == ".onnx":
+        return _graph(path)
+    if path.suffix in ENGINE_SUFFIXES:
+        return _engine(path)
+    raise InputError(
+        f"{path}: is neither a checkpoint ({CHECKPOINT_SUFFIX}), nor an .onnx file, nor an .engine"
+    )
+
+
+def differences(one: Inspection, other: Inspection) -> list[tuple[str, str, str]]:
+    """What two files say differently: entry, the first's value, the second's."""
+    found: list[tuple[str, Any, Any]] = []
+    for name in ("kind", "precision", "bytes", "sha256", "parameters", "flops"):
+        found.append((name, getattr(one, name), getattr(other, name)))
+    contracts = [asdict(i.contract) if i.contract else {} for i in (one, other)]
+    for name in dict.fromkeys([*contracts[0], *contracts[1]]):
+        found.append((f"contract.{name}", contracts[0].get(name), contracts[1].get(name)))
+    engines = [i.engine or {} for i in (one, other)]
+    for name in dict.fromkeys([*engines[0], *engines[1]]):
+        found.append((f"engine.{name}", engines[0].get(name), engines[1].get(name)))
+    layers = [{layer.module: layer for layer in i.layers} for i in (one, other)]
+    for module in dict.fromkeys([*layers[0], *layers[1]]):
+        if module not in layers[0] or module not in layers[1]:
+            there = ["there" if module in held else "missing" for held in layers]
+            found.append((f"layer {module}", there[0], there[1]))
+            continue
+        before, after = (asdict(held[module]) for held in layers)
+        for name in before:
+            found.append((f"layer {module}.{name}", before[name], after[name]))
+    return [(name, str(a), str(b)) for name, a, b in found if a != b]
+
+
+def _checkpoint(path: Path) -> Inspection:
+    loaded = load_network(ModelSpec(str(path)))
+    from segdeploy.models.summary import anatomy
+
+    seen = anatomy(loaded.network, loaded.contract.size)
+    modules = dict(loaded.network.named_modules())
+    layers = tuple(
+        LayerInfo(
+            module=layer.name.removeprefix("module."),
+            kernel=geometry.kernel if geometry else (layer.kernel, layer.kernel_width),
+            dilation=geometry.dilation if geometry else (layer.dilation, layer.dilation_width),
+            stride=geometry.stride if geometry else (layer.stride, layer.stride),
+            padding=geometry.padding if geometry else (),
+            groups=geometry.groups if geometry else 1,
+            precision="fp32",
+            macs=layer.macs,
+        )
+        for layer in seen.layers
+        if layer.kind.startswith("conv")
+        for geometry in (_geometry(modules.get(layer.name)),)
+    )
+    return Inspection(
+        path=path,
+        kind="checkpoint",
+        bytes=path.stat().st_size,
+        sha256=sha256_of_file(path),
+        precision="fp32",
+        contract=loaded.contract,
+        layers=layers,
+        parameters=sum(p.numel() for p in loaded.network.parameters()),
+        flops=2 * seen.macs,
+        parents=_parents(loaded.contract),
+    )
+
+
+def _graph(path: Path) -> Inspection:
+    graph = load_onnx(path)
+    check_graph(graph, path, is_run_alone=True)
+    contract = find_contract(graph, path)
+    size = graph.ByteSize()
+    precision = precision_of(graph, contract) if contract else "fp32"
+    parameters = sum(prod(tensor.dims) for tensor in graph.graph.initializer)
+    layers = read_layers(graph, contract, path)
+    return Inspection(
+        path=path,
+        kind="onnx",
+        bytes=size,
+        sha256=sha256_of_file(path),
+        precision=precision,
+        contract=contract,
+        layers=layers,
+        parameters=parameters,
+        flops=_flops(layers),
+        parents=_parents(contract) if contract else (),
+    )
+
+
+def _engine(path: Path) -> Inspection:
+    manifest = read_manifest(path)
+    layers = manifest.convolutions
+    parents = _parents(manifest.contract)
+    if manifest.parent_sha256:
+        parents = (f"{manifest.parent}: {manifest.parent_sha256}", *parents)
+    return Inspection(
+        path=path,
+        kind="engine",
+        bytes=manifest.bytes,
+        sha256=manifest.sha256,
+        precision=manifest.precision,
+        contract=manifest.contract,
+        layers=layers,
+        parameters=None,
+        flops=_flops(layers),
+        parents=parents,
+        engine=_beyond(manifest),
+    )
+
+
+def _beyond(manifest: Manifest) -> dict[str, Any]:
+    values = asdict(manifest)
+    for name in ("contract", "convolutions", "sha256", "bytes", "precision", "engine"):
+        del values[name]
+    return values
+
+
+def _parents(contract: Contract) -> tuple[str, ...]:
+    """The hashes of what a file was made from, nearest first."""
+    named = [contract.provenance.get(key) for key in ("parent_sha256", "ancestors_sha256")]
+    return tuple(one for text in named if text for one in str(text).split(","))
+
+
+def _geometry(module: Any) -> ConvGeometry | None:
+    """Of a convolution's module; None for one that is called as a function."""
+    from torch import nn
+
+    return module_geometry(module) if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) else None
+
+
+def _flops(layers: Sequence[LayerInfo]) -> int | None:
+    known = [layer.macs for layer in layers if layer.macs is not None]
+    return 2 * sum(known) if layers and len(known) == len(layers) else None

@@ -1,0 +1,58 @@
+"""`segdeploy predict`: one picture in, an overlay out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from segdeploy.errors import InputError
+from segdeploy.files import check_output, write_atomically
+from segdeploy.model_spec import ModelSpec
+from segdeploy.models.images import encoded, read_image
+from segdeploy.output_lock import one_writer
+from segdeploy.runtime.postprocess import overlay
+from segdeploy.runtime.predictor import load
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+@one_writer
+def predict_file(
+    model: str | Path | ModelSpec,
+    image: Path,
+    out: Path,
+    *,
+    labels: Path | None = None,
+    backend: str | None = None,
+    scales: Sequence[float] = (),
+    flip: bool = False,
+    fuse: str = "mean",
+    tile: bool = False,
+) -> dict[str, float]:
+    """Segment a picture and write the overlay; returns each class's share of the pixels, 0..1.
+
+    Raises:
+        InputError, ModelInputError: for a model, picture or output path that cannot be used.
+    """
+    check_output(out, tuple(_FORMATS), read_from=image)
+    if labels is not None:
+        check_output(labels, ".png", read_from=image)
+        if labels.resolve() == out.resolve():
+            raise InputError(f"{labels}: is the overlay's name too; give two files")
+    picture = read_image(image)
+    size = (picture.shape[0], picture.shape[1])
+    with load(model, backend=backend, default_size=size) as predictor:
+        found = predictor.predict(picture, scales=scales, flip=flip, fuse=fuse, tile=tile)
+        contract = predictor.contract
+    write_atomically(
+        out, encoded(overlay(picture, found, contract.palette), _FORMATS[out.suffix.lower()])
+    )
+    if labels is not None:
+        write_atomically(labels, encoded(found, "PNG"))
+    counts = np.bincount(found.ravel(), minlength=len(contract.classes))
+    return {
+        name: float(count / found.size)
+        for name, count in zip(contract.classes, counts, strict=True)
+    }

@@ -1,0 +1,126 @@
+"""What stands before and behind the network in a graph: preprocessing, and the kind of output.
+
+They are put around the proven graph, so that the proof of its convolutions and the rewrites of its
+head do not depend on them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.contract import Contract
+
+if TYPE_CHECKING:
+    import onnx
+
+_ALIGNMENTS = {"align_corners": "align-corners", "half_pixel": "half-pixel"}
+
+
+def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
+    """Let `graph` take `(N, H, W, 3) uint8` in `contract.colour` order, in place.
+
+    Cast first and permute then: TensorRT refuses a Transpose of uint8. BGR is turned round by
+    picking channels, and normalised by `1 / (255 std)` and `mean / std`.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    taken = graph.graph.input[0]
+    batch, _, height, width = (_copied(d) for d in taken.type.tensor_type.shape.dim)
+    inner = "image_normalised"
+    for node in graph.graph.node:
+        node.input[:] = [inner if name == taken.name else name for name in node.input]
+    std = np.asarray(contract.std, np.float32)
+    scale = (np.float32(1) / (np.float32(255) * std)).reshape(1, 3, 1, 1)
+    shift = (np.asarray(contract.mean, np.float32) / std).reshape(1, 3, 1, 1)
+    constants = {"image_scale": scale, "image_shift": shift}
+    nodes = [
+        helper.make_node("Cast", [taken.name], ["image_float"], "image_cast", to=TensorProto.FLOAT),
+        helper.make_node(
+            "Transpose", ["image_float"], ["image_planes"], "image_planes", perm=[0, 3, 1, 2]
+        ),
+    ]
+    planes = "image_planes"
+    if contract.colour == "BGR":
+        constants["image_order"] = np.array([2, 1, 0], np.int64)
+        nodes.append(
+            helper.make_node("Gather", [planes, "image_order"], ["image_rgb"], "image_rgb", axis=1)
+        )
+        planes = "image_rgb"
+    nodes += [
+        helper.make_node("Mul", [planes, "image_scale"], ["image_scaled"], "image_scaled"),
+        helper.make_node("Sub", ["image_scaled", "image_shift"], [inner], "image_normalised"),
+    ]
+    for position, node in enumerate(nodes):
+        graph.graph.node.insert(position, node)
+    graph.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+    taken.CopyFrom(helper.make_tensor_value_info(taken.name, TensorProto.UINT8, None))
+    taken.type.tensor_type.shape.Clear()
+    three = type(batch)(dim_value=3)
+    taken.type.tensor_type.shape.dim.extend([batch, height, width, three])
+
+
+def append_output(graph: onnx.ModelProto, kind: str) -> None:
+    """Let `graph` give `probabilities` or `labels` instead of its logits, in place.
+
+    Labels are `(N, H, W) uint8`: ArgMax in the graph is faster than numpy's, and a byte a pixel
+    leaves the device.
+    """
+    from onnx import TensorProto, helper
+
+    given = graph.graph.output[0]
+    dims = [_copied(d) for d in given.type.tensor_type.shape.dim]
+    logits = given.name
+    if kind == "probabilities":
+        nodes = [helper.make_node("Softmax", [logits], [kind], kind, axis=1)]
+        element = TensorProto.FLOAT
+    else:
+        nodes = [
+            helper.make_node("ArgMax", [logits], ["best"], "best_class", axis=1, keepdims=0),
+            helper.make_node("Cast", ["best"], [kind], kind, to=TensorProto.UINT8),
+        ]
+        element = TensorProto.UINT8
+        dims.pop(1)
+    graph.graph.node.extend(nodes)
+    given.CopyFrom(helper.make_tensor_value_info(kind, element, None))
+    given.type.tensor_type.shape.Clear()
+    given.type.tensor_type.shape.dim.extend(dims)
+
+
+def are_probabilities(scores: NDArray[np.float32]) -> bool:
+    """Whether scores `(N, C, H, W)` are those of a softmax: positive, with a sum of one a pixel."""
+    return bool((scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3))
+
+
+def cut_last_upsampling(graph: onnx.ModelProto) -> str | None:
+    """End `graph` before its last bilinear Resize, in place; returns how that aligned pixels.
+
+    None, and the graph as it was, if it does not end in such a Resize.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    from segdeploy.optimizer.convolution import bilinear_alignment
+    from segdeploy.optimizer.editing import remove_dead
+
+    model = ir.from_proto(graph)
+    output = model.graph.outputs[0]
+    resize = output.producer()
+    alignment = None if resize is None else bilinear_alignment(resize)
+    if resize is None or alignment is None:
+        return None
+    scores = resize.inputs[0]
+    assert scores is not None
+    model.graph.outputs[0] = scores
+    remove_dead(model.graph)
+    cut = onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)
+    graph.CopyFrom(cut)
+    return _ALIGNMENTS[alignment]
+
+
+def _copied(dim: onnx.TensorShapeProto.Dimension) -> onnx.TensorShapeProto.Dimension:
+    copy = type(dim)()
+    copy.CopyFrom(dim)
+    return copy

@@ -1,0 +1,1 @@
+"""ONNX files: reading, checking and writing them, and what their layers are."""

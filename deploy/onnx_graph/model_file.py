@@ -1,0 +1,293 @@
+"""Reading and writing ONNX files, and the contract inside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segdeploy.contract import (
+    CALL_KEY,
+    METADATA_KEY,
+    MODULE_KEY,
+    REJECTED_KEY,
+    Contract,
+    read_contract,
+)
+from segdeploy.errors import InputError
+from segdeploy.files import check_input, write_atomically
+from segdeploy.models.errors import first_line
+from segdeploy.onnx_graph.external_data import LIMIT, is_too_large, save_with_external_data
+
+if TYPE_CHECKING:
+    import onnx
+
+_LARGEST_NODES = 2**24  # bytes, beside the weights
+_MOST_NODES = 200_000
+_MOST_LEVELS = 16
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file whole, with the weights that it keeps in files beside it.
+
+    Raises:
+        InputError: if it is missing, damaged or empty, or points at data outside its folder.
+    """
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor
+
+    model = _parsed(path)
+    if not model.graph.node:
+        raise InputError(f"{path}: holds no ONNX graph; is it an ONNX file, and complete?")
+    _check_extent(model, path)
+    _check_text(model, path)
+    rejected = [e.value for e in model.metadata_props if e.key == REJECTED_KEY]
+    check_not_rejected(rejected[0] if rejected else None, path)
+    for tensor, location in _external_tensors(model):
+        _check_location(path, location)
+        try:
+            load_external_data_for_tensor(tensor, str(path.parent))
+        except Exception as error:  # onnx's own refusals share no base below Exception
+            raise InputError(
+                f"{path}: weight '{tensor.name}' cannot be read from {location} "
+                f"({first_line(error)})"
+            ) from error
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    return model
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files beside a graph that hold its weights, sorted.
+
+    Raises:
+        InputError: if the graph cannot be read, or points outside its folder.
+    """
+    locations = {location for _, location in _external_tensors(_parsed(path))}
+    for location in locations:
+        _check_location(path, location)
+    return [path.parent / location for location in sorted(locations)]
+
+
+def _external_tensors(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, str]]:
+    """Each tensor whose values lie in another file, and that file's name."""
+    from onnx.external_data_helper import uses_external_data
+
+    for graph in all_graphs(model.graph):
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        for tensor in (*graph.initializer, *(a.t for a in attributes if a.HasField("t"))):
+            if uses_external_data(tensor):
+                told = {entry.key: entry.value for entry in tensor.external_data}
+                yield tensor, told.get("location", "")
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    """The graph in a file, without what lies beside it.
+
+    Raises:
+        InputError: if the file is missing or damaged.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if check_input(path).stat().st_size > LIMIT + _LARGEST_NODES:
+        raise InputError(f"{path}: is over 2 GiB, which no ONNX file is; its weights lie beside it")
+    try:
+        return onnx.load_model(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise InputError(f"{path}: is not a readable ONNX file ({error})") from error
+
+
+def _check_extent(model: onnx.ModelProto, path: Path) -> None:
+    """Count nodes and levels without recursion, before anything walks the graph."""
+    waiting, nodes = [(model.graph, 1)], 0
+    while waiting:
+        graph, level = waiting.pop()
+        nodes += len(graph.node)
+        if nodes > _MOST_NODES:
+            raise InputError(f"{path}: has more than {_MOST_NODES:,} nodes, as no network has")
+        if level > _MOST_LEVELS:
+            raise InputError(
+                f"{path}: nests If, Loop or Scan more than {_MOST_LEVELS} levels deep, as no "
+                "network does"
+            )
+        for node in graph.node:
+            for attribute in node.attribute:
+                inner = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+                waiting += [(one, level + 1) for one in inner]
+
+
+def _check_text(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse names that are not UTF-8, which protobuf gives as bytes or refuses when asked."""
+    try:
+        texts: list[object] = [opset.domain for opset in model.opset_import]
+        entries = [*model.metadata_props]
+        for graph in all_graphs(model.graph):
+            for value in (*graph.input, *graph.output, *graph.value_info):
+                texts.append(value.name)
+                texts += [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+            texts += [tensor.name for tensor in graph.initializer]
+            for node in graph.node:
+                texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+                texts += [attribute.name for attribute in node.attribute]
+                entries += node.metadata_props
+        texts += [text for entry in entries for text in (entry.key, entry.value)]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: a name in it is no text ({error}); it is damaged") from error
+    odd = next((text for text in texts if not isinstance(text, str)), None)
+    if odd is not None:
+        raise InputError(f"{path}: a name in it is no text ({odd!r:.60}); it is damaged")
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside it: the bodies of If, Loop and Scan."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+                yield from all_graphs(inner)
+
+
+def _check_location(path: Path, location: str) -> None:
+    folder = path.parent.resolve()
+    if not location or not (folder / location).resolve().is_relative_to(folder):
+        raise InputError(
+            f"{path}: keeps weights at '{location}', outside its own folder; such a file is refused"
+        )
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> int:
+    """Write a model atomically, weights beside it if it is over 2 GiB; returns its bytes."""
+    if is_too_large(model):
+        return save_with_external_data(model, path)
+    data = serialized(model, path)
+    write_atomically(path, data)
+    return len(data)
+
+
+def serialized(model: onnx.ModelProto, path: Path) -> bytes:
+    """The bytes of a model that is to be written to `path`.
+
+    Raises:
+        InputError: if it is larger than the 2 GiB that one ONNX file can hold.
+    """
+    check_size(model, path)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def check_size(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a model for a step whose libraries take one protobuf message.
+
+    Raises:
+        InputError: if it is larger than the 2 GiB that a message can hold.
+    """
+    if is_too_large(model):
+        raise InputError(
+            f"{path}: is over 2 GiB, which ONNX's own tools cannot take as a whole here; "
+            "export it, and run it, as it is"
+        )
+
+
+def contract_of(model: onnx.ModelProto, path: Path) -> Contract:
+    """Read the contract from `metadata_props`.
+
+    Raises:
+        InputError: if there is none or it cannot be read.
+    """
+    contract = find_contract(model, path)
+    if contract is None:
+        raise InputError(
+            f"{path}: carries no segdeploy contract (classes, mean, std, size); "
+            "export it with `segdeploy export`, or state one with `segdeploy adopt`"
+        )
+    return contract
+
+
+def find_contract(model: onnx.ModelProto, path: Path) -> Contract | None:
+    """Read the contract from `metadata_props`, if there is one.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            return read_contract(entry.value, str(path))
+    return None
+
+
+def set_contract(model: onnx.ModelProto, contract: Contract) -> None:
+    """Write the contract into `metadata_props`, in place of the one that may be there."""
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            entry.value = contract.to_json()
+            return
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, contract.to_json()
+
+
+def set_rejected(model: onnx.ModelProto, reason: str) -> None:
+    """Mark a graph whose proof failed, so that no step takes it, whatever its file is called."""
+    model.metadata_props.add(key=REJECTED_KEY, value=reason)
+
+
+def check_not_rejected(reason: str | None, path: Path) -> None:
+    """Refuse a graph whose proof failed; `reason` is what its metadata say, if anything.
+
+    Raises:
+        InputError: with what did not hold.
+    """
+    if reason is not None:
+        raise InputError(
+            f"{path}: failed its proof when it was exported, and is kept to be looked at alone "
+            f"({reason[:300]}); mend the network, and export again"
+        )
+
+
+def keep_weights_in(model: onnx.ModelProto) -> None:
+    """Old exporters list weights among the inputs, which lets a caller replace them: they stay."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    images = [value for value in model.graph.input if value.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(images)
+
+
+def module_of(node: onnx.NodeProto) -> str | None:
+    """The PyTorch module that a node came from, where its notes say so."""
+    return note_of(node, MODULE_KEY)
+
+
+def note_of(node: onnx.NodeProto, key: str) -> str | None:
+    """What a node's `metadata_props` say of `key`."""
+    return next((entry.value for entry in node.metadata_props if entry.key == key), None)
+
+
+_WEIGHT = re.compile(r"(.+)\.weight(?:_\w+)?")
+
+
+def convolution_of(node: onnx.NodeProto) -> str:
+    """The call that a convolution computes; else the module that its weight is named after.
+
+    Of a convolution that took in its BatchNorm, the other notes name the BatchNorm.
+    """
+    if call := note_of(node, CALL_KEY):
+        return call
+    match = _WEIGHT.fullmatch(node.input[1]) if len(node.input) > 1 else None
+    return match[1] if match else module_of(node) or node.name
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether the graph holds Q/DQ nodes."""
+    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
+
+
+def precision_of(model: onnx.ModelProto, contract: Contract) -> str:
+    """What the contract says, unless another tool quantised the graph and left it at `fp32`."""
+    return "int8" if contract.precision == "fp32" and is_quantized(model) else contract.precision
+
+
+def tensor_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    """Shape of a graph's input or output; a dynamic dimension is its name."""
+    dims = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims)

@@ -1,0 +1,1 @@
+"""The exact rewrites, one file each."""

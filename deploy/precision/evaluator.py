@@ -1,0 +1,105 @@
+"""What a graph of lower precision still gets right, executed literally."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from segdeploy.models.dataset import Frame
+from segdeploy.models.metrics import ConfusionMatrix
+from segdeploy.onnx_graph.model_file import serialized
+from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
+from segdeploy.runtime.predictor import Predictor, load
+
+Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """mIoU in percent, of FP32 and of the candidate, over the classes that the masks hold.
+
+    mIoU is NaN where every pixel is ignored. `agreement` is the share of equal labels, in 0..1;
+    `iou_drop` is the IoU lost by class.
+    """
+
+    frames: int
+    reference_miou: float
+    miou: float
+    miou_drop: float
+    agreement: float
+    iou_drop: dict[str, float | None]
+
+
+class Judge:
+    """FP32 labels of some frames, run once, and their masks."""
+
+    def __init__(self, model: Path, frames: Sequence[Frame]):
+        self._model, self._frames = model, frames
+        self._labels: list[Labels] = []
+        with load(model) as predictor:
+            self.contract = predictor.contract
+            for frame in frames:
+                self._labels.append(predictor.predict(frame.read()[0]))
+        self._reference = self._counted(self._labels)
+
+    def score(self, candidate: onnx.ModelProto) -> Accuracy:
+        """Run a graph with the same contract on every frame, as it is written.
+
+        Raises:
+            InputError: if it cannot be run, or gives NaN or infinity.
+        """
+        return self.accuracy(self.labels(candidate))
+
+    def labels(self, candidate: onnx.ModelProto, *, literal: bool = True) -> list[Labels]:
+        """A graph's labels of every frame, by this CPU's own kernels if not `literal`.
+
+        Raises:
+            InputError: if it cannot be run, or gives NaN or infinity.
+        """
+        content = serialized(candidate, self._model)
+        session = OnnxRuntimeSession(self._model, literal=literal, data=content)
+        with Predictor(session) as predictor:
+            return [predictor.predict(frame.read()[0]) for frame in self._frames]
+
+    def accuracy(self, labels: Sequence[Labels]) -> Accuracy:
+        """Set labels of every frame beside those of FP32 and the masks."""
+        counted = self._counted(labels)
+        drops = 100 * (self._reference.iou() - counted.iou())
+        before, after = _miou(self._reference), _miou(counted)
+        return Accuracy(
+            frames=len(labels),
+            reference_miou=before,
+            miou=after,
+            miou_drop=before - after,
+            agreement=share_equal(self._labels, labels),
+            iou_drop={
+                name: None if np.isnan(drop) else float(drop)
+                for name, drop in zip(self.contract.classes, drops, strict=True)
+            },
+        )
+
+    def _counted(self, labels: Sequence[Labels]) -> ConfusionMatrix:
+        counted = ConfusionMatrix(len(self.contract.classes), self.contract.ignore_index)
+        for frame, found in zip(self._frames, labels, strict=True):
+            counted.add(frame.read_mask(), found)
+        return counted
+
+
+def share_equal(some: Sequence[Labels], others: Sequence[Labels]) -> float:
+    """Mean share of equal labels, in 0..1, over frames."""
+    return float(np.mean([np.mean(a == b) for a, b in zip(some, others, strict=True)]))
+
+
+def _miou(counted: ConfusionMatrix) -> float:
+    """In percent, over the classes that the masks hold: the same ones whatever was predicted.
+
+    A stray pixel of another class must not decide a budget; it lowers the IoU of its true class.
+    """
+    held = counted.counts.sum(1) > 0
+    return 100 * float(np.mean(counted.iou()[held])) if held.any() else math.nan

@@ -1,0 +1,189 @@
+"""When parity fails: the first layer whose output differs from PyTorch's."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.contract import FOLDED_KEY
+from segdeploy.onnx_graph.model_file import module_of
+from segdeploy.proof.graph_session import open_graph
+from segdeploy.proof.parity import FP32_LIMIT, rounding_of
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor, nn
+
+_AT_ONCE = 16
+Call = tuple[str, int]  # a module, and how often it ran before
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first layer that differs, by how much of its range, and the last one that does not."""
+
+    module: str
+    node: str
+    max_rel: float
+    agrees_until: str | None
+
+    def complaint(self) -> str:
+        """One clause that names the layer."""
+        until = f", {self.agrees_until} before it does not" if self.agrees_until else ""
+        return (
+            f"the first layer that differs is {self.module} (node {self.node}), by "
+            f"{self.max_rel:.2g} of its range{until}"
+        )
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one layer's output is from PyTorch's, of its range; `of` layers can be compared.
+
+    A tensor of another shape is no such output: a rewrite moved the layer. Its error is infinite,
+    and `is_moved` says so.
+    """
+
+    module: str
+    node: str
+    max_rel: float
+    of: int
+    is_moved: bool = False
+
+
+def layer_errors(
+    network: nn.Module, run: nn.Module, graph: onnx.ModelProto, images: NDArray[np.float32]
+) -> Iterator[LayerError]:
+    """The layers' errors in the order in which they run; see `first_divergence`."""
+    calls = _calls(network, run, images)
+    nodes = _nodes(graph, Counter(name for name, _ in calls))
+    order = [call for call in calls if call in nodes]
+    for start in range(0, len(order), _AT_ONCE):
+        chosen = {call: nodes[call][1] for call in order[start : start + _AT_ONCE]}
+        for call, error in _differences(network, run, graph, chosen, images).items():
+            moved = math.isnan(error)
+            largest = math.inf if moved else error
+            yield LayerError(call[0], nodes[call][0], largest, len(order), moved)
+
+
+def first_divergence(
+    network: nn.Module,
+    run: nn.Module,
+    graph: onnx.ModelProto,
+    images: NDArray[np.float32],
+    limit: float = FP32_LIMIT,
+) -> tuple[Divergence | None, int]:
+    """Find it on images `(N, C, H, W)`, and how many layers were compared; None if all agree.
+
+    Compared are the calls of the modules of `network` without children, from the first to run to
+    the last; `graph` is as it was traced, since rewrites move what a node computes. Bisection would
+    be quicker and wrong: behind one of several parallel branches, the others agree again. `run` is
+    what is called: the network, or what wraps it. `_AT_ONCE` outputs are held at a time.
+    """
+    before: str | None = None
+    count = 0
+    for layer in layer_errors(network, run, graph, images):
+        count = layer.of
+        if layer.max_rel > limit:
+            return Divergence(layer.module, layer.node, layer.max_rel, before), count
+        before = layer.module
+    return None, count
+
+
+def _nodes(graph: onnx.ModelProto, calls: Mapping[str, int]) -> dict[Call, tuple[str, str]]:
+    """The last node of each call of a module, and the value that it gives.
+
+    A module that is called several times has as many equal groups of nodes, in order.
+    """
+    made: dict[str, list[tuple[str, str]]] = {}
+    for node in graph.graph.node:
+        module = module_of(node)
+        folded = any(entry.key == FOLDED_KEY for entry in node.metadata_props)
+        if module is not None and not folded:  # what took in another layer gives another tensor
+            made.setdefault(module, []).append((node.name, node.output[0]))
+    found = {}
+    for module, nodes in made.items():
+        count = calls.get(module, 0)
+        if count and len(nodes) % count == 0:
+            each = len(nodes) // count
+            for number in range(count):
+                found[module, number] = nodes[(number + 1) * each - 1]
+    return found
+
+
+def _calls(network: nn.Module, run: nn.Module, images: NDArray[np.float32]) -> list[Call]:
+    """The calls of modules without children, as they run."""
+    calls: list[Call] = []
+    _watch(network, run, images, lambda call, output: calls.append(call))
+    return calls
+
+
+def _differences(
+    network: nn.Module,
+    run: nn.Module,
+    graph: onnx.ModelProto,
+    values: Mapping[Call, str],
+    images: NDArray[np.float32],
+) -> dict[Call, float]:
+    """Largest difference of each call's output, of its range, in the order in which they run.
+
+    `values` are the graph's, by call.
+    """
+    session = open_graph(graph, values.values())
+    outputs = session.run(list(values.values()), {session.get_inputs()[0].name: images})
+    found = dict(zip(values, outputs, strict=True))
+    errors: dict[Call, float] = {}
+
+    def compare(call: Call, output: Tensor) -> None:
+        if call in found:  # at once: a ReLU in place may overwrite it
+            errors[call] = _difference(output.numpy(), found[call])
+
+    _watch(network, run, images, compare)
+    return errors
+
+
+def _difference(reference: NDArray[np.float32], found: NDArray[Any]) -> float:
+    found = found.astype(np.float32)  # of a half graph
+    if found.shape != reference.shape:
+        return math.nan
+    if not np.isfinite(found).all():
+        return math.inf
+    span = float(np.ptp(reference))
+    # Where values are large beside their range, that range is no measure of their rounding.
+    largest = max(0.0, float(np.abs(found - reference).max()) - rounding_of(reference))
+    return largest / span if span else (0.0 if largest < FP32_LIMIT else float("inf"))
+
+
+def _watch(
+    network: nn.Module,
+    run: nn.Module,
+    images: NDArray[np.float32],
+    note: Callable[[Call, Tensor], None],
+) -> None:
+    """Run, and note every call of a module without children that gives one float tensor."""
+    import torch
+
+    counts: Counter[str] = Counter()
+
+    def hook(name: str, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            note((name, counts[name]), output)
+            counts[name] += 1
+
+    hooks = [
+        module.register_forward_hook(lambda _, given, output, name=name: hook(name, output))
+        for name, module in network.named_modules()
+        if name and not list(module.children())
+    ]
+    try:
+        with torch.inference_mode():
+            run(torch.from_numpy(images.copy()))
+    finally:
+        for one in hooks:
+            one.remove()

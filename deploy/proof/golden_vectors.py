@@ -1,0 +1,198 @@
+"""Golden vectors: a few pictures, and what the graph makes of them, stage by stage.
+
+They travel beside an engine, so that any host can prove itself: its resize, its arithmetic, its
+device. The file is safetensors, which holds arrays and nothing that runs: for each picture `i`
+
+- `image_i` `(H, W, 3) uint8` RGB, and `labels_i` `(H, W) uint8`, the labels of that size;
+- `input_i` and `output_i` `(K,) float32`, samples of the network's input and raw output.
+
+Sample `k` of `K` is at the flat index `k * (size - 1) // (K - 1)`. The header's `segdeploy.golden`
+is JSON: schema, the reference file's hash, and each raw output's SHA-256 as float32 bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.contract import Contract
+from segdeploy.errors import InputError
+from segdeploy.files import check_input, sha256_of_file
+from segdeploy.models.dataset import open_dataset
+from segdeploy.models.errors import first_line
+from segdeploy.models.names import escaped
+from segdeploy.models.scenes import draw_scene
+from segdeploy.models.strict_json import parse_json
+from segdeploy.runtime.predictor import Predictor
+from segdeploy.runtime.preprocess import preprocess
+
+KEY = "segdeploy.proof.golden_vectors"
+SCHEMA = 1
+PICTURES = 3
+_SAMPLES = 4096
+_MOST_PICTURES = 64
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class GoldenVector:
+    """One picture and what the reference made of it, as in the file."""
+
+    image: Picture
+    input: NDArray[np.float32]
+    output: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    output_sha256: str
+
+
+def golden_path(model: Path) -> Path:
+    """Where the golden vectors of an engine or graph lie: `NAME.engine.golden.safetensors`."""
+    return model.with_name(f"{model.name}.golden.safetensors")
+
+
+def golden_pictures(contract: Contract, data: Path | None = None) -> list[Picture]:
+    """Frames of a data set, spread over its last split, or else generated road scenes.
+
+    One of the scenes has the contract's size, and the others do not, so that resizing counts.
+    """
+    if data is not None:
+        dataset = open_dataset(data)
+        frames = dataset.frames("val" if "val" in dataset.splits else next(iter(dataset.splits)))
+        step = max(1, len(frames) // PICTURES)
+        return [frame.read()[0] for frame in frames[::step][:PICTURES]]
+    height, width = contract.size
+    sizes = ((height, width), (height + height // 3, width + 1), (max(8, height // 2) + 1, width))
+    scenes = (draw_scene(np.random.default_rng(i), size) for i, size in enumerate(sizes))
+    return [image for image, _ in scenes]
+
+
+def sample(values: NDArray[Any]) -> NDArray[np.float32]:
+    """`K` values spread over an array, `(K,) float32`; all if it has no more."""
+    flat = values.reshape(-1)
+    count = min(_SAMPLES, flat.size)
+    places = np.arange(count, dtype=np.int64) * (flat.size - 1) // max(1, count - 1)
+    return flat[places].astype(np.float32)
+
+
+def make_vectors(predictor: Predictor, pictures: Sequence[Picture]) -> list[GoldenVector]:
+    """Run pictures through a network, and keep what each stage gave.
+
+    Raises:
+        InputError: if the output holds NaN or infinity.
+    """
+    made = []
+    for image in pictures:
+        array = preprocess(image, predictor.contract)
+        output = predictor.finite(predictor.session.run(array))
+        labels = predictor.labels_of(output[0], (image.shape[0], image.shape[1]))
+        digest = hashlib.sha256(np.ascontiguousarray(output, np.float32).tobytes()).hexdigest()
+        made.append(GoldenVector(image, sample(array), sample(output), labels, digest))
+    return made
+
+
+def golden_content(vectors: Sequence[GoldenVector], reference: Path) -> bytes:
+    """The file of golden vectors that `reference` gave."""
+    from safetensors.numpy import save
+
+    arrays = {}
+    for index, vector in enumerate(vectors):
+        for name in _KINDS:
+            arrays[f"{name}_{index}"] = np.ascontiguousarray(getattr(vector, name))
+    described = {
+        "schema": SCHEMA,
+        "reference": reference.name,
+        "reference_sha256": sha256_of_file(reference),
+        "output_sha256": [vector.output_sha256 for vector in vectors],
+    }
+    content: bytes = save(arrays, {KEY: json.dumps(described)})
+    return content
+
+
+def golden_reference(path: Path) -> tuple[str, str]:
+    """The file that golden vectors were made by: its name, and its SHA-256.
+
+    Raises:
+        InputError: as `read_golden`.
+    """
+    with _opened(path) as (_, described):
+        named = described if isinstance(described, dict) else {}
+    return escaped(str(named.get("reference"))), str(named.get("reference_sha256"))
+
+
+def read_golden(path: Path) -> list[GoldenVector]:
+    """Read golden vectors.
+
+    Raises:
+        InputError: if the file is missing or damaged, or an array has another shape or type.
+    """
+    with _opened(path) as (file, described):
+        names = set(file.keys())
+        digests = _digests(described)
+        arrays = [
+            {name: file.get_tensor(f"{name}_{index}") for name in _KINDS}
+            for index in range(len(digests))
+            if {f"{name}_{index}" for name in _KINDS} <= names
+        ]
+    if len(arrays) != len(digests) or not all(map(_fits, arrays)):
+        raise InputError(
+            f"{path}: an array is missing, or of another type or shape; build the engine again"
+        )
+    return [
+        GoldenVector(**held, output_sha256=digest)
+        for held, digest in zip(arrays, digests, strict=True)
+    ]
+
+
+_KINDS = {
+    "image": (np.uint8, 3),
+    "input": (np.float32, 1),
+    "output": (np.float32, 1),
+    "labels": (np.uint8, 2),
+}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The file of golden vectors, open, and what its header states.
+
+    Raises:
+        InputError: if the file is missing, or reading from it fails.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check_input(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = (file.metadata() or {}).get(KEY, "null")
+            yield file, parse_json(header, f"{path}: its header")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: holds no golden vectors ({first_line(error)}); build the engine again"
+        ) from error
+
+
+def _digests(described: Any) -> list[str]:
+    if not isinstance(described, dict) or described.get("schema") != SCHEMA:
+        raise ValueError("no header of this schema")
+    digests = described.get("output_sha256")
+    if not isinstance(digests, list) or not 0 < len(digests) <= _MOST_PICTURES:
+        raise ValueError("no hashes of outputs")
+    return [str(digest) for digest in digests]
+
+
+def _fits(arrays: dict[str, NDArray[Any]]) -> bool:
+    typed = all(
+        arrays[name].dtype == dtype and arrays[name].ndim == dimensions and arrays[name].size
+        for name, (dtype, dimensions) in _KINDS.items()
+    )
+    image = arrays["image"]
+    return bool(typed and image.shape[2] == 3 and image.shape[:2] == arrays["labels"].shape)

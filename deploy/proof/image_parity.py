@@ -1,0 +1,106 @@
+"""Parity of a graph's ends: from the camera's bytes to probabilities or labels, against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.contract import Contract
+from segdeploy.proof.graph_session import runner
+from segdeploy.proof.parity import (
+    NOISE,
+    Parity,
+    Scale,
+    compare,
+    compare_labels,
+    reference_of,
+)
+from segdeploy.proof.test_inputs import (
+    Shape,
+    breaking_images,
+    breaking_inputs,
+    normalized,
+    random_bytes,
+    random_images,
+)
+from segdeploy.runtime.late_upsampling import labels_of_small_map
+from segdeploy.runtime.postprocess import softmax
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+
+def check_ends(
+    network: nn.Module,
+    graph: onnx.ModelProto,
+    contract: Contract,
+    shapes: Iterable[Shape],
+    *,
+    has_softmax: bool = False,
+) -> list[Parity]:
+    """Run the finished graph on what its contract takes, and compare with PyTorch.
+
+    It is shown noise of each shape, and the images that break things. Bytes are normalised in
+    float64 for PyTorch, scores turned into labels as our runtimes do. `has_softmax` says that the
+    network itself gives probabilities.
+
+    Raises:
+        CheckFailed: if ONNX Runtime cannot run the graph.
+    """
+    run = runner(graph)
+    scale: Scale | None = None
+    results = []
+    for name, given, images in _inputs(contract, shapes):
+        logits = reference_of(network, images)
+        if contract.output == "probabilities" and not has_softmax:
+            logits = np.stack([softmax(one) for one in logits])
+        scale = scale or Scale.of(logits)
+        result = _compared(logits, run(given), contract, images.shape, scale)
+        results.append(replace(result, image=name))
+    return results
+
+
+def _compared(
+    logits: NDArray[np.float32],
+    output: NDArray[Any],
+    contract: Contract,
+    shape: tuple[int, ...],
+    scale: Scale,
+) -> Parity:
+    what = f"PyTorch's {contract.output}"
+    if contract.output == "labels":
+        labels = _labels(output, contract, (shape[2], shape[3]))
+        return compare_labels(shape, logits, labels, what, scale)
+    return compare(shape, logits, output, what, scale)
+
+
+def _inputs(
+    contract: Contract, shapes: Iterable[Shape]
+) -> Iterable[tuple[str, NDArray[Any], NDArray[np.float32]]]:
+    """Names, what the graph takes, and the same images as PyTorch takes them."""
+    if contract.layout != "NHWC":
+        for shape in shapes:
+            images = random_images(shape)
+            yield NOISE, images, images
+        for name, image in breaking_inputs(contract).items():
+            yield name, image, image
+        return
+    order = slice(None, None, -1) if contract.colour == "BGR" else slice(None)
+    for batch, channels, height, width in shapes:
+        given = random_bytes((batch, height, width, channels))
+        yield NOISE, given, np.concatenate([normalized(i, contract) for i in given[..., order]])
+    for name, rgb in breaking_images(contract.size).items():
+        given = np.ascontiguousarray(rgb[None, ..., order])
+        yield name, given, normalized(rgb, contract)
+
+
+def _labels(output: NDArray[Any], contract: Contract, size: tuple[int, int]) -> NDArray[np.integer]:
+    if contract.upsampling is None:
+        return output
+    aligned = contract.upsampling == "align-corners"
+    return np.stack([labels_of_small_map(one, size, align_corners=aligned) for one in output])

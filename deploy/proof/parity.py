@@ -1,0 +1,314 @@
+"""Numeric parity: the same input through PyTorch and through ONNX Runtime."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.proof.graph_session import Outputs, run_graph, runner
+from segdeploy.proof.test_inputs import Shape, random_images
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+# Two float32 libraries sum in different orders; on these networks they differ by about 1e-6 of the
+# range. A wrong operator differs by 1e-2 and more.
+FP32_LIMIT = 1e-4
+# Where PyTorch's own rounding is larger, four times that is the limit, up to this one.
+_LARGEST_LIMIT = 1e-2
+NOISE = "noise"
+_UNSTEADY = (
+    "PyTorch itself gives another output for the same image a second time: the network draws "
+    "random numbers or keeps a state (dropout that is not off in eval mode, a counter)"
+)
+# A label may differ where the reference's two best classes are this near, of their mean distance.
+NEAR_TIE = 1e-2
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Difference from what is named by `against`; `max_rel` is `max_abs` over its range.
+
+    `wrong_labels` counts the pixels whose best class differs although the reference is sure of it:
+    one class that is far below all others makes the range large, and would hide them. `problem`
+    says why nothing could be compared: another shape, NaN or infinity. `image` names what was
+    shown.
+    """
+
+    shape: tuple[int, ...]
+    max_abs: float
+    max_rel: float
+    agreement: float
+    wrong_labels: int
+    limit: float = FP32_LIMIT
+    snr_db: float = float("inf")
+    against: str = "PyTorch"
+    image: str = NOISE
+    problem: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is rounding."""
+        return not self.problem and self.max_rel <= self.limit and self.wrong_labels == 0
+
+    def complaint(self) -> str:
+        """One clause with the numbers."""
+        shape = "x".join(map(str, self.shape))
+        where = f"at input {shape}" + ("" if self.image == NOISE else f", {self.image},")
+        if self.problem:
+            return f"{where} {self.problem}"
+        by = ""
+        if self.max_rel > self.limit:  # labels have no range
+            by = f" by {self.max_rel:.2g} of its range (limit {self.limit:.0e})"
+        return (
+            f"{where} the output differs from {self.against}{by}: "
+            f"{self.wrong_labels} labels are wrong, near ties apart, and {self.agreement:.2%} "
+            "of all are equal"
+        )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What differences are measured by: the range of scores, and the mean lead of the best class.
+
+    An image without texture has hardly any of either, and rounding would look large beside it: what
+    noise gives is the least that counts. `rounding` is PyTorch's own, as far as it is known.
+    """
+
+    span: float = 0.0
+    margin: float = 0.0
+    rounding: float = 0.0
+
+    @classmethod
+    def of(cls, reference: NDArray[np.float32]) -> Scale:
+        """The scale of logits `(N, C, H, W)`."""
+        margin = float(_margins(reference).mean()) if reference.shape[1] > 1 else 0.0
+        return cls(float(np.ptp(reference)), margin)
+
+
+def compare(
+    shape: tuple[int, ...],
+    reference: NDArray[np.float32],
+    output: NDArray[np.float32],
+    against: str = "PyTorch",
+    scale: Scale | None = None,
+) -> Parity:
+    """Compare logits `(N, C, H, W)`; an output that is not finite or of another shape is infinite.
+
+    The range is the reference's largest minus its smallest value, or `scale`'s if that is larger.
+    """
+    problem = _problem(reference, output, against, reference.shape)
+    if problem:
+        return _incomparable(shape, reference, against, problem)
+    least = scale or Scale()
+    max_abs = float(np.abs(output - reference).max())
+    span = max(float(np.ptp(reference)), least.span)
+    max_rel = max_abs / span if span else (float("inf") if max_abs else 0.0)
+    different = output.argmax(1) != reference.argmax(1)
+    signal = float(np.square(reference, dtype=np.float64).sum())
+    noise = float(np.square(output - reference, dtype=np.float64).sum())
+    snr = 10 * math.log10(signal / noise) if signal and noise else float("inf")
+    rounding = max(4 * least.rounding, rounding_of(reference))
+    limit = max(FP32_LIMIT, min(rounding / span, _LARGEST_LIMIT)) if span else FP32_LIMIT
+    return Parity(
+        shape,
+        max_abs,
+        max_rel,
+        float(1 - different.mean()),
+        int(_sure(reference, least)[different].sum()),
+        limit=limit,
+        snr_db=snr,
+        against=against,
+    )
+
+
+def _problem(
+    reference: NDArray[Any], output: NDArray[Any], against: str, expected: tuple[int, ...]
+) -> str:
+    """Why an output, whose shape is to be `expected`, cannot be compared; empty if it can."""
+    if not np.isfinite(reference).all():
+        return f"{against} itself gives NaN or infinity: its labels mean nothing there"
+    if output.shape != expected:
+        return f"the output has shape {output.shape}, and that of {against} {expected}"
+    if not np.isfinite(output).all():
+        return f"the output is NaN or infinity where that of {against} is not"
+    return ""
+
+
+def compare_labels(
+    shape: tuple[int, ...],
+    logits: NDArray[np.float32],
+    labels: NDArray[np.integer],
+    against: str,
+    scale: Scale | None = None,
+) -> Parity:
+    """Compare labels `(N, H, W)` with the best class of reference logits `(N, C, H, W)`."""
+    problem = _problem(logits, labels, against, logits[:, 0].shape)
+    if problem:
+        return _incomparable(shape, logits, against, problem)
+    different = labels != logits.argmax(1)
+    wrong = int(_sure(logits, scale or Scale())[different].sum())
+    return Parity(shape, 0.0, 0.0, float(1 - different.mean()), wrong, against=against)
+
+
+def _incomparable(
+    shape: tuple[int, ...], reference: NDArray[np.float32], against: str, problem: str
+) -> Parity:
+    """As far apart as can be."""
+    worst = float("inf")
+    labels = reference[:, 0].size
+    return Parity(shape, worst, worst, 0.0, labels, snr_db=-worst, against=against, problem=problem)
+
+
+def _sure(reference: NDArray[np.float32], least: Scale) -> NDArray[np.bool_]:
+    """Pixels `(N, H, W)` whose best class is clearly ahead of the second."""
+    if reference.shape[1] < 2:
+        return np.zeros(reference[:, 0].shape, bool)
+    margins = _margins(reference)
+    rounding = max(8 * least.rounding, rounding_of(reference))
+    needed = max(NEAR_TIE * max(float(margins.mean()), least.margin), rounding)
+    sure: NDArray[np.bool_] = margins > needed
+    return sure
+
+
+def rounding_of(reference: NDArray[np.float32]) -> float:
+    """What float32 rounds of values: where these are large beside their range, it shows."""
+    return 16 * float(np.finfo(np.float32).eps) * float(np.abs(reference).max(initial=0))
+
+
+def _margins(reference: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far the best class leads the second, `(N, H, W)`."""
+    best = np.partition(reference, -2, axis=1)[:, -2:]
+    margins: NDArray[np.float32] = best[:, 1] - best[:, 0]
+    return margins
+
+
+def reference_of(network: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What PyTorch gives for images `(N, C, H, W)`."""
+    import torch
+
+    with torch.inference_mode():
+        # A copy, since a network may write into what it is given.
+        logits: NDArray[np.float32] = network(torch.from_numpy(images.copy())).numpy()
+    return logits
+
+
+def check_parity(
+    network: nn.Module,
+    graph: onnx.ModelProto,
+    shapes: Iterable[Shape],
+    images: Mapping[str, NDArray[np.float32]] | None = None,
+) -> list[Parity]:
+    """Run noise of each shape and the named `images` through both, and compare.
+
+    Logits that are not of the input's size fail, whatever PyTorch gives. Of a batch, images are
+    also run alone and in another order, and must give what they gave in their place: builders have
+    been right for one image, and wrong for two (NVIDIA/TensorRT issue 4853).
+
+    Raises:
+        CheckFailed: if ONNX Runtime cannot run the graph at one of them.
+    """
+    run = runner(graph)
+    results: list[Parity] = []
+    scale = Scale()
+    for shape in shapes:
+        noise = random_images(shape)
+        reference = reference_of(network, noise)
+        if np.isfinite(reference).all() and not scale.span:
+            scale = Scale.of(reference)
+        output = run(noise)
+        results.append(_compared(network, noise, reference, output, Scale(), NOISE))
+        if shape[0] > 1 and results[-1].holds:
+            results += _check_rows(run, noise, output)
+    for name, image in (images or {}).items():
+        reference = reference_of(network, image)
+        results.append(_compared(network, image, reference, run(image), scale, name))
+    return results
+
+
+def check_steadiness(network: nn.Module, shape: Shape) -> list[Parity]:
+    """Run the same noise twice through PyTorch: a failure if it gives another output, else none.
+
+    Threads may sum in another order. Outputs that are not finite are told by `check_parity`.
+    """
+    noise = random_images(shape)
+    reference = reference_of(network, noise)
+    if (
+        not np.isfinite(reference).all()
+        or compare(shape, reference, reference_of(network, noise)).holds
+    ):
+        return []
+    return [_incomparable(shape, reference, "PyTorch", _UNSTEADY)]
+
+
+def _compared(
+    network: nn.Module,
+    images: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    output: NDArray[np.float32],
+    scale: Scale,
+    image: str,
+) -> Parity:
+    shape = images.shape
+    if reference.shape[2:] != shape[2:]:
+        reference = reference[:, :, :0]  # logits are of the input's size
+    result = compare(shape, reference, output, scale=scale)
+    if not result.holds and not result.problem:
+        rounding = _own_rounding(network, images, reference)
+        result = compare(shape, reference, output, scale=replace(scale, rounding=rounding))
+    return replace(result, image=image)
+
+
+def _own_rounding(
+    network: nn.Module, images: NDArray[np.float32], reference: NDArray[np.float32]
+) -> float:
+    """How far PyTorch's float32 is from its float64.
+
+    A deep network that was not trained amplifies rounding, in PyTorch as in any other library.
+    """
+    try:
+        exact = reference_of(copy.deepcopy(network).double(), images.astype(np.float64))
+    except Exception:  # of a network that asks for float32 itself
+        return 0.0
+    rounding = float(np.abs(exact - reference).max())
+    return rounding if math.isfinite(rounding) else 0.0
+
+
+def _check_rows(
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    images: NDArray[np.float32],
+    output: NDArray[np.float32],
+) -> list[Parity]:
+    rows = sorted({0, len(images) // 2, len(images) - 1})
+    alone = np.concatenate([run(images[row : row + 1]) for row in rows])
+    order = np.roll(np.arange(len(images)), 1)
+    return [
+        compare(images.shape, alone, output[rows], "the same image alone"),
+        compare(images.shape, output[order], run(images[order]), "its place in another order"),
+    ]
+
+
+def compare_outputs(
+    inputs: Sequence[NDArray[Any]], references: Sequence[Outputs], graph: onnx.ModelProto
+) -> list[Parity]:
+    """Run inputs through a graph, and compare every output with what is given.
+
+    The graph takes one input. An output is compared as `(N, C, ...)`, whatever it means.
+    """
+    return [
+        compare(given.shape, _as_map(one), _as_map(other), "the graph as given")
+        for given, outputs, found in zip(inputs, references, run_graph(graph, inputs), strict=True)
+        for one, other in zip(outputs, found, strict=True)
+    ]
+
+
+def _as_map(output: NDArray[Any]) -> NDArray[np.float32]:
+    rank = output.ndim
+    return output.astype(np.float32).reshape(output.shape + (1,) * max(0, 4 - rank))

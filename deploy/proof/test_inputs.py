@@ -1,0 +1,104 @@
+"""What a graph is compared on: input shapes, noise, and images that break things."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeploy.contract import Contract
+
+if TYPE_CHECKING:
+    from segdeploy.exporter.tracing import Bounds
+
+Shape = tuple[int, int, int, int]
+
+_PROBED_PIXELS = 1 << 20
+
+
+def probe_shapes(
+    size: tuple[int, int], bounds: Bounds | None = None, channels: int = 3
+) -> list[Shape]:
+    """Input shapes to compare at: the traced one and, within `bounds`, others it never saw.
+
+    They are half of it with batch 2, an odd size, batch 3, the largest batch at the smallest size,
+    and, so that code which branches on a large size shows, four times its sides or what of that is
+    within the largest size and a million pixels. All are multiples of the bounds' `multiple`.
+    """
+    height, width = size
+    if bounds is None:
+        return [(1, channels, height, width)]
+    (low, narrow), (high, wide) = bounds.smallest, bounds.largest
+    sizes = [
+        (1, height, width),
+        (min(2, bounds.batch), max(height // 2, low), max(width // 2, narrow)),
+        (1, min(height + 13, high), min(width + 7, wide)),
+        (min(3, bounds.batch), height, width),
+        (bounds.batch, low, narrow),
+    ]
+    factor = min(4.0, math.sqrt(_PROBED_PIXELS / (height * width)))
+    if factor > 1:
+        sizes.append((1, min(high, int(height * factor)), min(wide, int(width * factor))))
+    return [
+        (batch, channels, bounds.fitting(tall, 0), bounds.fitting(broad, 1))
+        for batch, tall, broad in sizes
+    ]
+
+
+def random_images(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Normal noise, another for each image of the batch, so that one that is mixed up shows."""
+    images: NDArray[np.float32] = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+    return images
+
+
+def random_bytes(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Bytes of images, each another."""
+    values: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    return values
+
+
+def breaking_images(size: tuple[int, int]) -> dict[str, NDArray[np.uint8]]:
+    """Images `(H, W, 3) uint8` on which networks and graphs fail that agree on noise, by name.
+
+    Without texture a sum, a variance or a norm becomes zero; a hard edge and a saturated channel
+    give the largest values.
+    """
+    height, width = size
+    noise = random_bytes((height, width, 3))
+    black, white = np.zeros_like(noise), np.full_like(noise, 255)
+    half, letterboxed, saturated = white.copy(), noise.copy(), noise.copy()
+    half[:, : width // 2] = 0
+    letterboxed[: height // 4] = letterboxed[height - height // 4 :] = 0
+    saturated[..., 0] = 255
+    return {
+        "a black image": black,
+        "a white image": white,
+        "an image that is half black": half,
+        "a letterboxed image": letterboxed,
+        "an image whose first channel is saturated": saturated,
+    }
+
+
+def normalized(image: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
+    """An RGB image `(H, W, 3) uint8` as the network takes it, `(1, 3, H, W) float32`.
+
+    In float64, so that a graph's own arithmetic is compared with better.
+    """
+    values = (image / 255 - np.array(contract.mean)) / np.array(contract.std)
+    return np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32)
+
+
+def breaking_inputs(contract: Contract) -> dict[str, NDArray[np.float32]]:
+    """`breaking_images` at the contract's size as the network takes them, `(1, 3, H, W) float32`.
+
+    One more has a border of zeros, which is how images are padded once they are normalized.
+    """
+    inputs = {
+        name: normalized(image, contract) for name, image in breaking_images(contract.size).items()
+    }
+    height, width = contract.size
+    padded = random_images((1, 3, height, width))
+    padded[:, :, : height // 4] = padded[:, :, :, width - width // 4 :] = 0
+    return {**inputs, "an image that is padded with zeros": padded}
