@@ -27,10 +27,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import segdeploy
-from segdeploy.exporter.tracing import Bounds
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models import scenes
 from segdeploy.models.dataset import write_dataset
+from segdeploy.profiles import Bounds
 from tests import foreign_networks
 
 SIZE = (128, 160)

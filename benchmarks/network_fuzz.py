@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import segdeploy
-from segdeploy.exporter.tracing import Bounds
 from segdeploy.model_spec import ModelSpec
+from segdeploy.profiles import Bounds
 
 SIZE = (32, 48)
 CLASSES = 4

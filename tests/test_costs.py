@@ -24,10 +24,10 @@ from segdeploy.benchmark.rounds import burst
 from segdeploy.benchmark.serialization import told_claims
 from segdeploy.benchmark.sweep import Sweep
 from segdeploy.benchmark.verdict import Row, as_fast, ranked, recommended
-from segdeploy.commands.evaluate import Accuracy
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
+from segdeploy.proof.accuracy import Accuracy
 
 from .test_cli import check_one_line, run  # noqa: F401
 

@@ -16,13 +16,13 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 import segdeploy
 from segdeploy.commands import export
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.exporter.tracing import Bounds
 from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.multi_scale import MultiScaleInput
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.optimizer import optimize
 from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.profiles import Bounds
 from segdeploy.proof.divergence import first_divergence
 from segdeploy.proof.parity import NOISE
 from segdeploy.proof.test_inputs import random_images

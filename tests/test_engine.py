@@ -28,11 +28,11 @@ from segdeploy.contract import read_contract
 from segdeploy.engine import network_proof
 from segdeploy.engine.foreign_qdq import with_float_biases, with_symmetric_integers
 from segdeploy.engine.network_proof import prove_network
-from segdeploy.engine.options import Profile, route
 from segdeploy.engine.timing_cache import shared_timing_cache
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
+from segdeploy.profiles import Profile, route
 from segdeploy.proof.golden_vectors import golden_path
 from segdeploy.runtime.preprocess import preprocess
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import segdeploy
-from segdeploy.exporter.tracing import Bounds
 from segdeploy.model_spec import ModelSpec
+from segdeploy.profiles import Bounds
 
 from . import foreign_networks
 from .foreign_networks import NETWORKS, logits_of

@@ -13,8 +13,8 @@ import pytest
 
 import segdeploy
 from segdeploy.device import current_gpu
-from segdeploy.engine.options import Profile
 from segdeploy.models.dataset import open_dataset
+from segdeploy.profiles import Profile
 from segdeploy.runtime.predictor import Predictor
 
 from .test_cpp import built

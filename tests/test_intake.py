@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import segdeploy
 from segdeploy.errors import InputError
-from segdeploy.exporter.tracing import Bounds
 from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.checkpoint import load_weights, read_weights
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.network import Network
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
+from segdeploy.profiles import Bounds
 
 from .test_cli import check_one_line, run  # noqa: F401
 

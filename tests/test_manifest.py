@@ -175,7 +175,7 @@ def test_what_tensorrt_says_without_a_driver_is_told(engine: Path) -> None:
 def test_the_command_that_rebuilds_builds_the_same(
     dynamic_graph: Path, tmp_path: Path, tensorrt_rtx: object
 ) -> None:
-    from segdeploy.engine.options import Profile
+    from segdeploy.profiles import Profile
 
     profile = Profile((1, 32, 32), (1, 48, 64), (2, 96, 128))
     out = tmp_path / "a road.engine"

@@ -17,8 +17,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import segdeploy
 from segdeploy.errors import CheckFailed
-from segdeploy.exporter.tracing import Bounds
 from segdeploy.model_spec import ModelSpec
+from segdeploy.profiles import Bounds
 from segdeploy.proof.recording import reaches_output, record
 
 SIZE = (24, 32)

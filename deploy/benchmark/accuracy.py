@@ -13,11 +13,11 @@ from segdeploy.benchmark.agreement import Fidelity, FidelityCount, margin
 from segdeploy.benchmark.bootstrap import Spread, spread
 from segdeploy.benchmark.journal import Journal
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
-from segdeploy.commands.evaluate import Accuracy, summarise
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.errors import first_line
 from segdeploy.models.metrics import ConfusionMatrix
+from segdeploy.proof.accuracy import Accuracy, summarise
 from segdeploy.runtime.postprocess import upsample
 from segdeploy.runtime.predictor import Predictor
 

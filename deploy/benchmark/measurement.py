@@ -27,7 +27,6 @@ from segdeploy.benchmark.supported_shapes import check_claims
 from segdeploy.benchmark.sweep import Point, run_sweep
 from segdeploy.benchmark.test_time_augmentation import export_fused, looped, why_no_loop
 from segdeploy.benchmark.verdict import Limits, Modes, Row, complaints, ranked
-from segdeploy.commands.evaluate import check_judgeable
 from segdeploy.content_keys import key_of_frames
 from segdeploy.contract import Contract
 from segdeploy.device import current_gpu
@@ -36,6 +35,7 @@ from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec, check_classes
 from segdeploy.models.dataset import DataSet, Frame, open_dataset
 from segdeploy.packages import versions
+from segdeploy.proof.accuracy import check_judgeable
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.preprocess import preprocess
 
@@ -105,6 +105,7 @@ class Measuring:
     protocol: Protocol
     limits: Limits
     journal: Journal
+    export: Callable[..., object]
     on_frame: Progress
     on_burst: Progress
 
@@ -157,7 +158,9 @@ class Measuring:
         limits = replace(self.limits, max_latency_ms=None, min_speedup=None)
         truth = Predictor(scene.truth.session, None, scales)
         with tempfile.TemporaryDirectory() as folder:
-            made = export_fused(scene.spec, scene.labelled, scales, backends, Path(folder))
+            made = export_fused(
+                self.export, scene.spec, scene.labelled, scales, backends, Path(folder)
+            )
             notes = [made] if isinstance(made, str) else []
             named = []
             for one in single:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from segdeploy.benchmark.accuracy import Contestant
 from segdeploy.benchmark.process import Candidate, Failure, Process, start
-from segdeploy.engine.options import Shape
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import Frame
 from segdeploy.models.errors import first_line
+from segdeploy.profiles import Shape
 from segdeploy.runtime.predictor import Predictor
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import Session

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from segdeploy.benchmark.candidates import contract_of_file
 from segdeploy.benchmark.process import Candidate
 from segdeploy.engine.manifest import read_manifest
-from segdeploy.engine.options import profiles_of
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.errors import first_line
 from segdeploy.models.scales import checked_scaled_size
 from segdeploy.onnx_graph.model_file import load_onnx
+from segdeploy.profiles import profiles_of
 from segdeploy.runtime.session import ENGINE_SUFFIXES
 
 
@@ -57,15 +57,17 @@ def looped(candidate: Candidate, scales: tuple[float, ...]) -> Candidate:
 
 
 def export_fused(
+    export: Callable[..., object],
     spec: ModelSpec,
     data: Path | None,
     scales: tuple[float, ...],
     backends: Sequence[str],
     folder: Path,
 ) -> list[Candidate] | str:
-    """The reference exported with the scales in its graph, once a runtime; or why it cannot be."""
-    from segdeploy.commands.export import export
+    """The reference exported with the scales in its graph, once a runtime; or why it cannot be.
 
+    `export` is `segdeploy.export`.
+    """
     if Path(spec.model).suffix in (".onnx", *ENGINE_SUFFIXES):
         return "no fused graph: the reference is no PyTorch network"
     path = folder / "fused.onnx"

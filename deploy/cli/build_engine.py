@@ -22,7 +22,7 @@ from segdeploy.cli.options import (
 
 if TYPE_CHECKING:
     from segdeploy.commands.build_engine import EngineReport
-    from segdeploy.engine.options import Profile
+    from segdeploy.profiles import Profile
 
 _Shape = tuple[int, int, int]
 
@@ -52,7 +52,7 @@ def read_profiles(
     minimum: tuple[_Shape, ...], optimum: tuple[_Shape, ...], maximum: tuple[_Shape, ...]
 ) -> list[Profile]:
     """The profiles that the options give: triples, or one for each --opt alone."""
-    from segdeploy.engine.options import Profile
+    from segdeploy.profiles import Profile
 
     if not minimum and not maximum:
         return [Profile((1, *one[1:]), one, one) for one in optimum]

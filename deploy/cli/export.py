@@ -24,8 +24,8 @@ from segdeploy.cli.options import (
 
 if TYPE_CHECKING:
     from segdeploy.commands.export import ExportReport
-    from segdeploy.exporter.tracing import Bounds
-    from segdeploy.proof.dilation import ConvProof
+    from segdeploy.onnx_graph.convolutions import ConvProof
+    from segdeploy.profiles import Bounds
 
 
 @click.command()
@@ -134,7 +134,7 @@ def export(
 def _bounds(
     smallest: tuple[int, int] | None, largest: tuple[int, int] | None, batch: int | None
 ) -> Bounds | None:
-    from segdeploy.exporter.tracing import Bounds
+    from segdeploy.profiles import Bounds
 
     if not (smallest or largest or batch):
         return None

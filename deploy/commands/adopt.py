@@ -12,7 +12,7 @@ from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, placeholde
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
 from segdeploy.engine.manifest import Manifest, TensorInfo, manifest_path, parse_manifest
-from segdeploy.engine.options import BuildOptions, Profile
+from segdeploy.engine.options import BuildOptions
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, check_output, sha256_of_file, write_atomically
 from segdeploy.models.dataset import open_dataset
@@ -28,6 +28,7 @@ from segdeploy.onnx_graph.model_file import (
 )
 from segdeploy.output_lock import output_lock
 from segdeploy.packages import versions
+from segdeploy.profiles import Profile
 from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
 
 

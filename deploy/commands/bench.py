@@ -17,6 +17,7 @@ from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.roofline import roofline, work_of, work_of_network
 from segdeploy.benchmark.test_time_augmentation import split_by_scales
 from segdeploy.benchmark.verdict import Limits, Row, Verdict, front, ranked, recommended
+from segdeploy.commands.export import export
 from segdeploy.device import current_gpu
 from segdeploy.model_spec import ModelSpec
 from segdeploy.runtime.torch_session import TorchSession
@@ -60,7 +61,7 @@ def bench(
     with open_scene(ModelSpec.of(reference), Path(data), split, limit) as scene:
         held = Journal(journal, journal_key(scene, protocol) if journal else "")
         resumed = held.resumed
-        work = Measuring(scene, protocol, limits, held, on_frame, watch.during(on_burst))
+        work = Measuring(scene, protocol, limits, held, export, on_frame, watch.during(on_burst))
         work.check(single, fused)
         found = work.at_one_scale(single)
         modes, notes = None, list[str]()

@@ -23,21 +23,16 @@ from segdeploy.engine.foreign_qdq import (
     with_symmetric_integers,
 )
 from segdeploy.engine.manifest import Manifest, TensorInfo, end_of, manifest_path
-from segdeploy.engine.options import (
-    BuildOptions,
-    Profile,
-    check_options,
-    choose_profiles,
-    own_size,
-)
+from segdeploy.engine.options import BuildOptions, check_options, choose_profiles
 from segdeploy.errors import InputError
 from segdeploy.files import check_output, sha256_of_file, write_together
 from segdeploy.models.files import temporary_folder
 from segdeploy.onnx_graph.check import check_graph
+from segdeploy.onnx_graph.convolutions import ConvProof
 from segdeploy.onnx_graph.layers import read_layers
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, precision_of, save_onnx
 from segdeploy.output_lock import one_writer
-from segdeploy.proof.dilation import ConvProof
+from segdeploy.profiles import Profile, own_size
 from segdeploy.proof.golden_vectors import (
     Picture,
     golden_content,

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.commands.evaluate import check_judgeable
 from segdeploy.content_keys import key_of_frames, key_of_model
 from segdeploy.contract import Contract
 from segdeploy.errors import CheckFailed, InputError
@@ -32,7 +31,7 @@ from segdeploy.precision.assignment import (
 from segdeploy.precision.budget import Judged, plans_of, unkept, walked
 from segdeploy.precision.cache import read_cache, write_cache
 from segdeploy.precision.calibrated_graph import Source, learn
-from segdeploy.precision.evaluator import Judge, share_equal
+from segdeploy.precision.evaluator import Judge
 from segdeploy.precision.frames import (
     FrameSets,
     check_pictures,
@@ -42,6 +41,7 @@ from segdeploy.precision.frames import (
 )
 from segdeploy.precision.notes import notes_of
 from segdeploy.precision.report import CalibrationReport, write_page
+from segdeploy.proof.accuracy import check_judgeable, share_equal
 
 if TYPE_CHECKING:
     import onnx

@@ -18,7 +18,6 @@ from segdeploy.benchmark.verdict import Limits
 from segdeploy.commands.bench import bench
 from segdeploy.commands.build_engine import build_engine
 from segdeploy.commands.calibrate import calibrate
-from segdeploy.commands.evaluate import check_judgeable
 from segdeploy.commands.export import export
 from segdeploy.content_keys import key_of_dataset, key_of_model, key_of_network
 from segdeploy.device import current_gpu
@@ -33,6 +32,7 @@ from segdeploy.models.strict_json import read_json
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.output_lock import one_writer, output_lock
 from segdeploy.packages import versions
+from segdeploy.proof.accuracy import check_judgeable
 from segdeploy.proof.golden_vectors import golden_path
 
 _LEDGER = "steps.json"

@@ -20,23 +20,19 @@ from segdeploy.exporter.pre_post_processing import (
     prepend_preprocessing,
 )
 from segdeploy.exporter.sizes import fit, stepped
-from segdeploy.exporter.tracing import OPSET, OPSETS, Bounds, trace
+from segdeploy.exporter.tracing import OPSET, OPSETS, trace
 from segdeploy.files import check_output
 from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import first_line
+from segdeploy.onnx_graph.convolutions import ConvProof
 from segdeploy.onnx_graph.external_data import is_too_large
 from segdeploy.onnx_graph.model_file import save_onnx, set_contract, set_rejected
 from segdeploy.optimizer.optimize import Account, optimize_graph
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
-from segdeploy.proof.dilation import (
-    ConvProof,
-    TraceProof,
-    modules_left_out,
-    prove_dilations,
-    prove_trace,
-)
+from segdeploy.profiles import Bounds
+from segdeploy.proof.dilation import TraceProof, modules_left_out, prove_dilations, prove_trace
 from segdeploy.proof.divergence import first_divergence
 from segdeploy.proof.image_parity import check_ends
 from segdeploy.proof.parity import Parity, check_parity, check_steadiness, reference_of

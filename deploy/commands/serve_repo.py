@@ -10,13 +10,13 @@ from pathlib import Path
 
 from segdeploy.contract import Contract
 from segdeploy.engine.manifest import TensorInfo, end_of, read_manifest
-from segdeploy.engine.options import route
 from segdeploy.errors import InputError
 from segdeploy.files import check_folder, check_input, write_atomically
 from segdeploy.models import image_file
 from segdeploy.models.files import temporary_folder
 from segdeploy.onnx_graph.model_file import contract_of, external_files, load_onnx, save_onnx
 from segdeploy.output_lock import one_writer
+from segdeploy.profiles import route
 from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
 from segdeploy.serve.config import Served, Tensor, ensemble, validate
 from segdeploy.serve.pre_post_processing import labels_graph, preprocessing_graph

@@ -281,9 +281,9 @@ def _class_weights(
 
 def _validate(loaded: LoadedNetwork, dataset: DataSet, frames: Sequence[Frame]) -> float:
     """Mean IoU over all frames; each process takes its share."""
-    from segdeploy.commands.evaluate import confusion
     from segdeploy.models.distributed import rank, summed, world_size
     from segdeploy.models.metrics import defined_mean
+    from segdeploy.proof.accuracy import confusion
     from segdeploy.runtime.predictor import Predictor
     from segdeploy.runtime.torch_session import TorchSession
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from segdeploy.calibration.layers import with_names
 from segdeploy.engine.bindings import Bindings
 from segdeploy.engine.network_proof import count_int8, prove_network
-from segdeploy.engine.options import BuildOptions, Shape
+from segdeploy.engine.options import BuildOptions
 from segdeploy.engine.timing_cache import shared_timing_cache
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.onnx_graph.convolutions import CONVOLUTIONS
+from segdeploy.onnx_graph.convolutions import CONVOLUTIONS, ConvProof
 from segdeploy.onnx_graph.model_file import convolution_of, module_of
-from segdeploy.proof.dilation import ConvProof
+from segdeploy.profiles import Shape
 
 if TYPE_CHECKING:
     import onnx

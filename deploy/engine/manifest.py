@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from segdeploy.contract import PRECISIONS, Contract, read_contract
 from segdeploy.engine.bindings import BACKENDS
-from segdeploy.engine.options import Profile
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
 from segdeploy.models.names import is_line
 from segdeploy.models.strict_json import read_json
 from segdeploy.onnx_graph.layers import LayerInfo
 from segdeploy.onnx_graph.model_file import tensor_shape
+from segdeploy.profiles import Profile
 
 if TYPE_CHECKING:
     import onnx

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.onnx_graph.convolutions import CONVOLUTIONS, ConvGeometry, node_geometry
+from segdeploy.onnx_graph.convolutions import CONVOLUTIONS, ConvGeometry, ConvProof, node_geometry
 from segdeploy.onnx_graph.model_file import convolution_of
-from segdeploy.proof.dilation import ConvProof
 
 if TYPE_CHECKING:
     import onnx

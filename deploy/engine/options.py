@@ -10,25 +10,11 @@ from typing import Any
 from segdeploy.contract import Contract
 from segdeploy.engine.bindings import Bindings
 from segdeploy.errors import InputError
+from segdeploy.profiles import Profile, shape_text
 
-Shape = tuple[int, int, int]
 # Without profiles, a dynamic engine is built for this many times the network's sides, and batches.
 _SIDES, _BATCH = 2, 4
 WEIGHTS = ("kept", "refittable", "stripped")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """An optimisation profile: the inputs (N, H, W) that a dynamic engine takes."""
-
-    minimum: Shape
-    optimum: Shape
-    maximum: Shape
-
-    def takes(self, shape: Shape) -> bool:
-        """Whether an input is within it."""
-        triples = zip(self.minimum, shape, self.maximum, strict=True)
-        return all(low <= side <= high for low, side, high in triples)
 
 
 @dataclass(frozen=True)
@@ -135,8 +121,9 @@ def choose_profiles(
         for shape in (profile.minimum, profile.maximum):
             if not whole.takes(shape):
                 raise InputError(
-                    f"{source}: was exported, and proven, for {_told(low)} to {_told(high)}, and "
-                    f"{_told(shape)} is outside; export it with other --min-size and --max-size"
+                    f"{source}: was exported, and proven, for {shape_text(low)} to "
+                    f"{shape_text(high)}, and {shape_text(shape)} is outside; export it with "
+                    "other --min-size and --max-size"
                 )
     return tuple(given)
 
@@ -149,43 +136,3 @@ def _around(contract: Contract) -> Profile:
         min(_SIDES * side, most) for side, most in zip(contract.size, largest, strict=True)
     )
     return Profile((1, *smallest), (1, *contract.size), (min(_BATCH, batch), height, width))
-
-
-def profiles_of(contract: Contract) -> tuple[Profile, ...]:
-    """The bounds of a dynamic graph, as the one profile that a CPU's runtime has; () if static."""
-    if contract.bounds is None:
-        return ()
-    smallest, largest, batch = contract.bounds
-    return (Profile((1, *smallest), (1, *contract.size), (batch, *largest)),)
-
-
-def own_size(profiles: Sequence[Profile], size: tuple[int, int]) -> tuple[int, int]:
-    """The size that pictures are resized to by default: the network's, if a profile takes it."""
-    if not profiles or any(profile.takes((1, *size)) for profile in profiles):
-        return size
-    return profiles[0].optimum[1:]
-
-
-def route(profiles: Sequence[Profile], shape: Shape) -> int:
-    """The index of the profile to run an input (N, H, W) with: the one built for it, or nearest.
-
-    Raises:
-        InputError: if none takes it.
-    """
-    taking = [index for index, profile in enumerate(profiles) if profile.takes(shape)]
-    if not taking:
-        ranges = "; ".join(f"{_told(p.minimum)} to {_told(p.maximum)}" for p in profiles)
-        raise InputError(
-            f"the engine takes no input of {_told(shape)}; it was built for {ranges}; "
-            "build it with another --min, --opt and --max"
-        )
-
-    def distance(index: int) -> int:
-        triples = zip(profiles[index].optimum, shape, strict=True)
-        return sum(abs(best - side) for best, side in triples)
-
-    return min(taking, key=distance)
-
-
-def _told(shape: Shape) -> str:
-    return "x".join(map(str, shape))

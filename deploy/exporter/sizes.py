@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Collection, Sequence
 
 from segdeploy.errors import InputError
-from segdeploy.exporter.tracing import Bounds
 from segdeploy.model_spec import LoadedNetwork
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.scales import checked_scaled_size
+from segdeploy.profiles import Bounds
 
 # Steps above the smallest size that are tried, too: there a network shows that it rounds its size.
 _ODD = (1, 2, 3, 5, 7)

@@ -8,14 +8,14 @@ import re
 import traceback
 import warnings
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.contract import MODULE_KEY, check_pixels
+from segdeploy.contract import MODULE_KEY
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_graph.model_file import all_graphs
+from segdeploy.profiles import Bounds
 
 if TYPE_CHECKING:
     import onnx
@@ -25,54 +25,6 @@ OPSET = 20
 OPSETS = range(18, 24)  # what PyTorch's exporter writes
 # Where `Network`, and `MultiScaleInput` around it, hold the user's own network.
 _WRAPPERS = ("base_model.module.", "module.")
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Sizes that a dynamic graph takes, each (H, W), and its largest batch.
-
-    Height and width are multiples of `multiple`.
-    """
-
-    smallest: tuple[int, int] = (32, 32)
-    largest: tuple[int, int] = (8192, 8192)
-    batch: int = 32
-    multiple: int = 1
-
-    def around(self, size: tuple[int, int]) -> Bounds:
-        """The default bounds, moved so that `size` and half of it lie inside."""
-        low = (min(self.smallest[0], size[0] // 2), min(self.smallest[1], size[1] // 2))
-        high = (max(self.largest[0], size[0]), max(self.largest[1], size[1]))
-        return Bounds(low, high, self.batch, self.multiple)
-
-    def of_multiples(self, multiple: int) -> Bounds:
-        """The bounds between the multiples of a number that lie inside, from its double on.
-
-        PyTorch takes a dimension of one step for a constant.
-        """
-        low = tuple(max(2, -(-side // multiple)) * multiple for side in self.smallest)
-        high = tuple(side // multiple * multiple for side in self.largest)
-        return Bounds((low[0], low[1]), (high[0], high[1]), self.batch, multiple)
-
-    def fitting(self, side: int, axis: int) -> int:
-        """The largest multiple up to `side` of an axis (0: height), within the bounds."""
-        fitted = side // self.multiple * self.multiple
-        return min(max(fitted, self.smallest[axis]), self.largest[axis])
-
-    def check(self, size: tuple[int, int]) -> None:
-        """Refuse bounds that contradict one another or the size.
-
-        Raises:
-            InputError: with the three sizes.
-        """
-        check_pixels(self.largest, "--max-size: the largest input")
-        for axis, name in ((0, "height"), (1, "width")):
-            low, high = self.smallest[axis], self.largest[axis]
-            if not low <= size[axis] <= high or low == high:
-                raise InputError(
-                    f"--min-size, --size and --max-size: the {name} {low}, {size[axis]}, {high} "
-                    "must not fall, and must grow from the first to the last"
-                )
 
 
 def trace(

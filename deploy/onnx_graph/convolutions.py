@@ -181,3 +181,45 @@ def resize_geometry(node: onnx.NodeProto) -> ResizeGeometry:
     mode = attributes.get("mode", b"nearest").decode(errors="replace")
     corners = attributes.get("coordinate_transformation_mode", b"half_pixel") == b"align_corners"
     return ResizeGeometry(mode, corners, bool(attributes.get("antialias", 0)))
+
+
+@dataclass(frozen=True)
+class ConvProof:
+    """One convolution that PyTorch executed, beside what a graph made of it.
+
+    `module` is the call's label. `found` is None if there is no such node; a 1x1 convolution may
+    have been multiplied into the nodes `folded_into`, which changes no pixel that is read (parity
+    proves the numbers). `live` is what `expected` is at a static size without the taps that read
+    padding alone. `problem` says what else is not PyTorch's.
+    """
+
+    module: str
+    node: str | None
+    expected: ConvGeometry
+    found: ConvGeometry | None
+    folded_into: tuple[str, ...] = ()
+    live: ConvGeometry | None = None
+    problem: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the graph computes the same convolution."""
+        if self.problem:
+            return False
+        if self.folded_into:
+            return self.expected.is_pointwise
+        if self.found is None:
+            return False
+        allowed = [one.effective for one in (self.expected, self.live) if one is not None]
+        return self.found.effective in allowed
+
+    def complaint(self) -> str:
+        """One clause that names the module and what became of it."""
+        if self.folded_into and not self.problem:
+            return f"convolution {self.module} is no 1x1 convolution, yet it was folded away"
+        if self.found is None:
+            return f"convolution {self.module} has no node in the graph"
+        differences = self.expected.differences(self.found)
+        if differences:
+            return f"convolution {self.module} (node {self.node}) has {differences}"
+        return f"convolution {self.module} (node {self.node}) {self.problem}"

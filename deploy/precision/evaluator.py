@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from segdeploy.models.dataset import Frame
 from segdeploy.models.metrics import ConfusionMatrix
 from segdeploy.onnx_graph.model_file import serialized
+from segdeploy.proof.accuracy import share_equal
 from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
 from segdeploy.runtime.predictor import Predictor, load
 
@@ -89,11 +90,6 @@ class Judge:
         for frame, found in zip(self._frames, labels, strict=True):
             counted.add(frame.read_mask(), found)
         return counted
-
-
-def share_equal(some: Sequence[Labels], others: Sequence[Labels]) -> float:
-    """Mean share of equal labels, in 0..1, over frames."""
-    return float(np.mean([np.mean(a == b) for a, b in zip(some, others, strict=True)]))
 
 
 def _miou(counted: ConfusionMatrix) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import CALL_KEY, FOLDED_KEY
-from segdeploy.onnx_graph.convolutions import ConvGeometry, ResizeGeometry, Sources
+from segdeploy.onnx_graph.convolutions import ConvProof, ResizeGeometry, Sources
 from segdeploy.onnx_graph.model_file import note_of
 from segdeploy.proof.operator_calls import ConvCall, GraphCalls, NodeCall, Recording
 from segdeploy.proof.raw_graph import node_calls
@@ -21,48 +21,6 @@ from segdeploy.proof.recording import reaches_output, record
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class ConvProof:
-    """One convolution that PyTorch executed, beside what a graph made of it.
-
-    `module` is the call's label. `found` is None if there is no such node; a 1x1 convolution may
-    have been multiplied into the nodes `folded_into`, which changes no pixel that is read (parity
-    proves the numbers). `live` is what `expected` is at a static size without the taps that read
-    padding alone. `problem` says what else is not PyTorch's.
-    """
-
-    module: str
-    node: str | None
-    expected: ConvGeometry
-    found: ConvGeometry | None
-    folded_into: tuple[str, ...] = ()
-    live: ConvGeometry | None = None
-    problem: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """Whether the graph computes the same convolution."""
-        if self.problem:
-            return False
-        if self.folded_into:
-            return self.expected.is_pointwise
-        if self.found is None:
-            return False
-        allowed = [one.effective for one in (self.expected, self.live) if one is not None]
-        return self.found.effective in allowed
-
-    def complaint(self) -> str:
-        """One clause that names the module and what became of it."""
-        if self.folded_into and not self.problem:
-            return f"convolution {self.module} is no 1x1 convolution, yet it was folded away"
-        if self.found is None:
-            return f"convolution {self.module} has no node in the graph"
-        differences = self.expected.differences(self.found)
-        if differences:
-            return f"convolution {self.module} (node {self.node}) has {differences}"
-        return f"convolution {self.module} (node {self.node}) {self.problem}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segdeploy.device import current_gpu
 from segdeploy.engine.manifest import Manifest, manifest_path
 from segdeploy.files import write_atomically
-from segdeploy.precision.evaluator import share_equal
+from segdeploy.proof.accuracy import share_equal
 from segdeploy.runtime.predictor import Predictor
 from segdeploy.runtime.tensorrt_session import TensorRtSession
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segdeploy.contract import Contract
 
 if TYPE_CHECKING:
-    from segdeploy.exporter.tracing import Bounds
+    from segdeploy.profiles import Bounds
 
 Shape = tuple[int, int, int, int]
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import METADATA_KEY, REJECTED_KEY, read_contract
-from segdeploy.engine.options import profiles_of
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_graph.model_file import check_not_rejected, load_onnx
 from segdeploy.packages import require
+from segdeploy.profiles import profiles_of
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import (
     PROVIDERS,

@@ -8,10 +8,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from segdeploy.engine.options import profiles_of
 from segdeploy.errors import InputError
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.packages import require
+from segdeploy.profiles import profiles_of
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import TensorSpec, check_output, check_tensors
 

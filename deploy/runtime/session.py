@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
-from segdeploy.engine.options import Profile
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
+from segdeploy.profiles import Profile
 
 # ONNX Runtime's execution providers, by our name for each.
 PROVIDERS = {

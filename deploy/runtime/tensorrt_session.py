@@ -21,10 +21,10 @@ from segdeploy.engine.bindings import Bindings, open_bindings
 from segdeploy.engine.compatibility import check_place, check_version
 from segdeploy.engine.deserialization import open_engine
 from segdeploy.engine.manifest import Manifest, read_engine
-from segdeploy.engine.options import route
 from segdeploy.errors import InputError
 from segdeploy.files import write_atomically
 from segdeploy.packages import require
+from segdeploy.profiles import route
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import TensorSpec, check_output, check_tensors
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
-from segdeploy.engine.options import Profile
 from segdeploy.packages import require
+from segdeploy.profiles import Profile
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import TensorSpec
 
