@@ -10,7 +10,7 @@ RUNTIME := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 CPP = $(shell find deploy/cpp -name '*.[ch]pp' -o -name '*.h' -o -name '*.cu')
 SOURCES := deploy models calibration tests benchmarks
 
-.PHONY: demo test cpp fuzz bench lint format typecheck clean
+.PHONY: demo test docs cpp fuzz bench lint format typecheck clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	@# Two processes on two cores: threads inside each would only wait for the other's.
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
+
+# The site of docs/, with the command line and the Python interface: build/site/index.html.
+docs: $(VENV)/.ready build/package
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # The C++ library. Its headers come from package registries, unless ONNXRUNTIME_ROOT is set.
 cpp:
@@ -60,11 +64,14 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/clang-format -i $(CPP)
 
-# mypy cannot follow the folder mapping of an editable install, so it is shown the package as one.
-typecheck: $(VENV)/.ready
-	@rm -rf build/typecheck && mkdir -p build/typecheck/segdeploy
-	@ln -s $(addprefix $(CURDIR)/,$(wildcard deploy/*) models calibration) build/typecheck/segdeploy/
-	cd build/typecheck && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --package segdeploy
+typecheck: $(VENV)/.ready build/package
+	cd build/package && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --package segdeploy
+
+# mypy and mkdocs cannot follow the folder mapping of an editable install: here is the package as one folder.
+build/package: FORCE
+	@rm -rf $@ && mkdir -p $@/segdeploy
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard deploy/*) models calibration) $@/segdeploy/
+FORCE:
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info

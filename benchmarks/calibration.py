@@ -1,10 +1,10 @@
-"""INT8 and FP16 of the CamVid network, beside other quantisers: accuracy, time and memory.
+"""INT8 and FP16 of the CamVid network, beside other quantizers: accuracy, time and memory.
 
 `python benchmarks/calibration.py CAMVID WEIGHTS [--modelopt PYTHON]` prints a line of JSON a case.
 PYTHON is of an environment with `nvidia-modelopt[onnx]`, which pins other versions than ours:
 `python -m venv modelopt && modelopt/bin/pip install 'nvidia-modelopt[onnx]==0.47.0'`. Accuracy is
-on all of `val`, executed literally; the others' ranges come from every 12th frame of `train`, ours
-from 32 frames spread over it. Each timing and peak is of a process of its own.
+on all of `val`, by reference Q/DQ execution. The others' ranges come from every 12th frame of
+`train`, ours from 32 frames spread over it. Each timing and peak is of a process of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from segdeploy.calibration.thresholds import METHODS
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
-from segdeploy.precision.evaluator import Judge
+from segdeploy.precision.evaluator import Evaluator
 from segdeploy.runtime.preprocess import preprocess
 
 SIZE = (360, 480)
@@ -58,7 +58,7 @@ def child(mode: str, *arguments: str) -> None:
 
 def observe(graph: str, images: str, repeats: str, method: str) -> dict[str, Any]:
     """Take ranges over the images, so often, as `calibrate` does, FP16's included."""
-    from segdeploy.calibration.quantize import FLAVOURS
+    from segdeploy.calibration.quantize import SCHEMES
     from segdeploy.precision.calibrated_graph import learn
 
     model, frames = load_onnx(Path(graph)), np.load(images, mmap_mode="r")
@@ -71,7 +71,7 @@ def observe(graph: str, images: str, repeats: str, method: str) -> dict[str, Any
     started = time.perf_counter()
     learn(
         *(model, (1, 3, *SIZE), given()),
-        flavour=FLAVOURS["tensorrt"],
+        scheme=SCHEMES["tensorrt"],
         half="fp16",
         method=method,
         known=None,
@@ -149,14 +149,14 @@ def say(case: str, **values: object) -> None:
     print(json.dumps({"case": case, **values}), flush=True)
 
 
-def accuracy(judge: Judge, graph: onnx.ModelProto) -> dict[str, Any]:
-    """Executed literally, and by this CPU's own kernels in an ordinary ONNX Runtime session."""
-    literal = judge.score(graph)
-    kernels = judge.accuracy(judge.labels(graph, literal=False))
+def accuracy(evaluator: Evaluator, graph: onnx.ModelProto) -> dict[str, Any]:
+    """By reference Q/DQ execution, and by this CPU's kernels in an ordinary session."""
+    score = evaluator.score(graph)
+    kernels = evaluator.accuracy(evaluator.labels(graph, reference_execution=False))
     return {
-        "miou_drop": round(literal.miou_drop, 2),
-        "agreement": round(literal.agreement, 4),
-        "session_drop": round(kernels.miou_drop, 2),
+        "miou_drop": round(100 * score.miou_drop, 2),
+        "agreement": round(score.agreement, 4),
+        "session_drop": round(100 * kernels.miou_drop, 2),
         "session_agreement": round(kernels.agreement, 4),
     }
 
@@ -171,15 +171,15 @@ def main(data: Path, weights: Path, modelopt: str | None, only: str | None) -> N
         dataset, contract = open_dataset(data), contract_of(load_onnx(fp32), fp32)
         frames = dataset.frames("train")[::12][:32]
         np.save(images, np.stack([preprocess(frame.read()[0], contract)[0] for frame in frames]))
-        judge = Judge(fp32, dataset.frames("val"))
+        evaluator = Evaluator(fp32, dataset.frames("val"))
         if only in (None, "ranges"):
             ranges(fp32, images, len(frames))
         if only in (None, "ours"):
-            ours(folder, fp32, data, judge)
+            ours(folder, fp32, data, evaluator)
         if only in (None, "cpu"):
             for_cpus(folder, data)
         if only in (None, "others"):
-            others(folder, fp32, images, judge, modelopt)
+            others(folder, fp32, images, evaluator, modelopt)
 
 
 def ranges(fp32: Path, images: Path, frames: int) -> None:
@@ -196,20 +196,22 @@ def ranges(fp32: Path, images: Path, frames: int) -> None:
     say("peak memory", frames=[frames, 10 * frames], mib=[few, many], ratio=round(many / few, 3))
 
 
-def others(folder: Path, fp32: Path, images: Path, judge: Judge, modelopt: str | None) -> None:
+def others(
+    folder: Path, fp32: Path, images: Path, evaluator: Evaluator, modelopt: str | None
+) -> None:
     """What onnxruntime and nvidia-modelopt make of the same graph and frames."""
     for method in ("MinMax", "Entropy", "Percentile"):
         out = folder / "theirs.onnx"
         took = measured("static", fp32, images, method, out)
-        say(f"quantize_static {method}", **took, **accuracy(judge, load_onnx(out)))
+        say(f"quantize_static {method}", **took, **accuracy(evaluator, load_onnx(out)))
     for method in ("max", "entropy") if modelopt else ():
         out = folder / f"modelopt_{method}.onnx"
         command = [modelopt, "-c", MODELOPT, fp32, images, method, out]
         ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
         seconds = float(ran.stdout.split("SECONDS")[1].split()[0])
         graph = load_onnx(out)
-        set_contract(graph, judge.contract)  # modelopt drops it
-        say(f"modelopt {method}", seconds=round(seconds, 1), **accuracy(judge, graph))
+        set_contract(graph, evaluator.contract)  # modelopt drops it
+        say(f"modelopt {method}", seconds=round(seconds, 1), **accuracy(evaluator, graph))
 
 
 def for_cpus(folder: Path, data: Path) -> None:
@@ -221,7 +223,7 @@ def for_cpus(folder: Path, data: Path) -> None:
         segdeploy.export(spec, plain, data=data, optimized=False)
         torch.manual_seed(0)
         segdeploy.export(spec, folded, data=data)
-        report = segdeploy.calibrate(folded, data, int8, flavour="cpu")
+        report = segdeploy.calibrate(folded, data, int8, scheme="cpu")
         rounds = [
             [measured("latency", path)["ms"] for path in (plain, folded, int8)] for _ in range(3)
         ]
@@ -231,11 +233,11 @@ def for_cpus(folder: Path, data: Path) -> None:
             ms=medians,
             ratio=round(medians[0] / medians[2], 2),
             kernels_agree=round(report.kernel_agreement or 0, 4),
-            literal_agrees=round(report.accuracy.agreement, 4),
+            reference_agrees=round(report.accuracy.agreement, 4),
         )
 
 
-def ours(folder: Path, fp32: Path, data: Path, judge: Judge) -> None:
+def ours(folder: Path, fp32: Path, data: Path, evaluator: Evaluator) -> None:
     out = folder / "ours.onnx"
     cases: list[tuple[str, dict[str, Any]]] = [
         ("fp16", {"precision": "fp16"}),
@@ -252,7 +254,7 @@ def ours(folder: Path, fp32: Path, data: Path, judge: Judge) -> None:
             int8=len(report.int8),
             cost=round(report.cost, 3),
             bytes=round(report.bytes / report.bytes_before, 3),
-            **accuracy(judge, load_onnx(out)),
+            **accuracy(evaluator, load_onnx(out)),
         )
 
 

@@ -30,19 +30,19 @@ def child(path: str, backend: str, mode: str, image: str) -> None:
     """Time one side: `run` the session, make `labels`, or `loop` over scales."""
     before = _kib("VmRSS")
     predictor = segdeploy.load(path, backend=backend)
-    from segdeploy.runtime.late_upsampling import labels_of_small_map
+    from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
     from segdeploy.runtime.multi_scale import fused_logits
     from segdeploy.runtime.preprocess import preprocess
 
     contract, session = predictor.contract, predictor.session
-    picture = np.load(image)
-    given = preprocess(picture, contract)
+    pixels = np.load(image)
+    given = preprocess(pixels, contract)
 
     def labels() -> Any:
         output = session.run(given)
         if contract.upsampling:
             aligned = contract.upsampling == "align-corners"
-            return labels_of_small_map(output[0], contract.size, align_corners=aligned)
+            return labels_of_low_resolution_logits(output[0], contract.size, align_corners=aligned)
         return output[0] if contract.output == "labels" else output[0].argmax(0)
 
     work = {
@@ -94,8 +94,8 @@ def compare(case: str, image: Path, backend: str, *sides: tuple[Path, str]) -> N
 
 def exported(folder: Path, name: str, spec: ModelSpec, **options: Any) -> Path:
     report = segdeploy.export(spec, folder / f"{name}.onnx", **options)
-    if report.account:
-        before, after = report.account.before, report.account.after
+    if report.optimization:
+        before, after = report.optimization.before, report.optimization.after
         said = {"graph": name, "bytes": report.bytes, "parameters": after.parameters}
         print(json.dumps({**said, "macs": [before.macs, after.macs]}), flush=True)
     return report.path
@@ -104,14 +104,14 @@ def exported(folder: Path, name: str, spec: ModelSpec, **options: Any) -> Path:
 def slides(folder: Path) -> None:
     """The slides' networks at full width: one scale, five fused, and a loop over a session."""
     for name, side in (("semantic_segmentation_model", 112), ("deeplabv3", 128)):
-        image = picture(folder, side)
+        image = image_file(folder, side)
         spec = ModelSpec(name, 21, size=(side, side))
         plain = exported(folder, f"{name}_plain", spec, optimized=False)
         ours = exported(folder, f"{name}_ours", spec)
         for backend in ("onnxruntime", "openvino"):
             compare(f"{name} {side}x{side}", image, backend, (plain, "run"), (ours, "run"))
     for name in ("deeplabv3", "semantic_segmentation_model"):
-        image = picture(folder, 64)
+        image = image_file(folder, 64)
         spec = ModelSpec(name, 21, size=(64, 64))
         plain = exported(folder, f"{name}_fused_plain", spec, scales=SCALES, optimized=False)
         ours = exported(folder, f"{name}_fused_ours", spec, scales=SCALES)
@@ -162,11 +162,11 @@ def mirrored(folder: Path, spec: ModelSpec, image: Path, options: dict[str, Any]
 
 
 def after_the_small_map(name: str, late: Path, frame: np.ndarray) -> None:
-    """What follows the small map: a Resize in ONNX Runtime and numpy's argmax, or ours."""
+    """What follows low-resolution logits: a Resize in ONNX Runtime and numpy's argmax, or ours."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    from segdeploy.runtime.late_upsampling import labels_of_small_map
+    from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
     from segdeploy.runtime.preprocess import preprocess
 
     with segdeploy.load(late) as predictor:
@@ -190,7 +190,7 @@ def after_the_small_map(name: str, late: Path, frame: np.ndarray) -> None:
         return session.run(None, {"x": scores})[0][0].argmax(0)
 
     def ours() -> np.ndarray:
-        return labels_of_small_map(scores[0], size, align_corners=False)
+        return labels_of_low_resolution_logits(scores[0], size, align_corners=False)
 
     times: dict[Any, list[float]] = {whole: [], ours: []}
     for _ in range(60):
@@ -200,7 +200,7 @@ def after_the_small_map(name: str, late: Path, frame: np.ndarray) -> None:
             taken.append(time.perf_counter() - started)
     plain, late_ms = (1e3 * statistics.median(taken[10:]) for taken in times.values())
     said = {
-        "case": f"{name}, after the small map",
+        "case": f"{name}, after low-resolution logits",
         "resize_and_argmax_ms": round(plain, 2),
         "ours_ms": round(late_ms, 2),
         "ratio": round(plain / late_ms, 2),
@@ -237,7 +237,7 @@ def export_time(folder: Path) -> None:
     print(json.dumps({**said, "times_raw": round(own / plain, 2)}), flush=True)
 
 
-def picture(folder: Path, side: int) -> Path:
+def image_file(folder: Path, side: int) -> Path:
     path = folder / f"{side}.npy"
     np.save(path, np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8))
     return path

@@ -39,9 +39,9 @@ SCALES = (0.75, 1.0)
 MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
 
 
-def image_of(picture: np.ndarray) -> np.ndarray:
-    """A picture `(H, W, 3) uint8` as networks take it: `(1, 3, H, W) float32`."""
-    values = (picture / 255 - MEAN) / STD
+def image_of(pixels: np.ndarray) -> np.ndarray:
+    """An image `(H, W, 3) uint8` as networks take it: `(1, 3, H, W) float32`."""
+    values = (pixels / 255 - MEAN) / STD
     return values.transpose(2, 0, 1)[None].astype(np.float32)
 
 
@@ -94,8 +94,8 @@ def steps(name: str, folder: Path, data: Path) -> dict[str, Callable[[], str]]:
     """Every step by name; each gives what its result is off."""
     network = foreign_networks.NETWORKS[name]()
     spec = ModelSpec(f"tests.foreign_networks:{name}", size=SIZE)
-    picture = scenes.draw_scene(np.random.default_rng(3), SIZE)[0]
-    image = image_of(picture)
+    pixels = scenes.draw_scene(np.random.default_rng(3), SIZE)[0]
+    image = image_of(pixels)
     expected = pytorch(network, image)
 
     def export(kind: str, **options: Any) -> Any:
@@ -122,7 +122,7 @@ def steps(name: str, folder: Path, data: Path) -> dict[str, Callable[[], str]]:
 
     def camera() -> str:
         export("bytes", preprocess="BGR", output="labels")
-        given = np.ascontiguousarray(picture[None, ..., ::-1])
+        given = np.ascontiguousarray(pixels[None, ..., ::-1])
         return other_labels(run(folder / "bytes.onnx", given), expected)
 
     def scales() -> str:
@@ -133,7 +133,7 @@ def steps(name: str, folder: Path, data: Path) -> dict[str, Callable[[], str]]:
     def late() -> str:
         report = export("late", output="labels", late_upsampling=True)
         with segdeploy.load(folder / "late.onnx") as predictor:
-            found = predictor.predict(picture)[None]
+            found = predictor.predict(pixels)[None]
         inside = " (in the graph)" if report.contract.upsampling is None else ""
         return other_labels(found, expected) + inside
 

@@ -60,8 +60,8 @@ def main() -> None:
         )
     runs = [speedups(candidates, options.seconds) for _ in range(options.runs)]
     for candidate, found in zip(candidates[1:], zip(*runs, strict=True), strict=True):
-        told = ", ".join(f"{one:.3f}" for one in found)
-        print(f"{candidate.name}: speed-ups {told}: within {max(found) / min(found) - 1:.1%}")
+        message = ", ".join(f"{one:.3f}" for one in found)
+        print(f"{candidate.name}: speed-ups {message}: within {max(found) / min(found) - 1:.1%}")
 
 
 if __name__ == "__main__":

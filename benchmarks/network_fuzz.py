@@ -83,7 +83,7 @@ class Normalized(nn.Module):
 
 
 class Attention(nn.Module):
-    """Pixels attend to one another on a small map."""
+    """Pixels attend to one another on low-resolution logits."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -350,7 +350,7 @@ def is_same(path: Path) -> bool:
     return True
 
 
-def judge(seed: int, folder: Path) -> tuple[str, str]:
+def evaluate(seed: int, folder: Path) -> tuple[str, str]:
     """Export one network, and say how that ended."""
     _seed[0] = seed
     out = folder / "m.onnx"
@@ -380,7 +380,7 @@ def judge(seed: int, folder: Path) -> tuple[str, str]:
 
 
 def run(seeds: list[int]) -> None:
-    """Judge networks in this process, and print a line each."""
+    """Evaluator networks in this process, and print a line each."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
@@ -388,7 +388,7 @@ def run(seeds: list[int]) -> None:
     sys.modules[Path(__file__).stem] = sys.modules["__main__"]
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            kind, said = judge(seed, Path(folder))
+            kind, said = evaluate(seed, Path(folder))
             print(f"{seed}\t{kind}\t{' '.join(said.split())[:400]}", flush=True)
 
 

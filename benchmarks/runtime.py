@@ -97,19 +97,19 @@ def script(code: str, *arguments: object) -> Callable[[], float]:
 
 
 def predict(graph: Path) -> None:
-    """The same picture to the same labels: by hand with numpy, and by `predict`."""
+    """The same image to the same labels: by hand with numpy, and by `predict`."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     contract = read_contract(session.get_modelmeta().custom_metadata_map[METADATA_KEY], str(graph))
     height, width = contract.size
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-    picture = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR))
+    pixels = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR))
     mean, std = (np.asarray(values, np.float32) for values in (contract.mean, contract.std))
     (name,) = (one.name for one in session.get_inputs())
     network = segdeploy.load(graph)
 
     def by_hand() -> Any:
-        image = (picture.astype(np.float32) / 255 - mean) / std
+        image = (pixels.astype(np.float32) / 255 - mean) / std
         array = np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
         return session.run(None, {name: array})[0][0].argmax(0).astype(np.uint8)
 
@@ -121,8 +121,8 @@ def predict(graph: Path) -> None:
 
         return run
 
-    agree = float(np.mean(by_hand() == network.predict(picture)))
-    raw, ours = in_turns(timed(by_hand), timed(lambda: network.predict(picture)), rounds=ROUNDS)
+    agree = float(np.mean(by_hand() == network.predict(pixels)))
+    raw, ours = in_turns(timed(by_hand), timed(lambda: network.predict(pixels)), rounds=ROUNDS)
     say(f"predict at {height}x{width}", raw, ours, labels_equal=agree)
 
 

@@ -1,1 +1,1 @@
-"""Everything that chooses precision: activation ranges and Q/DQ placement. Knows no torch."""
+"""Choice of precision: activation ranges and Q/DQ placement, without torch."""

@@ -1,4 +1,4 @@
-"""What would overflow or vanish in FP16, found on the calibration frames before any cast."""
+"""Detect values that overflow or underflow in FP16, from FP32 runs on the calibration frames."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from segdeploy.calibration.half_precision import FP16_LARGEST
 from segdeploy.calibration.layers import shapes_of
 from segdeploy.calibration.thresholds import Statistics
 
-# Frames that nobody has seen may hold larger values than those of the calibration.
+# Later frames may give larger values than the calibration frames.
 _HEADROOM = 2
 _SMALLEST_NORMAL = 2.0**-14
 _REDUCTIONS = ("ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool")
 
 
 @dataclass(frozen=True)
-class Island:
-    """A node that stays FP32, why, and the values that are cast to and from it for one image."""
+class Fallback:
+    """A node that stays FP32, the reason, and how many values are cast for it per image."""
 
     node: str
     tensor: str
@@ -32,10 +32,10 @@ class Island:
 
 
 def float_tensors(model: onnx.ModelProto) -> list[str]:
-    """The input, if it is float32, and every node's float32 output, in graph order.
+    """Return the graph input, if float32, and every node's float32 output, in graph order.
 
-    What only a Relu reads is left out: beneath zero it may overflow without harm, above zero the
-    Relu's output tells it, and runtimes run the two as one.
+    A tensor that only a Relu reads is left out. Below zero its overflow is harmless. Above zero the
+    Relu's output shows the values, and runtimes fuse the Relu.
     """
     values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -45,7 +45,7 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def _before_relu(model: onnx.ModelProto) -> dict[str, str]:
-    """The tensors that one Relu reads and nothing else, and what that Relu gives."""
+    """Return the tensors that only one Relu reads, each with the output of the Relu."""
     often = Counter(name for node in model.graph.node for name in node.input)
     often.update(value.name for value in model.graph.output)
     return {
@@ -55,25 +55,26 @@ def _before_relu(model: onnx.ModelProto) -> dict[str, str]:
     }
 
 
-def fp16_islands(model: onnx.ModelProto, values: Mapping[str, Statistics]) -> list[Island]:
-    """The nodes that must stay FP32: those that give or read a value beyond FP16, or add one up.
+def fp32_fallbacks_of(model: onnx.ModelProto, values: Mapping[str, Statistics]) -> list[Fallback]:
+    """Return the nodes that must stay FP32, because FP16 cannot hold one of their values.
 
-    `model` has static shapes; `values` holds the extremes of `float_tensors(model)`. A mean is a
-    sum first: one of thousands of values may pass FP16's range where the mean does not.
+    Such a value is an input, an output, a constant or an intermediate sum. `model` has static
+    shapes. `values` holds the extremes of `float_tensors(model)`. A mean is computed as a sum, and
+    the sum of thousands of values may exceed the FP16 range although the mean does not.
     """
     shapes = shapes_of(model)
     constants = {t.name: t for t in model.graph.initializer}
     behind = _before_relu(model).items()
     values = {**{name: values[relu] for name, relu in behind if relu in values}, **values}
-    islands = []
+    fp32_fallbacks = []
     for node in model.graph.node:
         found = _reason(node, values, constants, shapes)
         if found is not None:
             tensor, reason = found
             touched = [name for name in (*node.input, *node.output) if name in values]
             cast = sum(math.prod(shapes.get(name, ())) for name in touched)
-            islands.append(Island(node.name, tensor, reason, cast))
-    return islands
+            fp32_fallbacks.append(Fallback(node.name, tensor, reason, cast))
+    return fp32_fallbacks
 
 
 def _reason(
@@ -84,9 +85,12 @@ def _reason(
 ) -> tuple[str, str] | None:
     for name in (*node.output, *node.input):
         if name in values and values[name].largest * _HEADROOM > FP16_LARGEST:
-            return name, f"reaches {values[name].largest:.3g}, near FP16's {FP16_LARGEST:.0f}"
+            return (
+                name,
+                f"reaches {values[name].largest:.3g}, near the FP16 limit {FP16_LARGEST:.0f}",
+            )
         if name in values and 0 < values[name].largest < _SMALLEST_NORMAL:
-            return name, f"stays below {values[name].largest:.2g}, where FP16 loses its digits"
+            return name, f"stays below {values[name].largest:.2g}, where FP16 loses precision"
     for name in node.input:
         if name in constants and (reason := _constant_reason(constants[name], node)):
             return name, reason
@@ -99,15 +103,15 @@ def _reason(
 
 
 def _constant_reason(constant: onnx.TensorProto, node: onnx.NodeProto) -> str | None:
-    """What FP16 would do to a weight, or to a scalar such as the epsilon of a division."""
+    """Return why FP16 cannot hold a weight, or a scalar such as the epsilon of a division."""
     is_weight = node.op_type == "Conv" and node.input[1] == constant.name
     if constant.data_type != onnx.TensorProto.FLOAT or not (is_weight or _is_scalar(constant)):
         return None
     largest = float(np.abs(numpy_helper.to_array(constant)).max(initial=0))
     if 0 < largest < _SMALLEST_NORMAL:
-        return f"stays below {largest:.2g}, where FP16 loses its digits"
+        return f"stays below {largest:.2g}, where FP16 loses precision"
     if is_weight and largest > FP16_LARGEST:
-        return f"reaches {largest:.3g}, beyond FP16's {FP16_LARGEST:.0f}"
+        return f"reaches {largest:.3g}, beyond FP16's limit {FP16_LARGEST:.0f}"
     return None
 
 
@@ -116,7 +120,7 @@ def _is_scalar(constant: onnx.TensorProto) -> bool:
 
 
 def _depth(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """How many values one mean or sum adds up."""
+    """Return the number of values that one mean or sum adds up."""
     kernel = next((a.ints for a in node.attribute if a.name == "kernel_shape"), None)
     if kernel is not None:
         return float(math.prod(kernel))

@@ -1,7 +1,8 @@
-"""FP16 and BF16: a typed graph, with FP32 islands where a value would not fit.
+"""Conversion of a graph to FP16 or BF16, with FP32 fallbacks for values that do not fit.
 
-Every floating-point value gets the type of the node that gives it, and a Cast stands where a node
-of one type reads a value of the other. TensorRT's strongly typed networks compute what is written.
+Every floating-point tensor gets the type of the node that produces the tensor. A Cast is inserted
+where a node of one type reads a tensor of the other. TensorRT's strongly typed networks compute in
+these types.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from segdeploy.calibration.errors import CalibrationInputError
 
 FP16_LARGEST = 65504.0
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-# Inputs that the operator's definition wants in float32, whatever its data is.
+# Inputs that the operator defines as float32, whatever the type of its data.
 _ALWAYS_FLOAT = {"Resize": (1, 2)}
 _BF16_OPSET = 22
 _HALF_SCALES_OPSET = 19
@@ -28,7 +29,7 @@ _NOT_IN_BF16 = ("HardSwish",)  # TensorRT-RTX 1.7
 
 @dataclass(frozen=True)
 class HalfGraph:
-    """A typed graph, the nodes that stayed FP32, and the constants that had to be clamped."""
+    """A typed graph, the nodes that stayed FP32, and the constants that were clamped, by name."""
 
     model: onnx.ModelProto
     kept: tuple[str, ...]
@@ -40,18 +41,78 @@ def to_half(
     *,
     precision: str = "fp16",
     kept: Collection[str] = (),
-    keep_ends: bool = True,
+    keep_io: bool = True,
 ) -> HalfGraph:
-    """Convert a copy of an FP32 graph, but for the nodes `kept` by name.
+    """Convert a copy of an FP32 graph to `precision`; the nodes named in `kept` stay FP32.
 
-    With `keep_ends` the input and output stay float32. A constant beyond FP16's range is clamped,
-    and named. Q/DQ nodes are typed with the rest: their scales become half, their integers stay.
+    With `keep_io` the graph input and output stay float32. A constant beyond the FP16 range is
+    clamped, and named in the result. Q/DQ nodes are converted as well: their scales become FP16 or
+    BF16, and their integers stay.
 
     Raises:
-        CalibrationInputError: if the graph is typed already, holds control flow, or has an opset
-            without BF16.
+        CalibrationInputError: if the graph is typed already, holds control flow or a tensor of
+            unknown type, or its opset is too old for BF16 or for 16-bit scales.
     """
     half = _TYPES[precision]
+    _check_opset(model, precision)
+    kept = {*kept, *(n.name for n in model.graph.node if _refused(n, precision))}
+    # The type of every tensor must be known.
+    typed = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    graph = typed.graph
+    _check(graph)
+    kept_nodes = tuple(node.name or "" for node in graph if node.name in kept)
+    outputs, conversion = list(graph.outputs), _Conversion(graph, half)
+    for node in list(graph):
+        conversion.convert(node, ir.DataType.FLOAT if node.name in kept else half)
+    if keep_io:
+        for index, output in enumerate(outputs):
+            if output.dtype is half:
+                _restore(graph, index, output)
+    else:
+        for given in graph.inputs:
+            if given.dtype is ir.DataType.FLOAT:
+                _retype_input(graph, given, half)
+    _drop_unused(graph)
+    return HalfGraph(ir.to_proto(typed), kept_nodes, tuple(conversion.clamped))
+
+
+class _Conversion:
+    """Converts the nodes of one graph; each tensor is cast once to each type."""
+
+    def __init__(self, graph: ir.Graph, half: ir.DataType):
+        self._graph, self._half = graph, half
+        self._converted: dict[tuple[str, ir.DataType], ir.Value] = {}
+        self.clamped: list[str] = []
+
+    def convert(self, node: ir.Node, own: ir.DataType) -> None:
+        """Give a node inputs and outputs of the type `own`."""
+        for index, value in enumerate(node.inputs):
+            if value is None or value.dtype not in (ir.DataType.FLOAT, self._half):
+                continue
+            is_float = index in _ALWAYS_FLOAT.get(node.op_type, ())
+            wanted = ir.DataType.FLOAT if is_float else own
+            if value.dtype is not wanted:
+                node.replace_input_with(index, self._cast(node, value, wanted))
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+            node.attributes["to"] = ir.AttrInt64("to", own)
+        for output in node.outputs:
+            if output.dtype is ir.DataType.FLOAT and _follows(node):
+                output.type = ir.TensorType(own)
+
+    def _cast(self, node: ir.Node, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        """Return the value in the type `wanted`: a converted constant, or the output of a Cast."""
+        key = (value.name or "", wanted)
+        if key not in self._converted:
+            is_constant = value.const_value is not None and value.is_initializer()
+            self._converted[key] = (
+                _constant(self._graph, value, wanted, self.clamped)
+                if is_constant
+                else _cast(self._graph, node, value, wanted)
+            )
+        return self._converted[key]
+
+
+def _check_opset(model: onnx.ModelProto, precision: str) -> None:
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     if precision == "bf16" and opset < _BF16_OPSET:
         raise CalibrationInputError(
@@ -60,58 +121,15 @@ def to_half(
         )
     if opset < _HALF_SCALES_OPSET and any(n.op_type in _QDQ for n in model.graph.node):
         raise CalibrationInputError(
-            f"half precision: opset {opset} has no half scales for Q/DQ; export with --opset 20"
+            f"half precision: opset {opset} has no 16-bit scales for Q/DQ; export with --opset 20"
         )
-    kept = {*kept, *(n.name for n in model.graph.node if _refused(n, precision))}
-    # Types are read off the values, so they must all be known.
-    typed = ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    _check(typed.graph)
-    kept_nodes = tuple(node.name or "" for node in typed.graph if node.name in kept)
-    clamped: list[str] = []
-    casts: dict[tuple[str, ir.DataType], ir.Value] = {}
-    constants: dict[tuple[str, ir.DataType], ir.Value] = {}
-    graph = typed.graph
-    outputs = list(graph.outputs)
-    for node in list(graph):
-        own = ir.DataType.FLOAT if node.name in kept else half
-        for index, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (ir.DataType.FLOAT, half):
-                continue
-            wanted = own
-            if index in _ALWAYS_FLOAT.get(node.op_type, ()):
-                wanted = ir.DataType.FLOAT
-            if value.dtype is wanted:
-                continue
-            key = (value.name or "", wanted)
-            if value.const_value is not None and value.is_initializer():
-                if key not in constants:
-                    constants[key] = _constant(graph, value, wanted, clamped)
-                node.replace_input_with(index, constants[key])
-            else:
-                if key not in casts:
-                    casts[key] = _cast(graph, node, value, wanted)
-                node.replace_input_with(index, casts[key])
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", own)
-        for output in node.outputs:
-            if output.dtype is ir.DataType.FLOAT and _follows(node):
-                output.type = ir.TensorType(own)
-    for index, output in enumerate(outputs):
-        if output.dtype is half and keep_ends:
-            _restore(graph, index, output)
-    if not keep_ends:
-        for given in graph.inputs:
-            if given.dtype is ir.DataType.FLOAT:
-                _retype_input(graph, given, half)
-    _drop_unused(graph)
-    return HalfGraph(ir.to_proto(typed), kept_nodes, tuple(clamped))
 
 
 def _check(graph: ir.Graph) -> None:
     for node in graph:
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _own(node)):
             raise CalibrationInputError(
-                f"half precision: node '{node.name}' ({node.op_type}) holds a graph of its own, "
+                f"half precision: node '{node.name}' ({node.op_type}) holds a subgraph, "
                 "which is not converted; export without control flow"
             )
         for value in node.outputs:
@@ -123,7 +141,7 @@ def _check(graph: ir.Graph) -> None:
             if value.dtype in _TYPES.values():
                 raise CalibrationInputError(
                     f"half precision: '{value.name}' is {value.dtype.name} already; "
-                    "convert the FP32 graph that it came from"
+                    "convert the original FP32 graph"
                 )
 
 
@@ -132,19 +150,19 @@ def _own(node: ir.Node) -> Sequence[ir.Attr]:
 
 
 def _refused(node: onnx.NodeProto, precision: str) -> bool:
-    """Whether TensorRT's parser takes a node in FP16 alone."""
+    """Return whether TensorRT's parser supports a node in FP16 but not in BF16."""
     return precision == "bf16" and node.op_type in _NOT_IN_BF16
 
 
 def _follows(node: ir.Node) -> bool:
-    """Whether a node's floating-point output has the type of its inputs."""
+    """Return whether a node's floating-point output has the type of its inputs."""
     return node.op_type not in ("Constant", "ConstantOfShape", "RandomNormal", "RandomUniform")
 
 
 def _constant(
     graph: ir.Graph, value: ir.Value, wanted: ir.DataType, clamped: list[str]
 ) -> ir.Value:
-    """A copy of an initializer in another type; what is beyond it becomes its largest."""
+    """Return a copy of an initializer in another type, with values clamped to the FP16 range."""
     assert value.const_value is not None
     values = value.const_value.numpy()
     if wanted is ir.DataType.FLOAT16:
@@ -170,7 +188,7 @@ def _cast(graph: ir.Graph, reader: ir.Node, value: ir.Value, wanted: ir.DataType
 
 
 def _restore(graph: ir.Graph, index: int, output: ir.Value) -> None:
-    """Let an output be float32 again, under the name that it had."""
+    """Cast a graph output back to float32, under its original name."""
     producer = output.producer()
     assert producer is not None
     final = ir.Value(name=output.name, shape=output.shape, type=ir.TensorType(ir.DataType.FLOAT))
@@ -182,7 +200,7 @@ def _restore(graph: ir.Graph, index: int, output: ir.Value) -> None:
 
 
 def _retype_input(graph: ir.Graph, given: ir.Value, half: ir.DataType) -> None:
-    """Let an input be half: its Cast to half goes, and FP32 readers get one of their own."""
+    """Retype a graph input; its Cast to `half` is removed, and FP32 readers get a Cast back."""
     given.type = ir.TensorType(half)
     up: ir.Value | None = None
     for use in list(given.uses()):
@@ -208,7 +226,7 @@ _NUMPY = {
 
 
 def is_half(model: onnx.ModelProto) -> bool:
-    """Whether a graph computes in FP16 or BF16 anywhere."""
+    """Return whether a graph computes in FP16 or BF16 anywhere."""
     halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     to_half = (a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute)
     kinds = [t.data_type for t in model.graph.initializer]
@@ -217,10 +235,10 @@ def is_half(model: onnx.ModelProto) -> bool:
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The FP32 graph that computes what a typed one does: every half value is rounded to half.
+    """Return an FP32 graph that emulates a typed one: FP16 and BF16 values are rounded explicitly.
 
-    ONNX Runtime has no half kernels on CPUs; it computes such nodes in FP32 and leaves the rounding
-    between them out, so that neither their error nor their overflow shows.
+    ONNX Runtime has no FP16 or BF16 kernels on CPUs. It computes such nodes in FP32 and omits the
+    rounding between them, which hides their rounding error and their overflow.
     """
     graph_of = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     graph = graph_of.graph
@@ -247,7 +265,7 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _round(graph: ir.Graph, value: ir.Value, place: ir.Node, *, after: bool) -> None:
-    """Retype `value` as float32, and let its readers have it cast to half and back."""
+    """Retype `value` as float32, and insert a cast to its 16-bit type and back for its readers."""
     half = value.dtype
     assert half is not None
     value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -1,4 +1,4 @@
-"""What a tensor's values were, over any number of frames, in memory that does not grow."""
+"""Histogram of a tensor's values over any number of frames, in constant memory."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 8192
-_SMALLEST_TOP = 2.0**-100  # beneath, a magnitude in bins would pass float32
+_SMALLEST_TOP = 2.0**-100  # below, BINS / top would overflow float32
 
 
 class Histogram:
-    """Magnitudes counted in equal bins up to a power of two, and the signed extremes.
+    """Counts of magnitudes in equal bins up to a power of two, and the signed extremes.
 
-    Where a larger value comes, the top doubles and neighbouring bins merge. A power of two makes
-    that exact: the counts are those of one pass that had known the top, in whatever order and
-    batches the frames came. With `extremes_only` nothing is counted.
+    When a larger value arrives, the top doubles and neighboring bins merge. Merging is exact,
+    because the top is a power of two: the counts equal those of one pass with the final top known,
+    for any order and batching of the frames. With `extremes_only` nothing is counted.
     """
 
     def __init__(self, *, extremes_only: bool = False) -> None:
         self.counted = not extremes_only
         self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
-        self.top = 0.0  # where the last bin ends; 0 before anything but zeros was seen
+        self.top = 0.0  # upper edge of the last bin; 0 until a nonzero value arrives
         self.lowest = math.inf
         self.highest = -math.inf
         self._images = 0
@@ -36,14 +36,14 @@ class Histogram:
 
     @property
     def mean_of_largest(self) -> float:
-        """Mean over the images of each one's largest magnitude."""
+        """Mean of the images' largest magnitudes."""
         return self._sum_of_largest / self._images
 
     def add(self, batch: NDArray[Any]) -> None:
         """Count the values of `(N, ...) float32`.
 
         Raises:
-            ValueError: if one is not finite.
+            ValueError: if a value is not finite.
         """
         images = batch.reshape(len(batch) if batch.ndim > 1 else 1, -1)
         if not images.size:
@@ -56,10 +56,10 @@ class Histogram:
             self.counts += np.bincount(magnitudes.astype(np.int32), minlength=BINS)
 
     def add_extremes(self, low: NDArray[Any], high: NDArray[Any]) -> None:
-        """Note each image's smallest and largest value, `(N,) float32`.
+        """Add each image's smallest and largest value, `(N,) float32`.
 
         Raises:
-            ValueError: if one is not finite.
+            ValueError: if a value is not finite.
         """
         largest = np.maximum(-low, high).astype(np.float64)
         if not np.isfinite(largest).all():
@@ -73,7 +73,7 @@ class Histogram:
     def _widen(self, largest: float) -> None:
         if not largest:
             return
-        if not self.top:  # so far zeros alone, which are in the first bin at any width
+        if not self.top:  # only zeros so far, which are in the first bin at any width
             self.top = max(2.0 ** math.frexp(largest)[1], _SMALLEST_TOP)
         while largest >= self.top:
             merged = self.counts.reshape(-1, 2).sum(1)

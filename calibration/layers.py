@@ -1,4 +1,4 @@
-"""The convolutions of a graph: what may be computed in INT8, and what that would save."""
+"""The convolutions of a graph: quantizer insertion points and relative cost."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from dataclasses import dataclass
 
 import onnx
 
-# Of the multiply-accumulates, what the layers that stay in higher precision may have together.
+from segdeploy.calibration.multiply_accumulates import multiply_accumulates
+
+# Largest share of the multiply-accumulates that stays in higher precision by default.
 _SMALL_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution: its node, the tensors it reads, and its multiply-accumulates at batch 1.
+    """A convolution: its node, the tensors that it reads, and its multiply-accumulates at batch 1.
 
-    `result` is its output, or that of the Relu which alone reads it.
+    `result` is the output of the convolution, or of the Relu if the Relu is the only reader.
 
     `kind` is `image` (reads the network's input), `one pixel` (image pooling, squeeze and
-    excitation), `classifier` (no other convolution behind it) or `inner`.
+    excitation), `classifier` (no other convolution after it) or `inner`.
     """
 
     name: str
@@ -34,7 +36,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Addition:
-    """An Add of two maps of one shape, of which a convolution gives at least one."""
+    """An Add of two tensors of the same shape, at least one of them from a convolution."""
 
     name: str
     first: str
@@ -42,24 +44,24 @@ class Addition:
 
 
 @dataclass(frozen=True)
-class Sites:
-    """Where a graph can be quantised: its convolutions, and the sums behind them."""
+class InsertionPoints:
+    """Quantizer insertion points of a graph: its convolutions, and the additions after them."""
 
     layers: tuple[Layer, ...]
     additions: tuple[Addition, ...]
-    fusable: frozenset[str]  # outputs of convolutions that nothing but one Add reads
+    fusable: frozenset[str]  # convolution outputs with a single reader
 
     def tensors(self, *, results: bool = False) -> list[str]:
-        """Every activation that may get a Q/DQ pair, each once, with `results` those, too."""
+        """Return each activation that may get a Q/DQ pair; `results` adds the layers' results."""
         sums = [name for one in self.additions for name in (one.first, one.second)]
         given = [layer.result for layer in self.layers] if results else []
         return list(dict.fromkeys([*(layer.data for layer in self.layers), *sums, *given]))
 
     def branches(self, chosen: Collection[str]) -> dict[str, str]:
-        """The map that each Add adds to the output of a chosen convolution, by the Add's name.
+        """Return the tensor that each Add adds to a chosen convolution's output, by the Add's name.
 
-        TensorRT fuses an INT8 convolution with the Add behind it if the other map is quantised.
-        Of two convolutions the first is fused.
+        TensorRT fuses an INT8 convolution with the Add after it if the other operand is quantized.
+        If both operands come from convolutions, the first one is fused.
         """
         producers = {layer.output: layer.name for layer in self.layers}
         fused = {name for name in self.fusable if producers.get(name) in chosen}
@@ -72,7 +74,7 @@ class Sites:
         return found
 
     def activations(self, chosen: Collection[str], *, results: bool = False) -> list[str]:
-        """The tensors that get a Q/DQ pair if the convolutions named `chosen` are in INT8."""
+        """Return the tensors that get a Q/DQ pair if the convolutions `chosen` are in INT8."""
         layers = [layer for layer in self.layers if layer.name in chosen]
         given = [layer.result for layer in layers] if results else []
         reads = [layer.data for layer in layers]
@@ -80,7 +82,7 @@ class Sites:
 
 
 def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, or a copy of it, in which every node has a name of its own."""
+    """Return the model, or a copy, in which every node has a unique name."""
     names = [node.name for node in model.graph.node]
     if all(names) and len(set(names)) == len(names):
         return model
@@ -95,11 +97,11 @@ def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fix_shape(model: onnx.ModelProto, shape: Sequence[int]) -> onnx.ModelProto:
-    """A copy whose input has the static `shape`, with every shape that follows inferred anew."""
+    """Return a copy with the static input `shape`, and all dependent shapes inferred again."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     dims = fixed.graph.input[0].type.tensor_type.shape.dim
-    if [dim.dim_value for dim in dims] == list(shape):  # its exporter may know more than onnx does
+    if [dim.dim_value for dim in dims] == list(shape):  # the exporter's shapes may be more complete
         return onnx.shape_inference.infer_shapes(fixed, data_prop=True)
     for dim, side in zip(dims, shape, strict=True):
         dim.dim_value = side
@@ -112,7 +114,7 @@ def fix_shape(model: onnx.ModelProto, shape: Sequence[int]) -> onnx.ModelProto:
 
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """The static shapes that a graph tells, by tensor."""
+    """Return the static shapes in a graph, by tensor name."""
     values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
     shapes = {}
     for value in values:
@@ -122,8 +124,8 @@ def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_sites(model: onnx.ModelProto) -> Sites:
-    """Every Conv with a constant weight, and the sums behind them; `model` has static shapes."""
+def read_insertion_points(model: onnx.ModelProto) -> InsertionPoints:
+    """Return each Conv of constant weight, and the additions after; `model` has static shapes."""
     shapes = shapes_of(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     convolutions = [n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in weights]
@@ -140,7 +142,8 @@ def read_sites(model: onnx.ModelProto) -> Sites:
             kind = "image"
         elif node.output[0] not in before_another:
             kind = "classifier"
-        macs = math.prod(given[2:]) * math.prod(weights[node.input[1]].dims)
+        dims = weights[node.input[1]].dims
+        macs = multiply_accumulates(read, dims, (1, *given[1:]) if given else ()) or 0
         output = node.output[0]
         result = relus.get(output, output) if readers[output] == 1 else output
         data, weight = node.input[0], node.input[1]
@@ -154,14 +157,14 @@ def read_sites(model: onnx.ModelProto) -> Sites:
         and not fusable.isdisjoint(node.input)
         and shapes.get(node.input[0], 0) == shapes.get(node.input[1], 1)
     )
-    return Sites(tuple(layers), additions, fusable)
+    return InsertionPoints(tuple(layers), additions, fusable)
 
 
-def worth_quantising(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers that the default puts into INT8.
+def worth_quantizing(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers that are in INT8 by default.
 
-    Image, one-pixel and classifier layers lose much for little work, so the cheapest of them stay,
-    together no more than 2 % of the multiply-accumulates.
+    Image, one-pixel and classifier layers lose much accuracy and save little work. The cheapest of
+    them stay in higher precision, together at most 2 % of the multiply-accumulates.
     """
     room = _SMALL_SHARE * sum(layer.macs for layer in layers)
     kept = set()
@@ -173,14 +176,14 @@ def worth_quantising(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def relative_cost(layers: Sequence[Layer], precision: Mapping[str, str]) -> float:
-    """Multiply-accumulates weighted by the width of what they multiply, with all FP32 as 1."""
+    """Return the multiply-accumulates, weighted by operand width, relative to all FP32."""
     width = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
     whole = 4 * sum(layer.macs for layer in layers)
     return sum(layer.macs * width[precision[layer.name]] for layer in layers) / whole
 
 
 def _reached_from_image(model: onnx.ModelProto) -> set[str]:
-    """The input, and what is made of it without a convolution."""
+    """Return the graph input, and the tensors computed from it without a convolution."""
     reached = {model.graph.input[0].name}
     for node in model.graph.node:
         if node.op_type != "Conv" and any(name in reached for name in node.input):
@@ -189,7 +192,7 @@ def _reached_from_image(model: onnx.ModelProto) -> set[str]:
 
 
 def _before_another(model: onnx.ModelProto) -> set[str]:
-    """Tensors that a convolution reads, at once or through other operators."""
+    """Return the tensors that a convolution reads, directly or through other operators."""
     before: set[str] = set()
     for node in reversed(model.graph.node):
         if node.op_type == "Conv" or any(name in before for name in node.output):

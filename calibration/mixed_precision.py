@@ -1,8 +1,8 @@
-"""Mixed precision: what each layer loses in INT8, and the cheapest assignment within a budget.
+"""Mixed precision: the cheapest assignment of layers to INT8 within an mIoU budget.
 
-The noise of quantised layers adds up, roughly, at the output. So layers go back to FP16 in the
-order of the noise that they make for each multiply-accumulate that INT8 saves, and only how many of
-them must is searched, by bisection: a few evaluations instead of one for every subset.
+The noise of quantized layers roughly adds up at the output. Layers therefore return to FP16 in
+descending order of their noise per multiply-accumulate that INT8 saves. Only the number of returned
+layers is searched, by bisection: a few evaluations instead of one for every subset.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from segdeploy.calibration.layers import Layer
 
 @dataclass(frozen=True)
 class Score:
-    """What a graph reaches on labelled frames; mIoU in percent, agreement with FP32 in 0..1."""
+    """Score of a graph on labeled frames: mIoU and agreement with FP32, in 0..1."""
 
     miou: float
     miou_drop: float
@@ -25,7 +25,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Point:
-    """One assignment of the front: the layers in INT8, their relative cost, and its score."""
+    """A point of the Pareto front: the layers in INT8, their relative cost, and the score."""
 
     int8: tuple[str, ...]
     cost: float
@@ -33,21 +33,21 @@ class Point:
 
 
 def order_of_return(layers: Sequence[Layer], snr_db: Mapping[str, float]) -> list[Layer]:
-    """The layers in the order in which they go back to FP16: most noise for its work first."""
+    """Return the layers in order of return to FP16: most noise per multiply-accumulate first."""
 
     def noise_per_mac(layer: Layer) -> float:
-        # 0 of an infinite ratio; infinite of -inf, which stands for outputs that are not finite.
+        # 0 for an infinite SNR; very large for -inf, which means outputs that are not finite.
         return 10 ** (min(-snr_db[layer.name], 1000.0) / 10) / max(1, layer.macs)
 
     return sorted(layers, key=noise_per_mac, reverse=True)
 
 
 def most_evaluations(layers: int) -> int:
-    """How often `cheapest_within` evaluates a graph at most."""
+    """Return the largest number of graphs that `cheapest_within` evaluates."""
     return math.ceil(math.log2(layers + 1)) + 1 + _SPREAD
 
 
-_SPREAD = 3  # points of the front besides those that the bisection needs
+_SPREAD = 3  # evaluated points in addition to those of the bisection
 
 
 def cheapest_within(
@@ -57,11 +57,12 @@ def cheapest_within(
     evaluate: Callable[[frozenset[str]], Score],
     cost: Callable[[frozenset[str]], float],
 ) -> tuple[Point | None, list[Point]]:
-    """The cheapest assignment found whose mIoU drop is at most `budget`.
+    """Return the cheapest assignment found with an mIoU drop of at most `budget`, and the front.
 
-    `order` says which go back first; `evaluate` and `cost` take the names of those in INT8. Also
-    returned is the front: every evaluated assignment that no other beats in both cost and drop, the
-    dearest first. None if not even the graph without INT8 keeps the budget.
+    `order` is the order in which layers return to FP16. `evaluate` and `cost` take the names of the
+    INT8 layers. The Pareto front holds every evaluated assignment that no other assignment
+    beats in both cost and drop, the most expensive first. The assignment is None if even the graph
+    without INT8 exceeds the budget.
     """
     seen: dict[int, Point] = {}
 
@@ -83,17 +84,17 @@ def cheapest_within(
             low = middle + 1
     for share in range(_SPREAD):
         at(share * len(order) // (_SPREAD + 1))
-    # mIoU of few frames is no monotone thing: a point of the spread may be cheaper than what the
-    # bisection came to.
+    # mIoU over few frames is not monotone, so a point of the spread may be cheaper than the result
+    # of the bisection.
     within = [point for point in seen.values() if point.score.miou_drop <= budget]
     return min(within, key=lambda point: point.cost), _front(list(seen.values()))
 
 
 def _front(points: Sequence[Point]) -> list[Point]:
     best = math.inf
-    front = []
+    pareto_front = []
     for point in sorted(points, key=lambda p: (p.cost, p.score.miou_drop)):
         if point.score.miou_drop < best:
-            front.append(point)
+            pareto_front.append(point)
             best = point.score.miou_drop
-    return front[::-1]
+    return pareto_front[::-1]

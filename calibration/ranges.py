@@ -1,4 +1,4 @@
-"""Running a graph over the calibration frames, and counting what its tensors hold."""
+"""Run a graph over the calibration frames, and collect histograms of its tensors."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from segdeploy.calibration.layers import shapes_of
 from segdeploy.calibration.session import open_on_cpu, outputs_of, session_options
 from segdeploy.calibration.thresholds import percentile
 
-# Of the tensors that are watched, so many bytes are held at once; the rest is run for again.
+# Bytes of watched tensors that are held at once; the graph is run again for the others.
 _HELD_BYTES = 1 << 30
-# A minimum and a maximum skip NaN, and the sum of magnitudes does not. It costs as much again, and
-# these give NaN only where they read infinity, which is seen there.
+# ReduceMin and ReduceMax skip NaN. ReduceL1 does not, but costs as much again. The operators below
+# produce NaN only from an infinity, which is detected at its own tensor, and need no ReduceL1.
 _NAN_FREE = {
     "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "HardSigmoid",
     "HardSwish", "Identity", "MaxPool", "Mul", "Pad", "ReduceMean", "Relu", "Reshape", "Resize",
     "Sigmoid", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 }  # fmt: skip
-# Ranges have settled when no more than this share of them moves by more than that.
+# Ranges have settled when at most the share `_FEW` of them moves by more than `_MOVED`.
 _FEW, _MOVED = 0.05, 0.05
 
 
@@ -40,18 +40,19 @@ def observe(
     on_frame: Callable[[Mapping[str, Histogram]], None] = lambda histograms: None,
     held_bytes: int = _HELD_BYTES,
 ) -> dict[str, Histogram]:
-    """Histograms of float tensors over all frames, in one pass; of some the extremes alone.
+    """Return histograms of float tensors over all frames; only the extremes for some.
 
-    `frames` yields `(name, input array)`. One frame is held at a time, and of the watched tensors
-    at most `held_bytes` (by the graph's static shapes), so that memory grows with neither the
-    number of frames nor the network's depth. `on_frame` sees the histograms behind each.
+    `frames` yields `(name, input array)` and is read once. One frame is held at a time, and at most
+    `held_bytes` of the watched tensors (by the graph's static shapes). Memory therefore grows with
+    neither the number of frames nor the depth of the network. `on_frame` gets the histograms after
+    each frame.
 
     Raises:
         CalibrationInputError: if there is no frame, or a tensor is not finite for a frame.
     """
     name_of_input = model.graph.input[0].name
     shapes = shapes_of(model)
-    # What belongs to one image is reduced in the graph, and not copied out of it.
+    # At batch 1, extremes are reduced inside the graph, so that the tensor is not copied out.
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
     reduced = {
         name: ("ReduceMin", "ReduceMax", *(() if makers[name] in _NAN_FREE else ("ReduceL1",)))
@@ -81,7 +82,7 @@ def observe(
         on_frame(histograms)
         count += 1
     if count == 0:
-        raise CalibrationInputError("calibration: there is no frame to take ranges from")
+        raise CalibrationInputError("calibration: there is no frame; give at least one")
     return histograms
 
 
@@ -98,7 +99,7 @@ def _added(tensor: str, frame: str, add: Callable[..., None], *values: Any) -> N
 def _groups(
     shapes: Mapping[str, Sequence[int]], tensors: Sequence[str], held: int
 ) -> list[list[str]]:
-    """Tensors in groups that are held together."""
+    """Return the tensors in groups that are held together."""
     groups: list[list[str]] = []
     room = 0
     for tensor in tensors:
@@ -121,44 +122,45 @@ def _watcher(
     reduced: Mapping[str, Sequence[str]],
     groups: int,
 ) -> ort.InferenceSession:
-    """A session that gives some tensors whole, and the reductions of others."""
+    """Return a session that outputs some tensors whole, and the reductions of others."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     names = list(whole)
     for tensor, kinds in reduced.items():
-        for kind in kinds:  # over all axes: ONNX Runtime's fastest
+        for kind in kinds:  # over all axes, ONNX Runtime's fastest case
             node = helper.make_node(kind, [tensor], [_extreme(kind, tensor)], keepdims=0)
             watched.graph.node.append(node)
             names.append(node.output[0])
-    if names:  # else the graph's own output keeps the session sound
+    if names:  # else the graph keeps its own output, since a session needs one
         del watched.graph.output[:]
         watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = session_options()
-    # An arena is quicker, and keeps the peak of all groups together.
+    # An arena is faster, but keeps the peak memory of all groups together.
     options.enable_cpu_mem_arena = groups < 2
     return open_on_cpu(watched.SerializeToString(), options)
 
 
 def check_weights(model: onnx.ModelProto) -> None:
-    """Refuse constants that are not finite, before anything is run.
+    """Refuse constants that are not finite, before the graph runs.
 
     Raises:
-        CalibrationInputError: with the constant's name.
+        CalibrationInputError: naming the first such constant.
     """
     for tensor in model.graph.initializer:
         is_float = tensor.data_type == onnx.TensorProto.FLOAT
         if is_float and not np.isfinite(numpy_helper.to_array(tensor)).all():
             raise CalibrationInputError(
-                f"calibration: weight {tensor.name} holds NaN or infinity; train again, or take an "
+                f"calibration: weight {tensor.name} holds NaN or infinity; train again, or use an "
                 "earlier checkpoint"
             )
 
 
 class Settling:
-    """After how many frames ranges stopped moving: no later one moved 5 % of them by 5 %.
+    """Number of frames after which the ranges settled.
 
-    The range is the percentile's, which one frame's largest value does not decide; the largest
-    where nothing else was kept.
+    Ranges have settled when no later frame moves more than 5 % of them by more than 5 %. The range
+    of a tensor is its percentile, which the largest value of one frame does not determine, or its
+    largest magnitude if only the extremes are kept.
     """
 
     def __init__(self, tensors: Sequence[str]):
@@ -168,7 +170,7 @@ class Settling:
         self.settled_after = 0
 
     def look(self, histograms: Mapping[str, Histogram]) -> None:
-        """Compare with the frame before."""
+        """Compare the ranges with those after the previous frame."""
         self._frames += 1
         now = np.array([_range(histograms[tensor]) for tensor in self._tensors])
         if self._last is None or _share_moved(self._last, now) > _FEW:

@@ -1,8 +1,9 @@
-"""Running a graph as it is written, which is what TensorRT computes.
+"""Reference Q/DQ execution: the graph executed node by node, as TensorRT computes.
 
-ONNX Runtime's own optimisations turn Q/DQ pairs into integer kernels, which saturate on CPUs
-without VNNI; with all of them off, Q/DQ are float operations. It has no half kernels either, and
-rounds nothing: so that is written into the graph.
+ONNX Runtime's own optimizations turn Q/DQ pairs into integer kernels, which saturate on CPUs
+without VNNI. With all optimizations off, Q/DQ nodes are float operations. ONNX Runtime also has no
+FP16 or BF16 kernels on CPUs and omits the rounding. The rounding is therefore written into the
+graph.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from segdeploy.calibration.difference import power, snr_db
 from segdeploy.calibration.half_precision import is_half, rounded
 from segdeploy.calibration.session import open_on_cpu, outputs_of, session_options
 
 
-def open_literal(model: onnx.ModelProto, tensor: str | None = None) -> ort.InferenceSession:
-    """A session without any graph optimisation; it gives `tensor` alone, if one is named."""
+def open_reference_execution(
+    model: onnx.ModelProto, tensor: str | None = None
+) -> ort.InferenceSession:
+    """Open a session without graph optimizations; `tensor`, if given, is its only output."""
     if tensor is not None:
         cut = onnx.ModelProto()
         cut.CopyFrom(model)
@@ -29,11 +33,11 @@ def open_literal(model: onnx.ModelProto, tensor: str | None = None) -> ort.Infer
         model = cut
     if is_half(model):
         model = rounded(model)
-    return open_on_cpu(model.SerializeToString(), session_options(literal=True))
+    return open_on_cpu(model.SerializeToString(), session_options(reference_execution=True))
 
 
 def scores_of(model: onnx.ModelProto) -> str:
-    """The output, or what the best class is taken of where the graph ends in labels."""
+    """Return the name of the class scores: the output before any final Softmax, ArgMax or Cast."""
     producers = {name: node for node in model.graph.node for name in node.output}
     name: str = model.graph.output[0].name
     while name in producers and producers[name].op_type in ("Cast", "ArgMax", "Softmax"):
@@ -42,28 +46,26 @@ def scores_of(model: onnx.ModelProto) -> str:
 
 
 class Reference:
-    """Class scores of the FP32 graph for a few images, to set every other graph beside them."""
+    """Class scores of the FP32 graph for a few images, the reference for other graphs."""
 
     def __init__(self, model: onnx.ModelProto, images: Sequence[NDArray[Any]]):
         self._tensor = scores_of(model)
         self._images = images
-        session = open_literal(model, self._tensor)
+        session = open_reference_execution(model, self._tensor)
         self._outputs = [_run(session, image) for image in images]
 
     def snr_db(self, model: onnx.ModelProto) -> float:
-        """Power of the reference over that of another graph's difference, in dB, run literally.
+        """Return the signal-to-noise ratio of another graph's class scores, in dB.
 
-        The other graph has the same name for its class scores.
+        The signal is the reference. The noise is the difference of the other graph from the
+        reference, under reference execution. Both graphs have the same name for the class scores.
         """
-        session = open_literal(model, self._tensor)
+        session = open_reference_execution(model, self._tensor)
         signal = noise = 0.0
         for image, expected in zip(self._images, self._outputs, strict=True):
-            difference = _run(session, image) - expected
-            signal += float(np.square(expected, dtype=np.float64).sum())
-            noise += float(np.square(difference, dtype=np.float64).sum())
-        if not noise:
-            return float("inf")
-        return float(10 * np.log10(signal / noise)) if signal and np.isfinite(noise) else -np.inf
+            signal += power(expected)
+            noise += power(_run(session, image) - expected)
+        return snr_db(signal, noise)
 
 
 def _run(session: ort.InferenceSession, image: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""How ONNX Runtime is opened: nothing that it optimizes may change a number beyond rounding."""
+"""ONNX Runtime sessions whose optimizations change numbers by no more than rounding."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ import onnxruntime as ort
 
 from segdeploy.calibration.errors import CalibrationInputError
 
-# `WeightBiasQuantization` makes an int32 of a float bias behind Q/DQ, and dequantizes it in the
-# type of the graph: in FP16 a bias that is large against its scale is lost. `DoubleQDQPairsRemover`
-# makes one pair of two, with a scale of its own.
+# `WeightBiasQuantization` turns a float bias after Q/DQ into int32, and dequantizes it in the type
+# of the graph. In FP16 a bias that is large against its scale is lost. `DoubleQDQPairsRemover`
+# merges two Q/DQ pairs into one, with a new scale.
 CHANGING_OPTIMIZERS = ("WeightBiasQuantization", "DoubleQDQPairsRemover")
 _OFF = "optimization.disable_specified_optimizers"
 
 
-def session_options(*, literal: bool = False, threads: int | None = None) -> ort.SessionOptions:
-    """Options of every session that we open.
+def session_options(
+    *, reference_execution: bool = False, threads: int | None = None
+) -> ort.SessionOptions:
+    """Return the options of every session that segdeploy opens.
 
-    With `literal` a graph is run as it is written: no optimizer is on at all. `threads` bounds the
-    threads inside an operator; all cores if None.
+    With `reference_execution` the graph is executed as written, with all optimizers off. `threads`
+    limits the threads inside an operator; None means all cores.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what it says is in the exception, too
+    options.log_severity_level = 4  # the exception holds the messages, too
     options.add_session_config_entry(_OFF, ";".join(CHANGING_OPTIMIZERS))
-    if literal:
+    if reference_execution:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -32,7 +34,7 @@ def session_options(*, literal: bool = False, threads: int | None = None) -> ort
 
 
 def open_on_cpu(content: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-    """A session of a graph in memory on the CPU.
+    """Open a session of a serialized graph on the CPU.
 
     Raises:
         CalibrationInputError: if ONNX Runtime refuses the graph.
@@ -46,7 +48,7 @@ def open_on_cpu(content: bytes, options: ort.SessionOptions) -> ort.InferenceSes
 
 
 def outputs_of(session: ort.InferenceSession, names: list[str] | None, image: Any) -> list[Any]:
-    """The named outputs, or all, of a session of one input.
+    """Run a session of one input, and return the named outputs, or all if None.
 
     Raises:
         CalibrationInputError: if ONNX Runtime cannot run the graph.

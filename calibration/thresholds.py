@@ -1,4 +1,4 @@
-"""From a histogram to the largest magnitude that INT8 represents; what is beyond is clamped."""
+"""Clamping thresholds: the largest magnitude that INT8 represents, from a histogram."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ _BARS = 64
 
 
 def min_max(values: Histogram) -> float:
-    """The largest magnitude of all."""
+    """Return the largest magnitude of all values."""
     return values.largest
 
 
 def average(values: Histogram) -> float:
-    """The mean of the images' largest magnitudes: a moving average that no order changes."""
+    """Return the mean of the images' largest magnitudes, an order-independent moving average."""
     return values.mean_of_largest
 
 
 def percentile(values: Histogram) -> float:
-    """The magnitude that `PERCENTILE` percent of the values do not pass."""
+    """Return the magnitude that `PERCENTILE` percent of the values do not exceed."""
     reached = np.cumsum(values.counts) >= values.counts.sum() * (PERCENTILE / 100)
     edge = (int(reached.argmax()) + 1) * values.top / BINS
     return min(edge, values.largest)
 
 
 def squared_error(values: Histogram) -> float:
-    """The threshold of the least mean squared error, rounding and clamping together."""
+    """Return the threshold of the least mean squared error of rounding and clamping together."""
     seen = int(values.counts.nonzero()[0][-1]) + 1
     counts = values.counts[:seen].astype(np.float64)
-    centres = (np.arange(seen) + 0.5) * (values.top / BINS)
+    centers = (np.arange(seen) + 0.5) * (values.top / BINS)
     candidates = values.largest * np.linspace(0.1, 1, 91)
     errors = []
     for threshold in candidates:
         step = threshold / LEVELS
-        rounded = np.minimum(np.rint(centres / step), LEVELS) * step
-        errors.append(float((counts * (rounded - centres) ** 2).sum()))
+        rounded = np.minimum(np.rint(centers / step), LEVELS) * step
+        errors.append(float((counts * (rounded - centers) ** 2).sum()))
     return float(candidates[int(np.argmin(errors))])
 
 
 def entropy(values: Histogram) -> float:
-    """The threshold whose 128 levels lose the least information (Kullback-Leibler divergence).
+    """Return the threshold whose 128 levels have the least Kullback-Leibler divergence.
 
-    After S. Migacz, 8-bit inference with TensorRT, GTC 2017: of the values clamped at the
-    threshold, the distribution is set beside the same one in 128 steps.
+    After S. Migacz, 8-bit inference with TensorRT, GTC 2017: the distribution of the values clamped
+    at the threshold is compared with the same distribution in 128 steps.
     """
     counts = values.counts.reshape(_ENTROPY_BINS, -1).sum(1).astype(np.float64)
-    counts[0] = counts[1]  # zeros, which every threshold represents exactly
+    counts[0] = counts[1]  # bin 0 holds the zeros, which every threshold represents exactly
     seen = int(counts.nonzero()[0][-1]) + 1 if counts.any() else 0
     levels = LEVELS + 1
     if seen <= levels:
@@ -77,7 +77,7 @@ def _divergence(counts: NDArray[np.float64], end: int, levels: int) -> float:
         return float("inf")
     p, q = clamped / clamped.sum(), stepped / stepped.sum()
     both = (p > 0) & (q > 0)
-    lost = float(p[(p > 0) & (q == 0)].sum())  # what the steps give no probability at all
+    lost = float(p[(p > 0) & (q == 0)].sum())  # mass where the steps have zero probability
     return float((p[both] * np.log(p[both] / q[both])).sum()) + lost * 20
 
 
@@ -90,13 +90,13 @@ METHODS: Mapping[str, Callable[[Histogram], float]] = {
 }
 
 
-# What each image's smallest and largest value are enough for.
+# Methods that need only each image's smallest and largest value.
 EXTREMES = ("min-max", "average")
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is kept of a tensor: its signed extremes, and the threshold of every method.
+    """Summary of a tensor: its signed extremes, and the threshold of every method.
 
     `bars` is a coarse histogram of its magnitudes up to `top`, empty if none were counted.
     """
@@ -114,9 +114,9 @@ class Statistics:
 
 
 def statistics(values: Histogram) -> Statistics:
-    """Apply every one of `METHODS`; a tensor that is always zero has the threshold 0.
+    """Apply every method of `METHODS`; a tensor that is always zero has the threshold 0.
 
-    Of a histogram of extremes alone, the methods that count are left out.
+    Methods that need counts are left out for a histogram of extremes alone.
     """
     methods = METHODS if values.counted else {name: METHODS[name] for name in EXTREMES}
     found = {name: choose(values) if values.top else 0.0 for name, choose in methods.items()}

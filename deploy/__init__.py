@@ -1,7 +1,7 @@
-"""segdeploy: dilated-convolution segmentation networks from PyTorch to TensorRT, with proof.
+"""Take dilated segmentation networks from PyTorch to TensorRT, and verify every step.
 
-The functions here are those of the command line. Each is imported on first use, so that
-`import segdeploy` loads neither torch nor onnx.
+Every command of the command line is a function of this package. The functions are imported on
+first use, so `import segdeploy` loads neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from segdeploy.commands.export import export
     from segdeploy.commands.inspect import inspect
     from segdeploy.commands.optimize import optimize
-    from segdeploy.commands.self_test import selftest
+    from segdeploy.commands.self_test import self_test
     from segdeploy.commands.serve_repo import serve_repo
     from segdeploy.commands.train import train
     from segdeploy.model_spec import ModelSpec
@@ -41,7 +41,7 @@ __all__ = [
     "inspect",
     "load",
     "optimize",
-    "selftest",
+    "self_test",
     "serve_repo",
     "train",
 ]
@@ -59,7 +59,7 @@ _HOMES = {
     "inspect": "segdeploy.commands.inspect",
     "load": "segdeploy.runtime.predictor",
     "optimize": "segdeploy.commands.optimize",
-    "selftest": "segdeploy.commands.self_test",
+    "self_test": "segdeploy.commands.self_test",
     "serve_repo": "segdeploy.commands.serve_repo",
     "train": "segdeploy.commands.train",
 }

@@ -1,6 +1,6 @@
-"""Hashes of all that a step reads, so that work that is done is known by its content.
+"""Content hashes of the inputs of a step, by which completed work is recognized.
 
-The size and time of a file are not its content; neither is the name of a network.
+A file is not identified by its size or modification time, nor a network by its name.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from segdeploy.model_spec import LoadedNetwork
     from segdeploy.models.dataset import DataSet, Frame
 
-_PROBED = 256  # scores
+_PROBED = 256  # logits that are sampled from the output for a noise image
 
 
 def key_of_model(path: Path) -> str:
-    """SHA-256 of a model's file and of the files beside it that hold its weights.
+    """Return the SHA-256 of a model file, including its external weight files.
 
     Raises:
-        InputError: if one of them is missing or no regular file.
+        InputError: if one of the files is missing or not a regular file.
     """
     own = sha256_of_file(path)
     if path.suffix != ".onnx":
@@ -42,11 +42,11 @@ def key_of_model(path: Path) -> str:
 
 
 def key_of_network(loaded: LoadedNetwork) -> str:
-    """SHA-256 of a PyTorch network: its contract, its weights as they are now, and its code.
+    """Return the SHA-256 of a PyTorch network: its contract, its current weights and its code.
 
-    The code is the printed module tree, the attributes of its modules (buffers and plain tensors
-    too), the source of every class in the tree, every module of the user's own that is loaded
-    (outside of Python, its packages and segdeploy), and what the network makes of noise.
+    The code is represented by the printed module tree, the attributes of the modules (including
+    buffers and plain tensors), the source of every class in the tree, the source of every loaded
+    user module (outside Python, its packages and segdeploy), and the network's output for noise.
     """
     import torch
 
@@ -74,7 +74,10 @@ def _add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
 
 
 def _behavior(loaded: LoadedNetwork) -> bytes:
-    """A few scores for noise, as shares of their range to three digits: what nothing else shows."""
+    """Return some logits for a noise image, divided by their range and rounded to three decimals.
+
+    They reveal a change of behavior that neither attributes nor sources show.
+    """
     import torch
 
     noise = torch.randn(1, 3, *loaded.contract.size, generator=torch.Generator().manual_seed(0))
@@ -86,18 +89,18 @@ def _behavior(loaded: LoadedNetwork) -> bytes:
 
 
 def _settings(module: nn.Module) -> dict[str, str]:
-    """What a module's own attributes say, which may come from a file that its code reads."""
+    """Return a module's plain attributes; the module's code may have read them from a file."""
     kinds = (str, int, float, bool, tuple, list, dict, set, type(None))
     own = {n: v for n, v in vars(module).items() if isinstance(v, kinds) and n[:1] != "_"}
     return {name: repr(value) for name, value in sorted(own.items())}
 
 
 def _sources(network: nn.Module) -> dict[str, str]:
-    """The hash of each source file that defines the network, by its module's name."""
+    """Return the hash of each source file that defines the network, by Python module name."""
     found: dict[str, str] = {}
     for kind in {type(one) for one in network.modules()}:
         package = kind.__module__.partition(".")[0]
-        if package != "torch":  # whose version says it, as those of other packages would not
+        if package != "torch":  # torch is identified by its version, other packages by source
             _add_source(found, kind.__module__, inspect.getsourcefile(kind))
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
@@ -125,9 +128,9 @@ _PACKAGES: list[str] = [
 
 
 def key_of_frames(frames: Sequence[Frame], *, masks: bool = False) -> str:
-    """SHA-256 of the frames' names and pictures, in whatever order they stand.
+    """Return the SHA-256 of the frames' names and images, independent of their order.
 
-    With `masks`, also of the masks, and of what turns their ids into classes.
+    With `masks`, the hash also covers the masks and the mapping from mask ids to classes.
 
     Raises:
         InputError: if a file is missing.
@@ -143,16 +146,16 @@ def key_of_frames(frames: Sequence[Frame], *, masks: bool = False) -> str:
 
 
 def key_of_dataset(dataset: DataSet) -> str:
-    """SHA-256 of a data set: its classes, colors and ignore index, and each split's frames."""
-    told = (dataset.classes, dataset.palette, dataset.ignore_index, dataset.splits)
-    digest = hashlib.sha256(repr(told).encode())
+    """Return the SHA-256 of a data set: classes, colors, ignore index and frames of every split."""
+    described = (dataset.classes, dataset.palette, dataset.ignore_index, dataset.splits)
+    digest = hashlib.sha256(repr(described).encode())
     for split in dataset.splits:
         digest.update(key_of_frames(dataset.frames(split), masks=True).encode())
     return digest.hexdigest()
 
 
-def same_pictures(frames: Sequence[Frame], others: Sequence[Frame]) -> list[Frame]:
-    """The frames whose picture is, byte for byte, one of the others'."""
+def same_images(frames: Sequence[Frame], others: Sequence[Frame]) -> list[Frame]:
+    """Return the frames whose image file is byte-identical to an image file of `others`."""
     sizes = {frame.image.stat().st_size for frame in others}
     alike = [frame for frame in frames if frame.image.stat().st_size in sizes]
     shared = {frame.image.stat().st_size for frame in alike}

@@ -1,7 +1,7 @@
-"""The contract: what a deployed network expects and what it gives.
+"""The contract: the input that a deployed network expects and the output that it returns.
 
-It is written once, when a network is trained or loaded, and then rides in the checkpoint's header,
-in the ONNX `metadata_props` and in the engine's manifest, so that nobody types it again.
+The contract is created once, when a network is trained or loaded. The checkpoint header, the ONNX
+`metadata_props` and the engine manifest then carry it, so that the user does not enter it again.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 from segdeploy.errors import InputError
 from segdeploy.models.names import are_names, is_line
-from segdeploy.models.palette import voc_colour
+from segdeploy.models.palette import voc_color
 from segdeploy.models.strict_json import parse_json
 
 METADATA_KEY = "segdeploy.contract"
-# In the metadata of a graph whose proof failed: what did not hold.
+# Metadata key of a graph whose proof failed. The value describes the failures.
 REJECTED_KEY = "segdeploy.rejected"
-# On a node of an ONNX graph: the PyTorch module whose value it gives, the call of a convolution
-# that it computes, and the calls, a line each, whose 1x1 convolutions were multiplied into it.
+# Metadata keys of an ONNX node: the PyTorch module whose output the node computes, the convolution
+# call that the node computes, and the calls (one per line) whose 1x1 convolutions were folded in.
 MODULE_KEY = "segdeploy.module"
 CALL_KEY = "segdeploy.call"
 FOLDED_KEY = "segdeploy.folded"
@@ -28,28 +28,29 @@ FOLDED_KEY = "segdeploy.folded"
 SCHEMA = 1
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
 OUTPUTS = ("logits", "probabilities", "labels")
-MOST_PIXELS = 100_000_000  # of an input, as many as a picture may have
+MOST_PIXELS = 100_000_000  # limit of H * W of an input, equal to the limit of an image file
 MOST_CLASSES = 255  # a label is a byte, and one value of it means "ignored"
 
-# torchvision's ImageNet statistics: what published weights expect of RGB in 0..1.
+# torchvision's ImageNet statistics of RGB in 0..1, which published weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything that a user of the network must know to feed it and to read its output.
+    """Preprocessing, output format and classes: all that a caller of the network must know.
 
-    An image is `(H, W, 3) uint8` in `colour` order; it is resized to `size` (H, W) with `resize`,
-    divided by 255, normalised by `mean` and `std`, and laid out as `layout`. In the layout `NHWC`
-    the network takes the resized bytes themselves: the rest is in its graph.
+    An image is `(H, W, 3) uint8` in `color` order. Preprocessing resizes the image to `size` (H, W)
+    with `resize`, divides by 255, normalizes by `mean` and `std`, and applies `layout`. With the
+    layout `NHWC` the network takes the resized uint8 image, and the graph contains the rest of the
+    preprocessing.
 
     `output` is `logits` or `probabilities` `(N, C, H, W) float32`, or `labels` `(N, H, W) uint8`.
-    With `upsampling` (`align-corners` or `half-pixel`) the graph gives the class scores
-    `(N, C, h, w)` of a smaller map, and whoever runs it makes the labels: bilinear to `size`, then
-    the best class. `scales`, `flip` and `fuse` are the multi-scale inference that is in the graph.
-    `bounds` of a dynamic graph are its smallest and largest (H, W), and its largest batch; its
-    height and width, and those of every scale, are multiples of `multiple`.
+    With `upsampling` (`align-corners` or `half-pixel`) the graph returns low-resolution logits
+    `(N, C, h, w)`, and the runtime computes the labels: bilinear upsampling to `size`, then argmax.
+    `scales`, `flip` and `fuse` describe the test-time augmentation embedded in the graph. `bounds`
+    of a dynamic graph are the smallest (H, W), the largest (H, W) and the largest batch. Height and
+    width of the input, at every scale, are multiples of `multiple`.
     """
 
     architecture: str
@@ -60,7 +61,7 @@ class Contract:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    colour: str = "RGB"
+    color: str = "RGB"
     layout: str = "NCHW"
     resize: str = "pillow-bilinear"
     output: str = "logits"
@@ -74,15 +75,15 @@ class Contract:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def picture_shape(self) -> tuple[int, int, int]:
-        """Shape of one picture as the network takes it: `(3, H, W)`, or `(H, W, 3)` bytes."""
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one input image: `(3, H, W)`, or `(H, W, 3)` uint8 for the layout `NHWC`."""
         height, width = self.size
         return (height, width, 3) if self.layout == "NHWC" else (3, height, width)
 
     def derived(self, parent_sha256: str, versions: Mapping[str, str], **changes: Any) -> Contract:
-        """Give the contract of a file made from another: its parent's hash, the tools' versions.
+        """Return the contract of a derived file, with the parent's SHA-256 and the tool versions.
 
-        The hashes of the parent's own parents follow in `ancestors_sha256`, nearest first.
+        The hashes of older ancestors are listed in `ancestors_sha256`, nearest first.
         """
         provenance = {**self.provenance, **versions, "parent_sha256": parent_sha256}
         if grandparent := self.provenance.get("parent_sha256"):
@@ -91,15 +92,16 @@ class Contract:
         return replace(self, provenance=provenance, **changes)
 
     def to_json(self) -> str:
-        """Serialise as one line of JSON, with the schema's version."""
+        """Serialize as one line of JSON, with the schema's version."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
 
 
 def read_contract(text: str, source: str) -> Contract:
-    """Parse and check a contract that stood in `source`.
+    """Parse and check a contract that was read from `source`.
 
     Raises:
-        InputError: if it is no JSON, of another schema, or a field has another type or length.
+        InputError: if the text is not JSON, the schema differs, or a field has a wrong type or
+            length.
     """
     values = parse_json(text, f"{source}: its segdeploy contract", mend="export the network again")
     if not isinstance(values, dict):
@@ -110,27 +112,36 @@ def read_contract(text: str, source: str) -> Contract:
             f"{source}: its contract has schema {schema!r}, this segdeploy reads {SCHEMA}; "
             "install the segdeploy that wrote it, or export again"
         )
+    if "colour" in values:  # the spelling of earlier versions
+        values.setdefault("color", values.pop("colour"))
     checks = {**_CHECKS, **{k: v for k, v in _LATER_CHECKS.items() if k in values}}
     for name, is_valid in checks.items():
-        if name not in values or not is_valid(values[name]):
+        if name not in values:
             raise InputError(
-                f"{source}: the contract's '{name}' is missing, wrong, or of a kind that this "
-                "version does not execute; export the network again"
+                f"{source}: the contract's '{name}' is missing; export the network again"
+            )
+        if not is_valid(values[name]):
+            raise InputError(
+                f"{source}: the contract's '{name}' is wrong, or of a kind that this version does "
+                "not execute; export the network again"
             )
     largest = (values.get("bounds") or [None, values["size"]])[1]
     for size in (values["size"], largest):
         check_pixels(size, f"{source}: the contract's input")
     if len(values["palette"]) != len(values["classes"]):
-        raise InputError(f"{source}: the contract has another number of colours than classes")
+        raise InputError(
+            f"{source}: the contract's numbers of colors and classes differ; export the network "
+            "again"
+        )
     known = {entry.name for entry in fields(Contract)}
     return Contract(**{name: _frozen(v) for name, v in values.items() if name in known})
 
 
 def check_pixels(size: Sequence[int], what: str) -> None:
-    """Refuse an input of `size` (H, W) that nothing could hold.
+    """Refuse an input `size` (H, W) of more than `MOST_PIXELS` pixels.
 
     Raises:
-        InputError: beginning with `what`.
+        InputError: with a message that begins with `what`.
     """
     if size[0] * size[1] > MOST_PIXELS:
         raise InputError(
@@ -148,7 +159,7 @@ def _is_mapping(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a number that float32 arithmetic can go on with."""
+    """Return whether `value` is a number (not a bool) of magnitude up to 1e9, safe for float32."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e9
 
 
@@ -197,8 +208,8 @@ _CHECKS = {
     "arguments": _is_mapping,
     "mean": _is_list(3, _is_number),
     "std": _is_list(3, _is_positive),
-    # What this version executes, and nothing that it would silently execute otherwise.
-    "colour": lambda value: value in ("RGB", "BGR"),
+    # Only values that this version implements. Others would silently give wrong results.
+    "color": lambda value: value in ("RGB", "BGR"),
     "layout": lambda value: value in ("NCHW", "NHWC"),
     "resize": lambda value: value == "pillow-bilinear",
     "output": lambda value: value in OUTPUTS,
@@ -207,7 +218,7 @@ _CHECKS = {
     "flip": lambda value: isinstance(value, bool),
     "provenance": _is_provenance,
 }
-# Fields that files of an earlier version lack.
+# Checks of fields that are missing in files of earlier versions.
 _LATER_CHECKS = {
     "fuse": lambda value: value in ("mean", "max"),
     "upsampling": lambda value: value in (None, "align-corners", "half-pixel"),
@@ -217,12 +228,12 @@ _LATER_CHECKS = {
 
 
 def placeholder_classes(count: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Names and well-spread colours for a network that came without a data set.
+    """Return placeholder names and well-separated colors for a network without a data set.
 
     Raises:
-        InputError: for more classes than a label has values.
+        InputError: for more than `MOST_CLASSES` classes.
     """
     if count > MOST_CLASSES:
-        raise InputError(f"{count} classes: a label is a byte, so there may be {MOST_CLASSES}")
+        raise InputError(f"{count} classes: labels are uint8, so the maximum is {MOST_CLASSES}")
     names = tuple(f"class_{index}" for index in range(count))
-    return names, tuple(voc_colour(index) for index in range(count))
+    return names, tuple(voc_color(index) for index in range(count))

@@ -11,7 +11,7 @@ _QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: its name, compute capability (`sm86`), and its driver's version if that is known."""
+    """A GPU: name, compute capability (such as `sm86`) and, if known, driver version."""
 
     name: str
     compute_capability: str
@@ -19,10 +19,10 @@ class Gpu:
 
 
 def current_gpu() -> Gpu | None:
-    """The GPU that a runtime of this process would use; None without a GPU or a driver.
+    """Return the GPU that a runtime of this process would use; None without a GPU or a driver.
 
-    That is PyTorch's current device where PyTorch sees one (it knows CUDA_VISIBLE_DEVICES), else
-    the first that the driver lists.
+    PyTorch's current device comes first, since PyTorch respects CUDA_VISIBLE_DEVICES. If PyTorch
+    sees no GPU, it is the first GPU that nvidia-smi lists.
     """
     listed = _listed()
     try:
@@ -32,7 +32,7 @@ def current_gpu() -> Gpu | None:
             major, minor = torch.cuda.get_device_capability()
             driver = listed.driver if listed else None
             return Gpu(torch.cuda.get_device_name(), f"sm{major}{minor}", driver)
-    except Exception:  # a PyTorch that is half there raises anything: the driver knows, too
+    except Exception:  # a broken PyTorch may raise any exception; nvidia-smi is the fallback
         pass
     return listed
 
@@ -50,5 +50,5 @@ def _listed() -> Gpu | None:
 
 
 def host_platform() -> str:
-    """Operating system and processor, which an engine is bound to: `linux-x86_64`."""
+    """Return the operating system and CPU architecture of an engine, such as `linux-x86_64`."""
     return f"{platform.system().lower()}-{platform.machine().lower()}"

@@ -2,14 +2,14 @@
 
 from segdeploy.models.errors import InputError
 
-__all__ = ["CheckFailed", "InputError", "NotHere"]
+__all__ = ["CheckFailed", "IncompatibleDevice", "InputError"]
 
 
-class CheckFailed(Exception):  # noqa: N818 - a verdict, not a mistake
-    """A proof failed: dilation, parity or a budget. The message says where and by how much."""
+class CheckFailed(Exception):  # noqa: N818 - the result of a check, not a program error
+    """A check of dilation, parity or a budget failed. The message says where and by how much."""
 
     exit_code = 1
 
 
-class NotHere(InputError):  # noqa: N818 - nothing is wrong with the file
-    """A file that is sound, for another machine: another GPU, another platform."""
+class IncompatibleDevice(InputError):  # noqa: N818 - the file itself is valid
+    """A valid file that was made for another GPU or another platform."""

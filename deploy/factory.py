@@ -1,4 +1,4 @@
-"""What makes a network: a name of the registry, or the user's own `package.module:factory`."""
+"""Construction of a network from a registered name or the user's `package.module:factory`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def builder(model: str) -> Callable[[int | None, Mapping[str, Any]], nn.Module]:
-    """Find what makes the network: a function of the number of classes and the arguments.
+    """Return the function that builds the network from the number of classes and the arguments.
 
-    The number is None for a network of the user's own whose classes nobody told.
+    The number of classes is None for a user's network if it is not specified.
 
     Raises:
-        InputError, ModelInputError: if no such name is registered, or no such factory found.
+        InputError, ModelInputError: if the name is not registered, or the factory is not found.
     """
     if ":" in model:
         return partial(_call_factory, model, _find_factory(model))
@@ -42,8 +42,7 @@ def _find_factory(reference: str) -> Callable[..., Any]:
     except Exception as error:  # the user's own code may fail in any way
         raise InputError(
             f"{reference}: module {module_name} cannot be imported "
-            f"({type(error).__name__}: {error}); it is looked for in the current folder and "
-            "PYTHONPATH"
+            f"({type(error).__name__}: {error}); the current folder and PYTHONPATH are searched"
         ) from error
     factory = getattr(module, factory_name, None)
     if not callable(factory):
@@ -77,11 +76,13 @@ def _call_factory(
         ) from error
     if isinstance(network, jit.ScriptModule):
         raise InputError(
-            f"{reference}: returned a TorchScript module, whose code cannot be proven here; return "
-            "the nn.Module that it was made from"
+            f"{reference}: the factory returned a TorchScript module, whose code cannot be "
+            "verified; return the nn.Module that it was made from"
         )
     if not isinstance(network, nn.Module):
-        raise InputError(f"{reference}: returned {type(network).__name__}, not an nn.Module")
+        raise InputError(
+            f"{reference}: the factory returned {type(network).__name__}, not an nn.Module"
+        )
     return network
 
 
@@ -96,6 +97,6 @@ def _needs_num_classes(factory: Callable[..., Any]) -> bool:
 def _takes_num_classes(factory: Callable[..., Any]) -> bool:
     try:
         parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # a built-in tells nothing of itself
+    except (TypeError, ValueError):  # a built-in callable may have no signature
         return False
     return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

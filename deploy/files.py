@@ -1,4 +1,4 @@
-"""Paths that the user names for inputs and outputs, checked before any work; files by content."""
+"""Checks of the user's input and output paths before any work, and content hashes of files."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ _PIECE = 1 << 20
 def check_output(
     path: Path, suffix: str | tuple[str, ...] | None = None, *, read_from: Path | None = None
 ) -> Path:
-    """Refuse an output path that could not be written, before any work is done for it.
+    """Refuse an output path that cannot be written, before any work is done.
 
     Raises:
-        InputError: if the folder is missing, the path is a folder, a device, a FIFO or a socket,
-            the suffix is another, or it is the file `read_from`, which would be lost.
+        InputError: if the folder is missing or not writable, the path is a folder, a device, a FIFO
+            or a socket, the suffix is wrong, or the path is the input file `read_from`, which would
+            be overwritten.
     """
     if not is_line(path.name):
         raise InputError(f"{path}: its name holds a control character; give another name")
@@ -38,9 +39,9 @@ def check_output(
         raise InputError(f"{path}: is the input itself; give another output")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    folder = check_replaceable(path).parent  # that of the target, if the path is a link
+    folder = check_replaceable(path).parent  # the target's folder, if the path is a link
     if not folder.is_dir():
-        raise InputError(f"{path}: points into the folder {folder}, which does not exist")
+        raise InputError(f"{path}: is a link into the folder {folder}, which does not exist")
     if not os.access(folder, os.W_OK):
         raise InputError(f"{path}: the folder {folder} cannot be written to")
     if suffix is not None and not path.name.endswith(suffix):
@@ -50,15 +51,16 @@ def check_output(
 
 
 def check_folder(folder: Path) -> Path:
-    """Refuse an output folder that could not be made or written to, before any work is done for it.
+    """Refuse an output folder that cannot be created or written to, before any work is done.
 
     Raises:
-        InputError: if its parent is missing, something else stands in its place, or it is closed.
+        InputError: if the parent folder is missing, the path is a file or a broken link, or the
+            folder is not writable.
     """
     if not folder.parent.is_dir():
         raise InputError(f"{folder}: the folder {folder.parent} does not exist; make it first")
     if folder.is_symlink() and not folder.exists():
-        raise InputError(f"{folder}: is a link to nothing; remove it, or give another folder")
+        raise InputError(f"{folder}: is a broken link; remove it, or give another folder")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give a folder")
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
@@ -67,10 +69,10 @@ def check_folder(folder: Path) -> Path:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a regular file, read piece by piece.
+    """Return the hexadecimal SHA-256 of a regular file, which is read in pieces of 1 MiB.
 
     Raises:
-        InputError: if `path` is none.
+        InputError: if `path` is not a regular file.
     """
     digest = hashlib.sha256()
     with check_input(path).open("rb") as file:

@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the user said about a network: MODEL and the options that go with a name."""
+    """The user's description of a network: MODEL, and the options that complete a network name."""
 
     model: str
     num_classes: int | None = None
@@ -45,19 +45,19 @@ class ModelSpec:
 
     @classmethod
     def of(cls, model: str | Path | ModelSpec) -> ModelSpec:
-        """A spec as it is, or the spec of a bare MODEL."""
+        """Return a spec unchanged, or create the spec of a bare MODEL."""
         return model if isinstance(model, ModelSpec) else cls(str(model))
 
     def refuse_options(self) -> None:
-        """Refuse what only completes a named network, for a file that says it itself.
+        """Refuse the options of a network's name for a file that defines these values itself.
 
         Raises:
-            InputError: if there are weights, classes or arguments besides the file.
+            InputError: if weights, classes, arguments or an output key are given with the file.
         """
         if self.weights or self.num_classes or self.arguments or self.take:
             raise InputError(
-                f"{self.model}: knows its classes and weights; --weights, --num-classes, --width, "
-                "--stride, --arg and --take go with a network's name"
+                f"{self.model}: the file defines its classes and weights; --weights, "
+                "--num-classes, --width, --stride, --arg and --take go with a network's name"
             )
 
     @property
@@ -69,14 +69,14 @@ class ModelSpec:
     def is_file(self) -> bool:
         """Whether MODEL is a checkpoint's path rather than a name.
 
-        A bare name is never one, whatever lies in the current folder.
+        A bare name is never a path, even if the current folder has a file of that name.
         """
         return not self.is_factory and (bool(Path(self.model).suffix) or os.sep in self.model)
 
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A PyTorch network in eval mode, its contract, and the hash of the file it came from."""
+    """A PyTorch network in eval mode, its contract, and the SHA-256 of its weights file, if any."""
 
     network: Network
     contract: Contract
@@ -88,15 +88,16 @@ def load_network(
     dataset: DataSet | None = None,
     default_size: tuple[int, int] | None = None,
 ) -> LoadedNetwork:
-    """Make the network that `spec` names, with its weights, and the contract that goes with it.
+    """Build the network that `spec` names, load its weights, and return it with its contract.
 
     Classes come from the checkpoint, else from `dataset`, else from `spec.num_classes` with
-    placeholder names, else from the output of a network of the user's own. The size comes from
-    `spec.size`, else the checkpoint, else `default_size`. What is found out about the network is
+    placeholder names, else from the output of a user's network. The size comes from `spec.size`,
+    else from the checkpoint, else from `default_size`. Detected properties of the network are
     logged.
 
     Raises:
-        InputError, ModelInputError: for a MODEL that cannot be found, built or filled with weights.
+        InputError, ModelInputError: if MODEL cannot be found or built, or its weights cannot be
+            loaded.
     """
     require("torch", "torchvision", "safetensors")
     if spec.is_file:
@@ -123,28 +124,29 @@ def load_network(
 
 
 def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contract:
-    """The contract with what the network's own output says: classes, and which output was taken."""
+    """Return the contract completed from the network's output: classes, and the output taken."""
     count = network.num_classes
     if count < 2:
         raise InputError(
-            f"{spec.model}: gives one channel, and the best of one class is always that one; "
-            "give the background a channel of its own"
+            f"{spec.model}: the network has one output channel, so every pixel gets class 0; add a "
+            "channel for the background"
         )
     if count > MOST_CLASSES:
         raise InputError(
-            f"{spec.model}: gives {count} channels; a label is a byte: up to {MOST_CLASSES}"
+            f"{spec.model}: the network has {count} output channels; labels are uint8, so the "
+            f"maximum is {MOST_CLASSES}"
         )
     if network.others:
         _LOG.info(
             f"{spec.model}: took the output {network.taken} of {len(network.others) + 1} "
-            f"(others: {', '.join(network.others)}); --take KEY takes another"
+            f"(others: {', '.join(network.others)}); select another output with --take KEY"
         )
         contract = replace(
             contract, provenance={**contract.provenance, "output_taken": str(network.taken)}
         )
     if contract.classes:
         return contract
-    _LOG.info(f"{spec.model}: has {count} classes, read from its output; --data names them")
+    _LOG.info(f"{spec.model}: has {count} classes, read from its output; name them with --data")
     names, palette = placeholder_classes(count)
     return replace(contract, classes=names, palette=palette)
 
@@ -158,7 +160,7 @@ def _checkpoint_spec(spec: ModelSpec) -> ModelSpec:
     if path.suffix != CHECKPOINT_SUFFIX:
         raise InputError(
             f"{path}: a checkpoint ends in {CHECKPOINT_SUFFIX}; "
-            f"for plain weights name their network: NAME --weights {path}"
+            f"for plain weights, name the network: NAME --weights {path}"
         )
     spec.refuse_options()
     contract = _stored_contract(path)
@@ -185,7 +187,7 @@ def _stored_contract(path: Path) -> Contract | None:
 def _published(
     spec: ModelSpec, default_size: tuple[int, int] | None
 ) -> tuple[ModelSpec, Contract | None]:
-    """Turn the name of published weights into their file, and the contract that they imply."""
+    """Replace the name of published weights by the downloaded file, and make its contract."""
     weights = spec.weights
     if weights is None or weights.suffix or len(weights.parts) > 1 or weights.exists():
         return spec, None
@@ -250,14 +252,14 @@ def _contract(
     if dataset is not None:
         if spec.num_classes and spec.num_classes != len(dataset.classes):
             raise InputError(
-                f"{dataset.root}: has {len(dataset.classes)} classes, --num-classes says "
-                f"{spec.num_classes}; leave it out"
+                f"{dataset.root}: has {len(dataset.classes)} classes, but --num-classes is "
+                f"{spec.num_classes}; leave out --num-classes"
             )
         classes, palette, ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
     elif spec.num_classes:
         classes, palette = placeholder_classes(spec.num_classes)
         ignore_index = 255
-    elif spec.is_factory:  # its output will tell
+    elif spec.is_factory:  # the classes are read from the network's output later
         classes, palette, ignore_index = (), (), 255
     else:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
@@ -274,7 +276,7 @@ def _contract(
 def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> str:
     if classes == placeholder_classes(len(dataset.classes))[0]:
         return (
-            f"{source}: does not know its classes' names; export it again with "
+            f"{source}: has placeholder names for its classes; export it again with "
             f"--data {dataset.root}, which names them"
         )
     return (
@@ -284,10 +286,10 @@ def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> s
 
 
 def check_classes(contract: Contract, dataset: DataSet, source: str) -> None:
-    """Refuse to judge a network on a data set with other classes.
+    """Refuse to evaluate a network on a data set with different classes.
 
     Raises:
-        InputError: with both lists of classes.
+        InputError: if the classes differ.
     """
     if contract.classes != dataset.classes:
         raise InputError(_other_classes(source, contract.classes, dataset))

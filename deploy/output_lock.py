@@ -1,7 +1,7 @@
-"""One writer for one output: a second run is refused, and told who the first is.
+"""Locks on outputs: a second run on a locked output is refused, and the error names the first run.
 
-Each file is written whole in any case. The lock is for what belongs together: an engine with its
-manifest, the steps of a folder, the lines of a journal.
+A single file is written atomically even without a lock. The lock protects content that belongs
+together: an engine and its manifest, the steps in a folder, the lines of a ledger.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ R = TypeVar("R")
 
 
 def one_writer(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that holds its argument `out` by `output_lock` while it runs.
+    """Decorate a function so that it holds `output_lock` on its argument `out` while it runs.
 
-    With `dry_run=True` nothing is written, and nothing is held.
+    With `dry_run=True` nothing is written, so no lock is taken.
 
     Raises:
-        InputError: from the function, if another run holds `out`.
+        InputError: when the decorated function is called while another run holds `out`.
     """
     signature = inspect.signature(function)
 
@@ -48,15 +48,15 @@ def one_writer(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def output_lock(out: Path) -> Iterator[None]:
-    """Hold the output `out`, a file or a folder, against every other run until the end.
+    """Lock the output `out`, a file or a folder, against other runs while the context is active.
 
-    The lock is a file beside `out` (`.NAME.lock`), held by `flock`, which ends with its process;
-    the file is removed again. A link and its target are one output. Where nothing can be written
-    there, nothing is held, and the writer itself will say why. Under `torchrun` only the first
-    process writes, and holds.
+    The lock is a file beside `out` (`.NAME.lock`), locked with `flock`. The kernel releases the
+    lock when the process ends, and the lock file is removed on exit. A link and its target share
+    one lock. If the lock file's folder is not writable, no lock is taken, and the later write
+    reports the error. Under `torchrun` only the first process writes and takes the lock.
 
     Raises:
-        InputError: if another run holds `out`; it names the process and its command.
+        InputError: if another run holds `out`; the message names its process and command.
     """
     path = _lock_path(out) if os.environ.get("RANK", "0") == "0" else None
     handle = _acquired(path, out) if path is not None else None
@@ -64,7 +64,7 @@ def output_lock(out: Path) -> Iterator[None]:
         yield
     finally:
         if path is not None and handle is not None:
-            path.unlink(missing_ok=True)  # before it is let go of, so that no one holds a dead file
+            path.unlink(missing_ok=True)  # before the release: no run may lock a deleted file
             os.close(handle)
 
 
@@ -76,7 +76,7 @@ def _lock_path(out: Path) -> Path | None:
     name = f".{short_name(target)}.lock"
     if target.parent.is_dir() and os.access(target.parent, os.W_OK):
         return target.parent / name
-    # A folder whose own parent is closed, as a mounted one may be.
+    # The parent of a mounted folder may not be writable: the lock file then lies in the folder.
     return target / name if target.is_dir() and os.access(target, os.W_OK) else None
 
 
@@ -105,7 +105,7 @@ def _acquired(path: Path, out: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # the one before us removed the file between our two steps
+        os.close(handle)  # the previous holder removed the file between our open and flock
 
 
 def _is_still(path: Path, handle: int) -> bool:
@@ -122,5 +122,5 @@ def _described() -> str:
 
 
 def _holder(handle: int) -> str:
-    told = os.pread(handle, 4 * _LONGEST_COMMAND, 0).decode(errors="replace").strip()
-    return escaped(told) or "another process"
+    message = os.pread(handle, 4 * _LONGEST_COMMAND, 0).decode(errors="replace").strip()
+    return escaped(message) or "another process"

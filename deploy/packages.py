@@ -22,11 +22,11 @@ EXTRAS = {
 
 
 def require(*modules: str) -> ModuleType:
-    """Import optional packages, and return the last.
+    """Import optional packages, and return the last one.
 
     Raises:
-        InputError: naming the missing package, the extra that brings it and, where the package is
-            there but cannot be imported, the reason.
+        InputError: if a package is missing or cannot be imported. The message names the package,
+            the extra that installs it and, for a failed import, the reason.
     """
     imported: ModuleType | None = None
     for module in modules:
@@ -46,13 +46,13 @@ def require(*modules: str) -> ModuleType:
 
 
 def versions(*distributions: str) -> dict[str, str]:
-    """Versions of segdeploy and of the named distributions, for a file's provenance."""
+    """Return the versions of segdeploy and the named distributions, for a file's provenance."""
     found = {name: installed_version(name) for name in ("segdeploy", *distributions)}
     return {name: version for name, version in found.items() if version is not None}
 
 
 def installed_version(distribution: str) -> str | None:
-    """Version of a distribution, or of the one that ships the same package for GPUs."""
+    """Return the version of a distribution or of its `-gpu` variant; None if neither exists."""
     for name in (distribution, f"{distribution}-gpu"):
         try:
             return importlib.metadata.version(name)

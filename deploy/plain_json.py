@@ -1,4 +1,4 @@
-"""Values that JSON can hold: it knows neither infinity nor tuples nor paths."""
+"""Conversion of values to JSON types: JSON has no infinity, NaN, tuples or paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """The value with null for what is infinite or undefined, and text for what JSON lacks."""
+    """Return `value` with None for infinity and NaN, and a string for any other non-JSON type."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

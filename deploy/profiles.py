@@ -1,4 +1,4 @@
-"""Which shapes a dynamic network takes: the bounds of a graph, and the profiles of an engine."""
+"""Input shapes of a dynamic network: bounds of a graph, optimization profiles of an engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Bounds:
-    """Sizes that a dynamic graph takes, each (H, W), and its largest batch.
+    """Smallest and largest input size (H, W) of a dynamic graph, and its largest batch.
 
     Height and width are multiples of `multiple`.
     """
@@ -24,30 +24,30 @@ class Bounds:
     multiple: int = 1
 
     def around(self, size: tuple[int, int]) -> Bounds:
-        """The default bounds, moved so that `size` and half of it lie inside."""
+        """Return these bounds, widened to include `size` and half of `size`."""
         low = (min(self.smallest[0], size[0] // 2), min(self.smallest[1], size[1] // 2))
         high = (max(self.largest[0], size[0]), max(self.largest[1], size[1]))
         return Bounds(low, high, self.batch, self.multiple)
 
     def of_multiples(self, multiple: int) -> Bounds:
-        """The bounds between the multiples of a number that lie inside, from its double on.
+        """Return these bounds, rounded inward to multiples of `multiple`, from 2 * `multiple` on.
 
-        PyTorch takes a dimension of one step for a constant.
+        PyTorch treats a dimension of one step as a constant, so 1 * `multiple` is excluded.
         """
         low = tuple(max(2, -(-side // multiple)) * multiple for side in self.smallest)
         high = tuple(side // multiple * multiple for side in self.largest)
         return Bounds((low[0], low[1]), (high[0], high[1]), self.batch, multiple)
 
     def fitting(self, side: int, axis: int) -> int:
-        """The largest multiple up to `side` of an axis (0: height), within the bounds."""
+        """Round `side` down to a multiple, and clamp it to the bounds of an axis (0: height)."""
         fitted = side // self.multiple * self.multiple
         return min(max(fitted, self.smallest[axis]), self.largest[axis])
 
     def check(self, size: tuple[int, int]) -> None:
-        """Refuse bounds that contradict one another or the size.
+        """Refuse bounds that contradict each other or the network's size.
 
         Raises:
-            InputError: with the three sizes.
+            InputError: with the three heights or widths.
         """
         check_pixels(self.largest, "--max-size: the largest input")
         for axis, name in ((0, "height"), (1, "width")):
@@ -55,26 +55,26 @@ class Bounds:
             if not low <= size[axis] <= high or low == high:
                 raise InputError(
                     f"--min-size, --size and --max-size: the {name} {low}, {size[axis]}, {high} "
-                    "must not fall, and must grow from the first to the last"
+                    "must be in ascending order, and the last must exceed the first"
                 )
 
 
 @dataclass(frozen=True)
 class Profile:
-    """An optimisation profile: the inputs (N, H, W) that a dynamic engine takes."""
+    """An optimization profile of a dynamic engine: the range of its input shapes (N, H, W)."""
 
     minimum: Shape
     optimum: Shape
     maximum: Shape
 
     def takes(self, shape: Shape) -> bool:
-        """Whether an input is within it."""
+        """Return whether an input shape (N, H, W) lies within the profile."""
         triples = zip(self.minimum, shape, self.maximum, strict=True)
         return all(low <= side <= high for low, side, high in triples)
 
 
 def profiles_of(contract: Contract) -> tuple[Profile, ...]:
-    """The bounds of a dynamic graph, as the one profile that a CPU's runtime has; () if static."""
+    """Return the bounds of a dynamic graph as the only profile of a CPU runtime; () if static."""
     if contract.bounds is None:
         return ()
     smallest, largest, batch = contract.bounds
@@ -82,17 +82,20 @@ def profiles_of(contract: Contract) -> tuple[Profile, ...]:
 
 
 def own_size(profiles: Sequence[Profile], size: tuple[int, int]) -> tuple[int, int]:
-    """The size that pictures are resized to by default: the network's, if a profile takes it."""
+    """Return the default size (H, W) of resized images: the network's, if a profile takes it.
+
+    Otherwise it is the optimum of the first profile.
+    """
     if not profiles or any(profile.takes((1, *size)) for profile in profiles):
         return size
     return profiles[0].optimum[1:]
 
 
 def route(profiles: Sequence[Profile], shape: Shape) -> int:
-    """The index of the profile to run an input (N, H, W) with: the one built for it, or nearest.
+    """Return the index of the profile that takes an input (N, H, W) and has the nearest optimum.
 
     Raises:
-        InputError: if none takes it.
+        InputError: if no profile takes the input.
     """
     taking = [index for index, profile in enumerate(profiles) if profile.takes(shape)]
     if not taking:
@@ -110,5 +113,5 @@ def route(profiles: Sequence[Profile], shape: Shape) -> int:
 
 
 def shape_text(shape: Shape) -> str:
-    """A shape as `1x360x480`."""
+    """Format a shape, such as `1x360x480`."""
     return "x".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""The program `segdeploy`: the command line, in a process that another one watches over."""
+"""The program `segdeploy`: the command line, which runs in a supervised child process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 def main() -> None:
     """Run the command line, and exit with its code."""
-    # Until the command line is loaded there is nothing to tell, and nothing to clean up.
+    # Before the command line is loaded, an interrupt needs neither a message nor a cleanup.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from segdeploy.supervisor import supervised

@@ -1,10 +1,10 @@
-"""One process that runs a command, and one that ends it: limits that no foreign file can break.
+"""Supervision of a command in a child process, with time and memory limits for untrusted files.
 
-A graph that somebody sends may loop for ever inside a runtime, ask for all memory, or crash; Python
-sees none of that before the runtime returns. So a command runs in a child process. Its parent ends
-the child when it takes too long between two signs of progress, when it takes too much memory, or
-when the user interrupts and the child does not end by itself. Then the parent removes what the
-child left unfinished. This module needs nothing but Python's own.
+An untrusted graph may loop forever inside a runtime, request all memory, or crash. Python regains
+control only when the runtime returns. Every command therefore runs in a child process. The parent
+kills the child if it makes no progress for too long, if it uses too much memory, or if it does not
+end by itself after an interrupt. The parent then removes the child's unfinished files. This module
+imports no third-party package.
 """
 
 from __future__ import annotations
@@ -29,39 +29,40 @@ from segdeploy.models.names import escaped
 INTERRUPTED = 130  # the exit code of a command that a signal ended
 _BAD_INPUT = 2
 _PATIENCE = 1.5  # seconds that an interrupted child has to clean up
-_GRACE = 0.2  # seconds in which a terminal's own signal reaches the child
-_STEP = 0.05  # seconds between two looks
-_ENDING = 0.001  # seconds between two looks at a child that has closed its pipe
-_ASLEEP = 2.0  # seconds between two looks, which take far less
+_GRACE = 0.2  # seconds to wait for the terminal's own signal to reach the child
+_STEP = 0.05  # seconds between two checks
+_ENDING = 0.001  # seconds between two checks of a child that has closed its pipe
+_ASLEEP = 2.0  # a longer gap in seconds between two checks means that Ctrl-Z suspended us
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SHARE = 0.5  # of the free memory, unless --max-memory says another limit
+_SHARE = 0.5  # default memory limit as a share of the free memory, without --max-memory
 
-_channel: int | None = None  # the child's end of the pipe; None where nobody watches
+_channel: int | None = None  # the child's end of the pipe; None without a supervising parent
 
 
 def limit(what: str, timeout: float, max_memory: float | None) -> None:
-    """Ask the parent to end this process beyond these limits; it does nothing without a parent.
+    """Ask the supervising parent to kill this process beyond these limits; no effect without one.
 
-    `what` is the file that is run. `timeout` is in seconds, between two signs of progress;
-    `max_memory` in GiB, of this process and those that it starts, half of the free memory if None.
+    `what` is the file that is executed. `timeout` is the longest time between two progress signals,
+    in seconds. `max_memory` limits this process and its descendants, in GiB; None means half of the
+    free memory.
     """
     most = max_memory if max_memory is not None else _SHARE * free_memory() / 2**30
     _tell("limit", f"{timeout} {most} {what}")
 
 
 def progressed() -> None:
-    """Tell the parent that the work goes on."""
+    """Signal progress to the parent, which restarts the timeout."""
     _tell("progress", "")
 
 
-def complained() -> None:
-    """Tell the parent that the user knows why this process ends."""
-    _tell("complained", "")
+def reported_error() -> None:
+    """Tell the parent that this process has already printed its error message."""
+    _tell("reported_error", "")
 
 
 def unfinished(path: Path) -> None:
-    """Tell the parent of a temporary file or folder, which it removes if this process is ended."""
+    """Register a temporary file or folder, which the parent removes after this process ends."""
     _tell("unfinished", str(path))
 
 
@@ -76,9 +77,9 @@ def _tell(kind: str, text: str) -> None:
 def supervised(command: Callable[[], None]) -> int:
     """Run `command` in a child process, and return its exit code.
 
-    In the child this does not return.
+    In the child process this function does not return.
     """
-    # A signal waits until there is somebody to clean up after it.
+    # Signals are blocked until the handlers that clean up are installed.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     read_end, write_end = os.pipe()
     folder = tempfile.mkdtemp(prefix="segdeploy.")
@@ -109,18 +110,18 @@ def _become_child(parent: int, write_end: int, folder: str) -> None:
 
 
 def heeded_signals() -> list[signal.Signals]:
-    """The signals that end a command; not those that `nohup` or a shell has it ignore."""
+    """Return the signals that end a command, except those that `nohup` or the shell ignores."""
     return [one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
 
 
 def end_with_parent() -> None:
-    """End this process when its parent ends, however that happens (Linux, `prctl`)."""
+    """Let the kernel kill this process when its parent ends for any reason (Linux, `prctl`)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Watch:
-    """The parent's view of its child: what the child said, and how it ends."""
+    """The parent's view of its child: received messages, limits and exit code."""
 
     def __init__(self, child: int, read_end: int):
         self._child, self._read_end = child, read_end
@@ -132,18 +133,18 @@ class _Watch:
         self._forwards = False
         self._left: list[Path] = []
         self._reason: str | None = None
-        self._has_complained = False
+        self._has_reported = False
         for one in heeded_signals():
             signal.signal(one, self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._stopped is None:
             self._stopped = time.monotonic()
-            # A terminal interrupts both processes; another sender may mean the parent alone.
+            # A terminal signals both processes. Another sender may signal only the parent.
             self._forwards = True
 
     def wait(self) -> int:
-        """Wait for the child's end, and return the exit code for the user."""
+        """Wait until the child ends, and return the exit code for the user."""
         looked = time.monotonic()
         while True:
             done, status = os.waitpid(self._child, os.WNOHANG)
@@ -152,7 +153,7 @@ class _Watch:
                 return self._code(status)
             self._read(_STEP)
             now = time.monotonic()
-            if now - looked > _ASLEEP:  # stopped by Ctrl-Z, as the child was
+            if now - looked > _ASLEEP:  # Ctrl-Z suspended this process and the child
                 self._moved += now - looked
             looked = now
             self._enforce()
@@ -173,8 +174,8 @@ class _Watch:
         if kind == "limit":
             timeout, most, self._what = text.split(" ", 2)
             self._timeout, self._most = float(timeout), float(most) * 2**30
-        elif kind == "complained":
-            self._has_complained = True
+        elif kind == "reported_error":
+            self._has_reported = True
         elif kind == "unfinished":
             self._left.append(Path(text))
 
@@ -188,13 +189,13 @@ class _Watch:
                 self._end("interrupted; nothing was left half-written")
         elif now - self._moved > self._timeout:
             self._end(
-                f"{self._what}: did not come further in {self._timeout:g} s, and was ended; give "
-                "more time with --timeout, or another file"
+                f"{self._what}: made no progress in {self._timeout:g} s and was stopped; raise the "
+                "limit with --timeout, or give another file"
             )
         elif self._most < float("inf") and (taken := _memory_of(self._child)) > self._most:
             self._end(
-                f"{self._what}: took {taken / 2**30:.1f} GiB of memory, and was ended; the "
-                f"limit is {self._most / 2**30:.1f} GiB: raise it with --max-memory, or give "
+                f"{self._what}: used {taken / 2**30:.1f} GiB of memory and was stopped; the "
+                f"limit is {self._most / 2**30:.1f} GiB; raise it with --max-memory, or give "
                 "smaller images or another file"
             )
 
@@ -207,21 +208,21 @@ class _Watch:
     def _code(self, status: int) -> int:
         os.close(self._read_end)
         code = os.waitstatus_to_exitcode(status)
-        for path in self._left:  # what was finished has its own name by now
+        for path in self._left:  # finished files were renamed before
             _remove(path)
         if code >= 0 and self._reason is None:
             return code
         if self._stopped is not None:
-            told = self._reason or "interrupted"
-            return INTERRUPTED if self._has_complained else _complain(told, INTERRUPTED)
+            message = self._reason or "interrupted"
+            return INTERRUPTED if self._has_reported else _print_error(message, INTERRUPTED)
         if self._reason is not None:
-            return _complain(self._reason, _BAD_INPUT)
+            return _print_error(self._reason, _BAD_INPUT)
         name = signal.Signals(-code).name
         where = f"{self._what}: " if self._what else ""
         guess = "the system may be out of memory" if name == "SIGKILL" else (
             "a library crashed on this input; `segdeploy inspect` and ONNX's checker may say more"
         )  # fmt: skip
-        return _complain(f"{where}the process ended by {name}: {guess}", _BAD_INPUT)
+        return _print_error(f"{where}the process was killed by {name}: {guess}", _BAD_INPUT)
 
 
 def _remove(path: Path) -> None:
@@ -231,13 +232,13 @@ def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock that another run holds now
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if another run holds it
             path.unlink()
         finally:
             os.close(handle)
 
 
-def _complain(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print(f"error: {escaped(message)}", file=sys.stderr)
     return code
 
@@ -248,7 +249,7 @@ def _send(process: int, number: int) -> None:
 
 
 def _family(process: int) -> list[int]:
-    """A process and all those that it started, parents first."""
+    """Return the ids of a process and all its descendants, parents first."""
     found = [process]
     for one in found:
         with contextlib.suppress(OSError):
@@ -258,7 +259,7 @@ def _family(process: int) -> list[int]:
 
 
 def _memory_of(process: int) -> float:
-    """Bytes of memory of a process and those that it started, without files that are mapped."""
+    """Return the memory of a process and its descendants in bytes, without mapped files."""
     total = 0.0
     for one in _family(process):
         with contextlib.suppress(OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Everything that is PyTorch: layers, architectures, data sets, metrics, training.
+"""Networks and their data: layers, architectures, data sets, metrics, training (PyTorch).
 
-The public names are imported on first use: `from segdeploy.models import DeepLabV3` loads torch,
+Public names are imported on first use. `from segdeploy.models import DeepLabV3` loads torch.
 `from segdeploy.models import open_dataset` does not.
 """
 

@@ -1,4 +1,4 @@
-"""Random crops, scales, flips, rotations and colours that move picture and mask together."""
+"""Random augmentation of training frames, with one geometric transform for image and mask."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LARGEST_SCALE = 32
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to a frame; `crop` and the network's `size` are (H, W).
+    """Random augmentation of a training frame; `crop` and the network's `size` are (H, W).
 
-    The frame is scaled to `size` times a factor drawn from `scale` (its own aspect is kept), turned
-    by up to `rotation` degrees, and a random `crop` is taken; what lies outside the frame is the
-    mean colour in the picture and `ignore_index` in the mask. `colour`, 0 to 1, is the strength of
-    changes of brightness, contrast and saturation.
+    The frame is scaled to fit `size` times a random factor from `scale`, with its aspect ratio
+    kept. The frame is then rotated by up to `rotation` degrees, and a random `crop` is taken.
+    Pixels outside the frame get the mean color in the image and `ignore_index` in the mask.
+    `color`, 0 to 1, is the strength of the changes of brightness, contrast and saturation.
     """
 
     crop: tuple[int, int]
@@ -32,7 +32,7 @@ class Augmentation:
     horizontal_flip: bool = True
     vertical_flip: bool = False
     rotation: float = 0.0
-    colour: float = 0.0
+    color: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -41,14 +41,15 @@ class Augmentation:
         if high > _LARGEST_SCALE or math.prod(self.crop) > MAX_PIXELS:
             raise ModelInputError(
                 f"scale up to {high} and crop {self.crop[0]}x{self.crop[1]}: a scale above "
-                f"{_LARGEST_SCALE} or a crop of more than {MAX_PIXELS} pixels is no use; lower it"
+                f"{_LARGEST_SCALE} or a crop of more than {MAX_PIXELS} pixels is not supported; "
+                "lower it"
             )
 
 
 class _RandomScale(v2.Transform):  # type: ignore[misc]
     """Scale a frame to fit `size` (H, W), times a random factor.
 
-    Not torchvision's ScaleJitter, which takes the target as (W, H) and can scale to nothing.
+    torchvision's ScaleJitter is not used: it takes the target as (W, H) and can scale to size 0.
     """
 
     def __init__(self, size: tuple[int, int], factors: tuple[float, float]):
@@ -68,7 +69,7 @@ class _RandomScale(v2.Transform):  # type: ignore[misc]
 
 
 class Augment:
-    """Applies an `Augmentation` to `(3, H, W) uint8` pictures and `(H, W) uint8` masks."""
+    """Applies an `Augmentation` to `(3, H, W) uint8` images and `(H, W) uint8` masks."""
 
     def __init__(
         self,
@@ -93,12 +94,12 @@ class Augment:
             steps.append(v2.RandomHorizontalFlip())
         if wanted.vertical_flip:
             steps.append(v2.RandomVerticalFlip())
-        if wanted.colour:
-            strength = wanted.colour
+        if wanted.color:
+            strength = wanted.color
             steps.append(v2.ColorJitter(strength, strength, strength))
         self._transform = v2.Compose(steps)
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment one frame; picture and mask come out `wanted.crop` large, uint8."""
-        picture, labels = self._transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
-        return picture.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor)
+        """Augment one frame; the returned image and mask are uint8, of the size of the crop."""
+        moved, labels = self._transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        return moved.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor)

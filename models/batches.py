@@ -1,4 +1,4 @@
-"""Batches of augmented frames: the same for a seed, whatever the workers and processes."""
+"""Batches of augmented frames, reproducible for any number of workers and processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from segdeploy.models.errors import ModelInputError, first_line
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures `(N, 3, H, W) uint8`, masks `(N, H, W) uint8`, and the frames' names."""
+    """Images `(N, 3, H, W) uint8`, masks `(N, H, W) uint8`, and the frames' names."""
 
     images: Tensor
     masks: Tensor
@@ -38,19 +38,19 @@ def epoch_loader(
     epoch: int,
     workers: int,
 ) -> DataLoader[Any]:
-    """The batches of one epoch, in an order drawn from `(seed, epoch)`.
+    """Return the batches of one epoch, in an order drawn from `(seed, epoch)`.
 
-    Each is a `Batch`, or the error of a frame that cannot be used. `batch_size` counts the frames
-    of all processes together; this process gets its share of each batch. An incomplete last batch
-    is left out: one image would leave BatchNorm without a variance.
+    The loader yields a `Batch`, or the error of a frame that cannot be used. `batch_size` counts
+    the frames of all processes together; each process gets an equal share of the batch. An
+    incomplete last batch is dropped, because BatchNorm has no variance for a single image.
 
     Raises:
-        ModelInputError: if the batch cannot be shared equally.
+        ModelInputError: if a batch cannot be divided equally among the processes.
     """
     if batch_size % world_size():
         raise ModelInputError(
-            f"--batch-size {batch_size} cannot be shared by {world_size()} processes; "
-            "give a multiple"
+            f"--batch-size {batch_size} cannot be divided among {world_size()} processes; "
+            "give a multiple of the number of processes"
         )
     return DataLoader(
         _Crops(frames, augment, seed),
@@ -61,13 +61,14 @@ def epoch_loader(
 
 
 class _Shares(Sampler[list[_Key]]):
-    """This process's part of each batch of an epoch, as `(epoch, frame)` keys."""
+    """Sampler of this process's share of each batch of an epoch, as `(epoch, frame)` keys."""
 
     def __init__(self, count: int, batch_size: int, seed: int, epoch: int):
         self._batch_size = min(batch_size, count // world_size() * world_size())
         if self._batch_size == 0:
             raise ModelInputError(
-                f"training: {count} frames cannot be shared by {world_size()} processes"
+                f"training: {count} frames are too few for {world_size()} processes; "
+                "add frames or start fewer processes"
             )
         self._epoch = epoch
         generator = torch.Generator().manual_seed(_mixed(seed, epoch))
@@ -83,7 +84,7 @@ class _Shares(Sampler[list[_Key]]):
 
 
 class _Crops(Dataset[_Crop | ModelInputError]):
-    """Augmented frames; what is drawn depends on `(seed, epoch, frame)` alone."""
+    """Augmented frames; the random draws depend only on `(seed, epoch, frame)`."""
 
     def __init__(self, frames: Sequence[Frame], augment: Augment, seed: int):
         self._frames = frames
@@ -102,19 +103,19 @@ class _Crops(Dataset[_Crop | ModelInputError]):
             return error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mixed(self._seed, epoch, index))
-            picture = torch.from_numpy(image).permute(2, 0, 1)
+            pixels = torch.from_numpy(image).permute(2, 0, 1)
             try:
-                crop, labels = self._augment(picture, torch.from_numpy(mask))
+                crop, labels = self._augment(pixels, torch.from_numpy(mask))
             except RuntimeError as error:
                 return ModelInputError(
                     f"{frame.image}: cannot be scaled and cropped ({first_line(error)}); "
-                    "change --scale or --crop, or take the frame out"
+                    "change --scale or --crop, or remove the frame"
                 )
         return crop, labels, frame.name
 
 
 def _batch(items: list[_Crop | ModelInputError]) -> Batch | ModelInputError:
-    # A worker process would wrap an exception in its traceback, so a bad frame travels as a value.
+    # A DataLoader worker would wrap an exception in its traceback, so errors are passed as values.
     crops = []
     for item in items:
         if isinstance(item, ModelInputError):
@@ -125,7 +126,7 @@ def _batch(items: list[_Crop | ModelInputError]) -> Batch | ModelInputError:
 
 
 def _mixed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers (the multiplicative hash of FNV-1a)."""
+    """Return a 63-bit seed from several numbers (the multiplicative hash of FNV-1a)."""
     value = 0xCBF29CE484222325
     for number in numbers:
         value = ((value ^ number) * 0x100000001B3) % 2**64

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files whose header carries the contract; `.pth` as plain weights."""
+"""Checkpoints: safetensors files with the contract in the header, and `.pth` state dicts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from segdeploy.models.errors import ModelInputError, first_line
 
-# Heads that only training uses: present in a published file, absent from our network, or not.
+# Auxiliary heads are used in training only. A published file may hold them although the network
+# has none.
 _TRAINING_ONLY = ("aux_classifier.",)
 _PICKLED = (".pth", ".pt")
-# Where training frameworks keep the state dict in a file that holds more, the first that is there.
+# Keys under which training frameworks store the state dict, in order of preference.
 _ENVELOPES = (
     "state_dict",
     "model_state_dict",
@@ -36,12 +37,12 @@ _SHOWN = 3
 
 
 def to_bytes(module: nn.Module, metadata: Mapping[str, str]) -> bytes:
-    """Serialise a module's state dict as a safetensors file with `metadata` in its header."""
+    """Serialize a module's state dict as a safetensors file with `metadata` in its header."""
     # Cloned, because safetensors refuses tied weights, which share their memory.
     state = {
         key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()
     }
-    data: bytes = serialise(state, metadata=dict(metadata))
+    data: bytes = serialize(state, metadata=dict(metadata))
     return data
 
 
@@ -52,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     `weights_only=True`.
 
     Raises:
-        ModelInputError: if the file is no safetensors or no plain state dict.
+        ModelInputError: if the file is neither safetensors nor a plain state dict.
     """
     if path.suffix in _PICKLED:
         return _read_pth(path)
@@ -61,10 +62,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read a checkpoint's header; a `.pth` file has none.
+    """Read the metadata in a checkpoint's header; empty for a `.pth` file.
 
     Raises:
-        ModelInputError: if the file is no safetensors.
+        ModelInputError: if the file is not safetensors.
     """
     if path.suffix in _PICKLED:
         return {}
@@ -93,7 +94,7 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors, and loading it could run code; "
             "save the state dict alone: torch.save(model.state_dict(), FILE)"
         ) from error
-    except Exception as error:  # the many ways in which foreign bytes fail to load
+    except Exception as error:  # torch.load raises many types on a damaged file
         raise ModelInputError(
             f"{path}: cannot be read as a PyTorch file ({first_line(error)})"
         ) from error
@@ -107,10 +108,10 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_torchscript(path: Path) -> None:
-    """Refuse an archive with code, as `torch.jit.save` writes it.
+    """Refuse a TorchScript archive (from `torch.jit.save`), which holds code.
 
     Raises:
-        ModelInputError: if the file is one.
+        ModelInputError: if the file is a TorchScript archive.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -118,17 +119,17 @@ def refuse_torchscript(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             holds_code = any("/code/" in name for name in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError):
-        return  # damaged, which whoever reads it will say
+        return  # damaged; loading the file reports the error
     if holds_code:
         raise ModelInputError(
-            f"{path}: is a TorchScript module, whose code cannot be proven here; give the "
-            "nn.Module that it was made from (package.module:factory), and its state dict as "
+            f"{path}: is a TorchScript module, whose code cannot be verified; give the "
+            "nn.Module that it was made from (package.module:factory), and its state dict with "
             "--weights"
         )
 
 
 def _state_dict(loaded: Any, depth: int = 2) -> dict[str, Tensor] | None:
-    """The state dict that a file holds, as it is or inside a usual key of a dict."""
+    """Return the state dict in a loaded object: the object itself, or under one of `_ENVELOPES`."""
     if not isinstance(loaded, dict):
         return None
     if loaded and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
@@ -144,21 +145,21 @@ def _state_dict(loaded: Any, depth: int = 2) -> dict[str, Tensor] | None:
 def load_weights(
     module: nn.Module, state: Mapping[str, Tensor], source: str, architecture: str
 ) -> list[str]:
-    """Put `state` into `module`, strictly, and refuse weights that are not finite.
+    """Load `state` into `module` strictly, and refuse weights that are not finite.
 
-    A prefix that stands before the keys (`model.`, `net.`, `_orig_mod.`, `module.`) is taken off,
-    and auxiliary heads of torchvision's networks are left out where the module has none. Returns
-    what was done so, a sentence each.
+    A prefix of the keys (`model.`, `net.`, `_orig_mod.`, `module.`) is removed. Auxiliary heads of
+    torchvision's networks are skipped if the module has none. Returns notes about a removed prefix
+    and about keys without it, one sentence each.
 
     Raises:
-        ModelInputError: naming the first missing, surplus or misshaped keys, or the tensor that
-            holds NaN or infinity.
+        ModelInputError: naming the first missing keys, surplus keys and keys of another shape, or
+            the tensor that holds NaN or infinity.
     """
     wanted = module.state_dict()
     notes = []
     prefix = _prefix(wanted, state, source)
     if prefix:
-        notes.append(f"{source}: the prefix {prefix} was taken off its keys")
+        notes.append(f"{source}: the prefix {prefix} was removed from the keys")
         others = [key for key in state if not key.startswith(prefix)]
         if others:
             notes.append(f"{source}: {_listed('left out', others)[0]}, which lack that prefix")
@@ -173,7 +174,7 @@ def load_weights(
         if value.layout != torch.strided or value.is_meta or not same_kind:
             raise ModelInputError(
                 f"{source}: tensor {key} is {value.dtype}, {value.layout} on {value.device}, which "
-                "cannot be a weight here; save plain dense tensors of the network's own types"
+                "cannot be loaded here; save dense tensors with the network's own dtypes"
             )
     problems = [
         *_listed("missing", [key for key in wanted if key not in given]),
@@ -198,10 +199,12 @@ def load_weights(
 
 
 def _prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> str:
-    """What stands before the keys of `state`, so that every key of `wanted` is there behind it.
+    """Return the prefix under which `state` holds every key of `wanted`.
+
+    If no prefix fits, return the first component that all keys share, or an empty string.
 
     Raises:
-        ModelInputError: if several do, as in a file of two networks.
+        ModelInputError: if several prefixes fit, as in a file of two networks.
     """
     first = next((key for key in wanted if key not in state), None)
     if first is None:
@@ -215,7 +218,7 @@ def _prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: s
         )
     if fitting:
         return fitting[0]
-    # None fits: off with what all keys share, so that the others are told by their own names.
+    # No prefix fits. Remove the shared component, so that the error names the keys without it.
     shared = {key.partition(".")[0] for key in state}
     common = f"{shared.pop()}." if len(shared) == 1 else ""
     return common if any(key.removeprefix(common) in wanted for key in state) else ""
@@ -235,8 +238,8 @@ def check_finite(module: nn.Module, source: str) -> None:
     """Refuse a network whose weights are not finite float32 numbers.
 
     Raises:
-        ModelInputError: naming the first tensor that holds NaN or infinity, has another float type
-            or, in a lazy layer, no shape yet.
+        ModelInputError: naming the first tensor that holds NaN or infinity, has another float type,
+            or (in a lazy layer) has no shape yet.
     """
     for key, parameter in module.named_parameters():
         if is_lazy(parameter):
@@ -245,8 +248,8 @@ def check_finite(module: nn.Module, source: str) -> None:
             )
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise ModelInputError(
-                f"{source}: parameter {key} is {parameter.dtype}; give a float32 network, lower "
-                "precision is chosen later"
+                f"{source}: parameter {key} is {parameter.dtype}; give a float32 network (the "
+                "precision is lowered later)"
             )
     for key, value in module.state_dict().items():
         if _is_float(value) and not torch.isfinite(value).all():

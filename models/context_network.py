@@ -1,4 +1,4 @@
-"""Yu and Koltun's context network, and their VGG-16 front end with it."""
+"""Context network and dilated VGG-16 front end of Yu and Koltun (arXiv 1511.07122)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _WIDTHS = {
 
 
 class ContextNetwork(nn.Module):
-    """Multi-scale context aggregation by eight layers (arXiv 1511.07122, table 1).
+    """Multi-scale context aggregation with eight layers (arXiv 1511.07122, table 1).
 
-    Seven 3x3 convolutions with dilations 1, 1, 2, 4, 8, 16, 1, each truncated at zero, and a 1x1
-    convolution: receptive field 67x67. `kind` is `basic` (C channels throughout) or `large` (2C to
-    32C). Zero padding keeps the size of the map.
+    Seven 3x3 convolutions with dilations 1, 1, 2, 4, 8, 16, 1, each followed by a ReLU, and a 1x1
+    convolution. The receptive field is 67x67. `kind` is `basic` (C channels throughout) or `large`
+    (2C to 32C). Zero padding keeps the size of the feature map.
 
-    Freshly made, the basic network is the identity behind a ReLU, and the large one nearly is
-    (equations 4 and 5): training starts from the front end's own prediction.
+    At initialization the basic network is the identity on non-negative inputs (a ReLU), and the
+    large network nearly is (equations 4 and 5). Training therefore starts from the prediction of
+    the front end.
 
     Shape: `(N, channels, H, W)` to `(N, channels, H, W)`.
     """
@@ -44,7 +45,7 @@ class ContextNetwork(nn.Module):
                 padding=dilation * (kernel // 2),
                 dilation=dilation,
             )
-            identity_initialise(conv, channels)
+            identity_initialize(conv, channels)
             layers += [conv] if last else [conv, nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
 
@@ -53,13 +54,13 @@ class ContextNetwork(nn.Module):
         return out
 
 
-def identity_initialise(conv: nn.Conv2d, channels: int) -> None:
-    """Let a layer pass its input on (arXiv 1511.07122, equations 4 and 5).
+def identity_initialize(conv: nn.Conv2d, channels: int) -> None:
+    """Initialize a layer to pass its input on (arXiv 1511.07122, equations 4 and 5).
 
-    Input map a and output map b are joined at the kernel's centre, with weight C / c_(i+1), where
-    both stand for the same one of the network's C channels; over all layers the sums multiply to
-    one. All other weights of a widened layer are noise far below that, so that its equal maps may
-    come apart; a basic layer has none.
+    The weight from input channel a to output channel b at the kernel's center is C / c_(i+1) if
+    both stand for the same one of the network's C channels. Over all layers these sums multiply to
+    one. All other weights of a widened layer are much smaller noise, so that training can separate
+    its equal channels. A basic layer has no noise.
     """
     wide_in, wide_out = conv.in_channels, conv.out_channels
     joined = (
@@ -73,23 +74,23 @@ def identity_initialise(conv: nn.Conv2d, channels: int) -> None:
         else:
             conv.weight.normal_(0, 1e-4 * channels / wide_out)
         middle = conv.kernel_size[0] // 2
-        centre = conv.weight[:, :, middle, middle]
-        centre[joined] = share
+        center = conv.weight[:, :, middle, middle]
+        center[joined] = share
         if conv.bias is not None:
             conv.bias.zero_()
 
 
 class DilatedVGGFrontEnd(nn.Module):
-    """VGG-16 turned into a dense predictor, with or without a context network.
+    """VGG-16 as a dense predictor, with an optional context network.
 
-    Section 4 of arXiv 1511.07122: pool4 and pool5 removed, the layers behind them dilated by 2 and
-    4; fc6 becomes a 7x7 convolution with dilation 4, fc7 and the classifier 1x1 convolutions. The
-    logits, at output stride 8, are upsampled to the input's size.
+    Section 4 of arXiv 1511.07122: pool4 and pool5 are removed, and the layers after them are
+    dilated by 2 and 4. fc6 becomes a 7x7 convolution with dilation 4. fc7 and the classifier become
+    1x1 convolutions. The logits have output stride 8 and are upsampled to the input size.
 
-    `context` is `none`, `basic` or `large`; `width` is the channels of VGG's first block, `hidden`
-    those of fc6 and fc7.
+    `context` is `none`, `basic` or `large`. `width` is the number of channels of VGG's first block,
+    and `hidden` that of fc6 and fc7.
 
-    Shape: `(N, 3, H, W)` normalised float to logits `(N, num_classes, H, W)`.
+    Shape: `(N, 3, H, W)` normalized float to logits `(N, num_classes, H, W)`.
     """
 
     def __init__(

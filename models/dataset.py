@@ -1,7 +1,7 @@
-"""The data-set format that every command reads, and the one way to write it.
+"""Read and write data sets, in the format of all segdeploy commands.
 
-A folder with `dataset.json` (`classes`, `palette`, `ignore_index`, `splits`) and, for every split,
-`SPLIT/images/NAME.{jpg,png}` with `SPLIT/masks/NAME.png` (one class id a pixel).
+A data set is a folder with `dataset.json` (`classes`, `palette`, `ignore_index`, `splits`). Every
+split has `SPLIT/images/NAME.{jpg,png}` and `SPLIT/masks/NAME.png` (one class id per pixel).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class Frame:
-    """One labelled picture of a data set."""
+    """One labeled image of a data set."""
 
     name: str
     image: Path
@@ -42,7 +42,7 @@ class Frame:
         """Refuse an image without a mask.
 
         Raises:
-            ModelInputError: if the mask is no file.
+            ModelInputError: if the mask is missing or not a file.
         """
         if not self.mask.is_file():
             raise ModelInputError(
@@ -62,14 +62,14 @@ class Frame:
         """Read `(image (H, W, 3) uint8 RGB, mask (H, W) uint8)`.
 
         Raises:
-            ModelInputError: for a file that cannot be used, or a mask of another size.
+            ModelInputError: for a file that cannot be used, or if image and mask differ in size.
         """
         image = read_image(self.image)
         mask = self.read_mask()
         if image.shape[:2] != mask.shape:
             raise ModelInputError(
                 f"{self.mask}: the mask is {mask.shape[0]}x{mask.shape[1]} (HxW), its image "
-                f"{image.shape[0]}x{image.shape[1]}; they must have one size"
+                f"{image.shape[0]}x{image.shape[1]}; they must have the same size"
             )
         return image, mask
 
@@ -80,10 +80,10 @@ Listing = Callable[[str], list[tuple[Path, Path]]]
 
 @dataclass(frozen=True)
 class DataSet:
-    """Labelled frames in splits; they are read when asked for.
+    """Labeled frames in splits; the files are read on access.
 
-    `listing` finds a split's files; `lookup` turns the ids in its masks into classes, if they
-    differ.
+    `listing` lists the files of a split. `lookup` maps the ids in the mask files to class ids, if
+    the two differ.
     """
 
     root: Path
@@ -95,7 +95,7 @@ class DataSet:
     lookup: bytes | None = None
 
     def frames(self, split: str, limit: int | None = None) -> list[Frame]:
-        """List a split's frames by name, the first `limit` of them.
+        """Return a split's frames in order of name, at most the first `limit`.
 
         Raises:
             ModelInputError: for an unknown or empty split, or an image without a mask.
@@ -106,7 +106,7 @@ class DataSet:
         return frames
 
     def listed(self, split: str) -> list[Frame]:
-        """List a split's frames by name, also those whose mask is missing.
+        """Return a split's frames in order of name, including frames without a mask.
 
         Raises:
             ModelInputError: for an unknown or empty split.
@@ -123,18 +123,18 @@ class DataSet:
 
 def _list_folder(root: Path, split: str) -> list[tuple[Path, Path]]:
     folder = root / split / "images"
-    images = pictures_in(folder)
+    images = images_in(folder)
     if not images:
         raise ModelInputError(f"{folder}: the split is empty; put .jpg or .png images there")
     return [(image, _mask_of(image, root / split / "masks")) for image in images]
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The JPEG and PNG files of a folder, sorted by name.
+def images_in(folder: Path) -> list[Path]:
+    """Return the JPEG and PNG files of a folder, sorted by name.
 
     Raises:
-        ModelInputError: if the folder is missing or cannot be read, or two files have one stem:
-            they would share a mask, and their results one name.
+        ModelInputError: if the folder is missing or cannot be read, or if two files have one stem.
+            Such files would share a mask and the name of their results.
     """
     try:
         names = [Path(entry.name) for entry in os.scandir(folder)]
@@ -147,7 +147,7 @@ def pictures_in(folder: Path) -> list[Path]:
     for name in found:
         if name.stem in by_stem:
             raise ModelInputError(
-                f"{folder}: holds {by_stem[name.stem]} and {name}, two images of one name; "
+                f"{folder}: holds {by_stem[name.stem]} and {name}, two images of the same name; "
                 "rename or remove one"
             )
         by_stem[name.stem] = name
@@ -160,7 +160,10 @@ def _mask_of(image: Path, folder: Path) -> Path:
 
 
 def masks_without_image(dataset: DataSet, split: str) -> list[Path]:
-    """Masks of a split that no image goes with; public data sets share folders, and have none."""
+    """Return the masks of a split without an image.
+
+    The result is empty for a public data set, whose splits share folders.
+    """
     if not (dataset.root / "dataset.json").is_file():
         return []
     used = {frame.mask for frame in dataset.listed(split)}
@@ -172,8 +175,8 @@ def open_dataset(root: Path) -> DataSet:
     """Open the data set `root`: a folder with `dataset.json`, `voc:FOLDER` or `cityscapes:FOLDER`.
 
     Raises:
-        ModelInputError: if it is missing, `dataset.json` is no JSON, or a field of it is missing or
-            senseless.
+        ModelInputError: if the data set is missing, or `dataset.json` is not JSON or lacks a valid
+            field.
     """
     kind, colon, folder = str(root).partition(":")
     if colon and kind in ("voc", "cityscapes"):
@@ -202,11 +205,11 @@ def open_dataset(root: Path) -> DataSet:
         and not any(set(v) & set("/\\") for v in described["splits"])
         and not {".", ".."} & set(described["splits"]),
     )
-    colours = described.get("palette")
+    colors = described.get("palette")
     palette = field(
         "palette",
         f"one [red, green, blue] of 0 to 255 for each of the {len(classes)} classes",
-        isinstance(colours, list) and len(colours) == len(classes) and all(map(_is_rgb, colours)),
+        isinstance(colors, list) and len(colors) == len(classes) and all(map(_is_rgb, colors)),
     )
     index = described.get("ignore_index")
     ignore_index = field(
@@ -232,7 +235,7 @@ def _is_rgb(value: object) -> bool:
     )
 
 
-LabelledImages = Iterable[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]
+LabeledImages = Iterable[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]
 
 
 def write_dataset(
@@ -241,15 +244,15 @@ def write_dataset(
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
     ignore_index: int,
-    splits: Mapping[str, LabelledImages],
+    splits: Mapping[str, LabeledImages],
 ) -> Iterator[str]:
-    """Write `(name, image, mask)` triples as a new data set; yields each name when written.
+    """Write `(name, image, mask)` triples as a new data set, and yield each name once written.
 
-    The folder appears under its own name only when it is whole.
+    The folder appears under its own name only when the data set is complete.
 
     Raises:
         ModelInputError: if `root` exists, or its parent does not.
-        OSError: if the disk is full; nothing stays.
+        OSError: if the disk is full; no part of the data set remains.
     """
     if root.exists() or root.is_symlink():
         raise ModelInputError(f"{root}: already exists; give a new folder or remove it")
@@ -262,13 +265,13 @@ def write_dataset(
             for folder in ("images", "masks"):
                 (unfinished / split / folder).mkdir(parents=True)
             for name, image, mask in frames:
-                picture = encoded(image, "JPEG", quality=92, subsampling=0)
-                write_atomically(unfinished / split / "images" / f"{name}.jpg", picture)
+                data = encoded(image, "JPEG", quality=92, subsampling=0)
+                write_atomically(unfinished / split / "images" / f"{name}.jpg", data)
                 write_atomically(unfinished / split / "masks" / f"{name}.png", encoded(mask, "PNG"))
                 yield name
         described = {
             "classes": list(classes),
-            "palette": [list(colour) for colour in palette],
+            "palette": [list(color) for color in palette],
             "ignore_index": ignore_index,
             "splits": list(splits),
         }

@@ -1,4 +1,4 @@
-"""Reading a whole data set once, to say everything that is wrong with it and what it holds."""
+"""Check of a whole data set: read every frame once, count its pixels and list all problems."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segdeploy.models.errors import ModelInputError
 
 @dataclass
 class SplitCheck:
-    """What one split holds: pixels a class and ignored, frames a size (H, W), and its problems."""
+    """Result of one split: pixels per class, ignored pixels, frames per size (H, W), problems."""
 
     split: str
     pixels: NDArray[np.int64]
@@ -25,12 +25,12 @@ class SplitCheck:
 
     @property
     def frames(self) -> int:
-        """Frames that can be used."""
+        """Number of usable frames."""
         return self.sizes.total()
 
 
 def check_split(dataset: DataSet, split: str, result: SplitCheck) -> Iterator[tuple[int, int]]:
-    """Read every frame of a split into `result`; yields `(done, total)` after each."""
+    """Read every frame of a split into `result`, and yield `(done, total)` after each frame."""
     try:
         frames = dataset.listed(split)
     except ModelInputError as error:

@@ -1,4 +1,4 @@
-"""DeepLab v2: atrous spatial pyramid pooling fused by a sum."""
+"""DeepLab v2: atrous spatial pyramid pooling (ASPP) with summed branches."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ASPP_L = (6, 12, 18, 24)
 
 
 class DeepLabV2VGG16(nn.Module):
-    """VGG-16 with a large field of view, or with ASPP (arXiv 1606.00915, section 3.2, figure 7).
+    """VGG-16 with LargeFOV or ASPP (arXiv 1606.00915, section 3.2, figure 7).
 
-    Each rate has its own fc6 (3x3, atrous), fc7 and fc8 (1x1); their scores are summed. One rate,
-    12, is LargeFOV; `ASPP_S` and `ASPP_L` are the paper's two pyramids.
+    Each rate has its own branch of fc6 (3x3, atrous), fc7 and fc8 (1x1). The scores of the branches
+    are summed. The single rate 12 is LargeFOV. `ASPP_S` and `ASPP_L` are the paper's two pyramids.
 
-    Shape: `(N, 3, H, W)` normalised float to logits `(N, num_classes, H, W)`.
+    Shape: `(N, 3, H, W)` normalized float to logits `(N, num_classes, H, W)`.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class DeepLabV2VGG16(nn.Module):
 
 
 class DeepLabV2ResNet101(nn.Module):
-    """ResNet-101 at output stride 8 under an ASPP of four classifiers (arXiv 1606.00915, sec. 4).
+    """ResNet-101 at output stride 8 with an ASPP of four classifiers (arXiv 1606.00915, sec. 4).
 
-    The fourth and fifth stage are dilated by 2 and 4 instead of subsampling. Each rate has a 3x3
-    classifier on the 2048 channels, and the scores are summed.
+    The fourth and fifth stages are dilated by 2 and 4 instead of subsampling. Each rate has a 3x3
+    classifier on the 2048 channels, and the scores of the classifiers are summed.
 
-    Shape: `(N, 3, H, W)` normalised float to logits `(N, num_classes, H, W)`.
+    Shape: `(N, 3, H, W)` normalized float to logits `(N, num_classes, H, W)`.
     """
 
     def __init__(self, num_classes: int, *, rates: Sequence[int] = ASPP_L):

@@ -14,10 +14,10 @@ class DeepLabV3(nn.Module):
     """Backbone with dilations 1, 2, 4; ASPP; 1x1 classifier; bilinear upsampling.
 
     Chen et al. 2017 (arXiv 1706.05587), figure 5, on three residual blocks instead of a ResNet.
-    `width` is the number of channels of the first block (64 in the original); the others follow.
-    `stride` subsamples in the first block.
+    `width` is the number of channels of the first block (64 in the original). The other widths are
+    multiples of `width`. `stride` is the stride of the first block.
 
-    Shape: `(N, 3, H, W)` normalised float to logits `(N, num_classes, H, W)`.
+    Shape: `(N, 3, H, W)` normalized float to logits `(N, num_classes, H, W)`.
     """
 
     def __init__(self, num_classes: int, *, width: int = 64, stride: int = 1):
@@ -32,13 +32,14 @@ class DeepLabV3(nn.Module):
 
 
 class MemoryEfficientDeepLabV3(DeepLabV3):
-    """DeepLabV3 that keeps few activations for the backward pass.
+    """DeepLabV3 that stores few activations for the backward pass.
 
-    Same attributes, state dict, outputs and gradients as `DeepLabV3`, up to rounding. The backbone
-    is checkpointed: its activations are computed again, and BatchNorm's running statistics move
-    once a step although the forward pass runs twice. The ASPP and the classifier behind it are
-    linear, so in training, too, their weights are multiplied first (`optimize` does it for good):
-    the joined map of the five branches, the largest of the network, is never made.
+    Attributes, state dict, outputs and gradients equal those of `DeepLabV3`, up to rounding. The
+    backbone is checkpointed: its activations are recomputed, and BatchNorm's running statistics are
+    updated once per step although the forward pass runs twice. The ASPP and the classifier after it
+    are linear. In training their weights are therefore multiplied first, as `optimize` does
+    permanently. The concatenated output of the five branches, the largest feature map of the
+    network, is never created.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -52,11 +53,11 @@ class MemoryEfficientDeepLabV3(DeepLabV3):
 
 
 def _linear_head(aspp: ASPP, classifier: nn.Conv2d, x: Tensor) -> Tensor:
-    """`classifier(aspp(x))`, each branch as one convolution that gives the classes directly."""
+    """Return `classifier(aspp(x))`, with each branch as one convolution to class scores."""
     combine = aspp.conv_combine
     assert combine.bias is not None
     assert classifier.bias is not None
-    with torch.autocast(x.device.type, enabled=False):  # products of weights need their precision
+    with torch.autocast(x.device.type, enabled=False):  # weight products need full precision
         last = classifier.weight.flatten(1)
         shares = (last @ combine.weight.flatten(1)).chunk(5, dim=1)
         bias = classifier.bias + last @ combine.bias
@@ -66,7 +67,7 @@ def _linear_head(aspp: ASPP, classifier: nn.Conv2d, x: Tensor) -> Tensor:
             assert branch.bias is not None
             weights.append((share @ branch.weight.flatten(1)).view(-1, *branch.weight.shape[1:]))
             bias = bias + share @ branch.bias
-    # A 1x1 map is broadcast by the sum, so it need not be resized.
+    # The sum broadcasts the 1x1 feature map, so no resize is needed.
     logits = F.conv2d(aspp.pool(x), weights[4], bias)
     for branch, weight in zip(branches[:4], weights[:4], strict=True):
         logits = logits + F.conv2d(x, weight, None, 1, branch.padding, branch.dilation)

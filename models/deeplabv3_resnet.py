@@ -12,20 +12,21 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-# Rates of the pyramid; at stride 8 they double (arXiv 1706.05587, section 3.3).
+# ASPP rates by output stride; at output stride 8 the rates double (arXiv 1706.05587, section 3.3).
 _RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 
 
 def multigrid_backbone(
     build: Callable[..., ResNet], output_stride: int, multi_grid: Sequence[int]
 ) -> nn.Module:
-    """A ResNet whose last stage has the atrous rates `base * multi_grid` (arXiv 1706.05587, 3.2.1).
+    """Return a ResNet whose last stage has the atrous rates `base * multi_grid`.
 
-    The base rate is 2 at output stride 16 and 4 at 8. Gives `{"low": (N, 256, H/4, W/4),
-    "out": (N, 2048, H/s, W/s)}`.
+    See arXiv 1706.05587, section 3.2.1. The base rate is 2 at output stride 16 and 4 at output
+    stride 8. The network returns `{"low": (N, 256, H/4, W/4), "out": (N, 2048, H/s, W/s)}`.
 
     Raises:
-        ValueError: for another output stride, or not one rate a block.
+        ValueError: for an output stride other than 8 and 16, or if `multi_grid` does not have one
+            rate per block.
     """
     if output_stride not in _RATES:
         raise ValueError(f"output_stride {output_stride!r} is neither 8 nor 16")
@@ -38,7 +39,7 @@ def multigrid_backbone(
         assert isinstance(block, Bottleneck)
         rate = 32 // output_stride * unit
         block.conv2.dilation = block.conv2.padding = (rate, rate)
-        # PyTorch keeps the padding in a second place for padding modes other than zeros.
+        # PyTorch keeps a second copy of the padding for padding modes other than zeros.
         block.conv2._reversed_padding_repeated_twice = [rate] * 4
     backbone: nn.Module = IntermediateLayerGetter(network, {"layer1": "low", "layer4": "out"})
     return backbone
@@ -48,9 +49,9 @@ class DeepLabV3ResNet(nn.Module):
     """ResNet with multi-grid, ASPP with image pooling and BatchNorm, 1x1 classifier.
 
     Chen et al. 2017 (arXiv 1706.05587), section 3.3 and figure 5. The ASPP is torchvision's, which
-    adds a dropout of 0.5 behind its projection.
+    adds a dropout of 0.5 after its projection.
 
-    Shape: `(N, 3, H, W)` normalised float to logits `(N, num_classes, H, W)`.
+    Shape: `(N, 3, H, W)` normalized float to logits `(N, num_classes, H, W)`.
     """
 
     def __init__(
@@ -72,12 +73,13 @@ class DeepLabV3ResNet(nn.Module):
 
 
 class DeepLabV3PlusResNet(nn.Module):
-    """DeepLabV3's encoder under a decoder that takes the first stage's edges in.
+    """DeepLabV3's encoder with a decoder that adds the low-level features of the first stage.
 
-    Chen et al. 2018 (arXiv 1802.02611), figure 2: low-level features reduced to 48 channels, joined
-    with the upsampled pyramid, refined by two 3x3 convolutions of 256 channels.
+    Chen et al. 2018 (arXiv 1802.02611), figure 2. The low-level features are reduced to 48
+    channels, concatenated with the upsampled ASPP output, and refined by two 3x3 convolutions of
+    256 channels.
 
-    Shape: `(N, 3, H, W)` normalised float to logits `(N, num_classes, H, W)`.
+    Shape: `(N, 3, H, W)` normalized float to logits `(N, num_classes, H, W)`.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""One process or many: what `torchrun` says, and the sums that all ranks share.
+"""Distributed training: rank and world size from `torchrun`, and reductions over all ranks.
 
-Started plainly, everything here is the identity.
+Without `torchrun` there is one process, and every operation here is the identity.
 """
 
 from __future__ import annotations
@@ -19,40 +19,41 @@ from segdeploy.models.errors import ModelInputError, first_line
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return _place()[0]
 
 
 def world_size() -> int:
-    """How many processes work together."""
+    """Return the number of processes in the group."""
     return _place()[1]
 
 
 def _place() -> tuple[int, int]:
-    """Rank and number of processes, if the environment says both and where to meet.
+    """Return rank and world size from the environment, or (0, 1) for a single process.
 
-    A lone variable is left over from something else, and does not make this a part of a group.
+    The environment counts only if it also holds the master address and port. A lone variable is a
+    leftover and does not make this process part of a group.
 
     Raises:
-        ModelInputError: if they are not what `torchrun` sets.
+        ModelInputError: if the variables are not what `torchrun` sets.
     """
-    said = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
-    if None in said:
+    text = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
+    if None in text:
         return 0, 1
     try:
-        rank, processes = int(said[0] or ""), int(said[1] or "")
+        rank, processes = int(text[0] or ""), int(text[1] or "")
     except ValueError:
         rank, processes = -1, 0
     if not 0 <= rank < processes:
         raise ModelInputError(
-            f"RANK={said[0]!r} and WORLD_SIZE={said[1]!r} in the environment are not what torchrun "
+            f"RANK={text[0]!r} and WORLD_SIZE={text[1]!r} in the environment are not what torchrun "
             "sets; start the processes with torchrun, or unset them"
         )
     return rank, processes
 
 
 def device() -> torch.device:
-    """The GPU of this process if there is one, else the CPU."""
+    """Return the GPU of this process if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -60,7 +61,7 @@ def device() -> torch.device:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes (NCCL between GPUs, Gloo on CPUs), and leave them at the end."""
+    """Join the process group (NCCL between GPUs, Gloo on CPUs), and leave the group at the end."""
     if world_size() == 1 or dist.is_initialized():
         yield
         return
@@ -73,7 +74,7 @@ def process_group() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise ModelInputError(
-            "training: another of its processes has ended; what that one said is the reason "
+            "training: another process of the group has ended; see the error of that process "
             f"({first_line(error)})"
         ) from error
     finally:
@@ -81,9 +82,9 @@ def process_group() -> Iterator[None]:
 
 
 def with_shared_norms(network: nn.Module) -> nn.Module:
-    """Let BatchNorm see the whole batch, not one process's share of it.
+    """Convert BatchNorm to SyncBatchNorm, which normalizes over the batch of all processes.
 
-    SyncBatchNorm runs on GPUs alone, so on CPUs each process normalises by its own images.
+    SyncBatchNorm runs only on GPUs. On CPUs each process normalizes over its own images.
     """
     if world_size() == 1 or not torch.cuda.is_available():
         return network
@@ -92,15 +93,15 @@ def with_shared_norms(network: nn.Module) -> nn.Module:
 
 
 def parallel(network: nn.Module) -> nn.Module:
-    """Average gradients over all processes."""
+    """Wrap a network so that gradients are averaged over all processes."""
     if world_size() == 1:
         return network
-    # An auxiliary head that the loss does not use has no gradients to wait for.
+    # An auxiliary head that the loss does not use gets no gradients, and must not be waited for.
     return nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
 
 
 def share_buffers(network: nn.Module) -> None:
-    """Give all processes the first one's BatchNorm statistics, so that they hold one network."""
+    """Copy the buffers of rank 0, such as BatchNorm statistics, to all processes."""
     if world_size() == 1:
         return
     for buffer in network.buffers():
@@ -108,7 +109,7 @@ def share_buffers(network: nn.Module) -> None:
 
 
 def averaged(value: Tensor) -> Tensor:
-    """Mean of a number over all processes; no gradient flows through it."""
+    """Return the mean of a scalar over all processes, without gradients."""
     if world_size() == 1 or not dist.is_initialized():
         return value.detach()
     total = value.detach().clone()
@@ -117,7 +118,7 @@ def averaged(value: Tensor) -> Tensor:
 
 
 def summed(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum an array of counts over all processes."""
+    """Return the sum of an array of counts over all processes."""
     if world_size() == 1:
         return counts
     total = torch.from_numpy(counts.copy()).to(device())

@@ -1,8 +1,8 @@
-"""The error for bad input, and how one quotes another's."""
+"""The error for bad input, and the first line of any error's message."""
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used; the message says what, where and what to do."""
+    """Unusable input from the user; the message says what is wrong, where, and how to mend it."""
 
     exit_code = 2
 
@@ -11,6 +11,6 @@ ModelInputError = InputError
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """Return the first line of an error's message, or the error's type if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

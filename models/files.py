@@ -1,7 +1,7 @@
-"""Files as every command reads and writes them: regular files alone, whole or not at all.
+"""Safe file access for every command: regular files only, and atomic writes.
 
-Writers keep the old file until the new one is whole, so that a crash, Ctrl-C or a full disk leaves
-one or the other. A device, a FIFO or a socket is never read, and never replaced.
+The old file stays until the new file is complete. A crash, Ctrl-C or a full disk therefore leaves
+either the old or the new file. A device, a FIFO or a socket is never read and never replaced.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from segdeploy.models.errors import ModelInputError
 
 
 def check_regular(path: Path) -> Path:
-    """Refuse an input that is no regular file (through links), before anything opens it.
+    """Refuse an input that is not a regular file (links are followed), before it is opened.
 
     Opening a FIFO would wait for a writer that may never come.
 
     Raises:
-        ModelInputError: if it is missing, a folder, a FIFO, a device, a socket, or unreadable.
+        ModelInputError: if the input is missing, unreadable, a folder, FIFO, device or socket.
     """
     try:
         mode = path.stat().st_mode
@@ -38,7 +38,7 @@ def check_regular(path: Path) -> Path:
 
 
 def check_replaceable(path: Path) -> Path:
-    """The file that writing to `path` replaces, links followed; refused if it is no regular file.
+    """Return the file that writing to `path` replaces, with links followed.
 
     Raises:
         ModelInputError: for a device, a FIFO, a socket, a folder, or a loop of links.
@@ -60,7 +60,7 @@ def check_replaceable(path: Path) -> Path:
 
 
 def mark_unfinished(path: str | Path) -> None:
-    """Name a temporary file or folder to whoever removes it if this process is killed."""
+    """Report a temporary file or folder to the listeners, for removal if this process is killed."""
     for listener in unfinished_listeners:
         listener(Path(path))
 
@@ -69,31 +69,31 @@ unfinished_listeners: list[Callable[[Path], None]] = []
 
 
 def short_name(path: Path) -> str:
-    """A path's name, cut so that more may stand before and behind it (255 bytes in all)."""
+    """Return a path's name, cut to 200 bytes to leave room for a prefix and a suffix."""
     return os.fsencode(path.name)[:200].decode(errors="ignore")
 
 
 def temporary_folder(beside: Path) -> str:
-    """A new folder with a hidden name beside a file or folder, to be renamed or removed."""
+    """Create a folder with a hidden name beside a path; the caller renames or removes it."""
     folder = tempfile.mkdtemp(prefix=f".{short_name(beside)}.", dir=beside.parent)
     mark_unfinished(folder)
     return folder
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write `data`, or its pieces, to `path`: a crash leaves the old file or the new one whole.
+    """Write `data`, or its pieces, to `path`; a crash leaves either the old or the new file.
 
     Raises:
-        ModelInputError: if `path` is there and no regular file.
+        ModelInputError: if `path` exists and is not a regular file.
         OSError: if the disk is full; the old file stays.
     """
     write_together({path: data})
 
 
 def write_together(contents: Mapping[Path, bytes | Iterable[bytes]]) -> None:
-    """Write several files whole, and put them in their places one right after the other.
+    """Write several files completely, then rename them into place one after another.
 
-    Only a crash between two renames leaves some old and some new; each is whole.
+    Only a crash between two renames leaves some old and some new files. Every file is complete.
 
     Raises:
         ModelInputError, OSError: as `write_atomically`.
@@ -124,7 +124,7 @@ def _fill(temporary: Path, path: Path, data: bytes | Iterable[bytes]) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         if error.filename is None:
-            error.filename = str(path)  # writing says what went wrong, but not where
+            error.filename = str(path)  # an error from write() does not name the file
         raise
 
 

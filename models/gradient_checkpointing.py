@@ -1,4 +1,4 @@
-"""Gradient checkpointing for any network: activations inside its blocks are computed again."""
+"""Gradient checkpointing for any network: activations inside its blocks are recomputed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 def run_checkpointed(
     module: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = None
 ) -> Any:
-    """Call `module` without keeping its activations: the backward pass runs it a second time.
+    """Call `module` without storing its activations; the backward pass runs the module again.
 
-    `forward` is what to call, the module itself if None.
+    `forward` is the callable to run, by default the module itself.
 
-    Outputs and gradients are the plain call's. BatchNorm's running statistics move once, although
-    the forward pass runs twice.
+    Outputs and gradients equal those of a plain call. BatchNorm's running statistics are updated
+    once, although the forward pass runs twice.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -34,8 +34,8 @@ def run_checkpointed(
 
 @contextmanager
 def _running_statistics_held(module: nn.Module) -> Iterator[None]:
-    # The second pass moves copies. Switching the tracking off instead would save other tensors
-    # than the first pass did, which checkpointing refuses.
+    # The second pass updates copies of the statistics. With tracking switched off it would save
+    # other tensors than the first pass, which checkpointing refuses.
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     held = [dict(norm.named_buffers(recurse=False)) for norm in norms]
     for norm, buffers in zip(norms, held, strict=True):
@@ -50,12 +50,12 @@ def _running_statistics_held(module: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_blocks(network: nn.Module) -> int:
-    """Checkpoint the blocks of any network in place; returns how many there are.
+    """Checkpoint the blocks of any network in place, and return the number of blocks.
 
-    A block is the largest submodule with at most about the square root of the network's
-    convolutions: that many blocks of that size balance what is kept between blocks against what
-    one block holds while it is run again (Chen et al. 2016, arXiv 1604.06174, section 4.1). In
-    evaluation, and where no gradient is wanted, a block runs as it always did.
+    A block is the largest submodule with at most about the square root of the network's number of
+    convolutions. This size balances the activations stored between blocks against the activations
+    inside one block during its recomputation (Chen et al. 2016, arXiv 1604.06174, section 4.1). In
+    evaluation mode, and where no gradient is needed, a block runs unchanged.
     """
     largest = max(2, math.isqrt(_convolutions(network)))
     count = 0
@@ -67,7 +67,7 @@ def checkpoint_blocks(network: nn.Module) -> int:
 
 
 def _blocks(module: nn.Module, largest: int) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
-    """Modules to checkpoint, each with the parts that run one after the other (often itself)."""
+    """Yield the modules to checkpoint, each with its parts in order (often the module itself)."""
     for child in module.children():
         count = _convolutions(child)
         if 2 <= count <= largest:
@@ -81,7 +81,7 @@ def _blocks(module: nn.Module, largest: int) -> Iterator[tuple[nn.Module, list[n
 
 
 def _pieces(chain: nn.Sequential, largest: int) -> list[nn.Module]:
-    """Cut a flat chain of layers, such as VGG's, behind every `largest` convolutions."""
+    """Split a flat chain of layers, such as VGG's, after every `largest` convolutions."""
     pieces: list[list[nn.Module]] = [[]]
     for layer in chain:
         if _convolutions(nn.Sequential(*pieces[-1])) == largest and isinstance(layer, nn.Conv2d):

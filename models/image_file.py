@@ -1,11 +1,12 @@
-"""The one rule by which picture files are read, in Python; docs/pictures.md states the rule.
+"""Python implementation of the image-reading rule in docs/reference/images.md.
 
-PNG and JPEG files of 8 bits a channel. The EXIF orientation is applied, to masks as to pictures.
-Color profiles, gamma and alpha are ignored, palettes are resolved, gray is repeated. A mask holds
-its ids as they stand in the file: gray levels unscaled, or the indices of a palette. More bits,
-CMYK and damaged files are refused. The C++ programs read by the same rule.
+PNG and JPEG files of at most 8 bits a channel are read. The EXIF orientation is applied to images
+and masks. Color profiles, gamma and alpha are ignored. Palettes are resolved to colors, and gray is
+repeated in all three channels. A mask keeps the ids that are stored in the file: unscaled gray
+levels, or palette indices. More bits, CMYK and damaged files are refused. The C++ programs follow
+the same rule.
 
-This file needs only Pillow and NumPy: `segdeploy serve-repo` writes it into the client of a model.
+This file needs only Pillow and NumPy: `segdeploy serve-repo` copies it into the client of a model.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-MAX_PIXELS = 100_000_000  # a decompression bomb, not a camera frame
-_PICTURE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
+MAX_PIXELS = 100_000_000  # a larger image is taken for a decompression bomb
+_COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 _ORIENTATION = 0x0112
 _TIFF_SIZES = {1: 1, 3: 2, 4: 4}  # bytes of a BYTE, SHORT and LONG
 _EXIF = b"Exif\0\0"
@@ -42,72 +43,74 @@ _TURNS = {
 _SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 
-class PictureError(ValueError):
-    """A file that is no picture by the rule; the message says what is wrong and how to mend it."""
+class ImageFileError(ValueError):
+    """An image file that the rule refuses; the message says what is wrong and how to mend it."""
 
 
-def read_picture(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Read a picture as `(H, W, 3) uint8` RGB.
+def decode_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Read an image as `(H, W, 3) uint8` RGB.
 
     Raises:
-        PictureError: for a file that the rule refuses.
+        ImageFileError: for a file that the rule refuses.
     """
     return rgb_of(_decoded(path)[0], str(path))
 
 
 def read_ids(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Read a mask as `(H, W) uint8`: the ids as they stand in the file.
+    """Read a mask as `(H, W) uint8`, with the ids that are stored in the file.
 
     Raises:
-        PictureError: for a file that the rule refuses, or one with several values a pixel.
+        ImageFileError: for a file that the rule refuses, or a color image.
     """
     image, bits = _decoded(path)
     if image.mode not in ("1", "L", "LA", "P"):
-        raise PictureError(f"{path}: is a color image; a mask holds one class id a pixel, as gray")
+        raise ImageFileError(
+            f"{path}: is a color image; a mask holds one class id a pixel, as gray"
+        )
     upright = image if image.mode == "P" else image.convert("L")
     ids = np.array(_turned(upright, _orientation_of(image)))
-    # Pillow scales gray of fewer bits to 0..255.
+    # Pillow scales gray of less than 8 bits to 0..255, which is undone here.
     return ids if image.mode == "P" else ids // (255 // (2**bits - 1))
 
 
 def rgb_of(image: Image.Image, source: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """`(H, W, 3) uint8` RGB of a Pillow image, which stays as it is.
+    """Return a Pillow image as `(H, W, 3) uint8` RGB, without changing the image.
 
     Raises:
-        PictureError: for a mode that 8-bit RGB would lose something of.
+        ImageFileError: for a color mode that 8-bit RGB cannot represent.
     """
     if image.mode == "CMYK":
-        raise PictureError(f"{source}: is a CMYK image; convert it to RGB")
+        raise ImageFileError(f"{source}: is a CMYK image; convert it to RGB")
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        raise PictureError(_too_deep(source, 32 if image.mode in ("I", "F") else 16))
-    if image.mode not in _PICTURE_MODES:
-        raise PictureError(f"{source}: has the color mode {image.mode}; convert it to RGB")
+        raise ImageFileError(_too_deep(source, 32 if image.mode in ("I", "F") else 16))
+    if image.mode not in _COLOR_MODES:
+        raise ImageFileError(f"{source}: has the color mode {image.mode}; convert it to RGB")
     orientation = _orientation_of(image)
     plain = image
     if plain.mode == "LA":
         plain = plain.getchannel(0)
     if plain.mode != "RGB":
         plain = plain.copy()
-        plain.info.pop("transparency", None)  # Pillow would warn of it, or make alpha of it
+        plain.info.pop("transparency", None)  # Pillow would warn, or convert it to alpha
         plain = plain.convert("RGB")
     return np.array(_turned(plain, orientation))
 
 
 def _orientation_of(image: Image.Image) -> int:
-    """The orientation of an image in memory, by its EXIF block where it has one."""
+    """Return the orientation of an image in memory, from its EXIF block if it has one."""
     block = image.info.get("exif")
     if block:
         return _orientation(bytes(block).removeprefix(_EXIF))
     if {"xmp", "XML:com.adobe.xmp"} & set(image.info):
-        return 1  # where Pillow would look for one
+        return 1  # getexif() would read the orientation from XMP
     value = image.getexif().get(_ORIENTATION)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation that an EXIF block (TIFF 6.0, its header and first folder) states, 1 to 8.
+    """Return the orientation in an EXIF block (TIFF 6.0, header and first directory), 1 to 8.
 
-    It is 1 where it cannot be read. The C++ programs do the same, step by step.
+    An orientation that cannot be read counts as 1. The C++ programs follow the same steps.
     """
     orders = {b"II": "little", b"MM": "big"}
     if len(exif) < 8 or exif[:2] not in orders:
@@ -127,7 +130,7 @@ def _orientation(exif: bytes) -> int:
         size, count = _TIFF_SIZES.get(number(at + 2, 2), 0), number(at + 4, 4)
         if number(at, 2) != _ORIENTATION or size == 0 or count == 0:
             continue
-        # The first value; all of them stand elsewhere where there are more than fit here.
+        # The first value. Values of more than 4 bytes in total are stored at an offset.
         place = at + 8 if count * size <= 4 else number(at + 8, 4)
         if place + count * size <= len(exif):
             found = number(place, size)
@@ -141,7 +144,7 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 @dataclass
 class _Header:
-    """What stands before the pixels: bits a channel, sides, the EXIF block."""
+    """Header of an image file: bits per channel, width, height, EXIF block."""
 
     bits: int = 8
     width: int = 0
@@ -150,18 +153,18 @@ class _Header:
 
 
 def _decoded(path: Path) -> tuple[Image.Image, int]:
-    """The decoded image, with its EXIF block alone, and its bits a channel (or an index)."""
-    if not path.is_file():  # a FIFO would wait for its writer
-        raise PictureError(f"{path}: is not a regular file")
+    """Return the decoded image, with only its EXIF block, and its bits per channel or index."""
+    if not path.is_file():  # opening a FIFO would wait for a writer
+        raise ImageFileError(f"{path}: is not a regular file")
     with path.open("rb") as file:
         head = file.read(8)
     is_png = head == b"\x89PNG\r\n\x1a\n"
     if not is_png and head[:2] != b"\xff\xd8":
-        raise PictureError(f"{path}: is neither a PNG nor a JPEG image; convert or remove it")
+        raise ImageFileError(f"{path}: is neither a PNG nor a JPEG image; convert or remove it")
     kind = "PNG" if is_png else "JPEG"
     named = _SUFFIXES.get(path.suffix.lower(), kind)
     if named != kind:
-        raise PictureError(
+        raise ImageFileError(
             f"{path}: holds {kind} data although its name says {named}; rename or convert it"
         )
     source: Path | io.BytesIO = path
@@ -171,9 +174,9 @@ def _decoded(path: Path) -> tuple[Image.Image, int]:
     else:
         _jpeg(path, header)
     if header.bits > 8 or (not is_png and header.bits != 8):
-        raise PictureError(_too_deep(str(path), header.bits))
+        raise ImageFileError(_too_deep(str(path), header.bits))
     if header.width * header.height > MAX_PIXELS:
-        raise PictureError(
+        raise ImageFileError(
             f"{path}: {header.width}x{header.height} pixels are over the limit of {MAX_PIXELS}; "
             "scale it"
         )
@@ -184,19 +187,19 @@ def _decoded(path: Path) -> tuple[Image.Image, int]:
                 image.load()
                 decoded = image.copy()
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{path}: too many pixels ({error})") from error
+        raise ImageFileError(f"{path}: too many pixels ({error})") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        told = "its header" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise PictureError(_damaged(path, told)) from error
+        message = "its header" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ImageFileError(_damaged(path, message)) from error
     decoded.info = {"exif": _EXIF + header.exif}
     return decoded, header.bits
 
 
 def _png(path: Path, header: _Header) -> io.BytesIO:
-    """Read the header, and give the file with its critical chunks alone (ISO/IEC 15948).
+    """Read the header, and return the file with its critical chunks only (ISO/IEC 15948).
 
-    Checksums, order and the amount of data are checked, which Pillow omits. What animates, colors
-    or describes a picture is left out, where Pillow would stumble over an odd one.
+    Checks the checksums, the order of the chunks and the amount of data, which Pillow does not.
+    Chunks for animation, color and text are left out, because Pillow fails on unusual ones.
     """
     left = path.stat().st_size
     kept = io.BytesIO()
@@ -211,19 +214,19 @@ def _png(path: Path, header: _Header) -> io.BytesIO:
             content = file.read(size) if size < left else b""
             checksum = file.read(4)
             if len(checksum) < 4 or len(content) < size:
-                raise PictureError(_damaged(path, "it ends before its last chunk"))
+                raise ImageFileError(_damaged(path, "it ends before its last chunk"))
             if zlib.crc32(kind + content) != int.from_bytes(checksum, "big"):
-                raise PictureError(_damaged(path, f"the checksum of {kind!r} is wrong"))
+                raise ImageFileError(_damaged(path, f"the checksum of {kind!r} is wrong"))
             is_first = not kinds
             if is_first != (kind == b"IHDR") or not _is_sound(kind, content, kinds, color):
-                raise PictureError(_damaged(path, f"the chunk {kind!r} is wrong or misplaced"))
+                raise ImageFileError(_damaged(path, f"the chunk {kind!r} is wrong or misplaced"))
             if is_first:
                 header.width, header.height = (
                     int.from_bytes(content[at : at + 4], "big") for at in (0, 4)
                 )
                 header.bits, color = content[8], content[9]
                 if header.bits > 8 or header.width * header.height > MAX_PIXELS:
-                    return kept  # which is refused with other words
+                    return kept  # the caller refuses the image
                 missing = _png_bytes(header, color, is_interlaced=bool(content[12]))
             elif kind == b"IDAT":
                 missing -= _inflated(path, data, content, missing)
@@ -233,13 +236,13 @@ def _png(path: Path, header: _Header) -> io.BytesIO:
             if kind[:1].isupper() and (kind != b"PLTE" or color == 3):
                 kept.write(head + content + checksum)
     if missing > 0 or not data.eof:
-        raise PictureError(_damaged(path, "it has too little data"))
+        raise ImageFileError(_damaged(path, "it has too little data"))
     kept.seek(0)
     return kept
 
 
 def _is_sound(kind: bytes, content: bytes, before: list[bytes], color: int) -> bool:
-    """Whether a chunk may stand behind those `before`, and holds what such a chunk may."""
+    """Return whether a chunk may follow the chunks `before` and has valid content."""
     if kind == b"IHDR":
         if len(content) != 13 or not any(content[:4]) or not any(content[4:8]):
             return False
@@ -247,7 +250,7 @@ def _is_sound(kind: bytes, content: bytes, before: list[bytes], color: int) -> b
         return content[8] in allowed.get(content[9], ()) and content[10:12] == b"\0\0" and (
             content[12] < 2
         )  # fmt: skip
-    if kind == b"PLTE":  # elsewhere it is but a suggestion
+    if kind == b"PLTE":  # only a suggestion for other color types
         is_early = b"PLTE" not in before and b"IDAT" not in before
         return color != 3 or (is_early and len(content) in range(3, 769, 3))
     if kind == b"IDAT":
@@ -259,7 +262,7 @@ def _is_sound(kind: bytes, content: bytes, before: list[bytes], color: int) -> b
 
 
 def _png_bytes(header: _Header, color: int, *, is_interlaced: bool) -> int:
-    """Bytes of the rows, each with its filter's byte; of the seven passes of an interlaced one."""
+    """Return the size of the rows in bytes, filter bytes included, over all interlace passes."""
     bits = header.bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     passes = ((0, 0, 1, 1),) if not is_interlaced else _ADAM7
     total = 0
@@ -271,19 +274,19 @@ def _png_bytes(header: _Header, color: int, *, is_interlaced: bool) -> int:
 
 
 def _inflated(path: Path, data: zlib._Decompress, content: bytes, missing: int) -> int:
-    """How many bytes a chunk of data gives, at most a little more than is missing."""
+    """Return the decompressed size of a data chunk in bytes, at most slightly above `missing`."""
     found = 0
     try:
         while content and not data.eof and found <= missing:
             found += len(data.decompress(content, _PIECE))
             content = data.unconsumed_tail
     except zlib.error as error:
-        raise PictureError(_damaged(path, str(error))) from error
+        raise ImageFileError(_damaged(path, str(error))) from error
     return found
 
 
 def _jpeg(path: Path, header: _Header) -> None:
-    """Read the frame's header and the EXIF blocks; what is no JPEG, decoding will say."""
+    """Read the frame header and the EXIF blocks; the decoder reports a file that is not JPEG."""
     with path.open("rb") as file:
         file.seek(2)
         while True:
@@ -291,11 +294,11 @@ def _jpeg(path: Path, header: _Header) -> None:
             if len(marker) < 4 or marker[:2] == b"\xff\xda":
                 return
             if marker[0] != 0xFF or marker[1] == 0:
-                raise PictureError(_damaged(path, "extraneous bytes before a marker"))
+                raise ImageFileError(_damaged(path, "extraneous bytes before a marker"))
             if marker[1] == 0xFF:  # a fill byte
                 file.seek(-3, 1)
                 continue
-            if 0xD0 <= marker[1] <= 0xD7 or marker[1] == 0x01:  # these have no length
+            if 0xD0 <= marker[1] <= 0xD7 or marker[1] == 0x01:  # markers without a length
                 file.seek(-2, 1)
                 continue
             size = int.from_bytes(marker[2:], "big") - 2
@@ -309,8 +312,8 @@ def _jpeg(path: Path, header: _Header) -> None:
                 header.exif += content[6:]
 
 
-def _damaged(path: Path, told: str) -> str:
-    return f"{path}: the image is damaged ({told}); replace or remove it"
+def _damaged(path: Path, message: str) -> str:
+    return f"{path}: the image is damaged ({message}); replace or remove it"
 
 
 def _too_deep(source: str, bits: int) -> str:

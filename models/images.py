@@ -1,4 +1,4 @@
-"""Pictures and masks of a data set, as arrays."""
+"""Read images and masks as arrays, and encode arrays as image files."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from PIL import Image
 
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.files import check_regular
-from segdeploy.models.image_file import PictureError, read_ids, read_picture, rgb_of
+from segdeploy.models.image_file import ImageFileError, decode_image, read_ids, rgb_of
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read a picture as `(H, W, 3) uint8` RGB, by the rule of `picture_file`.
+    """Read an image as `(H, W, 3) uint8` RGB, by the rule of `image_file`.
 
     Raises:
-        ModelInputError: if the file is missing, or one that the rule refuses.
+        ModelInputError: if the file is missing, or if the rule refuses the file.
     """
-    return _read(read_picture, path)
+    return _read(decode_image, path)
 
 
 def of_pillow(image: Image.Image, source: str) -> NDArray[np.uint8]:
-    """`(H, W, 3) uint8` RGB of a Pillow image, turned upright where its EXIF data says so.
+    """Return a Pillow image as `(H, W, 3) uint8` RGB, with the EXIF orientation applied.
 
     Raises:
-        ModelInputError: for a mode that RGB bytes would lose something of.
+        ModelInputError: for a color mode that 8-bit RGB cannot represent.
     """
     try:
         return rgb_of(image, source)
-    except PictureError as error:
+    except ImageFileError as error:
         raise ModelInputError(str(error)) from error
 
 
 def read_mask(
     path: Path, num_classes: int, ignore_index: int, lookup: bytes | None = None
 ) -> NDArray[np.uint8]:
-    """Read a mask as `(H, W) uint8`, one class id a pixel.
+    """Read a mask as `(H, W) uint8`, one class id per pixel.
 
-    `lookup` holds, for each of the 256 ids in the file, the id that it stands for.
+    `lookup` maps each of the 256 possible ids in the file to a class id or `ignore_index`.
 
     Raises:
         ModelInputError: as `read_image`, or if an id is neither a class nor `ignore_index`.
@@ -54,9 +54,9 @@ def read_mask(
     known[:num_classes] = True
     known[ignore_index] = True
     if not known[mask].all():
-        strangers = sorted({int(i) for i in np.unique(mask) if not known[i]})
+        unknown = sorted({int(i) for i in np.unique(mask) if not known[i]})
         raise ModelInputError(
-            f"{path}: holds the ids {strangers[:8]}, but there are {num_classes} classes "
+            f"{path}: holds the ids {unknown[:8]}, but there are {num_classes} classes "
             f"(0 to {num_classes - 1}) and the ignore index {ignore_index}; "
             "renumber the mask or mend dataset.json"
         )
@@ -64,9 +64,10 @@ def read_mask(
 
 
 def encoded(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
-    """An array as the content of a file, `kind` PNG or JPEG; `options` are Pillow's.
+    """Return an array as PNG or JPEG file content (`kind`); `options` are passed to Pillow.
 
-    It is written afterwards: Pillow does not tell that a disk was full behind a JPEG's last block.
+    The caller writes the file, because Pillow does not report a disk that is full after the last
+    block of a JPEG.
     """
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
@@ -76,5 +77,5 @@ def encoded(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
 def _read(reader: Callable[[Path], NDArray[np.uint8]], path: Path) -> NDArray[np.uint8]:
     try:
         return reader(check_regular(path))
-    except PictureError as error:
+    except ImageFileError as error:
         raise ModelInputError(str(error)) from error

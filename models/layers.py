@@ -1,4 +1,4 @@
-"""Dilated (atrous) convolution and the blocks that are built from it."""
+"""Dilated (atrous) convolution and the blocks built from it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 
 class DilatedConv2d(nn.Module):
-    """A convolution with holes that keeps height and width.
+    """Dilated convolution with "same" padding, which keeps height and width.
 
-    The kernel's taps stand `dilation` pixels apart, so a k x k kernel covers
-    `(k - 1) * dilation + 1` pixels at the price of k x k weights
+    The kernel's taps are `dilation` pixels apart. A k x k kernel therefore covers
+    `(k - 1) * dilation + 1` pixels along each axis with k x k weights
     (Yu and Koltun 2015, arXiv 1511.07122, section 2).
 
     Shape: `(N, in_channels, H, W)` to `(N, out_channels, H, W)`, any float dtype.
 
     Raises:
-        ValueError: for an even kernel, which has no centre and so no "same" padding.
+        ValueError: for an even kernel, which has no center and so no "same" padding.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int):
@@ -58,9 +58,10 @@ class MultiScaleContextModule(nn.Module):
 
 
 class DilatedResidualBlock(nn.Module):
-    """Two dilated 3x3 convolutions with BatchNorm around a shortcut.
+    """Residual block of two dilated 3x3 convolutions with BatchNorm.
 
-    The shortcut is a 1x1 convolution where channels or `stride` change, else the input itself.
+    The shortcut is a 1x1 convolution if the number of channels changes or `stride` is not 1, and
+    the identity otherwise.
 
     Shape: `(N, in_channels, H, W)` to `(N, out_channels, ceil(H / stride), ceil(W / stride))`.
     """
@@ -92,8 +93,8 @@ class DilatedResidualBlock(nn.Module):
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: rates 6, 12, 18, a 1x1 branch and image pooling.
 
-    Chen et al. 2017 (arXiv 1706.05587), section 3.3 and figure 5, without BatchNorm or ReLU: the
-    whole module is linear, which `optimize` makes use of.
+    Chen et al. 2017 (arXiv 1706.05587), section 3.3 and figure 5, without BatchNorm or ReLU. The
+    whole module is therefore linear, which `optimize` uses.
 
     Shape: `(N, in_channels, H, W)` to `(N, out_channels, H, W)`.
     """
@@ -123,7 +124,7 @@ class ASPP(nn.Module):
 
 
 def dilated_backbone(width: int, stride: int) -> nn.Sequential:
-    """Three residual blocks with dilations 1, 2, 4: `(N, 3, H, W)` to `(N, 4 * width, H', W')`."""
+    """Return residual blocks of dilation 1, 2, 4: `(N, 3, H, W)` to `(N, 4 * width, H', W')`."""
     return nn.Sequential(
         DilatedResidualBlock(3, width, dilation=1, stride=stride),
         DilatedResidualBlock(width, 2 * width, dilation=2),

@@ -1,7 +1,7 @@
-"""Losses for segmentation; an ignored pixel enters none of them, nor any mean.
+"""Segmentation losses; ignored pixels count in no loss and in no mean.
 
-All take logits `(N, C, H, W) float` and targets `(N, H, W) int64`, and give a scalar. A batch with
-no pixel that counts has loss 0, and gradients of 0.
+Every loss takes logits `(N, C, H, W) float` and targets `(N, H, W) int64`, and returns a scalar. If
+all pixels of a batch are ignored, the loss and its gradients are 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def cross_entropy(
     logits: Tensor, targets: Tensor, ignore_index: int, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy, averaged with the class weights of the pixels' true classes."""
+    """Return the cross-entropy, averaged over pixels with the weights of their true classes."""
     per_pixel = F.cross_entropy(
         logits, targets, weight=class_weights, ignore_index=ignore_index, reduction="none"
     )
@@ -39,9 +39,10 @@ def focal(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Tensor:
-    """Focal loss `alpha (1 - p_t)^gamma CE` (Lin et al. 2017, arXiv 1708.02002, equation 5).
+    """Return the focal loss `alpha (1 - p_t)^gamma CE`.
 
-    p_t comes from the unweighted cross-entropy: a class weight is no probability.
+    Lin et al. 2017 (arXiv 1708.02002), equation 5. p_t comes from the unweighted cross-entropy,
+    because a weighted cross-entropy gives no probability.
     """
     plain = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")
     per_pixel = alpha * (1 - torch.exp(-plain)) ** gamma * plain
@@ -53,9 +54,10 @@ def focal(
 def dice(
     logits: Tensor, targets: Tensor, ignore_index: int, class_weights: Tensor | None = None
 ) -> Tensor:
-    """One minus the soft Dice coefficient, averaged over the classes that the batch holds.
+    """Return one minus the soft Dice coefficient, averaged over the classes in the batch.
 
-    Milletari et al. 2016 (arXiv 1606.04797), section 3. An absent class has none and is left out.
+    Milletari et al. 2016 (arXiv 1606.04797), section 3. A class that is absent from the batch has
+    no coefficient and is left out of the mean.
     """
     counted = (targets != ignore_index).unsqueeze(1)
     probabilities = logits.softmax(1) * counted
@@ -80,16 +82,16 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
 def weighted_sum(
     terms: Mapping[str, float], ignore_index: int, class_weights: Tensor | None
 ) -> Loss:
-    """One loss from several: `{"cross-entropy": 1, "dice": 0.5}`.
+    """Return the weighted sum of losses, such as `{"cross-entropy": 1, "dice": 0.5}`.
 
     Raises:
-        ModelInputError: for a name that is not among `LOSSES`, or no term at all.
+        ModelInputError: for a name that is not in `LOSSES`, or if there is no term.
     """
     unknown = [name for name in terms if name not in LOSSES]
     if unknown or not terms:
         raise ModelInputError(
-            f"loss {', '.join(unknown) or '(none)'}: there are {', '.join(LOSSES)}, and sums such "
-            "as cross-entropy+0.5*dice"
+            f"loss {', '.join(unknown) or '(none)'}: must be one of {', '.join(LOSSES)}, or a sum "
+            "such as cross-entropy+0.5*dice"
         )
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -102,10 +104,10 @@ def weighted_sum(
 
 
 def parse_terms(text: str) -> dict[str, float]:
-    """Read `cross-entropy+0.5*dice`.
+    """Parse loss terms such as `cross-entropy+0.5*dice`.
 
     Raises:
-        ModelInputError: if a factor is no positive number.
+        ModelInputError: if a factor is not a positive number.
     """
     terms: dict[str, float] = {}
     for part in text.split("+"):
@@ -126,22 +128,23 @@ CLASS_WEIGHTS = ("none", "median-frequency", "inverse-log")
 def class_weights_from(
     counts: NDArray[np.int64], held: NDArray[np.int64], method: str
 ) -> Tensor | None:
-    """Weights `(C,) float32` from what `class_counts` gave.
+    """Return class weights `(C,) float32` from the results of `class_counts`.
 
-    `median-frequency` is the median frequency over the class's own, a frequency being a class's
-    share of the images that hold it (Eigen and Fergus 2015, arXiv 1411.4734, section 6.3.2);
-    `inverse-log` is `1 / log(1.1 + share)` (Paszke et al. 2016, arXiv
-    1606.02147, section 5.1, whose constant 1.02 is gentler at 1.1). A class that no pixel has gets
-    weight 0 from the first, and its limit from the second.
+    `median-frequency` is the median class frequency divided by the frequency of the class (Eigen
+    and Fergus 2015, arXiv 1411.4734, section 6.3.2). The frequency of a class is its share of the
+    pixels of the images that hold the class. `inverse-log` is `1 / log(1.1 + share)` (Paszke et al.
+    2016, arXiv 1606.02147, section 5.1; the paper's constant is 1.02, and 1.1 is gentler). A class
+    without pixels gets weight 0 from `median-frequency`, and `1 / log(1.1)` from `inverse-log`.
+    `none` returns None.
 
     Raises:
-        ModelInputError: for another method, or when no pixel was counted.
+        ModelInputError: for an unknown method, or if no pixel was counted.
     """
     if method == "none":
         return None
     total = int(counts.sum())
     if total == 0:
-        raise ModelInputError("class weights: no pixel of the split counts; all are ignored")
+        raise ModelInputError("class weights: all pixels of the split are ignored; label some")
     shares = counts / total
     if method == "median-frequency":
         seen = counts > 0
@@ -150,7 +153,9 @@ def class_weights_from(
     elif method == "inverse-log":
         weights = 1 / np.log(1.1 + shares)
     else:
-        raise ModelInputError(f"class weights '{method}': there are {', '.join(CLASS_WEIGHTS)}")
+        raise ModelInputError(
+            f"class weights '{method}': must be one of {', '.join(CLASS_WEIGHTS)}"
+        )
     return torch.tensor(weights, dtype=torch.float32)
 
 
@@ -164,5 +169,5 @@ def _total_weight(targets: Tensor, ignore_index: int, class_weights: Tensor | No
         total = (targets != ignore_index).sum().to(torch.float32)
     else:
         total = _pixel_weights(targets, ignore_index, class_weights).sum()
-    # The mean over processes, so that their averaged gradients are those of all pixels together.
+    # The mean over processes makes the averaged gradients equal those of all pixels together.
     return averaged(total).clamp_min(1e-12)

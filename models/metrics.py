@@ -1,4 +1,4 @@
-"""Segmentation metrics from one streaming confusion matrix (numpy alone)."""
+"""Segmentation metrics from a streaming confusion matrix, with NumPy alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segdeploy.models.errors import ModelInputError
 class ConfusionMatrix:
     """Counts of (true class, predicted class) pixel pairs; ignored pixels are left out.
 
-    A class that neither truth nor prediction holds has an undefined score: NaN, left out of means.
+    The score of a class that is in neither truth nor prediction is NaN and left out of means.
     """
 
     def __init__(self, num_classes: int, ignore_index: int):
@@ -22,25 +22,25 @@ class ConfusionMatrix:
         self._ignore_index = ignore_index
 
     def add(self, truth: NDArray[np.uint8], predicted: NDArray[np.integer]) -> None:
-        """Count one image: two `(H, W)` maps of class ids.
+        """Add one image, with true and predicted class ids of shape `(H, W)`.
 
         Raises:
-            ModelInputError: for an id beyond the classes, which would count for another pair.
+            ModelInputError: for an id outside the classes, which would count for another pair.
         """
         num_classes = len(self.counts)
         kept = truth != self._ignore_index
         known = truth[kept]
-        for what, ids in (("mask", known), ("labels", predicted)):
+        for what, ids in (("mask", known), ("prediction", predicted)):
             if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < num_classes:
                 raise ModelInputError(
-                    f"the {what} hold the id {int(ids.max())}, and there are {num_classes} classes "
+                    f"the {what} holds the id {int(ids.max())}; there are {num_classes} classes "
                     f"(0 to {num_classes - 1})"
                 )
         pairs = known.astype(np.int64) * num_classes + predicted[kept]
         self.counts += np.bincount(pairs, minlength=num_classes**2).reshape(self.counts.shape)
 
     def iou(self) -> NDArray[np.float64]:
-        """Intersection over union a class, `(num_classes,)`, in 0..1 or NaN where undefined."""
+        """Return the IoU per class, `(num_classes,)`, in 0..1, or NaN where undefined."""
         hits = np.diag(self.counts)
         union = self.counts.sum(0) + self.counts.sum(1) - hits
         with np.errstate(invalid="ignore"):
@@ -48,20 +48,20 @@ class ConfusionMatrix:
         return result
 
     def dice(self) -> NDArray[np.float64]:
-        """Dice coefficient a class, `(num_classes,)`, in 0..1 or NaN where undefined."""
+        """Return the Dice score per class, `(num_classes,)`, in 0..1, or NaN where undefined."""
         hits = np.diag(self.counts)
         with np.errstate(invalid="ignore"):
             result: NDArray[np.float64] = 2 * hits / (self.counts.sum(0) + self.counts.sum(1))
         return result
 
     def frequency_weighted_iou(self) -> float:
-        """IoU weighted by each class's share of the true pixels, in 0..1; NaN without pixels."""
+        """Return the IoU weighted by the classes' shares of true pixels, in 0..1; NaN if none."""
         share, iou = self.counts.sum(1), self.iou()
         seen = share > 0
         return float((share * iou)[seen].sum() / share.sum()) if seen.any() else float("nan")
 
     def pixel_accuracy(self) -> float:
-        """Share of counted pixels with the right class, in 0..1; NaN if none was counted."""
+        """Return the share of correct pixels, in 0..1; NaN if no pixel was counted."""
         total = self.counts.sum()
         return float(np.diag(self.counts).sum() / total) if total else float("nan")
 
@@ -69,9 +69,9 @@ class ConfusionMatrix:
 def class_counts(
     frames: Sequence[Frame], num_classes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels of each class over all masks, and all pixels of the masks that hold the class.
+    """Count the pixels of each class, and all pixels of the masks that hold the class.
 
-    Both `(num_classes,)`; ignored pixels are not counted.
+    Both counts are `(num_classes,)`, over all masks and without ignored pixels.
     """
     counts = np.zeros(num_classes, np.int64)
     held = np.zeros(num_classes, np.int64)
@@ -83,6 +83,6 @@ def class_counts(
 
 
 def defined_mean(values: NDArray[np.float64]) -> float:
-    """Mean of a score over the classes for which it is defined; NaN if it is for none."""
+    """Return the mean of a score over the classes where it is defined; NaN if there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")

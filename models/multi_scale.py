@@ -1,4 +1,4 @@
-"""Multi-scale inference: the same network on several sizes of the image, and mirrored."""
+"""Test-time augmentation: one network on several scales of the image, and on its mirror."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ FUSIONS = ("mean", "max")
 
 
 class MultiScaleInput(nn.Module):
-    """Fuses `base_model`'s logits over the image at several scales, and mirrored with `flip`.
+    """Fusion of `base_model`'s logits over several scales, and mirrored images if `flip`.
 
-    `fuse` is `mean`, or `max` a class and pixel (DeepLab v2, arXiv 1606.00915, section 4.1). Each
-    scale's logits are brought back to the input's size and fused at once, so that memory does not
+    `fuse` is `mean` or `max`, per class and pixel (DeepLab v2, arXiv 1606.00915, section 4.1). The
+    logits of each scale are resized to the input size and fused immediately, so memory does not
     grow with the number of scales. Scaled sizes are multiples of `multiple`.
 
     Shape: `(N, 3, H, W)` to `(N, num_classes, H, W)`.
 
     Raises:
-        ValueError: for no scales, a scale that is not positive, or another fusion; when run, for an
-            image that a scale shrinks to nothing.
+        ValueError: for an empty list of scales, a scale that is not positive, or an unknown `fuse`;
+            in the forward pass, for an image that a scale shrinks to nothing.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class MultiScaleInput(nn.Module):
         height, width = x.shape[2:]
         if scale == 1:
             return self._run(x)
-        # A check would be a branch on the size in an exported graph.
+        # In an exported graph the check would be a branch on the size.
         sized = scaled_size if torch.compiler.is_compiling() else checked_scaled_size
         size = sized((height, width), scale, self.multiple)
         scaled = F.interpolate(x, size=size, mode="bilinear", align_corners=True)

@@ -1,4 +1,4 @@
-"""Names that come from files: which are taken into a contract, and how any is shown."""
+"""Names read from files: validation for a contract, and escaping for display."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ LONGEST_NAME = 100
 
 
 def is_name(value: object) -> bool:
-    """Whether a value names a class or a split: printable text of 1 to 100 characters.
+    """Return whether a value can name a class or a split: printable text of 1 to 100 characters.
 
-    Newlines, control characters, terminal escapes and marks of direction are not printable; such
-    a name would end a line of `labels.txt`, or show itself as another.
+    Newlines, control characters, terminal escapes and direction marks are not printable. A name
+    with such a character could break a line of `labels.txt` or look like another name.
     """
     return (
         isinstance(value, str)
@@ -22,7 +22,7 @@ def is_name(value: object) -> bool:
 
 
 def are_names(value: object) -> bool:
-    """Whether a value is a list of names, no two of them equal."""
+    """Return whether a value is a non-empty list of distinct names."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -32,15 +32,15 @@ def are_names(value: object) -> bool:
 
 
 def is_line(value: object) -> bool:
-    """Whether a value is text that can stand on one line anywhere; it may be empty."""
+    """Return whether a value is printable text on one line; the text may be empty."""
     return isinstance(value, str) and value.isprintable() and len(value) < 1 << 16
 
 
 def escaped(text: str) -> str:
-    """The text with all that is not printable as an escape such as `\\x1b` or `\\u202e`.
+    """Return the text with every unprintable character as an escape (`\\x1b`, `\\u202e`).
 
-    It can be shown in a terminal, in XML and in HTML: no control character, no mark of direction
-    and no half of a surrogate pair is left in it.
+    The result can be shown in a terminal, in XML and in HTML: it holds no control character, no
+    direction mark and no lone surrogate.
     """
     if text.isprintable():
         return text
@@ -48,11 +48,11 @@ def escaped(text: str) -> str:
 
 
 def shown(value: object) -> object:
-    """A value for a page: text as `escaped` gives it, and anything else as it is."""
+    """Return text with `escaped` applied, and any other value unchanged."""
     return escaped(value) if type(value) is str else value
 
 
 def _escape(character: str) -> str:
-    if unicodedata.category(character) == "Zs":  # a no-break space looks like a space, and is none
+    if unicodedata.category(character) == "Zs":  # such as the no-break space
         return " "
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -1,4 +1,4 @@
-"""Any segmentation network behind one signature: image in, logits of the image's size out."""
+"""Common interface of segmentation networks: image in, logits of the image's size out."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from torch import Tensor, nn
 
 from segdeploy.models.errors import ModelInputError, first_line
 
-# What networks call the logits, where they give several maps with names.
+# Usual names of the logits in networks with several named outputs.
 _MAIN = ("out", "logits", "pred", "preds", "prediction", "predictions", "seg", "semantic", "main")
 _DEPTH = 4
-# Steps that encoders have, in the order in which they are tried.
+# Size multiples that encoders require, in the order of trial.
 _STEPS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Network(nn.Module):
-    """Wraps a network so that it returns logits `(N, num_classes, H, W)` for `(N, 3, H, W)`.
+    """Wrapper that makes a network return logits `(N, num_classes, H, W)` for `(N, 3, H, W)`.
 
-    A network may give one tensor, or several in a mapping, a tuple, a dataclass or any other object
-    (`{"out": ..., "aux": ...}`, Hugging Face's outputs). `take` names the one that holds the
-    logits, by key or index; otherwise it is found, and `taken` says which it was. `num_classes` is
-    read from it where it is None. Logits of another size are resized bilinearly to the input's;
-    whether that is needed is found by a forward pass at `size`, so that an exported graph holds no
-    branch.
+    A network may return one tensor, or several in a mapping, a tuple, a dataclass or any other
+    object (`{"out": ..., "aux": ...}`, Hugging Face's outputs). `take` selects the output with the
+    logits, by key or index. Without `take` the logits are found automatically. `taken` holds their
+    key. If `num_classes` is None, it is the number of channels of the logits. Logits of another
+    size are resized bilinearly to the input size. A forward pass at `size` decides whether a resize
+    is needed, so that an exported graph holds no branch.
 
     Raises:
-        ModelInputError: if the network cannot take `size`, does not give one map a class, gives
-            several maps of which none is the main one, or values that are not finite.
+        ModelInputError: if the network cannot take `size`, does not return one channel per class,
+            returns several outputs without a recognizable main output, or values that are not
+            finite.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Network(nn.Module):
         self._check(logits, size)
 
     def fit(self, size: tuple[int, int]) -> None:
-        """Try an image of `size` (H, W), and resize from now on if its logits have another.
+        """Run an image of `size` (H, W), and resize from now on if the logits have another size.
 
         Raises:
             ModelInputError: as the class does.
@@ -61,10 +62,10 @@ class Network(nn.Module):
         self._check(self._main_output(self._run(size), self.num_classes), size)
 
     def step(self, size: tuple[int, int]) -> int | None:
-        """The smallest number of which height and width must be multiples; None if `size` fails.
+        """Return the number of which height and width must be multiples; None if none is found.
 
-        Found by trying sizes near `size` (H, W) that are odd multiples of 1, 2, 4, ...: an encoder
-        that halves five times takes multiples of 32 alone, unless it pads.
+        Tries sizes near `size` (H, W) that are odd multiples of 1, 2, 4, ..., as far as these
+        divide `size`. An encoder that halves five times takes only multiples of 32, unless it pads.
         """
         for step in _STEPS:
             tried = [(side // step | 1) * step for side in size]
@@ -83,7 +84,7 @@ class Network(nn.Module):
         return logits.ndim == 4
 
     def _first_run(self, size: tuple[int, int]) -> Any:
-        """Run once, and where that fails say which smaller size the network would take."""
+        """Run the network once; if that fails, name a size that the network takes."""
         try:
             return self._run(size)
         except ModelInputError as error:
@@ -116,7 +117,7 @@ class Network(nn.Module):
             self.train(training)
 
     def _main_output(self, output: Any, num_classes: int | None) -> Tensor:
-        """The tensor that holds the logits; which one it is stands in `taken` from then on."""
+        """Return the logits among the outputs; the first call stores their key in `taken`."""
         found = tensors_of(output)
         if not found:
             raise ModelInputError(
@@ -135,7 +136,7 @@ class Network(nn.Module):
             )
         if not torch.isfinite(logits).all():
             raise ModelInputError(
-                f"{self.name}: the network gives NaN or infinity for a plain grey image; "
+                f"{self.name}: the network gives NaN or infinity for a plain gray image; "
                 "its weights have diverged"
             )
         self.resize = self.resize or tuple(logits.shape[2:]) != size
@@ -148,9 +149,9 @@ class Network(nn.Module):
 
 
 def tensors_of(output: Any, depth: int = _DEPTH) -> dict[str, Tensor]:
-    """Every tensor that a network gives, by its key; what is nested has a path (`aux.0`).
+    """Return every tensor in a network's output by key; a nested tensor has a path (`aux.0`).
 
-    A tensor alone has the key "". Deeper than `depth` nothing is looked for.
+    A single tensor has the key "". Levels deeper than `depth` are ignored.
     """
     if isinstance(output, Tensor):
         return {"": output}
@@ -175,10 +176,10 @@ def tensors_of(output: Any, depth: int = _DEPTH) -> dict[str, Tensor]:
 
 
 def _main_key(found: Mapping[str, Tensor], num_classes: int | None, name: str) -> str:
-    """Which tensor holds the logits: the only map, the one of a usual name, or a tuple's first.
+    """Return the key of the logits: a usual name, the only 4-D output, or a tuple's first.
 
     Raises:
-        ModelInputError: if none gives one map a class, or several do and none of them is it.
+        ModelInputError: if several outputs may be the logits and none has a usual name.
     """
     maps = {
         key: tensor
@@ -192,10 +193,10 @@ def _main_key(found: Mapping[str, Tensor], num_classes: int | None, name: str) -
     if len(fitting) == 1 or (fitting and all(key.split(".")[0].isdigit() for key in found)):
         return next(iter(fitting))
     if not fitting:
-        return next(iter(found))  # its shape is refused in words of its own
+        return next(iter(found))  # the check of its shape refuses it
     raise ModelInputError(
-        f"{name}: the network gives several maps ({_listed(fitting)}); name the one that holds "
-        "the logits with --take KEY"
+        f"{name}: the network returns several 4-D tensors ({_listed(fitting)}); name the one "
+        "with the logits: --take KEY"
     )
 
 
@@ -204,7 +205,9 @@ def _picked(found: Mapping[str, Tensor], key: str, name: str) -> Tensor:
         return found[key]
     if key.isdigit() and int(key) < len(found):
         return list(found.values())[int(key)]
-    raise ModelInputError(f"{name}: --take {key}: the network gives {_listed(found)}")
+    raise ModelInputError(
+        f"{name}: --take {key}: no such output; the network returns {_listed(found)}"
+    )
 
 
 def _listed(found: Mapping[str, Tensor]) -> str:

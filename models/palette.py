@@ -1,10 +1,10 @@
-"""PASCAL VOC's colour map, which also serves networks that came without colours."""
+"""PASCAL VOC's color map, also the palette of networks without colors of their own."""
 
 from __future__ import annotations
 
 
-def voc_colour(index: int) -> tuple[int, int, int]:
-    """Colour of a class id: its bits, spread over red, green and blue, the highest first."""
+def voc_color(index: int) -> tuple[int, int, int]:
+    """Return the color of a class id: its bits spread over red, green and blue from the top bit."""
     red = green = blue = 0
     for shift in range(7, -1, -1):
         red |= (index & 1) << shift

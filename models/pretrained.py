@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes for its networks, by their names there."""
+"""Published weights of torchvision's networks, by torchvision's names."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from segdeploy.models.errors import ModelInputError, first_line
 
-# What Pascal VOC and `voc:` folders call the class.
+# Class names that differ from those of Pascal VOC and of `voc:` folders.
 _RENAMED = {"__background__": "background"}
 
 
 def fetch(network: str, name: str) -> tuple[Path, tuple[str, ...]]:
-    """The file of the weights `name` (such as COCO_WITH_VOC_LABELS_V1), and its classes' names.
+    """Return the file and the class names of the weights `name` (COCO_WITH_VOC_LABELS_V1, ...).
 
-    It is kept in PyTorch's hub cache (TORCH_HOME), where torchvision keeps it too; what is not
-    there is downloaded, and its hash compared with the one in its published name.
+    The file is kept in PyTorch's hub cache (TORCH_HOME), as torchvision does. A missing file is
+    downloaded, and its hash is compared with the hash in the published file name.
 
     Raises:
         ModelInputError: if the network has no such weights, or they cannot be downloaded.
@@ -48,7 +48,7 @@ def _entry(network: str, name: str) -> WeightsEnum:
         ) from error
     if name not in published.__members__:
         raise ModelInputError(
-            f"{name}: no such file, and no weights of {network}; published are "
+            f"{name}: no such file, and no weights of {network}; the published weights are "
             f"{', '.join(published.__members__)}"
         )
     return published[name]

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 and Cityscapes, in the folders that they are published in.
+"""PASCAL VOC 2012 and Cityscapes, in their published folder layout.
 
 torchvision's data-set classes find the files; nothing is downloaded.
 """
@@ -14,7 +14,7 @@ from torchvision.datasets import Cityscapes, VOCSegmentation
 
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.errors import ModelInputError, first_line
-from segdeploy.models.palette import voc_colour
+from segdeploy.models.palette import voc_color
 
 _IGNORE = 255
 _VOC_CLASSES = (
@@ -45,11 +45,11 @@ _VOC_CLASSES = (
 def open_public(kind: str, root: Path) -> DataSet:
     """Open `kind` (`voc` or `cityscapes`) in the folder `root`.
 
-    VOC's folder holds `VOCdevkit/VOC2012`; Cityscapes' holds `leftImg8bit` and `gtFine`, whose
-    label ids become the 19 train ids.
+    The folder of VOC holds `VOCdevkit/VOC2012`. The folder of Cityscapes holds `leftImg8bit` and
+    `gtFine`, whose label ids become the 19 train ids.
 
     Raises:
-        ModelInputError: if VOC's lists of splits are not there; for what else is missing, when its
+        ModelInputError: if VOC's split lists are missing. Other missing files are reported when the
             frames are listed.
     """
     return _voc(root) if kind == "voc" else _cityscapes(root)
@@ -58,11 +58,11 @@ def open_public(kind: str, root: Path) -> DataSet:
 def _voc(root: Path) -> DataSet:
     lists = root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
     if not lists.is_dir():
-        raise ModelInputError(f"{lists}: no such folder; give the one that holds VOCdevkit")
+        raise ModelInputError(f"{lists}: no such folder; give the folder that holds VOCdevkit")
     return DataSet(
         root,
         _VOC_CLASSES,
-        tuple(voc_colour(index) for index in range(len(_VOC_CLASSES))),
+        tuple(voc_color(index) for index in range(len(_VOC_CLASSES))),
         _IGNORE,
         tuple(s for s in ("train", "val", "trainval") if (lists / f"{s}.txt").is_file()),
         partial(_list_voc, root),

@@ -1,4 +1,4 @@
-"""Receptive field of one dilated kernel, and of kernels behind one another.
+"""Receptive field of one dilated kernel, and of a sequence of layers.
 
 Yu and Koltun 2015 (arXiv 1511.07122), section 2; the interval arithmetic is that of Araujo et al.
 2019 ("Computing Receptive Fields of Convolutional Neural Networks", Distill).
@@ -11,17 +11,17 @@ from fractions import Fraction
 
 
 def receptive_field(kernel_size: int, dilation: int) -> int:
-    """Pixels, along one axis, between the outermost taps of one dilated kernel, both included."""
+    """Return the extent of one dilated kernel along one axis in pixels, both ends included."""
     return (kernel_size - 1) * dilation + 1
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Which input rows a value of a feature map depends on.
+    """Input rows on which a value of a feature map depends.
 
     The value at index i depends on rows `first + stride * i` to `last + stride * i`, clipped to the
-    image; `pooled` says that it depends, through a global pooling, on the whole image besides.
-    `first` and `last` are None where it depends on the image through a global pooling alone.
+    image. If `pooled`, the value also depends on the whole image through a global pooling. `first`
+    and `last` are None if the value depends on the image only through a global pooling.
     """
 
     first: Fraction | None = Fraction(0)
@@ -31,20 +31,20 @@ class Reach:
 
     @property
     def size(self) -> int | None:
-        """The receptive field in pixels, global poolings left out; None if there is but that."""
+        """The receptive field in pixels, without global pooling; None for global pooling alone."""
         if self.first is None or self.last is None:
             return None
         return int(self.last - self.first) + 1
 
     @property
-    def centre(self) -> float | None:
+    def center(self) -> float | None:
         """Middle of the receptive field of the value at index 0, in pixels."""
         if self.first is None or self.last is None:
             return None
         return float(self.first + self.last) / 2
 
     def through(self, kernel: int, stride: int | Fraction, padding: int, dilation: int) -> Reach:
-        """The reach behind a convolution or pooling."""
+        """Return the reach after a convolution or pooling."""
         if self.first is None or self.last is None:
             return self
         first = self.first - self.stride * padding
@@ -52,7 +52,10 @@ class Reach:
         return Reach(first, last, self.stride * stride, self.pooled)
 
     def through_transposed(self, kernel: int, stride: int, padding: int, dilation: int) -> Reach:
-        """The reach behind a transposed convolution: o depends on (o + padding - tap) / stride."""
+        """Return the reach after a transposed convolution.
+
+        Output row o depends on the input rows (o + padding - tap) / stride.
+        """
         if self.first is None or self.last is None:
             return self
         step = self.stride / stride
@@ -60,16 +63,16 @@ class Reach:
         return Reach(first, self.last + step * padding, step, self.pooled)
 
     def shifted(self, rows: int) -> Reach:
-        """The reach where row i is taken from row `i + rows`: behind a crop, or a padding (< 0)."""
+        """Return the reach after a crop (`rows` > 0) or padding (< 0): row i was row `i + rows`."""
         if self.first is None or self.last is None:
             return self
         offset = self.stride * rows
         return replace(self, first=self.first + offset, last=self.last + offset)
 
     def resized(self, factor: Fraction, *, align_corners: bool) -> Reach:
-        """The reach behind a bilinear resize: two neighbours, half a step to either side.
+        """Return the reach after a bilinear resize: two neighbors, half a step to either side.
 
-        Unless corners are aligned, pixel centres lie at half, and the first one moves.
+        Unless corners are aligned, pixel centers are at half positions, and the first center moves.
         """
         if self.first is None or self.last is None:
             return self
@@ -78,11 +81,11 @@ class Reach:
         return Reach(self.first + shift - half, self.last + shift + half, stride, self.pooled)
 
     def pooled_globally(self) -> Reach:
-        """The reach behind a global pooling."""
+        """Return the reach after a global pooling."""
         return Reach(None, None, self.stride, True)
 
     def joined(self, other: Reach) -> Reach:
-        """The reach of a sum or a concatenation."""
+        """Return the reach of a sum or a concatenation."""
         if self.first is None or self.last is None:
             return replace(other, pooled=True)
         if other.first is None or other.last is None:

@@ -1,4 +1,4 @@
-"""The networks that segdeploy knows by name."""
+"""Registry of the networks that segdeploy builds by name."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from segdeploy.models.semantic_segmentation_model import SemanticSegmentationMod
 
 @dataclass(frozen=True)
 class Architecture:
-    """One registered network: `build(num_classes, **arguments)` makes it with random weights."""
+    """A registered network; `build(num_classes, **arguments)` creates it with random weights."""
 
     name: str
     build: Callable[..., nn.Module]
     about: str
 
     def accepted_arguments(self) -> dict[str, str]:
-        """The keyword-only options that `build` takes, each with its annotation."""
+        """Return the keyword-only options of `build`, each with its annotation."""
         parameters = inspect.signature(self.build).parameters.values()
         return {p.name: str(p.annotation) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
@@ -44,11 +44,11 @@ def _is_counts(value: object) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_count, value))
 
 
-# What an option's annotation stands for, and how to tell. Networks built with zero channels or no
-# branch would fail later, and blame the input's size.
+# Description and check of an option's value, by annotation. A network with zero channels or without
+# branches would fail later with an error about the input size.
 _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
-    "int": ("a number from 1 up", _is_count),
-    "Sequence[int]": ("a list of numbers from 1 up, such as [6,12]", _is_counts),
+    "int": ("a positive integer", _is_count),
+    "Sequence[int]": ("a list of positive integers, such as [6,12]", _is_counts),
     "str": ("text", lambda value: isinstance(value, str)),
 }
 
@@ -112,7 +112,7 @@ _ENTRIES = (
     ),
 )
 _ALIKE = 0.9
-# Options with which a network has other layers.
+# Options that change the layers of a network.
 _VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "dilated_vgg16": ({"context": "basic"},),
     "deeplabv2_vgg16": ({"rates": [6, 12, 18, 24]},),
@@ -124,17 +124,17 @@ def check_name(name: str) -> None:
     """Refuse a name that is not registered.
 
     Raises:
-        ModelInputError: with the names that are.
+        ModelInputError: naming the registered networks.
     """
     if name not in ARCHITECTURES:
         raise ModelInputError(
-            f"{name}: no such network; registered are {', '.join(sorted(ARCHITECTURES))}; "
-            "your own is package.module:factory, a checkpoint ends in .safetensors"
+            f"{name}: no such network; it must be one of {', '.join(sorted(ARCHITECTURES))}; "
+            "give your own as package.module:factory, a checkpoint as FILE.safetensors"
         )
 
 
 def likeliest(keys: Set[str]) -> list[str]:
-    """The registered networks whose state dict has most of these names; none below 9 of 10."""
+    """Return the registered networks whose state-dict keys match best, at least to 90 %."""
     shares: dict[str, float] = {}
     with torch.device("meta"):  # nothing is computed or stored
         for entry in _ENTRIES:
@@ -148,10 +148,10 @@ def likeliest(keys: Set[str]) -> list[str]:
 
 
 def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
-    """Make the registered network `name` with random weights.
+    """Build the registered network `name` with random weights.
 
     Raises:
-        ModelInputError: for a name that is not registered or an option that it does not take.
+        ModelInputError: for a name that is not registered, an invalid option, or too little memory.
     """
     check_name(name)
     entry = ARCHITECTURES[name]
@@ -163,7 +163,7 @@ def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Modul
         wanted = accepted[argument]
         if wanted in _KINDS and not _KINDS[wanted][1](value):
             raise ModelInputError(
-                f"{name}: the option {argument} is {_KINDS[wanted][0]}, not {value!r}"
+                f"{name}: the option {argument} must be {_KINDS[wanted][0]}, not {value!r}"
             )
     try:
         with torch.device("meta"):  # nothing is computed or stored
@@ -177,11 +177,11 @@ def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Modul
 
 
 def _check_memory(name: str, arguments: Mapping[str, Any], outline: nn.Module) -> None:
-    """Refuse a network whose weights cannot be held, before they are made."""
+    """Refuse a network whose weights exceed the free memory, before they are allocated."""
     wanted = sum(t.numel() * t.element_size() for t in outline.state_dict().values())
     free = free_memory()
     if wanted > free:
         raise ModelInputError(
-            f"{name}: with {dict(arguments)} its weights take {wanted / 1e9:.1f} GB, and "
+            f"{name}: with {dict(arguments)} its weights take {wanted / 1e9:.1f} GB, but only "
             f"{free / 1e9:.1f} GB of memory are free; give a smaller --width, or other options"
         )

@@ -1,6 +1,6 @@
-"""Sizes of a scaled image: the one arithmetic of training, exported graphs and runtimes.
+"""Sizes of a scaled image, the same in training, exported graphs and runtimes.
 
-Without torch, so that a robot computes the same.
+The module does not import torch, so that a robot without torch computes the same sizes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from fractions import Fraction
 
 
 def scaled_size(size: tuple[int, int], scale: float, multiple: int = 1) -> tuple[int, int]:
-    """A size (H, W) times `scale`, rounded down to a multiple.
+    """Return a size (H, W) times `scale`, rounded down to a multiple of `multiple`.
 
-    Integer arithmetic: `int(h * scale)` would bake the traced size into an exported graph with
-    dynamic height and width, silently.
+    The arithmetic is integer, because `int(h * scale)` would silently fix the traced size in an
+    exported graph with dynamic height and width.
     """
     ratio = Fraction(scale).limit_denominator(1000)
     height, width = (
@@ -22,10 +22,10 @@ def scaled_size(size: tuple[int, int], scale: float, multiple: int = 1) -> tuple
 
 
 def checked_scaled_size(size: tuple[int, int], scale: float, multiple: int = 1) -> tuple[int, int]:
-    """`scaled_size`, where something must be left.
+    """Return `scaled_size`, and refuse a scaled size of 0.
 
     Raises:
-        ValueError: if nothing is.
+        ValueError: if the scaled height or width is 0.
     """
     scaled = scaled_size(size, scale, multiple)
     if min(scaled) == 0:

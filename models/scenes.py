@@ -1,9 +1,9 @@
-"""Generated road scenes: a data set for a first run that nobody has to download.
+"""Generated road scenes, a data set for a first run without a download.
 
-Every frame is drawn from far to near, so that near objects hide far ones: sky, buildings, trees,
-road in perspective, pavements, cars, people, poles; then sunlight, shadow, haze and sensor noise.
-The bonnet of the camera's own car is ignored, as in real recordings. A frame depends on
-`(seed, split, index)` alone.
+Every frame is drawn from far to near, so that near objects hide far objects: sky, buildings, trees,
+road in perspective, pavements, cars, people and poles. Sunlight, shadow, haze and sensor noise
+follow. The hood of the camera's own car is ignored, as in real recordings. A frame depends only on
+`(seed, split, index)`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PALETTE = (
 IGNORE_INDEX = 255
 SKY, BUILDING, ROAD, PAVEMENT, TREE, CAR, PERSON, POLE = range(len(CLASSES))
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Points = list[tuple[float, float]]
 
 
@@ -61,7 +61,7 @@ def draw_scene(
 
 @dataclass
 class _Canvas:
-    """Picture and mask that are painted together; `depth` runs from 0 (horizon) to 1 (camera)."""
+    """Image and mask that are painted together; `depth` runs from 0 (horizon) to 1 (camera)."""
 
     rng: np.random.Generator
     size: tuple[int, int]
@@ -77,37 +77,35 @@ class _Canvas:
         self.road_half = width * self.rng.uniform(0.42, 0.62)
 
     def ground(self, depth: float, offset: float) -> tuple[float, float]:
-        """Pixel of the ground point at `depth`, `offset` road half-widths beside the middle."""
+        """Return the pixel (x, y) of the ground at `depth`; `offset` is in half road widths."""
         height, _ = self.size
         y = self.horizon + (height - self.horizon) * depth
         return self.vanishing + offset * self.road_half * depth, y
 
-    def paint(self, label: int, colour: Colour, points: Points, grain: float = 14.0) -> None:
-        """Fill a polygon with a textured colour in the picture and its class in the mask."""
+    def paint(self, label: int, color: Color, points: Points, grain: float = 14.0) -> None:
+        """Fill a polygon with a textured color in the image and its class in the mask."""
         height, width = self.size
         stencil = Image.new("L", (width, height), 0)
         ImageDraw.Draw(stencil).polygon(points, fill=255)
-        self._fill(label, colour, stencil, grain)
+        self._fill(label, color, stencil, grain)
 
-    def paint_ellipse(
-        self, label: int, colour: Colour, box: tuple[float, ...], grain: float
-    ) -> None:
+    def paint_ellipse(self, label: int, color: Color, box: tuple[float, ...], grain: float) -> None:
         """Fill an ellipse within `box` (left, top, right, bottom)."""
         height, width = self.size
         stencil = Image.new("L", (width, height), 0)
         ImageDraw.Draw(stencil).ellipse(box, fill=255)
-        self._fill(label, colour, stencil, grain)
+        self._fill(label, color, stencil, grain)
 
-    def decorate(self, colour: Colour, points: Points) -> None:
+    def decorate(self, color: Color, points: Points) -> None:
         """Draw a detail that does not change the class: a window, a lane mark."""
-        ImageDraw.Draw(self.image).polygon(points, fill=colour)
+        ImageDraw.Draw(self.image).polygon(points, fill=color)
 
-    def colour(self, low: int, high: int) -> Colour:
-        """Pick a random colour with channels in `[low, high)`."""
+    def color(self, low: int, high: int) -> Color:
+        """Pick a random color with channels in `[low, high)`."""
         red, green, blue = (int(c) for c in self.rng.integers(low, high, 3))
         return red, green, blue
 
-    def _fill(self, label: int, colour: Colour, stencil: Image.Image, grain: float) -> None:
+    def _fill(self, label: int, color: Color, stencil: Image.Image, grain: float) -> None:
         box = stencil.getbbox()
         if box is None:
             return
@@ -115,7 +113,7 @@ class _Canvas:
         width, height = cut.size
         texture = self.rng.normal(0.0, grain, (height, width, 1))
         texture += self.rng.normal(0.0, grain / 2, (height, 1, 1))
-        pixels = np.clip(np.array(colour) + texture, 0, 255).astype(np.uint8)
+        pixels = np.clip(np.array(color) + texture, 0, 255).astype(np.uint8)
         self.image.paste(Image.fromarray(pixels), box, cut)
         self.mask.paste(label, box, cut)
 
@@ -129,8 +127,8 @@ def _ground_and_sky(canvas: _Canvas) -> None:
     blue = int(rng.integers(170, 250))
     sky = (blue - int(rng.integers(10, 90)), blue - int(rng.integers(5, 40)), blue)
     canvas.paint(SKY, sky, _box(0, 0, width, canvas.horizon + 1), grain=4)
-    grey = int(rng.integers(115, 160))
-    pavement = (grey + 18, grey + 8, grey)
+    gray = int(rng.integers(115, 160))
+    pavement = (gray + 18, gray + 8, gray)
     canvas.paint(PAVEMENT, pavement, _box(0, canvas.horizon, width, height), grain=9)
     far = canvas.ground(0.0, 0.0)
     asphalt = int(rng.integers(60, 105))
@@ -156,7 +154,7 @@ def _buildings(canvas: _Canvas) -> None:
                 (x0, y0), (x1, y1) = canvas.ground(depth, offset), canvas.ground(end, offset)
                 storey = height * float(rng.uniform(0.5, 1.3))
                 top0, top1 = y0 - storey * depth - height * 0.06, y1 - storey * end - height * 0.06
-                wall = canvas.colour(85, 190)
+                wall = canvas.color(85, 190)
                 outer = x1 + side * height
                 canvas.paint(BUILDING, wall, [(x0, y0), (x0, top0), (x1, top1), (x1, y1)])
                 canvas.paint(BUILDING, wall, [(x1, y1), (x1, top1), (outer, top1), (outer, y1)])
@@ -168,9 +166,9 @@ def _windows(
     canvas: _Canvas,
     far: tuple[float, float, float],
     near: tuple[float, float, float],
-    wall: Colour,
+    wall: Color,
 ) -> None:
-    glass: Colour = (wall[0] // 2, wall[1] // 2, min(wall[2] // 2 + 30, 255))
+    glass: Color = (wall[0] // 2, wall[1] // 2, min(wall[2] // 2 + 30, 255))
     for row in np.arange(0.12, 0.85, 0.2):
         for column in np.arange(0.12, 0.85, 0.3):
             corners: Points = []
@@ -206,12 +204,12 @@ def _pole(canvas: _Canvas, depth: float) -> None:
     height, _ = canvas.size
     x, y = canvas.ground(depth, _beside_road(canvas))
     tall, half = height * depth * 0.8, max(1.2, height * depth * 0.014)
-    grey = int(canvas.rng.integers(70, 190))
-    canvas.paint(POLE, (grey, grey, grey), _box(x - half, y - tall, x + half, y), grain=6)
+    gray = int(canvas.rng.integers(70, 190))
+    canvas.paint(POLE, (gray, gray, gray), _box(x - half, y - tall, x + half, y), grain=6)
     if canvas.rng.random() < 0.5:
         sign = height * depth * 0.06
         canvas.paint(
-            POLE, canvas.colour(40, 250), _box(x - sign, y - tall, x + sign, y - tall + sign)
+            POLE, canvas.color(40, 250), _box(x - sign, y - tall, x + sign, y - tall + sign)
         )
 
 
@@ -220,7 +218,7 @@ def _person(canvas: _Canvas, depth: float) -> None:
     offset = _beside_road(canvas) if rng.random() < 0.75 else float(rng.uniform(-0.9, 0.9))
     x, y = canvas.ground(depth, offset)
     tall = height * depth * 0.38
-    legs, coat = canvas.colour(20, 110), canvas.colour(30, 240)
+    legs, coat = canvas.color(20, 110), canvas.color(30, 240)
     for shift in (-0.07, 0.05):
         canvas.paint(
             PERSON, legs, _box(x + shift * tall, y - tall * 0.45, x + (shift + 0.06) * tall, y)
@@ -239,7 +237,7 @@ def _car(canvas: _Canvas, depth: float) -> None:
     x, y = canvas.ground(depth, float(rng.choice((-0.5, 0.5)) + rng.uniform(-0.12, 0.12)))
     wide = canvas.road_half * depth * 0.36
     tall = wide * float(rng.uniform(1.1, 1.4))
-    body = canvas.colour(25, 235)
+    body = canvas.color(25, 235)
     canvas.paint(CAR, body, _box(x - wide, y - tall * 0.6, x + wide, y - tall * 0.1), grain=7)
     roof = [(x - wide * 0.85, y - tall * 0.58), (x - wide * 0.6, y - tall)]
     roof += [(x + wide * 0.6, y - tall), (x + wide * 0.85, y - tall * 0.58)]
@@ -260,7 +258,7 @@ def _bonnet(canvas: _Canvas) -> None:
     height, width = canvas.size
     rise = height * float(canvas.rng.uniform(0.03, 0.08))
     box = (width * 0.1, height - rise, width * 0.9, height + 2 * rise)
-    canvas.paint_ellipse(IGNORE_INDEX, canvas.colour(20, 60), box, grain=3)
+    canvas.paint_ellipse(IGNORE_INDEX, canvas.color(20, 60), box, grain=3)
 
 
 def _lit(canvas: _Canvas) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""A dilated residual backbone under a multi-scale context module."""
+"""A dilated residual backbone followed by a multi-scale context module."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from segdeploy.models.layers import MultiScaleContextModule, dilated_backbone
 class SemanticSegmentationModel(nn.Module):
     """Backbone with dilations 1, 2, 4; context module with dilations 1, 2, 4, 8; 1x1 classifier.
 
-    `width` is the number of channels of the first block (64 in the original); the others follow.
-    With `stride` above 1 the first block subsamples and the logits are upsampled again.
+    `width` is the number of channels of the first block (64 in the original). The other widths are
+    multiples of `width`. If `stride` is above 1, the first block subsamples, and the logits are
+    upsampled to the input size.
 
-    Shape: `(N, 3, H, W)` normalised float to logits `(N, num_classes, H, W)`.
+    Shape: `(N, 3, H, W)` normalized float to logits `(N, num_classes, H, W)`.
     """
 
     def __init__(self, num_classes: int, *, width: int = 64, stride: int = 1):

@@ -1,7 +1,8 @@
-"""Reading JSON that somebody else wrote: bounded in size and depth, finite, and whole text.
+"""Strict reading of untrusted JSON: bounded size and depth, finite numbers, valid Unicode.
 
-Python's reader takes more than JSON allows (NaN, infinity, half a surrogate pair), and more than a
-program can go on with (an integer of 4,000 digits is no float; 100,000 brackets end its stack).
+Python's parser accepts more than JSON allows (NaN, infinity, lone surrogates), and more than a
+program can handle: an integer of 4,000 digits fits no float, and 100,000 brackets exhaust the
+stack.
 """
 
 from __future__ import annotations
@@ -21,37 +22,38 @@ _LARGEST_INTEGER = 2**63
 def read_json(
     path: Path, *, expected: str = "JSON", mend: str = "", max_bytes: int = MAX_BYTES
 ) -> Any:
-    """The value in a JSON file; `expected` and `mend` are for the message where it is none.
+    """Return the value in a JSON file; `expected` and `mend` go into the error message.
 
     Raises:
-        InputError: if the file is missing, no regular file, larger than `max_bytes`, or not such
-            JSON as `parse_json` takes.
+        InputError: if the file is missing, not a regular file or larger than `max_bytes`, or if
+            `parse_json` refuses the text.
     """
     size = check_regular(path).stat().st_size
     if size > max_bytes:
-        reason = f"it has {size:,} bytes, and one has at most {max_bytes:,}"
+        reason = f"the file has {size:,} bytes, but the limit is {max_bytes:,}"
         raise InputError(_refusal(f"{path}:", expected, reason, mend))
     return parse_json(path.read_bytes(), f"{path}:", expected=expected, mend=mend)
 
 
 def parse_json(text: str | bytes, subject: str, *, expected: str = "JSON", mend: str = "") -> Any:
-    """The value of a JSON text, UTF-8 where it is bytes.
+    """Return the value of a JSON text; bytes are decoded as UTF-8.
 
-    A refusal begins with `subject`, says that it is not `expected` and why, and ends with `mend`.
+    An error message begins with `subject`, says that it is not `expected` and why, and ends with
+    `mend`.
 
     Raises:
-        InputError: if the text is not JSON, nested too deeply, or holds a number that is not
-            finite or beyond 64 bits, or half of a surrogate pair.
+        InputError: if the text is not JSON or nested too deeply, or holds a number that is not
+            finite or beyond 64 bits, or a lone surrogate.
     """
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = json.loads(
             decoded, parse_int=_integer, parse_float=_finite, parse_constant=_no_constant
         )
-        if "\\u" in decoded:  # only an escape can stand for half a pair
+        if "\\u" in decoded:  # only an escape can hold a lone surrogate
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        reason = "half of a surrogate pair is no character"
+        reason = "a lone surrogate is not a character"
         raise InputError(_refusal(subject, expected, reason, mend)) from error
     except RecursionError as error:
         raise InputError(_refusal(subject, expected, "nested too deeply", mend)) from error
@@ -78,4 +80,4 @@ def _finite(text: str) -> float:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,6 +1,6 @@
-"""A network's layers as they run: dilation, receptive field, effective stride, work.
+"""Summary of a network's layers: dilation, receptive field, effective stride, work.
 
-Shapes and geometry come from watching one forward pass, so any network can be looked into.
+Shapes and geometry are recorded in one forward pass, so any network can be inspected.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from segdeploy.models.receptive_field import Reach, receptive_field
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution or pooling as it ran: its geometry, its reach, its work.
+    """One executed convolution or pooling: geometry, reach and multiply-accumulates.
 
-    `stride` and `reach` are along the rows; what ends in `_width` is along the columns.
+    `kernel`, `dilation`, `stride` and `reach` are along the rows. Fields that end in `_width` are
+    along the columns.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A network's layers in the order in which they ran, and the reach of its output."""
+    """The layers of a network in execution order, and the reach of its output."""
 
     layers: tuple[Layer, ...]
     output: Reach
@@ -51,25 +52,25 @@ class Anatomy:
 
     @property
     def output_stride(self) -> int:
-        """Input pixels a step of the coarsest map that a convolution gives."""
+        """Largest stride of a layer's output, in input pixels per step."""
         strides = [layer.reach.stride for layer in self.layers if layer.reach.first is not None]
         return int(max(strides, default=Fraction(1)))
 
     @property
     def dilations(self) -> tuple[int, ...]:
-        """The dilations of the convolutions, each once, in order."""
+        """The distinct dilations of the convolutions, in ascending order."""
         rows = {layer.dilation for layer in self.layers if layer.kernel > 1}
         columns = {layer.dilation_width for layer in self.layers if layer.kernel_width > 1}
         return tuple(sorted(rows | columns))
 
 
 def anatomy(network: nn.Module, size: tuple[int, int]) -> Anatomy:
-    """Run `network` once on an image of `size` (H, W) and follow what each value depends on.
+    """Run `network` once on an image of `size` (H, W), and trace the reach of every layer.
 
-    A network on the meta device is followed without computing anything.
+    On the meta device the network is traced without computing anything.
 
     Raises:
-        ModelInputError: if the network cannot take the size.
+        ModelInputError: if the network cannot take an image of this size.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     image = torch.zeros(1, 3, *size, device=device)
@@ -99,7 +100,7 @@ _TRANSPOSED = (
     "groups",
     "dilation",
 )
-# Functions after which a value may depend on any position of the map.
+# Functions whose output values may depend on every position of the feature map.
 _MIXING = (
     *("matmul", "__matmul__", "bmm", "baddbmm", "einsum", "roll"),
     *("scaled_dot_product_attention", "multi_head_attention_forward"),
@@ -119,7 +120,7 @@ _RESIZING = ("interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "gri
 
 
 class _Tracer(TorchFunctionMode):
-    """Carries a `Reach` from the inputs of every torch function to its outputs."""
+    """Mode that propagates a `Reach` from the inputs of every torch function to its outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,17 +133,17 @@ class _Tracer(TorchFunctionMode):
         output = func(*args, **kwargs)
         for tensor in _tensors([output]):
             maps = [a for a in _tensors(args) if a.ndim == 4]
-            # Of a map and a 1x1 map that scales or shifts it, the map says how large the result is.
+            # If a 1x1 tensor scales or shifts a feature map, the feature map has the output's size.
             source = max(maps, key=lambda a: a.shape[2] * a.shape[3], default=None)
             self.mark(tensor, self._behind(func, before, source, tensor, args, kwargs))
         return output
 
     def mark(self, tensor: Tensor, reach: Reach) -> None:
-        """Remember what a feature map depends on."""
+        """Attach a reach to a tensor."""
         tensor._segdeploy_reach = reach  # type: ignore[attr-defined]
 
     def of(self, values: Iterable[Any]) -> Reach:
-        """The joined reach of all tensors among `values`, however deep."""
+        """Return the joined reach of all tensors in `values`, at any nesting depth."""
         reaches = list(_reaches(values))
         if not reaches:
             return Reach()
@@ -184,7 +185,7 @@ class _Tracer(TorchFunctionMode):
         if name in _RESIZING and output.shape[2] != rows:
             aligned = bool(kwargs.get("align_corners"))
             return before.resized(Fraction(output.shape[2], rows), align_corners=aligned)
-        return before  # value by value, or the same values in another layout
+        return before  # elementwise, or only another layout
 
     def _convolution(
         self, name: str, before: Reach, source: Tensor, output: Tensor, args: Any, kwargs: Any
@@ -204,7 +205,7 @@ class _Tracer(TorchFunctionMode):
             padding = (reach - 1) // 2 if padding == "same" else 0
         behind = before.through_transposed if transposed else before.through
         after = behind(kernel, stride, _first(padding), dilation)
-        # A transposed convolution spreads each of its inputs over a kernel of outputs.
+        # A transposed convolution spreads each input value over a kernel of output values.
         values = source if transposed else output
         macs = values.numel() // len(values) * weight[0].numel()
         kind, width = "conv transposed" if transposed else "conv", weight.shape[3]
@@ -245,7 +246,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _rows_taken(index: Any, rows: int) -> tuple[int, int]:
-    """First row and step of a slice of a map `(N, C, H, W)`; (0, 1) of another index."""
+    """Return the first row and step of a slice of `(N, C, H, W)`; (0, 1) for any other index."""
     parts = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in parts:
         gap = parts.index(Ellipsis)
@@ -266,7 +267,7 @@ def _last(value: Any) -> int:
 
 @contextmanager
 def _named(network: nn.Module, tracer: _Tracer) -> Iterator[None]:
-    """Tell the tracer which convolution or pooling module runs."""
+    """Set `tracer.module` to the name of the running convolution or pooling module."""
 
     def entering(name: str) -> Callable[..., None]:
         def enter(*_: Any) -> None:

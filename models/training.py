@@ -1,4 +1,4 @@
-"""Training an epoch at a time, so that the caller draws progress, validates and saves."""
+"""Training, one epoch at a time; the caller shows progress, validates and saves."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ from segdeploy.models.gradient_checkpointing import checkpoint_blocks
 from segdeploy.models.losses import weighted_sum
 
 SCHEDULES = ("one-cycle", "poly")
-# Beyond it float32 weights overflow in one step.
+# A larger learning rate overflows float32 weights in one step.
 _LARGEST_RATE = 1e36
 _POLY_POWER = 0.9  # Chen et al. 2016, arXiv 1606.00915, section 4.1
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; `size` is the (H, W) that a whole frame is scaled to, `mean` and `std` are of
-    RGB in 0..1. Of each optimiser step `batch_size * accumulate` frames are seen.
+    """Settings of a training run.
+
+    `size` is the (H, W) that a whole frame is scaled to. `mean` and `std` are of RGB in 0..1. Each
+    optimizer step uses `batch_size * accumulate` frames.
     """
 
     size: tuple[int, int]
@@ -53,14 +55,17 @@ class TrainingSettings:
     schedule: str = "one-cycle"
     loss: Mapping[str, float] = field(default_factory=lambda: {"cross-entropy": 1.0})
     amp: bool = False
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     seed: int = 0
     workers: int = 1
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one batch of all processes did; times are seconds, `loading` the wait for data in it."""
+    """Result of one batch of all processes.
+
+    `seconds` is the duration of the step in seconds. It includes `loading`, the wait for data.
+    """
 
     epoch: int
     index: int
@@ -72,14 +77,15 @@ class Step:
 
 
 class Training:
-    """A network, its optimiser and its schedule, advanced by `epoch()`.
+    """A network, its optimizer and its schedule, advanced by `epoch()`.
 
     The network maps `(N, 3, H, W) float32` to logits `(N, num_classes, H, W)` and is trained in
-    place with AdamW. What an epoch does depends on the settings, the frames and its number alone,
+    place with AdamW. An epoch depends only on the settings, the frames and the number of the epoch,
     so that `restore(state())` continues exactly.
 
     Raises:
-        ModelInputError: for a schedule or loss that does not exist, or a senseless learning rate.
+        ModelInputError: for an unknown schedule or loss, an invalid learning rate, or a network
+            that cannot be trained.
     """
 
     def __init__(
@@ -92,21 +98,21 @@ class Training:
     ):
         if not 0 < settings.learning_rate < _LARGEST_RATE:
             raise ModelInputError(
-                f"learning rate {settings.learning_rate}: must be a positive number that float32 "
-                "weights bear"
+                f"learning rate {settings.learning_rate}: must be a positive number below 1e36, "
+                "where float32 weights overflow"
             )
         self._settings = settings
         self._frames = frames
         self._device = device()
         self._network = with_shared_norms(network.to(self._device))
-        if settings.checkpointing and not checkpoint_blocks(self._network):
+        if settings.gradient_checkpointing and not checkpoint_blocks(self._network):
             raise ModelInputError(
                 "training: the network has no block of two convolutions or more to checkpoint; "
-                "leave --checkpointing out"
+                "leave --gradient-checkpointing out"
             )
         self._parallel = parallel(self._network)
         if not any(parameter.requires_grad for parameter in network.parameters()):
-            raise ModelInputError("training: the network has no weight that may be trained")
+            raise ModelInputError("training: the network has no trainable parameter")
         weights = None if class_weights is None else class_weights.to(self._device)
         self._loss = weighted_sum(settings.loss, ignore_index, weights)
         self._augment = Augment(settings.augmentation, settings.size, settings.mean, ignore_index)
@@ -122,14 +128,14 @@ class Training:
         self.epochs_done = 0
 
     def epoch(self) -> Iterator[Step]:
-        """Train the next epoch; it counts as done when the iterator is exhausted.
+        """Train the next epoch, which is done when the iterator is exhausted.
 
         Raises:
-            ModelInputError: for a frame that cannot be used, or a loss that is not finite; the
-                latter before the weights are touched by it.
+            ModelInputError: for a frame that cannot be used, or a loss that is not finite. Such a
+                loss does not change the weights.
         """
         settings = self._settings
-        torch.manual_seed(settings.seed + 1000 * self.epochs_done + rank())  # dropout
+        torch.manual_seed(settings.seed + 1000 * self.epochs_done + rank())  # for dropout
         loader = epoch_loader(
             self._frames,
             self._augment,
@@ -166,7 +172,7 @@ class Training:
         self.epochs_done += 1
 
     def state(self) -> dict[str, Any]:
-        """Everything that a later process needs to continue: tensors and plain values only."""
+        """Return the state from which a later process continues, as tensors and plain values."""
         return {
             "network": self._network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -176,7 +182,7 @@ class Training:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state()` was taken."""
+        """Restore a state that `state()` returned."""
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
@@ -197,7 +203,9 @@ class Training:
             )
         shown = averaged(loss)
         if not torch.isfinite(shown):
-            raise ModelInputError("training: the loss of another process is not finite; see there")
+            raise ModelInputError(
+                "training: the loss of another process is not finite; see its error"
+            )
         scaled: Any = self._scaler.scale(loss / group)
         scaled.backward()
         return shown.item()
@@ -208,7 +216,7 @@ class Training:
         except Exception as error:  # the user's own code may fail in any way
             if "more than 1 value per channel" in str(error):
                 raise ModelInputError(
-                    f"training: BatchNorm cannot normalise a batch of {len(batch.names)} behind a "
+                    f"training: BatchNorm cannot normalize a batch of {len(batch.names)} after a "
                     "global pooling; give a larger --batch-size"
                 ) from error
             if isinstance(error, RuntimeError) and world_size() > 1:
@@ -233,7 +241,7 @@ class Training:
 
 
 def _group_size(index: int, batches: int, accumulate: int) -> int:
-    """How many batches are accumulated together with this one; the last group may be smaller."""
+    """Return the number of batches in the accumulation group of batch `index`."""
     rest = batches % accumulate
     return rest if index >= batches - rest else accumulate
 
@@ -245,8 +253,8 @@ def _survived(loader: DataLoader[Any]) -> Iterator[Any]:
         if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
             raise
         raise ModelInputError(
-            f"training: a process that loads data died ({first_line(error)}); out of memory? "
-            "Give --workers 0"
+            f"training: a data-loading worker died ({first_line(error)}), perhaps for lack of "
+            "memory; give --workers 0"
         ) from error
 
 
@@ -259,4 +267,4 @@ def _schedule(
         )
     if settings.schedule == "poly":
         return lr_scheduler.PolynomialLR(optimizer, total_iters=updates, power=_POLY_POWER)
-    raise ModelInputError(f"schedule '{settings.schedule}': there are {', '.join(SCHEDULES)}")
+    raise ModelInputError(f"schedule '{settings.schedule}': must be one of {', '.join(SCHEDULES)}")

@@ -1,4 +1,4 @@
-"""VGG-16 as a dense feature extractor: the last poolings give way to dilation."""
+"""VGG-16 as a dense feature extractor, with dilation in place of the last poolings."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ _STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (width factor, convolution
 class DilatedVGG16(nn.Module):
     """VGG-16's thirteen convolutions at output stride 8.
 
-    The fourth and fifth pooling do not subsample, and the three convolutions behind the fourth have
-    dilation 2 (Yu and Koltun 2015, arXiv 1511.07122, section 4; Chen et al. 2016, arXiv 1606.00915,
-    section 3.1). Positions in `features` are torchvision's, so its VGG-16 weights load by name.
+    The fourth and fifth pooling do not subsample. The three convolutions after the fourth pooling
+    have dilation 2 (Yu and Koltun 2015, arXiv 1511.07122, section 4; Chen et al. 2016, arXiv
+    1606.00915, section 3.1). The positions in `features` are those of torchvision, so torchvision's
+    VGG-16 weights load by name.
 
-    `keep_pools` leaves the two poolings in place with stride 1 (DeepLab); without it they are
-    removed (Yu and Koltun).
+    `keep_pools` keeps the two poolings with stride 1 (DeepLab). Otherwise they are removed (Yu and
+    Koltun).
 
     Shape: `(N, 3, H, W)` to `(N, 8 * width, ceil(H / 8), ceil(W / 8))`.
     """

@@ -1,4 +1,4 @@
-"""Pictures of a network's dilations: its kernels, and what its output sees of an image."""
+"""Drawings of a network's dilated kernels and its effective receptive field."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from segdeploy.models.summary import Anatomy
 _CELL, _GAP, _TITLE = 6, 12, 22
 _TAP, _HOLE, _FRAME = (118, 185, 0), (225, 225, 225), (220, 60, 40)
 _DRAWS = 4
-_LARGEST_KERNEL = 400  # pixels across, of a kernel that is drawn
+_LARGEST_KERNEL = 400  # pixels across; larger kernels are not drawn
 
 
 def dilated_kernel(kernel: tuple[int, int], dilation: tuple[int, int]) -> NDArray[np.uint8]:
-    """One dilated kernel, both (rows, columns), as a map: 1 where it has a tap, 0 in its holes."""
+    """Return a dilated kernel as an array: 1 at a tap, 0 in a hole.
+
+    `kernel` and `dilation` are (rows, columns).
+    """
     sides = [receptive_field(*axis) for axis in zip(kernel, dilation, strict=True)]
     taps = np.zeros(sides, np.uint8)
     taps[:: dilation[0], :: dilation[1]] = 1
@@ -29,9 +32,10 @@ def dilated_kernel(kernel: tuple[int, int], dilation: tuple[int, int]) -> NDArra
 
 
 def effective_receptive_field(network: nn.Module, size: tuple[int, int]) -> NDArray[np.float64]:
-    """How strongly each pixel moves the middle of the output, `(H, W)`, largest value 1.
+    """Return how strongly each pixel affects the center of the output, `(H, W)`, maximum 1.
 
-    Mean absolute gradient over random images (Luo et al. 2016, arXiv 1701.04128, section 2.2).
+    The value is the mean absolute gradient over random images (Luo et al. 2016, arXiv 1701.04128,
+    section 2.2).
 
     Raises:
         ModelInputError: if no gradient flows through the network.
@@ -46,7 +50,7 @@ def effective_receptive_field(network: nn.Module, size: tuple[int, int]) -> NDAr
         if not middle.requires_grad:
             raise ModelInputError(
                 "the network's output has no gradient, so its effective receptive field cannot be "
-                "drawn; leave --picture out"
+                "drawn; leave --image out"
             )
         (gradient,) = torch.autograd.grad(middle.sum(), image)
         total += gradient[0].abs().sum(0).numpy()
@@ -56,9 +60,9 @@ def effective_receptive_field(network: nn.Module, size: tuple[int, int]) -> NDAr
 
 
 def draw_network(anatomy: Anatomy, field: NDArray[np.float64], title: str) -> Image.Image:
-    """Draw each kind of dilated kernel, and the effective field under the theoretical one's frame.
+    """Draw each distinct dilated kernel, and the effective field in the theoretical field's frame.
 
-    The kernels are drawn to one scale; `field` is what `effective_receptive_field` gave.
+    Large kernels are drawn at a smaller scale. `field` comes from `effective_receptive_field`.
     """
     kinds = sorted(
         {
@@ -94,8 +98,8 @@ def _kernel_panel(kernel: tuple[int, int], dilation: tuple[int, int]) -> Image.I
     else:
         taps = dilated_kernel(kernel, dilation)
         cell = max(1, min(_CELL, 220 // max(taps.shape)))
-        colours = np.array([_HOLE, _TAP], np.uint8)[taps]
-        drawn = Image.fromarray(colours.repeat(cell, 0).repeat(cell, 1))
+        colors = np.array([_HOLE, _TAP], np.uint8)[taps]
+        drawn = Image.fromarray(colors.repeat(cell, 0).repeat(cell, 1))
     panel = Image.new("RGB", (max(drawn.width, 116), drawn.height + 18), "white")
     ImageDraw.Draw(panel).text((0, 2), label, fill="black", font_size=11)
     panel.paste(drawn, (0, 18))
@@ -104,20 +108,20 @@ def _kernel_panel(kernel: tuple[int, int], dilation: tuple[int, int]) -> Image.I
 
 def _field_panel(anatomy: Anatomy, field: NDArray[np.float64]) -> Image.Image:
     height, width = field.shape
-    # The square root shows the faint rim, which most of the field is.
+    # The square root makes the faint rim visible, which is most of the field.
     shade = (255 * (1 - np.sqrt(field))).astype(np.uint8)
     heat = Image.fromarray(np.stack([shade, shade, np.full_like(shade, 255)], axis=2))
     pen = ImageDraw.Draw(heat)
     size = anatomy.output.size
-    said = f"receptive field {size} pixels" if size else "receptive field: the image"
+    text = f"receptive field {size} pixels" if size else "receptive field: the whole image"
     if anatomy.output.pooled:
-        said += ", and the whole image through a pooling"
+        text += ", and the whole image through global pooling"
     if size:
         half = size // 2
         row, column = height // 2, width // 2
         corners = (column - half, row - half, column + half, row + half)
         pen.rectangle(corners, outline=_FRAME)
     panel = Image.new("RGB", (max(width, 560), height + 18), "white")
-    ImageDraw.Draw(panel).text((0, 2), f"{said}; effective field in blue", "black", font_size=11)
+    ImageDraw.Draw(panel).text((0, 2), f"{text}; effective field in blue", "black", font_size=11)
     panel.paste(heat, (0, 18))
     return panel

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import segdeploy
+from segdeploy.cli import main
+from segdeploy.contract import Contract
 from segdeploy.device import current_gpu
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models import scenes
@@ -19,6 +23,15 @@ from segdeploy.models.dataset import write_dataset
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SEGDEPLOY_SHARED", ROOT.parent / "shared"))
 SIZE = (48, 64)
+CONTRACT = Contract(
+    architecture="deeplabv3",
+    classes=("road", "sky"),
+    palette=((1, 2, 3), (4, 5, 6)),
+    ignore_index=255,
+    size=(360, 480),
+    arguments={"width": 16},
+    provenance={"torch": "2"},
+)
 LONGEST = ("test_docs.py", "test_cpp.py", "test_training.py", "test_page.py")
 
 # The same examples each time, and no verdict on how busy the machine is.
@@ -93,7 +106,7 @@ def checkpoint(files: Path, dataset: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def graph(files: Path, checkpoint: Path) -> Path:
-    """The checkpoint, exported and optimised."""
+    """The checkpoint, exported and optimized."""
     return segdeploy.export(checkpoint, files / "model.onnx").path
 
 
@@ -105,7 +118,7 @@ def dynamic_graph(files: Path, checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def int8_graph(files: Path, graph: Path, dataset: Path) -> Path:
-    """The exported graph, quantised."""
+    """The exported graph, quantized."""
     return segdeploy.calibrate(graph, dataset, files / "model.int8.onnx").path
 
 
@@ -132,3 +145,33 @@ def camvid_graph(files: Path, camvid: Path, camvid_weights: Path) -> Path:
     """torchvision's network trained on CamVid, exported at 360x480."""
     spec = ModelSpec("deeplabv3_mobilenet_v3_large", weights=camvid_weights, size=(360, 480))
     return segdeploy.export(spec, files / "camvid.onnx", data=camvid).path
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run the command line in this process."""
+
+    def call(*arguments: object) -> Ran:
+        with pytest.raises(SystemExit) as exited:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(int(exited.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def check_one_line(ran: Ran, *parts: str) -> None:
+    """A user's mistake: exit code 2, nothing on stdout, one line on stderr that holds `parts`."""
+    assert ran.code == 2, ran
+    assert ran.out == ""
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+    assert "Traceback" not in ran.err
+    for part in parts:
+        assert part in ran.err, ran.err

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +16,16 @@ from PIL import Image
 
 import segdeploy
 from segdeploy.device import Gpu
-from segdeploy.engine.compatibility import check_place, check_version
+from segdeploy.engine.compatibility import check_host, check_version
 from segdeploy.engine.manifest import manifest_path, read_engine
 from segdeploy.errors import InputError
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, save_onnx, set_contract
-from segdeploy.proof.golden_vectors import golden_content, golden_pictures, make_vectors
+from segdeploy.proof.golden_vectors import golden_content, golden_images, make_vectors
 from segdeploy.runtime.postprocess import overlay
+
+from .conftest import ROOT, skip
+
+SOURCE = ROOT / "deploy" / "cpp"
 
 
 def write_seeds(folder: Path) -> None:
@@ -26,12 +34,12 @@ def write_seeds(folder: Path) -> None:
     seeds.mkdir()
     with segdeploy.load(folder / "logits.onnx", threads=1) as network:
         contract = network.contract
-        vectors = make_vectors(network, golden_pictures(contract)[:1])
+        vectors = make_vectors(network, golden_images(contract)[:1])
     (seeds / "0.contract").write_text(contract.to_json())
     (seeds / "2.golden").write_bytes(golden_content(vectors, folder / "logits.onnx"))
 
 
-def write_with_half_ends(path: Path, out: Path) -> None:
+def write_with_fp16_io(path: Path, out: Path) -> None:
     """The graph of half types without the Casts at its ends: it takes and gives half."""
     import onnx
 
@@ -62,7 +70,7 @@ def write_stepped(path: Path, out: Path) -> None:
     save_onnx(model, out)
 
 
-def write_passes(folder: Path) -> None:
+def write_inference_options(folder: Path) -> None:
     """What Python gives for several scales, mirrored, in tiles, and as probabilities."""
     ways: list[dict] = [
         {"graph": "dynamic.onnx", "scales": [0.75, 1.0, 1.5]},
@@ -95,25 +103,25 @@ def write_passes(folder: Path) -> None:
         ),
     ]
     usual = {"scales": [], "flip": False, "fuse": "mean", "tile": False, "wanted": ""}
-    cases = [{**usual, **way, "picture": "0.png", "refused": words} for way, words in refused]
+    cases = [{**usual, **way, "image": "0.png", "refused": words} for way, words in refused]
     (folder / "wanted").mkdir()
     for way in ways:
         with segdeploy.load(folder / way["graph"], threads=1) as network:
-            for picture in ("0.png", "1_odd.png", "0_small.png"):
-                case = {**usual, **way, "picture": picture}
+            for name in ("0.png", "1_odd.png", "0_small.png"):
+                case = {**usual, **way, "image": name}
                 case["wanted"] = f"wanted/{len(cases)}.png"
                 options = {name: case[name] for name in ("scales", "flip", "fuse", "tile")}
-                image = folder / "pictures" / picture
+                image = folder / "images" / name
                 if "probabilities" in way:
                     found = network.probabilities(image, **options)
                     found.astype(np.float32).tofile(folder / case["wanted"])
                 else:
                     Image.fromarray(network.predict(image, **options)).save(folder / case["wanted"])
                 cases.append(case)
-    (folder / "passes.json").write_text(json.dumps(cases))
+    (folder / "inference_options.json").write_text(json.dumps(cases))
     with segdeploy.load(folder / "dynamic.onnx", threads=1) as network:
-        picture = np.asarray(Image.open(folder / "pictures" / "0.png"))
-        laid = overlay(picture, network.predict(picture), network.contract.palette)
+        pixels = np.asarray(Image.open(folder / "images" / "0.png"))
+        laid = overlay(pixels, network.predict(pixels), network.contract.palette)
     Image.fromarray(laid).save(folder / "overlay.png")
 
 
@@ -159,15 +167,15 @@ def write_manifests(cases: Path, graph: Path) -> Path:
     (folder / "alone.engine").write_bytes(plan)
     files += [folder / "text.engine", folder / "alone.engine", folder / "none.engine"]
     gpus = [None, Gpu("NVIDIA X", "sm86"), Gpu("NVIDIA Y", "sm120")]
-    told = []
+    written = []
     for path in files:
         for gpu in gpus:
             case = {"engine": path.name, "version": manifest["backend_version"]}
             if gpu is not None:
                 case |= {"gpu": gpu.name, "capability": gpu.compute_capability}
-            told.append({**case, "message": python_says(path, gpu, manifest["backend_version"])})
-    assert sum(not one["message"] for one in told) == 2  # a GPU that it was built for
-    (folder / "cases.json").write_text(json.dumps(told))
+            written.append({**case, "message": python_says(path, gpu, manifest["backend_version"])})
+    assert sum(not one["message"] for one in written) == 2  # a GPU that it was built for
+    (folder / "cases.json").write_text(json.dumps(written))
     return folder
 
 
@@ -179,7 +187,7 @@ def python_says(path: Path, gpu: Gpu | None, version: str) -> str:
     try:
         manifest, _ = read_engine(path)
         check_version(manifest, path, Installed())  # type: ignore[arg-type]
-        check_place(manifest, path, gpu)
+        check_host(manifest, path, gpu)
     except InputError as error:
         return str(error)
     return ""
@@ -246,13 +254,13 @@ def write_foreign(folder: Path) -> None:
     sides = [dim.dim_value or dim.dim_param for dim in int64.output[0].type.tensor_type.shape.dim]
     int64.output.pop()
     int64.output.append(helper.make_tensor_value_info("wide", TensorProto.INT64, sides))
-    image = np.asarray(Image.open(folder / "pictures" / "1_own.png"))
+    image = np.asarray(Image.open(folder / "images" / "1_own.png"))
     cases = []
     for name, model in graphs.items():
         path = place / f"{name}.onnx"
         save_onnx(model, path)
-        told, is_opened = _python_refuses(path, image)
-        words = {"message": told.removeprefix(f"{place}/"), "at_open": not is_opened}
+        message, is_opened = _python_refuses(path, image)
+        words = {"message": message.removeprefix(f"{place}/"), "at_open": not is_opened}
         cases.append({"graph": path.name, **words})
     (place / "cases.json").write_text(json.dumps(cases))
 
@@ -266,3 +274,22 @@ def _python_refuses(path: Path, image: np.ndarray) -> tuple[str, bool]:
     except InputError as error:
         return str(error), is_opened
     raise AssertionError(f"{path.name} was not refused")
+
+
+def built(folder: Path, *settings: str, targets: Sequence[str] = ("all",)) -> Path:
+    """Configure and build the library, its programs and its tests."""
+    if not shutil.which("cmake") or not shutil.which("g++"):
+        skip("no C++ compiler and CMake here")
+    headers = SOURCE.parents[1] / "build" / "cpp-headers"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # whose python3 has pip
+    subprocess.run(
+        [SOURCE / "fetch_headers.sh", headers], check=True, env={**os.environ, "PATH": path}
+    )
+    root = headers / "usr"
+    subprocess.run(
+        ["cmake", "-S", SOURCE, "-B", folder, f"-DCMAKE_PREFIX_PATH={root}", *settings],
+        check=True,
+    )
+    command = ["cmake", "--build", folder, "--parallel", "2", "--target", *targets]
+    subprocess.run(command, check=True)
+    return folder

@@ -21,9 +21,8 @@ from typing import Any
 _HANG_S = 2.0
 _MEMORY = 1 << 30
 # What the files of unfinished work hold: whatever happens to them, no other value may come out.
-JOURNAL = {"round 0": {"times": [1.5, 2.5]}, "frame 0": {"counts": [[3, 4], [5, 6]]}}
-SEARCH = {"conv1": [20.5, 0.25, 0.99], "conv2": [11.0, 1.5, 0.9]}
-TOLERANT = ("journal", "search", "steps")  # what is damaged there is done anew
+LEDGER = {"round 0": {"times": [1.5, 2.5]}, "frame 0": {"counts": [[3, 4], [5, 6]]}}
+TOLERANT = ("ledger", "steps")  # what is damaged there is done anew
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40)
 
 
@@ -73,17 +72,16 @@ def parsers() -> dict[str, Callable[[Path], Any]]:
 
     from segdeploy.benchmark.comparison import compare_verdicts
     from segdeploy.benchmark.cpp_program import read_cpp_candidate
-    from segdeploy.benchmark.journal import Journal
     from segdeploy.commands.adopt import Statement, adopt
     from segdeploy.commands.build_engine import build_engine
-    from segdeploy.commands.deploy import Ledger
+    from segdeploy.commands.deploy import Steps
     from segdeploy.commands.inspect import inspect
     from segdeploy.commands.optimize import optimize
     from segdeploy.engine.manifest import parse_manifest
+    from segdeploy.ledger import STEPS, Ledger
     from segdeploy.models.checkpoint import read_metadata, read_weights
     from segdeploy.models.dataset import open_dataset
     from segdeploy.models.images import read_image, read_mask
-    from segdeploy.precision.assignment import SearchState
     from segdeploy.precision.cache import read_cache
     from segdeploy.proof.golden_vectors import read_golden
     from segdeploy.runtime.predictor import load
@@ -110,23 +108,17 @@ def parsers() -> dict[str, Callable[[Path], Any]]:
         with load(path, threads=1) as network:
             network.predict(np.full((20, 30, 3), 99, np.uint8))
 
-    def journal(path: Path) -> None:
-        held = Journal(path, "key")
-        for place, value in JOURNAL.items():
-            assert held.get(place) in (None, value), f"{place} is {held.get(place)}"
-        assert held.resumed <= len(JOURNAL)
-
-    def search(path: Path) -> None:
-        state = SearchState(path, ["key"])
-        for name, value in SEARCH.items():
-            found = state.of(name, lambda given: given, value)
-            assert found == value, f"{name} is {found}"
+    def ledger(path: Path) -> None:
+        held = Ledger(path, "key")
+        for name, value in LEDGER.items():
+            assert held.get(name) in (None, value), f"{name} is {held.get(name)}"
+        assert len(held) <= len(LEDGER)
 
     def steps(path: Path) -> None:
-        name = path.with_name("steps.json")
+        name = path.with_name(STEPS)
         path.replace(name)
-        ledger = Ledger(path.parent, {}, True, lambda name, told: None)
-        assert ledger.do("export", [path.parent / "m.bin"], {}, lambda: None)
+        work = Steps(path.parent, {}, True, lambda name, message: None)
+        assert work.run("export", [path.parent / "m.bin"], {}, lambda: None)
 
     return {
         "onnx": inspect,
@@ -134,8 +126,7 @@ def parsers() -> dict[str, Callable[[Path], Any]]:
         "onnx-predict": predict,
         "bench-candidate": read_cpp_candidate,
         "bench-verdict": lambda path: compare_verdicts(path, path),
-        "journal": journal,
-        "search": search,
+        "ledger": ledger,
         "steps": steps,
         "onnx-optimize": lambda path: optimize(path, path.with_name("out.onnx")),
         "onnx-adopt": lambda path: adopt(
@@ -160,7 +151,7 @@ def parsers() -> dict[str, Callable[[Path], Any]]:
 def fuzz(parser: str, file: Path, count: int) -> dict[str, Any]:
     parse, content = parsers()[parser], file.read_bytes()
     rng = random.Random(f"{parser} {count}")
-    told = {"read": 0, "refused": 0}
+    counted = {"read": 0, "refused": 0}
     slowest, faults = 0.0, []
     with tempfile.TemporaryDirectory() as name:
         path = Path(name, file.name)
@@ -173,11 +164,11 @@ def fuzz(parser: str, file: Path, count: int) -> dict[str, Any]:
             started = time.perf_counter()
             try:
                 parse(path)
-                told["read"] += 1
+                counted["read"] += 1
             except Exception as error:
                 lines = str(error).splitlines()
                 if getattr(error, "exit_code", None) in (1, 2) and len(lines) == 1:
-                    told["refused"] += 1
+                    counted["refused"] += 1
                 else:
                     faults.append(f"{index}: {type(error).__name__}: {error}"[:300])
             took = time.perf_counter() - started
@@ -188,7 +179,7 @@ def fuzz(parser: str, file: Path, count: int) -> dict[str, Any]:
     return {
         "parser": parser,
         "files": count,
-        **told,
+        **counted,
         "slowest_s": round(slowest, 3),
         "peak_mib": peak,
         "faults": faults,

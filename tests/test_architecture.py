@@ -44,7 +44,7 @@ def imported_by(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("folder", sorted(ALLOWED))
-def test_models_and_calibration_import_what_the_table_allows(folder: str) -> None:
+def test_architecture_models_and_calibration_import_what_the_table_allows(folder: str) -> None:
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files
     for path in files:
@@ -56,7 +56,7 @@ def test_models_and_calibration_import_what_the_table_allows(folder: str) -> Non
             assert top in allowed or ".".join(name.split(".")[:2]) in allowed, f"{path}: {name}"
 
 
-def test_the_packaged_folders_are_those_on_disk() -> None:
+def test_architecture_the_packaged_folders_are_those_on_disk() -> None:
     found = set()
     for folder, package in {"deploy": "segdeploy", **PACKAGES}.items():
         for init in (ROOT / folder).rglob("__init__.py"):
@@ -74,7 +74,7 @@ def test_the_packaged_folders_are_those_on_disk() -> None:
     assert bare == set()
 
 
-def test_the_wheel_holds_every_module_and_the_page_template(tmp_path: Path) -> None:
+def test_architecture_the_wheel_holds_every_module_and_the_page_template(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "deploy", "models", "calibration"):
@@ -88,22 +88,22 @@ def test_the_wheel_holds_every_module_and_the_page_template(tmp_path: Path) -> N
         for path in (ROOT / folder).rglob("*.py"):
             name = f"{inside.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"
             assert name in held
-    assert {"segdeploy/py.typed", "segdeploy/benchmark/report.html.j2"} <= held
+    assert {"segdeploy/py.typed", "segdeploy/templates/bench.html.j2"} <= held
 
 
-def test_no_public_function_has_a_submodules_name() -> None:
+def test_architecture_no_public_function_has_a_submodules_name() -> None:
     # An import of the submodule would silently put it in the function's place.
     submodules = {path.stem for path in (ROOT / "deploy").glob("*.py")}
     submodules |= {path.parent.name for path in (ROOT / "deploy").glob("*/__init__.py")}
     assert not submodules & set(segdeploy.__all__)
 
 
-def test_every_public_function_is_there() -> None:
+def test_architecture_every_public_function_is_there() -> None:
     for name in segdeploy.__all__:
         assert callable(getattr(segdeploy, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = segdeploy.nothing
 
 
-def test_the_version_stands_in_two_places_alike() -> None:
+def test_architecture_the_version_stands_in_two_places_alike() -> None:
     assert f'version = "{segdeploy.__version__}"' in (ROOT / "pyproject.toml").read_text()

@@ -26,14 +26,14 @@ def convolutions(network: nn.Module, size: tuple[int, int] = (64, 64)) -> dict:
     return {layer.name: layer for layer in anatomy(network, size).layers if layer.kind == "conv"}
 
 
-def test_the_basic_context_network_is_table_1() -> None:
+def test_architectures_the_basic_context_network_is_table_1() -> None:
     layers = list(convolutions(ContextNetwork(3)).values())
     assert [la.dilation for la in layers] == [1, 1, 2, 4, 8, 16, 1, 1]
     assert [la.kernel for la in layers] == [3] * 7 + [1]
     assert [la.reach.size for la in layers] == [3, 5, 9, 17, 33, 65, 67, 67]
 
 
-def test_the_large_context_network_widens_as_table_1() -> None:
+def test_architectures_the_large_context_network_widens_as_table_1() -> None:
     widths = [m.out_channels for m in ContextNetwork(3, kind="large").modules() if _is_conv(m)]
     assert widths == [3 * factor for factor in (2, 2, 4, 8, 16, 32, 32, 1)]
 
@@ -43,7 +43,9 @@ def _is_conv(module: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("basic", 0.0), ("large", 0.01)])
-def test_a_fresh_context_network_is_the_identity_behind_a_relu(kind: str, tolerance: float) -> None:
+def test_architectures_a_fresh_context_network_is_the_identity_behind_a_relu(
+    kind: str, tolerance: float
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 17, 19)
     network = ContextNetwork(5, kind=kind)
@@ -54,7 +56,7 @@ def test_a_fresh_context_network_is_the_identity_behind_a_relu(kind: str, tolera
         assert float(network(x).min()) < 0
 
 
-def test_a_wide_context_networks_equal_maps_may_come_apart() -> None:
+def test_architectures_a_wide_context_networks_equal_maps_may_come_apart() -> None:
     torch.manual_seed(0)
     for conv in (m for m in ContextNetwork(3, kind="large").modules() if _is_conv(m)):
         joined = conv.weight.abs() > 1e-2
@@ -65,7 +67,7 @@ def test_a_wide_context_networks_equal_maps_may_come_apart() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_every_weight_has_a_part_in_the_output(name: str) -> None:
+def test_architectures_every_weight_has_a_part_in_the_output(name: str) -> None:
     torch.manual_seed(0)
     small = {"width": 4, "hidden": 8, "context": "basic"}
     accepted = ARCHITECTURES[name].accepted_arguments()
@@ -79,7 +81,7 @@ def test_every_weight_has_a_part_in_the_output(name: str) -> None:
         assert parameter.ndim == 1 or float(parameter.grad.abs().max()) > 0, key
 
 
-def test_the_front_end_is_vgg_without_two_poolings() -> None:
+def test_architectures_the_front_end_is_vgg_without_two_poolings() -> None:
     network = DilatedVGGFrontEnd(3, width=4, hidden=8)
     layers = convolutions(network)
     assert [layers[f"backbone.features.{i}"].dilation for i in (24, 26, 28)] == [2, 2, 2]
@@ -89,7 +91,7 @@ def test_the_front_end_is_vgg_without_two_poolings() -> None:
 
 
 @pytest.mark.parametrize("network", [DilatedVGGFrontEnd, DeepLabV2VGG16])
-def test_torchvisions_vgg_weights_fit_by_name(network: type[nn.Module]) -> None:
+def test_architectures_torchvisions_vgg_weights_fit_by_name(network: type[nn.Module]) -> None:
     with torch.device("meta"):
         ours, theirs = network(3).backbone, vgg16()
     wanted = {k: v.shape for k, v in ours.state_dict().items()}
@@ -97,7 +99,7 @@ def test_torchvisions_vgg_weights_fit_by_name(network: type[nn.Module]) -> None:
     assert wanted == given
 
 
-def test_deeplab_v2_sums_its_rates() -> None:
+def test_architectures_deeplab_v2_sums_its_rates() -> None:
     network = DeepLabV2VGG16(3, rates=ASPP_L, width=4, hidden=8).eval()
     rates = [la.dilation for la in convolutions(network).values() if ".0" in la.name[8:]]
     assert [r for r in rates if r > 2] == [6, 12, 18, 24]
@@ -110,7 +112,7 @@ def test_deeplab_v2_sums_its_rates() -> None:
     assert len(DeepLabV2VGG16(3, width=4, hidden=8).branches) == 1
 
 
-def test_deeplab_v2_resnet_has_output_stride_8_and_four_classifiers() -> None:
+def test_architectures_deeplab_v2_resnet_has_output_stride_8_and_four_classifiers() -> None:
     with torch.device("meta"):
         seen = anatomy(DeepLabV2ResNet101(21), (128, 128))
     assert seen.output_stride == 8
@@ -122,7 +124,7 @@ def test_deeplab_v2_resnet_has_output_stride_8_and_four_classifiers() -> None:
     [(16, (1, 2, 4), [2, 4, 8], [6, 12, 18]), (8, (1, 2, 1), [4, 8, 4], [12, 24, 36])],
 )
 @pytest.mark.parametrize("network", [DeepLabV3ResNet, DeepLabV3PlusResNet])
-def test_multi_grid_and_output_stride(
+def test_architectures_multi_grid_and_output_stride(
     network: type[nn.Module], stride: int, grid: tuple, rates: list, pyramid: list
 ) -> None:
     with torch.device("meta"):
@@ -136,7 +138,7 @@ def test_multi_grid_and_output_stride(
     assert max(la.reach.stride for la in layers.values()) == stride
 
 
-def test_wrong_strides_and_grids_are_refused() -> None:
+def test_architectures_wrong_strides_and_grids_are_refused() -> None:
     with pytest.raises(ValueError, match="output_stride 4 is neither 8 nor 16"):
         DeepLabV3ResNet(resnet50, 3, output_stride=4)
     with pytest.raises(ValueError, match="needs 3 rates"):
@@ -145,27 +147,27 @@ def test_wrong_strides_and_grids_are_refused() -> None:
         ContextNetwork(3, kind="huge")
 
 
-def test_the_kernel_picture_has_the_slides_holes() -> None:
+def test_architectures_the_kernel_image_has_the_slides_holes() -> None:
     taps = dilated_kernel((3, 3), (2, 2))
     assert taps.tolist() == [[1, 0, 1, 0, 1], [0] * 5, [1, 0, 1, 0, 1], [0] * 5, [1, 0, 1, 0, 1]]
 
 
-def test_the_network_picture_frames_the_field(tmp_path: Path) -> None:
+def test_architectures_the_network_image_frames_the_field(tmp_path: Path) -> None:
     network = DeepLabV3(2, width=2)
     field = effective_receptive_field(network, (96, 120))
     assert field.shape == (96, 120)
     assert field.max() == 1
     assert field[48, 60] > field[0, 0]
-    picture = draw_network(anatomy(network, (96, 120)), field, "net")
-    picture.save(tmp_path / "p.png")
-    colours = np.asarray(Image.open(tmp_path / "p.png")).reshape(-1, 3)
-    assert (colours == (220, 60, 40)).all(1).any()
-    assert (colours == (118, 185, 0)).all(1).any()
+    image = draw_network(anatomy(network, (96, 120)), field, "net")
+    image.save(tmp_path / "p.png")
+    colors = np.asarray(Image.open(tmp_path / "p.png")).reshape(-1, 3)
+    assert (colors == (220, 60, 40)).all(1).any()
+    assert (colors == (118, 185, 0)).all(1).any()
 
 
 @pytest.mark.parametrize("fuse", ["mean", "max"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_multi_scale_fuses_scales_and_mirror_images(fuse: str, flip: bool) -> None:
+def test_architectures_multi_scale_fuses_scales_and_mirror_images(fuse: str, flip: bool) -> None:
     torch.manual_seed(0)
     base = DeepLabV3(3, width=2, stride=2).eval()
     x = torch.randn(2, 3, 40, 52)
@@ -187,7 +189,7 @@ def test_multi_scale_fuses_scales_and_mirror_images(fuse: str, flip: bool) -> No
             torch.testing.assert_close(found, stacked.max(0).values, rtol=0, atol=1e-5)
 
 
-def test_multi_scale_refuses_what_it_cannot_fuse() -> None:
+def test_architectures_multi_scale_refuses_what_it_cannot_fuse() -> None:
     base = nn.Conv2d(3, 2, 1)
     with pytest.raises(ValueError, match="neither mean nor max"):
         MultiScaleInput(base, fuse="median")
@@ -198,7 +200,7 @@ def test_multi_scale_refuses_what_it_cannot_fuse() -> None:
 
 
 @pytest.mark.parametrize("name", ["deeplabv3", "deeplabv3_mobilenet_v3_large", "deeplabv2_vgg16"])
-def test_checkpointed_blocks_keep_gradients_statistics_and_names(name: str) -> None:
+def test_architectures_checkpointed_blocks_keep_gradients_statistics_and_names(name: str) -> None:
     small = {"width": 4, "hidden": 8}
     accepted = ARCHITECTURES[name].accepted_arguments()
     networks = []

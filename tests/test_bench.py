@@ -29,7 +29,7 @@ from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
 
-from .test_cli import check_one_line, run  # noqa: F401
+from .conftest import check_one_line
 
 BRIEF = Protocol(seconds=0.3)
 
@@ -39,27 +39,27 @@ def verdict(graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path):
     return segdeploy.bench([graph, int8_graph], reference=checkpoint, data=dataset, protocol=BRIEF)
 
 
-def test_rows_hold_accuracy_parity_and_latency(verdict, graph: Path, dataset: Path) -> None:
+def test_bench_rows_hold_accuracy_parity_and_latency(verdict, graph: Path, dataset: Path) -> None:
     rows = {row.precision if row is not verdict.reference else "reference": row
             for row in verdict.rows}  # fmt: skip
     reference, fp32, int8 = rows["reference"], rows["fp32"], rows["int8"]
     assert (reference.backend, fp32.backend) == ("torch", "onnxruntime")
-    assert reference.judgement.fidelity is None
+    assert reference.evaluation.agreement is None
     assert reference.latency.ratio is None
-    near = fp32.judgement.fidelity
+    near = fp32.evaluation.agreement
     assert near.max_rel < 1e-5
-    assert near.agreement == pytest.approx(1, abs=1e-3)
+    assert near.labels == pytest.approx(1, abs=1e-3)
     assert near.snr_db > 90
     assert near.cosine == pytest.approx(1)
     assert near.by_margin[-1] == 1
     assert near.mean_abs < near.max_abs
-    far = int8.judgement.fidelity
+    far = int8.evaluation.agreement
     assert 1e-4 < far.max_rel < 0.3
-    assert far.boundary <= far.agreement
-    assert list(far.quantiles) == sorted(far.quantiles)
-    assert far.worst.agreement <= far.agreement
-    assert fp32.judgement.kernels is None
-    assert int8.judgement.kernels > 0.9
+    assert far.boundary <= far.labels
+    assert near.quantiles[-1] < far.quantiles[0]
+    assert far.worst.agreement <= far.labels
+    assert fp32.evaluation.kernels is None
+    assert int8.evaluation.kernels > 0.9
     for row in verdict.rows:
         latency = row.latency
         assert 0 < latency.median_ms <= latency.p90_ms <= latency.p99_ms
@@ -68,21 +68,21 @@ def test_rows_hold_accuracy_parity_and_latency(verdict, graph: Path, dataset: Pa
         assert latency.load_s > 0
         assert latency.first_ms > 0
         assert latency.peak_mib > 50
-        interval = row.judgement.spread.miou
-        assert interval.low <= row.judgement.accuracy.miou <= interval.high
+        interval = row.evaluation.confidence_intervals.miou
+        assert interval.low <= row.evaluation.accuracy.miou <= interval.high
     ratio = fp32.latency.ratio
     assert ratio.low <= ratio.speedup <= ratio.high
     alone = segdeploy.evaluate(graph, dataset)
-    assert alone.miou == fp32.judgement.accuracy.miou
+    assert alone.miou == fp32.evaluation.accuracy.miou
     assert fp32.bytes == graph.stat().st_size
     assert verdict.recommended == verdict.rows[1].name
     assert verdict.passes
-    assert set(verdict.front) <= {row.name for row in verdict.rows}
+    assert set(verdict.pareto_front) <= {row.name for row in verdict.rows}
 
 
-def test_the_json_has_every_figure(verdict) -> None:
+def test_bench_the_json_has_every_figure(verdict) -> None:
     read = json.loads(to_json(verdict, ["segdeploy", "bench"]))
-    assert (read["schema"], read["frames"], read["size"]) == (3, 4, [48, 64])
+    assert (read["schema"], read["frames"], read["size"]) == (4, 4, [48, 64])
     assert read["rows"][1]["latency"]["ratio"]["speedup"] > 0
     assert set(read["rows"][2]["accuracy"]["iou"]) == set(verdict.dataset.classes)
     assert read["rows"][2]["accuracy"]["miou_drop_interval"]["low"] <= 1
@@ -90,7 +90,7 @@ def test_the_json_has_every_figure(verdict) -> None:
     assert read["command"] == ["segdeploy", "bench"]
 
 
-def test_markdown_and_junit_say_the_same(verdict, int8_graph: Path, tmp_path: Path) -> None:
+def test_bench_markdown_and_junit_say_the_same(verdict, int8_graph: Path, tmp_path: Path) -> None:
     text = to_markdown(verdict)
     assert f"| {int8_graph.name} | onnxruntime | int8 |" in text
     assert "recommended: **" in text
@@ -98,7 +98,7 @@ def test_markdown_and_junit_say_the_same(verdict, int8_graph: Path, tmp_path: Pa
         verdict,
         rows=(
             verdict.rows[0],
-            replace(verdict.rows[1], complaints=("too slow",)),
+            replace(verdict.rows[1], failures=("too slow",)),
             replace(verdict.rows[2], failure="it crashed"),
             replace(verdict.rows[2], name="engine", failure="no GPU", skipped=True),
         ),
@@ -125,7 +125,7 @@ class _Page(HTMLParser):
         self.sources += [value for name, value in attrs if name in ("src", "href")]
 
 
-def test_the_page_stands_alone_and_shows_overlays(verdict, tmp_path: Path) -> None:
+def test_bench_the_page_stands_alone_and_shows_overlays(verdict, tmp_path: Path) -> None:
     page = write_report(verdict, tmp_path / "report", ["segdeploy", "bench", "<x>"])
     text = page.read_text()
     parsed = _Page()
@@ -141,7 +141,9 @@ def test_the_page_stands_alone_and_shows_overlays(verdict, tmp_path: Path) -> No
     assert names == ["bench.json", "bench.md", "index.html", "junit.xml", "samples.jpg"]
 
 
-def test_a_named_network_is_a_reference_too(graph: Path, checkpoint: Path, dataset: Path) -> None:
+def test_bench_a_named_network_is_a_reference_too(
+    graph: Path, checkpoint: Path, dataset: Path
+) -> None:
     spec = ModelSpec("deeplabv3", None, {"width": 8, "stride": 2}, checkpoint, (48, 64))
     verdict = segdeploy.bench(
         [graph],
@@ -153,14 +155,14 @@ def test_a_named_network_is_a_reference_too(graph: Path, checkpoint: Path, datas
     )
     assert verdict.frames == 1
     assert verdict.rows[1].backend == "openvino"
-    assert verdict.rows[1].judgement.fidelity.max_rel < 1e-4
+    assert verdict.rows[1].evaluation.agreement.max_rel < 1e-4
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("size", (32, 32)), ("mean", (0.0, 0.0, 0.0)), ("classes", tuple("abcdefgh"))],
 )
-def test_a_candidate_of_another_contract_is_refused_with_the_difference(
+def test_bench_a_candidate_of_another_contract_is_refused_with_the_difference(
     dynamic_graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path, field: str, value: tuple
 ) -> None:
     from dataclasses import replace
@@ -175,19 +177,19 @@ def test_a_candidate_of_another_contract_is_refused_with_the_difference(
         segdeploy.bench([other], reference=checkpoint, data=dataset, limit=1)
 
 
-def test_two_candidates_of_one_name_are_told_apart_by_their_paths(
+def test_bench_two_candidates_of_one_name_are_told_apart_by_their_paths(
     graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / graph.name
     other.write_bytes(graph.read_bytes())
     options = {"reference": graph, "data": dataset, "limit": 1}
-    with pytest.raises(InputError, match="a candidate is named twice"):
+    with pytest.raises(InputError, match="a candidate is given twice"):
         segdeploy.bench([graph, graph], **options)
     verdict = segdeploy.bench([graph, other], protocol=BRIEF, **options)
     assert {row.name for row in verdict.rows} == {"reference", str(graph), str(other)}
 
 
-def test_files_in_the_current_folder_are_not_run(
+def test_bench_files_in_the_current_folder_are_not_run(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("random", "click", "queue"):
@@ -199,7 +201,7 @@ def test_files_in_the_current_folder_are_not_run(
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_process_that_dies_says_its_last_words_and_the_others_go_on(
+def test_bench_a_process_that_dies_says_its_last_words_and_the_others_go_on(
     graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from segdeploy.benchmark import process
@@ -222,13 +224,13 @@ def test_a_process_that_dies_says_its_last_words_and_the_others_go_on(
     assert third.calls >= 6
 
 
-def test_a_candidate_that_cannot_be_timed_is_named(tmp_path: Path) -> None:
+def test_bench_a_candidate_that_cannot_be_timed_is_named(tmp_path: Path) -> None:
     candidate = Candidate("lost", ModelSpec(str(tmp_path / "lost.onnx")), "onnxruntime")
     (failure,) = measure_latencies([candidate])
     assert re.match(r"lost: cannot be run: .*no such file", failure.reason)
 
 
-def test_calls_can_be_paced(graph: Path) -> None:
+def test_bench_calls_can_be_paced(graph: Path) -> None:
     candidate = Candidate("m", ModelSpec(str(graph)), "onnxruntime")
     (latency,) = measure_latencies([candidate], seconds=0.4, fps=50)
     assert latency.calls <= 0.4 * 50 + len(latency.round_medians_ms)
@@ -253,8 +255,8 @@ def briefly(reference: Path, dataset: Path, limit: int) -> tuple[object, ...]:
     return ("--reference", reference, "--data", dataset, "--limit", limit, "--seconds", 0.2)
 
 
-def test_one_that_fails_is_told_and_the_others_go_on(
-    run, graph: Path, broken: Path, dataset: Path, tmp_path: Path  # noqa: F811
+def test_bench_one_that_fails_is_told_and_the_others_go_on(
+    run, graph: Path, broken: Path, dataset: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     ran = run("bench", graph, broken, *briefly(graph, dataset, 1))
     assert ran.code == 1
@@ -262,8 +264,8 @@ def test_one_that_fails_is_told_and_the_others_go_on(
     assert f"recommended: {graph.name}" in ran.out
 
 
-def test_an_engine_for_another_machine_is_skipped(
-    run, graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx  # noqa: F811
+def test_bench_an_engine_for_another_machine_is_skipped(
+    run, graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx
 ) -> None:  # fmt: skip
     engine = tmp_path / "m.engine"
     segdeploy.build_engine(graph, engine, targets=["sm75"])
@@ -274,8 +276,8 @@ def test_an_engine_for_another_machine_is_skipped(
     assert run("bench", *common, "--fail-on-skip").code == 1
 
 
-def test_limits_decide(
-    run, graph: Path, int8_graph: Path, dataset: Path  # noqa: F811
+def test_bench_limits_decide(
+    run, graph: Path, int8_graph: Path, dataset: Path
 ) -> None:  # fmt: skip
     common = (graph, int8_graph, *briefly(graph, dataset, 2))
     ran = run("bench", *common, "--min-agreement", 0.99999, "--json")
@@ -283,33 +285,33 @@ def test_limits_decide(
     read = json.loads(ran.out)
     by_name = {row["name"]: row for row in read["rows"]}
     assert by_name[graph.name]["passes"]
-    assert "of labels are equal (limit 99.999%)" in by_name[int8_graph.name]["complaints"][0]
+    assert "of labels are equal (limit 99.999%)" in by_name[int8_graph.name]["failures"][0]
     assert read["recommended"] == graph.name
-    check_one_line(run("bench", *common, "--min-agreement", 99), "is a share, 0 to 1")
+    check_one_line(run("bench", *common, "--min-agreement", 99), "must be a share from 0 to 1")
     check_one_line(run("bench", *common, "--fps", 0), "--fps 0.0")
     check_one_line(run("bench"), "give CANDIDATES, --reference and --data, or --compare")
 
 
-def test_pictures_without_masks_are_enough_for_parity(
+def test_bench_images_without_masks_are_enough_for_parity(
     graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     for frame in open_dataset(dataset).frames("val", 2):
         shutil.copy(frame.image, tmp_path)
     verdict = segdeploy.bench([graph], reference=graph, data=tmp_path, protocol=BRIEF)
     row = verdict.rows[1]
-    assert row.judgement.accuracy.miou is None
-    assert row.judgement.fidelity.agreement > 0.999
-    assert verdict.notes[0] == "the frames have no masks: no mIoU, parity and latency alone"
+    assert row.evaluation.accuracy.miou is None
+    assert row.evaluation.agreement.labels > 0.999
+    assert verdict.notes[0] == "the frames have no masks: only parity and latency, no mIoU"
     page = write_report(verdict, tmp_path / "report", ["segdeploy"])
-    assert "IoU a class" not in page.read_text()
+    assert "IoU per class" not in page.read_text()
 
 
-def test_two_verdicts_are_compared(run, verdict, tmp_path: Path) -> None:  # noqa: F811
+def test_bench_two_verdicts_are_compared(run, verdict, tmp_path: Path) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     old.write_text(to_json(verdict))
     new.write_text(to_json(verdict))
     ran = run("bench", "--compare", old, new)
-    assert (ran.code, ran.out.strip()) == (0, "nothing changed beyond noise")
+    assert (ran.code, ran.out.strip()) == (0, "no change beyond noise")
     values = json.loads(to_json(verdict))
     row = values["rows"][1]
     row["accuracy"]["miou"] -= 0.05
@@ -328,8 +330,8 @@ def test_two_verdicts_are_compared(run, verdict, tmp_path: Path) -> None:  # noq
     check_one_line(run("bench", "--compare", old, new), "is not a verdict of segdeploy bench")
 
 
-def test_a_corrupted_layer_is_named(
-    run, graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path  # noqa: F811
+def test_bench_a_corrupted_layer_is_named(
+    run, graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     model = load_onnx(graph)
     for tensor in model.graph.initializer:
@@ -357,16 +359,16 @@ def test_a_corrupted_layer_is_named(
     assert followed[int8_graph.name]["enters"] is not None  # where the first layer is rounded
 
 
-def test_layers_that_cannot_be_followed_say_why(
+def test_bench_layers_that_cannot_be_followed_say_why(
     graph: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     from segdeploy.benchmark.layers import compare_layers
 
     image = np.zeros((1, 3, 48, 64), np.float32)
     with segdeploy.load(checkpoint) as network, segdeploy.load(graph) as other:
-        assert "an engine shows no tensors" in compare_layers(
+        assert "an engine exposes no intermediate tensors" in compare_layers(
             network.session, tmp_path / "m.engine", image
         )
-        assert "need a PyTorch network" in compare_layers(other.session, graph, image)
+        assert "needs a PyTorch network" in compare_layers(other.session, graph, image)
         several = segdeploy.export(checkpoint, tmp_path / "s.onnx", scales=(0.5, 1.0)).path
         assert "of one scale" in compare_layers(network.session, several, image)

@@ -19,7 +19,12 @@ from torch import nn
 import segdeploy
 from segdeploy.calibration.errors import CalibrationInputError
 from segdeploy.calibration.histogram import BINS, Histogram
-from segdeploy.calibration.layers import fix_shape, read_sites, with_names, worth_quantising
+from segdeploy.calibration.layers import (
+    fix_shape,
+    read_insertion_points,
+    with_names,
+    worth_quantizing,
+)
 from segdeploy.calibration.quantize import (
     CPU,
     TENSORRT,
@@ -34,7 +39,7 @@ from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import load_onnx
-from segdeploy.precision.frames import check_pictures
+from segdeploy.precision.frames import check_images
 from segdeploy.runtime.preprocess import preprocess
 
 from . import test_passes as passes
@@ -65,7 +70,7 @@ VALUES = st.lists(
 
 @settings(deadline=None)
 @given(VALUES, st.randoms())
-def test_a_histogram_knows_neither_order_nor_batches(images: list, random) -> None:
+def test_calibration_a_histogram_knows_neither_order_nor_batches(images: list, random) -> None:
     arrays = [np.array(image, np.float32) for image in images]
     one, other = Histogram(), Histogram()
     for array in arrays:
@@ -85,8 +90,8 @@ def test_a_histogram_knows_neither_order_nor_batches(images: list, random) -> No
         assert one.largest < one.top
 
 
-def test_every_frame_counts_in_any_order(model: onnx.ModelProto, frames: list) -> None:
-    tensors = read_sites(model).tensors()
+def test_calibration_every_frame_counts_in_any_order(model: onnx.ModelProto, frames: list) -> None:
+    tensors = read_insertion_points(model).tensors()
 
     def found(given: list) -> dict[str, Statistics]:
         return {n: statistics(h) for n, h in observe(model, tensors, given).items()}
@@ -100,8 +105,10 @@ def test_every_frame_counts_in_any_order(model: onnx.ModelProto, frames: list) -
     assert all(one != together for one in alone)
 
 
-def test_memory_is_bounded_by_running_again(model: onnx.ModelProto, frames: list) -> None:
-    tensors = read_sites(model).tensors()
+def test_calibration_memory_is_bounded_by_running_again(
+    model: onnx.ModelProto, frames: list
+) -> None:
+    tensors = read_insertion_points(model).tensors()
     whole = observe(model, tensors, frames[:2])
     parts = observe(model, tensors, frames[:2], held_bytes=1 << 18)
     for tensor in tensors:  # each run fuses other operators, and rounds otherwise
@@ -109,8 +116,10 @@ def test_memory_is_bounded_by_running_again(model: onnx.ModelProto, frames: list
         assert parts[tensor].counts.sum() == whole[tensor].counts.sum()
 
 
-def test_no_frames_and_frames_that_are_not_finite(model: onnx.ModelProto, frames: list) -> None:
-    tensors = read_sites(model).tensors()
+def test_calibration_no_frames_and_frames_that_are_not_finite(
+    model: onnx.ModelProto, frames: list
+) -> None:
+    tensors = read_insertion_points(model).tensors()
     with pytest.raises(CalibrationInputError, match="there is no frame"):
         observe(model, tensors, [])
     for wrong in (np.nan, np.inf):
@@ -127,7 +136,7 @@ def histogram(values: np.ndarray) -> Histogram:
     return made
 
 
-def test_thresholds_clip_the_tail_and_keep_the_body() -> None:
+def test_calibration_thresholds_clip_the_tail_and_keep_the_body() -> None:
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(0, 1, 200_000), [300.0]])
     found = statistics(histogram(values)).thresholds
@@ -141,7 +150,9 @@ def test_thresholds_clip_the_tail_and_keep_the_body() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**16), st.floats(1e-3, 1e3), st.sampled_from(["normal", "relu", "laplace"]))
-def test_no_threshold_is_beyond_what_was_seen(seed: int, magnitude: float, kind: str) -> None:
+def test_calibration_no_threshold_is_beyond_what_was_seen(
+    seed: int, magnitude: float, kind: str
+) -> None:
     rng = np.random.default_rng(seed)
     values = (
         rng.laplace(0, magnitude, 5000) if kind == "laplace" else rng.normal(0, magnitude, 5000)
@@ -160,7 +171,7 @@ def test_no_threshold_is_beyond_what_was_seen(seed: int, magnitude: float, kind:
     assert error(squared_error(counted)) <= error(counted.largest) * 1.01
 
 
-def test_settling_is_the_last_frame_that_moved_the_ranges() -> None:
+def test_calibration_settling_is_the_last_frame_that_moved_the_ranges() -> None:
     rng = np.random.default_rng(0)
     settling, made = Settling(["a"]), {"a": Histogram()}
     for scale in (1.0, 4.0, 4.0, 4.0, 4.0):
@@ -170,10 +181,10 @@ def test_settling_is_the_last_frame_that_moved_the_ranges() -> None:
 
 
 @given(st.integers(0, 2**16), st.floats(1e-3, 1e3))
-def test_a_weight_is_off_by_half_a_step_at_most(seed: int, magnitude: float) -> None:
+def test_calibration_a_weight_is_off_by_half_a_step_at_most(seed: int, magnitude: float) -> None:
     weight = np.random.default_rng(seed).normal(0, magnitude, (5, 3, 3, 3)).astype(np.float32)
-    for flavour, levels in ((TENSORRT, 127), (CPU, 63)):
-        integers, scales = quantize_weight(weight, "w", flavour)
+    for scheme, levels in ((TENSORRT, 127), (CPU, 63)):
+        integers, scales = quantize_weight(weight, "w", scheme)
         assert integers.dtype == np.int8
         largest = np.abs(integers.reshape(5, -1).astype(int)).max(1)
         assert (largest <= levels).all()
@@ -185,7 +196,9 @@ def test_a_weight_is_off_by_half_a_step_at_most(seed: int, magnitude: float) -> 
     assert np.array_equal(scales, scales.astype(np.float16).astype(np.float32))
 
 
-def test_a_dead_channel_has_a_scale_and_an_outlier_harms_its_own_channel_alone() -> None:
+def test_calibration_a_dead_channel_has_a_scale_and_an_outlier_harms_its_own_channel_alone() -> (
+    None
+):
     weight = np.full((3, 1, 1, 2), 0.5, np.float32)
     weight[1] = 0
     weight[2, 0, 0, 0] = 1000
@@ -195,7 +208,7 @@ def test_a_dead_channel_has_a_scale_and_an_outlier_harms_its_own_channel_alone()
     assert integers[0, 0, 0].tolist() == [127, 127]
 
 
-def test_dead_and_outlying_channels_are_counted() -> None:
+def test_calibration_dead_and_outlying_channels_are_counted() -> None:
     weight = random(8, 4, 3, 3)
     weight[2] = 0
     weight[5] *= 100
@@ -203,7 +216,7 @@ def test_dead_and_outlying_channels_are_counted() -> None:
     assert odd_channels(np.zeros((3, 1, 1, 1), np.float32)) == (3, 0)
 
 
-def test_a_vanishing_channel_gets_a_positive_scale() -> None:
+def test_calibration_a_vanishing_channel_gets_a_positive_scale() -> None:
     weight = np.full((2, 1, 1, 1), 1e-44, np.float32)
     weight[1] = 1
     integers, scales = quantize_weight(weight, "w")
@@ -211,28 +224,30 @@ def test_a_vanishing_channel_gets_a_positive_scale() -> None:
     assert integers.ravel().tolist() == [0, 127]
 
 
-def test_a_weight_that_is_not_finite_is_named() -> None:
+def test_calibration_a_weight_that_is_not_finite_is_named() -> None:
     weight = np.full((1, 1, 1, 1), np.inf, np.float32)
     with pytest.raises(CalibrationInputError, match=r"weight aspp\.conv1\.weight holds NaN"):
         quantize_weight(weight, "aspp.conv1.weight")
 
 
 def ranges_of(model: onnx.ModelProto, **options: bool) -> dict[str, Range]:
-    return {name: Range(4.0, -4.0, 4.0) for name in read_sites(model).tensors(**options)}
+    return {name: Range(4.0, -4.0, 4.0) for name in read_insertion_points(model).tensors(**options)}
 
 
 def producers_of(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return {out: node for node in model.graph.node for out in node.output}
 
 
-def test_every_chosen_convolution_reads_int8_and_biases_stay_float(model: onnx.ModelProto) -> None:
-    sites = read_sites(model)
-    chosen = {layer.name for layer in sites.layers}
-    quantised = quantize(model, sites, chosen, ranges_of(model))
-    onnx.checker.check_model(quantised, full_check=True)
-    producers = producers_of(quantised)
-    constants = {t.name: t for t in quantised.graph.initializer}
-    convolutions = [n for n in quantised.graph.node if n.op_type == "Conv"]
+def test_calibration_every_chosen_convolution_reads_int8_and_biases_stay_float(
+    model: onnx.ModelProto,
+) -> None:
+    insertion_points = read_insertion_points(model)
+    chosen = {layer.name for layer in insertion_points.layers}
+    quantized = quantize(model, insertion_points, chosen, ranges_of(model))
+    onnx.checker.check_model(quantized, full_check=True)
+    producers = producers_of(quantized)
+    constants = {t.name: t for t in quantized.graph.initializer}
+    convolutions = [n for n in quantized.graph.node if n.op_type == "Conv"]
     assert len(convolutions) == len(chosen)
     for node in convolutions:
         data, weight = producers[node.input[0]], producers[node.input[1]]
@@ -244,9 +259,9 @@ def test_every_chosen_convolution_reads_int8_and_biases_stay_float(model: onnx.M
         assert all((numpy_helper.to_array(zero) == 0).all() for zero in zero_points)
         assert all(constants[b].data_type == onnx.TensorProto.FLOAT for b in node.input[2:])
     # One pair for each tensor, however many read it; nothing before a Resize or an activation.
-    counted = Counter(node.op_type for node in quantised.graph.node)
-    assert counted["QuantizeLinear"] == len(sites.activations(chosen))
-    for node in quantised.graph.node:
+    counted = Counter(node.op_type for node in quantized.graph.node)
+    assert counted["QuantizeLinear"] == len(insertion_points.activations(chosen))
+    for node in quantized.graph.node:
         if node.op_type not in ("Conv", "Add", "DequantizeLinear"):
             assert all(
                 producers[i].op_type != "DequantizeLinear" for i in node.input if i in producers
@@ -265,24 +280,24 @@ def random(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(0, 0.3, shape).astype(np.float32)
 
 
-def test_the_branch_that_is_added_to_an_int8_convolution_is_quantised() -> None:
+def test_calibration_the_branch_that_is_added_to_an_int8_convolution_is_quantized() -> None:
     nodes = [
         conv("x", "w", "a"), helper.make_node("Relu", ["a"], ["r"], "relu"),
         conv("r", "w", "b"), helper.make_node("Add", ["b", "r"], ["s"], "sum"),
         conv("s", "w", "y"),
     ]  # fmt: skip
     model = graph_of(nodes, {"w": random(4, 4, 1, 1)}, [1, 4, 8, 8], [1, 4, 8, 8])
-    sites = read_sites(model)
-    assert sites.branches({"b"}) == {"sum": "r"}
-    assert sites.branches({"a", "y"}) == {}
-    quantised = quantize(model, sites, {"a", "b", "y"}, ranges_of(model))
-    add = next(n for n in quantised.graph.node if n.op_type == "Add")
+    insertion_points = read_insertion_points(model)
+    assert insertion_points.branches({"b"}) == {"sum": "r"}
+    assert insertion_points.branches({"a", "y"}) == {}
+    quantized = quantize(model, insertion_points, {"a", "b", "y"}, ranges_of(model))
+    add = next(n for n in quantized.graph.node if n.op_type == "Add")
     # The skip shares the pair that the convolution reads; the convolution's own output stays.
     assert list(add.input) == ["b", "r_dequantized"]
-    assert sum(n.op_type == "QuantizeLinear" for n in quantised.graph.node) == 3
+    assert sum(n.op_type == "QuantizeLinear" for n in quantized.graph.node) == 3
 
 
-def test_what_one_concat_joins_has_one_scale() -> None:
+def test_calibration_what_one_concat_joins_has_one_scale() -> None:
     nodes = [
         conv("x", "w", "a"), conv("x", "w", "b"),
         helper.make_node("Concat", ["a", "b"], ["c"], "join", axis=1),
@@ -291,56 +306,62 @@ def test_what_one_concat_joins_has_one_scale() -> None:
     ]  # fmt: skip
     weights = {"w": random(4, 4, 1, 1), "v": random(4, 8, 1, 1)}
     model = graph_of(nodes, weights, [1, 4, 8, 8], [1, 4, 8, 8])
-    ranges = {n: Range(t, -t, t) for n, t in zip(read_sites(model).tensors(), range(1, 9))}  # noqa: B905
-    sites = read_sites(model)
-    quantised = quantize(model, sites, {"a", "b", "d", "e"}, ranges)
+    ranges = {
+        n: Range(t, -t, t)
+        for n, t in zip(read_insertion_points(model).tensors(), range(1, 9), strict=False)
+    }
+    insertion_points = read_insertion_points(model)
+    quantized = quantize(model, insertion_points, {"a", "b", "d", "e"}, ranges)
     scales = {
         t.name: float(numpy_helper.to_array(t))
-        for t in quantised.graph.initializer
+        for t in quantized.graph.initializer
         if t.name in ("a_scale", "c_scale", "x_scale")
     }
     assert scales["a_scale"] == scales["c_scale"] != scales["x_scale"]
     assert scales["c_scale"] >= max(ranges["a"].threshold, ranges["c"].threshold) / 127
 
 
-def test_the_cpus_integers_are_unsigned_and_convolutions_give_integers() -> None:
+def test_calibration_the_cpus_integers_are_unsigned_and_convolutions_give_integers() -> None:
     nodes = [
         conv("x", "w", "a"), helper.make_node("Relu", ["a"], ["r"], "relu"), conv("r", "w", "b"),
         helper.make_node("HardSwish", ["b"], ["y"], "act"),
     ]  # fmt: skip
     model = graph_of(nodes, {"w": random(4, 4, 1, 1)}, [1, 4, 8, 8], [1, 4, 8, 8])
-    sites = read_sites(model)
+    insertion_points = read_insertion_points(model)
     ranges = {name: Range(4.0, 0.0 if name == "r" else -2.0, 4.0) for name in ("x", "r", "b")}
-    quantised = quantize(model, sites, {"a", "b"}, ranges, CPU)
-    onnx.checker.check_model(quantised, full_check=True)
-    constants = {t.name: numpy_helper.to_array(t) for t in quantised.graph.initializer}
+    quantized = quantize(model, insertion_points, {"a", "b"}, ranges, CPU)
+    onnx.checker.check_model(quantized, full_check=True)
+    constants = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
     assert constants["x_zero_point"] == np.rint(2 / 6 * 255)
     assert constants["r_zero_point"] == 0
     assert constants["r_zero_point"].dtype == np.uint8
     assert np.abs(constants["w_quantized"].astype(int)).max() == 63
-    producers = producers_of(quantised)
-    relu, act = (next(n for n in quantised.graph.node if n.name == k) for k in ("relu", "act"))
+    producers = producers_of(quantized)
+    relu, act = (next(n for n in quantized.graph.node if n.name == k) for k in ("relu", "act"))
     assert producers[relu.input[0]].op_type == "Conv"  # fused: the pair stands behind the Relu
     assert producers[act.input[0]].op_type == "DequantizeLinear"
 
 
-def test_cheap_layers_that_lose_much_stay_and_no_more(model: onnx.ModelProto) -> None:
-    layers = read_sites(model).layers
+def test_calibration_cheap_layers_that_lose_much_stay_and_no_more(model: onnx.ModelProto) -> None:
+    layers = read_insertion_points(model).layers
     kinds = {layer.kind for layer in layers}
     assert {"image", "one pixel", "classifier", "inner"} == kinds
-    chosen = worth_quantising(layers)
+    chosen = worth_quantizing(layers)
     left = [layer for layer in layers if layer not in chosen]
     assert {layer.kind for layer in left} <= {"image", "one pixel", "classifier"}
     assert sum(y.macs for y in left) <= 0.02 * sum(y.macs for y in layers)
     lone = [layer for layer in layers if layer.kind == "image"][:1]
-    assert worth_quantising(lone) == lone
+    assert worth_quantizing(lone) == lone
 
 
-def test_the_int8_graph_is_nearly_the_fp32_graph(
+def test_calibration_the_int8_graph_is_nearly_the_fp32_graph(
     graph: Path, int8_graph: Path, dataset: Path
 ) -> None:
     image = open_dataset(dataset).frames("val")[0].read()[0]
-    with segdeploy.load(graph) as fp32, segdeploy.load(int8_graph, literal=True) as int8:
+    with (
+        segdeploy.load(graph) as fp32,
+        segdeploy.load(int8_graph, reference_execution=True) as int8,
+    ):
         assert int8.contract.precision == "int8"
         expected, found = fp32.logits(image), int8.logits(image)
         noise = float(np.square(found - expected).mean())
@@ -349,29 +370,29 @@ def test_the_int8_graph_is_nearly_the_fp32_graph(
         assert np.mean(fp32.predict(image) == int8.predict(image)) > 0.95
 
 
-def test_a_tensor_that_is_always_zero_gets_a_scale(model: onnx.ModelProto) -> None:
-    sites = read_sites(model)
-    ranges = {name: Range(0.0, 0.0, 0.0) for name in sites.tensors()}
-    quantised = quantize(model, sites, {y.name for y in sites.layers}, ranges)
-    scales = [t for t in quantised.graph.initializer if t.name.endswith("image_scale")]
+def test_calibration_a_tensor_that_is_always_zero_gets_a_scale(model: onnx.ModelProto) -> None:
+    insertion_points = read_insertion_points(model)
+    ranges = {name: Range(0.0, 0.0, 0.0) for name in insertion_points.tensors()}
+    quantized = quantize(model, insertion_points, {y.name for y in insertion_points.layers}, ranges)
+    scales = [t for t in quantized.graph.initializer if t.name.endswith("image_scale")]
     assert numpy_helper.to_array(scales[0]) == 1
     zeros = Histogram()
     zeros.add(np.zeros((1, 5), np.float32))
     assert set(statistics(zeros).thresholds.values()) == {0.0}
 
 
-def test_what_cannot_be_calibrated_is_told(
+def test_calibration_what_cannot_be_calibrated_is_told(
     int8_graph: Path, graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "m.onnx"
     with pytest.raises(InputError, match="is int8 already; calibrate the FP32 graph"):
         segdeploy.calibrate(int8_graph, dataset, out)
-    quantised = load_onnx(int8_graph)
-    for entry in quantised.metadata_props:
+    quantized = load_onnx(int8_graph)
+    for entry in quantized.metadata_props:
         entry.value = entry.value.replace('"int8"', '"fp32"')
     hidden = tmp_path / "hidden.onnx"
-    hidden.write_bytes(quantised.SerializeToString())
-    with pytest.raises(CalibrationInputError, match="quantised already"):
+    hidden.write_bytes(quantized.SerializeToString())
+    with pytest.raises(CalibrationInputError, match="quantized already"):
         segdeploy.calibrate(hidden, dataset, out)
     hidden.unlink()
     empty = load_onnx(graph)
@@ -380,40 +401,40 @@ def test_what_cannot_be_calibrated_is_told(
     empty.graph.node.append(node)
     empty.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
     hidden.write_bytes(empty.SerializeToString())
-    with pytest.raises(CalibrationInputError, match="no convolution to quantise"):
+    with pytest.raises(CalibrationInputError, match="no convolution to quantize"):
         segdeploy.calibrate(hidden, dataset, out)
     assert [p.name for p in tmp_path.iterdir()] == ["hidden.onnx"]
 
 
-def test_a_data_set_with_other_classes_is_refused(
+def test_calibration_a_data_set_with_other_classes_is_refused(
     graph: Path, camvid: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="was trained for the classes sky, .*camvid has sky"):
         segdeploy.calibrate(graph, camvid, tmp_path / "m.onnx")
 
 
-def test_the_graph_itself_is_not_overwritten(graph: Path, dataset: Path) -> None:
+def test_calibration_the_graph_itself_is_not_overwritten(graph: Path, dataset: Path) -> None:
     before = graph.read_bytes()
     with pytest.raises(InputError, match="is the input itself; give another output"):
         segdeploy.calibrate(graph, dataset, graph)
     assert graph.read_bytes() == before
 
 
-def test_a_convolution_on_the_image_alone(dataset: Path, tmp_path: Path) -> None:
+def test_calibration_a_convolution_on_the_image_alone(dataset: Path, tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:one_convolution", size=(48, 64))
     graph = segdeploy.export(spec, tmp_path / "m.onnx", data=dataset).path
     report = segdeploy.calibrate(graph, dataset, tmp_path / "m.int8.onnx", limit=2)
     assert report.convolutions == len(report.int8) == 1
 
 
-def test_a_weight_with_another_reader_stays(dataset: Path, tmp_path: Path) -> None:
+def test_calibration_a_weight_with_another_reader_stays(dataset: Path, tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:tied", size=(48, 64))
     graph = segdeploy.export(spec, tmp_path / "m.onnx", data=dataset).path
     report = segdeploy.calibrate(graph, dataset, tmp_path / "m.int8.onnx", limit=2)
     assert report.accuracy.agreement > 0.8
 
 
-def test_the_gpu_package_counts_as_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_the_gpu_package_counts_as_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     from segdeploy import packages
 
     true_version = packages.importlib.metadata.version
@@ -450,7 +471,7 @@ def one_convolution(num_classes: int) -> nn.Module:
     return nn.Conv2d(3, num_classes, 3, padding=1)
 
 
-def test_scalars_and_empty_tensors_are_counted_or_passed_over() -> None:
+def test_calibration_scalars_and_empty_tensors_are_counted_or_passed_over() -> None:
     histogram = Histogram()
     histogram.add(np.float32(2.0))
     histogram.add(np.zeros((1, 0, 3), np.float32))
@@ -458,7 +479,7 @@ def test_scalars_and_empty_tensors_are_counted_or_passed_over() -> None:
 
 
 @pytest.mark.parametrize("opset", [13, 20])
-def test_extremes_are_the_same_in_the_graph_as_outside_it(opset: int) -> None:
+def test_calibration_extremes_are_the_same_in_the_graph_as_outside_it(opset: int) -> None:
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : {opset}]>
         g (float[1,3,8,9] image) => (float[1,3,8,9] scaled)
@@ -485,10 +506,10 @@ def test_extremes_are_the_same_in_the_graph_as_outside_it(opset: int) -> None:
         observe(model, names, iter(images), extremes_only=names)
 
 
-def test_enlarged_noise_is_no_picture(tmp_path: Path, dataset: Path) -> None:
+def test_calibration_enlarged_noise_is_no_image(tmp_path: Path, dataset: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     path = tmp_path / "noise.png"
     Image.fromarray(noise.repeat(2, 0).repeat(2, 1)).save(path)
     frame = open_dataset(dataset).frames("val", 1)[0]
     noisy = replace(frame, image=path)
-    assert check_pictures([frame, noisy]) == [noisy.name]
+    assert check_images([frame, noisy]) == [noisy.name]

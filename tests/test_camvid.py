@@ -34,7 +34,7 @@ def int8(exported: Path, camvid: Path) -> Path:
     return segdeploy.calibrate(exported, camvid, out, limit=16).path
 
 
-def test_the_data_set_is_whole(camvid: Path) -> None:
+def test_camvid_the_data_set_is_whole(camvid: Path) -> None:
     dataset = open_dataset(camvid)
     assert len(dataset.classes) == 11
     assert [len(dataset.frames(split)) for split in ("train", "val")] == [367, 101]
@@ -44,32 +44,35 @@ def test_the_data_set_is_whole(camvid: Path) -> None:
         assert set(np.unique(mask)) <= {*range(11), 255}
 
 
-def test_the_published_miou_is_reached(spec: ModelSpec, camvid: Path) -> None:
+def test_camvid_the_published_miou_is_reached(spec: ModelSpec, camvid: Path) -> None:
     accuracy = segdeploy.evaluate(spec, camvid)
     assert accuracy.frames == 101
     assert 100 * accuracy.miou == pytest.approx(54.28, abs=0.02)
     assert 100 * accuracy.pixel_accuracy == pytest.approx(88.49, abs=0.02)
 
 
-def test_int8_stays_near_on_frames_that_it_was_not_calibrated_on(
+def test_camvid_int8_stays_near_on_frames_that_it_was_not_calibrated_on(
     exported: Path, int8: Path, camvid: Path
 ) -> None:
     agreements = []
-    with segdeploy.load(exported) as fp32, segdeploy.load(int8, literal=True) as quantised:
+    with (
+        segdeploy.load(exported) as fp32,
+        segdeploy.load(int8, reference_execution=True) as quantized,
+    ):
         for frame in open_dataset(camvid).frames("val")[::20]:
             image, _ = frame.read()
-            agreements.append(np.mean(fp32.predict(image) == quantised.predict(image)))
+            agreements.append(np.mean(fp32.predict(image) == quantized.predict(image)))
     assert np.mean(agreements) > 0.97
     assert int8.stat().st_size < 0.30 * exported.stat().st_size
 
 
-def test_tensorrt_rtx_builds_both_with_every_dilation(
+def test_camvid_tensorrt_rtx_builds_both_with_every_dilation(
     exported: Path, int8: Path, tmp_path: Path, tensorrt_rtx: object
 ) -> None:
     for path in (exported, int8):
         report = segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86", "sm89"])
         # 70, and the pooled branch's share of the projection; on the 23x30 map all taps but the
-        # centre of rate 36 are dead, and the upper and lower ones of rate 24.
+        # center of rate 36 are dead, and the upper and lower ones of rate 24.
         assert len(report.convolutions) == 71
         assert all(proof.holds for proof in report.convolutions)
         assert {max(p.found.dilation) for p in report.convolutions} == {1, 2, 12, 24}

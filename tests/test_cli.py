@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,39 +16,11 @@ from PIL import Image
 
 from segdeploy.cli import main
 
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Run the command line in this process."""
-
-    def call(*arguments: object) -> Ran:
-        with pytest.raises(SystemExit) as exited:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Ran(int(exited.value.code or 0), captured.out, captured.err)
-
-    return call
-
-
-def check_one_line(ran: Ran, *parts: str) -> None:
-    """A user's mistake: exit code 2, nothing on stdout, one line on stderr that holds `parts`."""
-    assert ran.code == 2, ran
-    assert ran.out == ""
-    assert ran.err.startswith("error: ")
-    assert ran.err.count("\n") == 1
-    assert "Traceback" not in ran.err
-    for part in parts:
-        assert part in ran.err, ran.err
+from .conftest import Ran, check_one_line
 
 
 @pytest.mark.parametrize("command", ["", "train", "bench", "build-engine", "data scenes"])
-def test_help_loads_nothing_heavy(command: str) -> None:
+def test_cli_help_loads_nothing_heavy(command: str) -> None:
     program = (
         "import sys\n"
         "from segdeploy.cli import main\n"
@@ -69,14 +40,28 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     assert ran.stdout.endswith("HEAVY []\n")
 
 
-def test_models_are_listed(run: Callable[..., Ran]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (("export", "deeplabv3", "-o", ""), "an argument is empty after -o; give a value"),
+        (("export", "deeplabv3", "--out="), "an argument is empty in --out=; give a value"),
+        (("inspect", ""), "an argument is empty; give a value, or check the shell variable"),
+    ],
+)
+def test_cli_empty_arguments_are_named(
+    run: Callable[..., Ran], arguments: tuple[str, ...], where: str
+) -> None:
+    check_one_line(run(*arguments), where)
+
+
+def test_cli_models_are_listed(run: Callable[..., Ran]) -> None:
     listed = {row["name"]: row for row in json.loads(run("models", "--json").out)}
     assert listed["deeplabv3"]["parameters"] == 3_423_957
     assert listed["semantic_segmentation_model"]["options"] == ["width", "stride"]
     assert "deeplabv3_mobilenet_v3_large" in run("models").out
 
 
-def test_the_whole_path_in_json(run: Callable[..., Ran], tmp_path: Path, dataset: Path) -> None:
+def test_cli_the_whole_path_in_json(run: Callable[..., Ran], tmp_path: Path, dataset: Path) -> None:
     model, onnx, int8 = (tmp_path / name for name in ("m.safetensors", "m.onnx", "m.int8.onnx"))
     train = run(
         *("train", "deeplabv3", "--data", dataset, "--size", "32x48", "--width", 4, "--stride", 4),
@@ -92,16 +77,16 @@ def test_the_whole_path_in_json(run: Callable[..., Ran], tmp_path: Path, dataset
     assert json.loads(calibrated.out)["frames"] == 3
     same = json.loads(run("evaluate", onnx, "--data", dataset, "--limit", 2, "--json").out)
     assert same["miou"] == pytest.approx(evaluated["miou"], abs=1e-3)
-    picture = tmp_path / "overlay.png"
+    image = tmp_path / "overlay.png"
     ids = tmp_path / "ids.png"
     frame = dataset / "val" / "images" / "val_0000.jpg"
-    predicted = run("predict", onnx, frame, "-o", picture, "--labels", ids, "--json")
+    predicted = run("predict", onnx, frame, "-o", image, "--labels", ids, "--json")
     assert sum(json.loads(predicted.out)["shares"].values()) == pytest.approx(1)
-    assert Image.open(picture).size == Image.open(ids).size == (128, 96)
+    assert Image.open(image).size == Image.open(ids).size == (128, 96)
     assert np.asarray(Image.open(ids)).max() < 8
 
 
-def test_the_printed_tables(
+def test_cli_the_printed_tables(
     run: Callable[..., Ran], graph: Path, int8_graph: Path, checkpoint: Path, dataset: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -115,12 +100,12 @@ def test_the_printed_tables(
         *("--limit", 1, "--seconds", 0.2, "--report", tmp_path / "report"),
     )
     assert bench.code == 0
-    assert "executed literally" in bench.out
+    assert "reference Q/DQ execution" in bench.out
     assert f"report: {tmp_path / 'report' / 'index.html'}" in bench.out
     assert "mean IoU" in run("evaluate", checkpoint, "--data", dataset, "--limit", 1).out
 
 
-def test_a_failed_check_exits_with_1(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_cli_a_failed_check_exits_with_1(run: Callable[..., Ran], tmp_path: Path) -> None:
     """A network that is traced with another dilation than it runs with."""
     network = ("tests.test_recording:changed_dilation", "--num-classes", 3, "--size", "24x32")
     ran = run("export", *network, "-o", tmp_path / "m.onnx")
@@ -129,7 +114,7 @@ def test_a_failed_check_exits_with_1(run: Callable[..., Ran], tmp_path: Path) ->
     assert "not written; convolution two " in ran.err
 
 
-def test_usage_errors_are_one_line(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_cli_usage_errors_are_one_line(run: Callable[..., Ran], tmp_path: Path) -> None:
     check_one_line(run("train", "deeplabv3"), "Missing option '--data'", "see segdeploy train")
     check_one_line(run("frobnicate"), "No such command 'frobnicate'")
     for size in ("0x64", "64", "64x", "axb", "-3x4"):
@@ -145,7 +130,7 @@ def test_usage_errors_are_one_line(run: Callable[..., Ran], tmp_path: Path) -> N
     )
 
 
-def test_missing_files_name_themselves(
+def test_cli_missing_files_name_themselves(
     run: Callable[..., Ran], dataset: Path, checkpoint: Path, graph: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "o.onnx"
@@ -169,21 +154,23 @@ def test_missing_files_name_themselves(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_in_a_missing_folder_is_refused_first(
+def test_cli_an_output_in_a_missing_folder_is_refused_first(
     run: Callable[..., Ran], dataset: Path, checkpoint: Path, graph: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "no" / "such"
-    told = f"the folder {folder} does not exist; make it first"
+    message = f"the folder {folder} does not exist; make it first"
     check_one_line(
-        run("train", "deeplabv3", "--data", dataset, "-o", folder / "m.safetensors"), told
+        run("train", "deeplabv3", "--data", dataset, "-o", folder / "m.safetensors"), message
     )
-    check_one_line(run("export", checkpoint, "-o", folder / "m.onnx"), told)
-    check_one_line(run("calibrate", graph, "--data", dataset, "-o", folder / "m.onnx"), told)
-    check_one_line(run("build-engine", graph, "--target", "sm86", "-o", folder / "m.engine"), told)
+    check_one_line(run("export", checkpoint, "-o", folder / "m.onnx"), message)
+    check_one_line(run("calibrate", graph, "--data", dataset, "-o", folder / "m.onnx"), message)
+    check_one_line(
+        run("build-engine", graph, "--target", "sm86", "-o", folder / "m.engine"), message
+    )
     bench = ("bench", graph, "--reference", checkpoint, "--data", dataset)
-    check_one_line(run(*bench, "--report", folder / "report"), told)
+    check_one_line(run(*bench, "--report", folder / "report"), message)
     frame = dataset / "val" / "images" / "val_0000.jpg"
-    check_one_line(run("predict", graph, frame, "-o", folder / "o.png"), told)
+    check_one_line(run("predict", graph, frame, "-o", folder / "o.png"), message)
     check_one_line(run("data", "scenes", folder / "set"), f"{folder}: no such folder")
     assert list(tmp_path.iterdir()) == []
 
@@ -195,7 +182,7 @@ def spoil(kind: str, root: Path) -> str:
     if kind == "unreadable image":
         image.write_bytes(b"\xff\xd8\xff rubbish")
         return "val_0001.jpg: "
-    if kind == "mislabelled image":
+    if kind == "mislabeled image":
         Image.open(mask).convert("RGB").save(image, "PNG")
         return "holds PNG data although its name says JPEG"
     if kind == "mask of another size":
@@ -216,14 +203,14 @@ def spoil(kind: str, root: Path) -> str:
     "kind",
     [
         "unreadable image",
-        "mislabelled image",
+        "mislabeled image",
         "mask of another size",
         "strange id",
         "mask missing",
         "empty split",
     ],
 )
-def test_a_spoilt_data_set_in_every_command(
+def test_cli_a_spoilt_data_set_in_every_command(
     run: Callable[..., Ran], kind: str, dataset: Path, checkpoint: Path, graph: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -239,7 +226,7 @@ def test_a_spoilt_data_set_in_every_command(
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_checkpoint_of_another_architecture(
+def test_cli_a_checkpoint_of_another_architecture(
     run: Callable[..., Ran], checkpoint: Path, tmp_path: Path
 ) -> None:
     ran = run(
@@ -257,7 +244,7 @@ def make(num_classes):
 """
 
 
-def test_a_size_that_the_network_cannot_take(
+def test_cli_a_size_that_the_network_cannot_take(
     run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "valid_only.py").write_text(FACTORY)
@@ -289,7 +276,7 @@ def test_a_size_that_the_network_cannot_take(
         ),
     ],
 )
-def test_a_missing_package_says_how_to_install_it(
+def test_cli_a_missing_package_says_how_to_install_it(
     run: Callable[..., Ran], package: str, extra: str, command: tuple[str, ...], graph: Path,
     checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -305,7 +292,7 @@ def test_a_missing_package_says_how_to_install_it(
     check_one_line(ran, f"the package {package}", f"pip install 'segdeploy[{extra}]'")
 
 
-def test_interruption_and_bugs_have_their_own_codes(
+def test_cli_interruption_and_bugs_have_their_own_codes(
     run: Callable[..., Ran], graph: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import segdeploy
@@ -324,11 +311,16 @@ def test_interruption_and_bugs_have_their_own_codes(
     ran = run(*command)
     assert ran.code == 3
     assert "a bug in segdeploy (ZeroDivisionError: oh no)" in ran.err
+    # A signal during an import: the module that was being imported raises its own error.
+    monkeypatch.setattr("segdeploy.cli._received", [2])
+    ran = run(*command)
+    assert (ran.code, ran.err.strip()) == (130, "error: interrupted; nothing was left half-written")
+    monkeypatch.setattr("segdeploy.cli._received", [])
     with pytest.raises(ZeroDivisionError):
         main(["--debug", *map(str, command)])
 
 
-def test_predicting_without_torch_loads_no_torch(
+def test_cli_predicting_without_torch_loads_no_torch(
     graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     program = (
@@ -336,6 +328,10 @@ def test_predicting_without_torch_loads_no_torch(
         "segdeploy.load(sys.argv[1]).predict(sys.argv[2])\n"
         "segdeploy.evaluate(sys.argv[1], sys.argv[3], limit=1)\n"
         "segdeploy.calibrate(sys.argv[1], sys.argv[3], sys.argv[4], limit=1)\n"
+        "from segdeploy.benchmark.protocol import Protocol\n"
+        "given = {"
+        "    'reference': sys.argv[1], 'data': sys.argv[3], 'protocol': Protocol(seconds=0.1)}\n"
+        "segdeploy.bench([sys.argv[4]], limit=1, **given)\n"
     )
     frame = dataset / "val" / "images" / "val_0000.jpg"
     out = tmp_path / "m.onnx"
@@ -343,14 +339,14 @@ def test_predicting_without_torch_loads_no_torch(
     assert out.exists()
 
 
-def test_random_weights_are_said_to_be_so(run: Callable[..., Ran], dataset: Path) -> None:
+def test_cli_random_weights_are_said_to_be_so(run: Callable[..., Ran], dataset: Path) -> None:
     options = ("--width", 2, "--stride", 4, "--size", "32x32", "--limit", 1)
     ran = run("evaluate", "deeplabv3", "--data", dataset, *options, "--json")
     assert ran.err == "note: deeplabv3 has random weights; give --weights FILE\n"
     assert json.loads(ran.out)["frames"] == 1
 
 
-def test_a_data_set_that_is_all_ignored_gives_null_and_not_nan(
+def test_cli_a_data_set_that_is_all_ignored_gives_null_and_not_nan(
     run: Callable[..., Ran], checkpoint: Path, dataset: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(dataset, tmp_path / "set"))
@@ -362,7 +358,7 @@ def test_a_data_set_that_is_all_ignored_gives_null_and_not_nan(
     assert "mean IoU" in run("evaluate", checkpoint, "--data", root).out
 
 
-def test_the_picture_itself_is_not_overwritten(
+def test_cli_the_image_itself_is_not_overwritten(
     run: Callable[..., Ran], graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     photo = tmp_path / "photo.jpg"
@@ -370,10 +366,10 @@ def test_the_picture_itself_is_not_overwritten(
     check_one_line(run("predict", graph, photo, "-o", photo), "is the input itself")
     same = tmp_path / "o.png"
     ran = run("predict", graph, photo, "-o", same, "--labels", same)
-    check_one_line(ran, "is the overlay's name too; give two files")
+    check_one_line(ran, "is also the path of the overlay; give two files")
 
 
-def test_no_command_prints_the_help(run: Callable[..., Ran]) -> None:
+def test_cli_no_command_prints_the_help(run: Callable[..., Ran]) -> None:
     for command in ((), ("data",)):
         ran = run(*command)
         assert ran.code == 2
@@ -381,7 +377,7 @@ def test_no_command_prints_the_help(run: Callable[..., Ran]) -> None:
         assert ran.err.count("\n") > 3
 
 
-def test_a_terminated_command_cleans_up(tmp_path: Path) -> None:
+def test_cli_a_terminated_command_cleans_up(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segdeploy", "data", "scenes", str(tmp_path / "set")]
     started = subprocess.Popen([*command, "--train", "5000"], stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob(".set.*/train/images/*.jpg")):
@@ -394,14 +390,14 @@ def test_a_terminated_command_cleans_up(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_json_has_null_for_what_is_infinite(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cli_json_has_null_for_what_is_infinite(capsys: pytest.CaptureFixture[str]) -> None:
     from segdeploy.cli.console import print_json
 
     print_json({"snr": (float("inf"), float("nan"), 1.5), "path": Path("a/b")})
     assert json.loads(capsys.readouterr().out) == {"snr": [None, None, 1.5], "path": "a/b"}
 
 
-def test_an_interruption_says_what_stays(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cli_an_interruption_says_what_stays(run, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt("it goes on from there")
 

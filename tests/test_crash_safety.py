@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_export(checkpoint: Path, folder: Path) -> None:
+def test_crash_safety_export(checkpoint: Path, folder: Path) -> None:
     (folder / "m.onnx").write_bytes(OLD)
     states = crash(folder, "export", model=checkpoint)
     assert len(states) >= 5
@@ -66,7 +66,7 @@ def test_export(checkpoint: Path, folder: Path) -> None:
     whole_graph(Path(states[-1]["at"], "m.onnx"))
 
 
-def test_calibrate_and_its_cache(graph: Path, dataset: Path, folder: Path) -> None:
+def test_crash_safety_calibrate_and_its_cache(graph: Path, dataset: Path, folder: Path) -> None:
     (folder / "m.onnx").write_bytes(OLD)
     options = {"limit": 2, "method": "min-max"}
     states = crash(folder, "calibrate", model=graph, data=dataset, **options)
@@ -77,7 +77,7 @@ def test_calibrate_and_its_cache(graph: Path, dataset: Path, folder: Path) -> No
     whole_graph(Path(states[-1]["at"], "m.onnx"))
 
 
-def test_build_engine_its_manifest_and_golden_vectors(
+def test_crash_safety_build_engine_its_manifest_and_golden_vectors(
     graph: Path, folder: Path, tensorrt_rtx: object
 ) -> None:
     segdeploy.build_engine(graph, folder / "m.engine", targets=["sm86"])
@@ -104,7 +104,9 @@ def test_build_engine_its_manifest_and_golden_vectors(
     assert 1 <= refused <= 6
 
 
-def test_train_its_last_epoch_and_what_resume_needs(dataset: Path, folder: Path) -> None:
+def test_crash_safety_train_its_last_epoch_and_what_resume_needs(
+    dataset: Path, folder: Path
+) -> None:
     options = {"epochs": 1, "batch_size": 4}
     states = crash(folder, "train", data=dataset, **options)
     assert len(states) >= 10
@@ -120,7 +122,7 @@ def test_train_its_last_epoch_and_what_resume_needs(dataset: Path, folder: Path)
 
 @pytest.mark.parametrize("share", [0.0, 0.9])
 @pytest.mark.parametrize("verb", ["export", "calibrate", "build-engine", "train"])
-def test_a_full_disk(
+def test_crash_safety_a_full_disk(
     verb: str,
     share: float,
     checkpoint: Path,

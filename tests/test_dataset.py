@@ -21,7 +21,7 @@ def copy(dataset: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(dataset, tmp_path / "set"))
 
 
-def test_generated_scenes_are_read_back_like_any_data_set(dataset: Path) -> None:
+def test_dataset_generated_scenes_are_read_back_like_any_data_set(dataset: Path) -> None:
     opened = open_dataset(dataset)
     assert opened.classes == scenes.CLASSES
     frames = opened.frames("train")
@@ -32,7 +32,7 @@ def test_generated_scenes_are_read_back_like_any_data_set(dataset: Path) -> None
     assert (mask.shape, mask.dtype) == ((96, 128), np.uint8)
 
 
-def test_scenes_depend_on_seed_split_and_index_alone() -> None:
+def test_dataset_scenes_depend_on_seed_split_and_index_alone() -> None:
     first = list(scenes.generate("train", 3, (60, 80), 7))
     second = list(scenes.generate("train", 2, (60, 80), 7))
     for (name, image, mask), (again, image2, mask2) in zip(first, second, strict=False):
@@ -44,12 +44,12 @@ def test_scenes_depend_on_seed_split_and_index_alone() -> None:
         assert not np.array_equal(first[0][1], other)
 
 
-def test_scenes_hold_every_class_and_ignored_pixels() -> None:
+def test_dataset_scenes_hold_every_class_and_ignored_pixels() -> None:
     masks = [mask for _, _, mask in scenes.generate("train", 12, (120, 160), 0)]
     assert set(np.unique(masks)) == {*range(len(scenes.CLASSES)), scenes.IGNORE_INDEX}
 
 
-def test_the_written_folder_appears_only_when_whole(tmp_path: Path) -> None:
+def test_dataset_the_written_folder_appears_only_when_whole(tmp_path: Path) -> None:
     def breaking():
         yield from scenes.generate("train", 2, (32, 32), 0)
         raise RuntimeError("power cut")
@@ -60,7 +60,7 @@ def test_the_written_folder_appears_only_when_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_not_overwritten(dataset: Path) -> None:
+def test_dataset_an_existing_folder_is_not_overwritten(dataset: Path) -> None:
     with pytest.raises(ModelInputError, match="already exists"):
         next(write_dataset(dataset, classes=["a"], palette=[(0, 0, 0)], ignore_index=9, splits={}))
 
@@ -77,7 +77,7 @@ def test_an_existing_folder_is_not_overwritten(dataset: Path) -> None:
         ({"splits": "train"}, "'splits' must be a list of different folder names"),
     ],
 )
-def test_a_wrong_field_is_named(copy: Path, change: dict, message: str) -> None:
+def test_dataset_a_wrong_field_is_named(copy: Path, change: dict, message: str) -> None:
     path = copy / "dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ModelInputError, match=message):
@@ -87,13 +87,13 @@ def test_a_wrong_field_is_named(copy: Path, change: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "is not JSON"), ("[]", "must hold a JSON object")]
 )
-def test_a_description_that_is_no_json_object(copy: Path, text: str, message: str) -> None:
+def test_dataset_a_description_that_is_no_json_object(copy: Path, text: str, message: str) -> None:
     (copy / "dataset.json").write_text(text)
     with pytest.raises(ModelInputError, match=message):
         open_dataset(copy)
 
 
-def test_missing_description_split_frames_and_mask(copy: Path, tmp_path: Path) -> None:
+def test_dataset_missing_description_split_frames_and_mask(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelInputError, match="a data set is a folder with a dataset.json"):
         open_dataset(tmp_path)
     opened = open_dataset(copy)
@@ -107,7 +107,7 @@ def test_missing_description_split_frames_and_mask(copy: Path, tmp_path: Path) -
         opened.frames("val")
 
 
-def test_a_mask_of_another_size_or_with_a_strange_id(copy: Path) -> None:
+def test_dataset_a_mask_of_another_size_or_with_a_strange_id(copy: Path) -> None:
     frame = open_dataset(copy).frames("val")[0]
     Image.fromarray(np.zeros((10, 20), np.uint8)).save(frame.mask)
     with pytest.raises(ModelInputError, match=r"the mask is 10x20 \(HxW\), its image 96x128"):
@@ -119,25 +119,25 @@ def test_a_mask_of_another_size_or_with_a_strange_id(copy: Path) -> None:
         frame.read()
 
 
-def test_a_paletted_mask_gives_its_ids(copy: Path) -> None:
+def test_dataset_a_paletted_mask_gives_its_ids(copy: Path) -> None:
     frame = open_dataset(copy).frames("val")[0]
     _, mask = frame.read()
     paletted = Image.fromarray(mask).convert("L")
-    colours = [value for colour in scenes.PALETTE for value in colour]
-    paletted.putpalette(colours + [0] * (3 * 256 - len(colours)))
+    colors = [value for color in scenes.PALETTE for value in color]
+    paletted.putpalette(colors + [0] * (3 * 256 - len(colors)))
     paletted.save(frame.mask)
     assert Image.open(frame.mask).mode == "P"
     assert np.array_equal(frame.read()[1], mask)
 
 
-def test_colour_and_sixteen_bit_masks_are_refused(copy: Path) -> None:
+def test_dataset_color_and_sixteen_bit_masks_are_refused(copy: Path) -> None:
     frame = open_dataset(copy).frames("val")[0]
     Image.fromarray(np.zeros((96, 128, 3), np.uint8)).save(frame.mask)
     with pytest.raises(ModelInputError, match=r"one class id a pixel|has 16 bits a channel"):
         frame.read()
 
 
-def test_unreadable_and_mislabelled_images(tmp_path: Path) -> None:
+def test_dataset_unreadable_and_mislabeled_images(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     with pytest.raises(ModelInputError, match="no such file"):
         images.read_image(path)
@@ -154,7 +154,7 @@ def test_unreadable_and_mislabelled_images(tmp_path: Path) -> None:
         images.read_image(path)
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(
+def test_dataset_too_many_pixels_are_refused_before_they_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "large.png"
@@ -164,14 +164,14 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
         images.read_image(path)
 
 
-def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+def test_dataset_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     for mode in ("L", "RGBA", "P"):
         path = tmp_path / f"{mode}.png"
         Image.new(mode, (5, 4)).save(path)
         assert images.read_image(path).shape == (4, 5, 3)
 
 
-def test_a_phones_picture_is_read_upright(tmp_path: Path) -> None:
+def test_dataset_a_phones_image_is_read_upright(tmp_path: Path) -> None:
     path = tmp_path / "phone.jpg"
     image = Image.fromarray(np.tile(np.arange(0, 160, 4, dtype=np.uint8), (20, 1)))
     exif = image.getexif()
@@ -183,7 +183,7 @@ def test_a_phones_picture_is_read_upright(tmp_path: Path) -> None:
     assert images.read_image(stereo).shape == (20, 40, 3)
 
 
-def test_a_byte_order_mark_and_upper_case_suffixes_do_no_harm(copy: Path) -> None:
+def test_dataset_a_byte_order_mark_and_upper_case_suffixes_do_no_harm(copy: Path) -> None:
     description = copy / "dataset.json"
     description.write_text(description.read_text(), encoding="utf-8-sig")
     for folder, suffix in (("images", ".JPG"), ("masks", ".PNG")):
@@ -192,7 +192,7 @@ def test_a_byte_order_mark_and_upper_case_suffixes_do_no_harm(copy: Path) -> Non
     assert len(open_dataset(copy).frames("val")) == 4
 
 
-def test_a_deeply_nested_description_is_no_crash(copy: Path) -> None:
+def test_dataset_a_deeply_nested_description_is_no_crash(copy: Path) -> None:
     (copy / "dataset.json").write_text("[" * 100_000)
     with pytest.raises(ModelInputError, match="is not JSON"):
         open_dataset(copy)
@@ -210,7 +210,9 @@ def test_a_deeply_nested_description_is_no_crash(copy: Path) -> None:
         ("splits", [".."]),
     ],
 )
-def test_names_are_printable_and_splits_lie_inside(copy: Path, field: str, value: list) -> None:
+def test_dataset_names_are_printable_and_splits_lie_inside(
+    copy: Path, field: str, value: list
+) -> None:
     described = json.loads((copy / "dataset.json").read_text())
     (copy / "dataset.json").write_text(json.dumps({**described, field: value}))
     with pytest.raises(ModelInputError, match=f"'{field}' must be"):

@@ -1,4 +1,4 @@
-"""Linear work goes to the small map: every rule, every refusal, and the same output."""
+"""Linear work goes to low-resolution logits: every rule, every refusal, and the same output."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from segdeploy.models.deeplabv3 import DeepLabV3
 from segdeploy.models.multi_scale import MultiScaleInput
 from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.optimizer.optimize import PASSES, optimize_graph
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 from segdeploy.optimizer.passes.delay_resizes import delay_resizes
 
-from .test_optimizer import SIZE, check_equal, image, operators, run, traced
-from .test_passes import graph_of
+from .graphs import SIZE, check_equal, graph_of, image, operators, run, traced
 
 END = np.iinfo(np.int64).min
 CONSTANTS = {
@@ -47,16 +46,16 @@ def node(kind: str, *values: str) -> object:
     return helper.make_node(kind, values[:-1], values[-1:], values[-1])
 
 
-def rewritten(nodes: list, size: list, x: list = [1, 2, 4, 5]) -> tuple[list[str], Outcome]:  # noqa: B006
+def rewritten(nodes: list, size: list, x: list = [1, 2, 4, 5]) -> tuple[list[str], PassResult]:  # noqa: B006
     used = {name for n in nodes for name in n.input}
     weights = {k: v for k, v in CONSTANTS.items() if k in used}
     before = graph_of(nodes, size, weights, x)
     model = ir.from_proto(before)
-    outcome = delay_resizes(model)
+    result = delay_resizes(model)
     after = ir.to_proto(model)
     if all(isinstance(side, int) for side in x):
         check_equal(before, after, image(*x))
-    return operators(after), outcome
+    return operators(after), result
 
 
 def mirror(source: str, output: str, end: str = "end", axis: str = "width") -> object:
@@ -64,7 +63,7 @@ def mirror(source: str, output: str, end: str = "end", axis: str = "width") -> o
 
 
 @pytest.mark.parametrize("coordinates", ["half_pixel", "align_corners"])
-def test_a_mirrored_and_scaled_sum_is_enlarged_once(coordinates: str) -> None:
+def test_delay_resizes_a_mirrored_and_scaled_sum_is_enlarged_once(coordinates: str) -> None:
     how = {"coordinate_transformation_mode": coordinates}
     nodes = [
         node("Relu", "x", "a"),
@@ -75,15 +74,15 @@ def test_a_mirrored_and_scaled_sum_is_enlarged_once(coordinates: str) -> None:
         node("Add", "A", "C", "s"),
         node("Div", "s", "two", "y"),
     ]
-    kinds, outcome = rewritten(nodes, [1, 2, 11, 17])
+    kinds, result = rewritten(nodes, [1, 2, 11, 17])
     assert kinds == ["Relu", "Neg", "Slice", "Add", "Div", "Resize"]
-    assert len(outcome.rewrites) == 3
+    assert len(result.rewrites) == 3
 
 
-def test_a_resize_to_the_same_size_goes() -> None:
-    kinds, outcome = rewritten([node("Relu", "x", "a"), resize("a", "y", "own")], [1, 2, 4, 5])
+def test_delay_resizes_a_resize_to_the_same_size_goes() -> None:
+    kinds, result = rewritten([node("Relu", "x", "a"), resize("a", "y", "own")], [1, 2, 4, 5])
     assert kinds == ["Relu"]
-    assert "4x5 to itself" in outcome.rewrites[0]
+    assert "4x5 to itself" in result.rewrites[0]
     # Between the graph's own input and output something must stay.
     assert rewritten([resize("x", "y", "own")], [1, 2, 4, 5])[0] == ["Resize"]
 
@@ -108,14 +107,14 @@ LEFT_ALONE = {
 
 
 @pytest.mark.parametrize("case", LEFT_ALONE)
-def test_what_is_not_linear_or_symmetric_is_left_alone(case: str) -> None:
+def test_delay_resizes_what_is_not_linear_or_symmetric_is_left_alone(case: str) -> None:
     nodes = LEFT_ALONE[case]
-    kinds, outcome = rewritten(nodes, [1, 2, 11, 17])
+    kinds, result = rewritten(nodes, [1, 2, 11, 17])
     assert kinds == [n.op_type for n in nodes]
-    assert outcome.rewrites == []
+    assert result.rewrites == []
 
 
-def test_integers_are_left_alone() -> None:
+def test_delay_resizes_integers_are_left_alone() -> None:
     """ONNX Runtime rounds what it interpolates between integers."""
     cast = helper.make_node("Cast", ["x"], ["i"], "cast", to=onnx.TensorProto.INT32)
     back = helper.make_node("Cast", ["A"], ["f"], "back", to=onnx.TensorProto.FLOAT)
@@ -130,7 +129,7 @@ def test_integers_are_left_alone() -> None:
     assert delay_resizes(inferred).rewrites == []
 
 
-def test_a_reader_inside_a_branch_is_left_alone() -> None:
+def test_delay_resizes_a_reader_inside_a_branch_is_left_alone() -> None:
     inner = helper.make_graph(
         [mirror("A", "m")], "then", [], [helper.make_tensor_value_info("m", 1, [1, 2, 11, 17])]
     )
@@ -144,32 +143,32 @@ def test_a_reader_inside_a_branch_is_left_alone() -> None:
     assert delay_resizes(ir.from_proto(model)).rewrites == []
 
 
-def test_a_part_that_is_mirrored_is_left_alone() -> None:
-    kinds, outcome = rewritten([resize("x", "A"), mirror("A", "y", "middle")], [1, 2, 11, 8])
+def test_delay_resizes_a_part_that_is_mirrored_is_left_alone() -> None:
+    kinds, result = rewritten([resize("x", "A"), mirror("A", "y", "middle")], [1, 2, 11, 8])
     assert kinds == ["Resize", "Slice"]
-    assert outcome.rewrites == []
+    assert result.rewrites == []
 
 
-def test_refusals_are_told() -> None:
+def test_delay_resizes_refusals_are_told() -> None:
     shrunk = [resize("x", "A", "half"), mirror("A", "y")]
-    _, outcome = rewritten(shrunk, [1, 2, 2, 3])
-    assert outcome.refusals == ["A: shrinks, or another node reads it, too"]
+    _, result = rewritten(shrunk, [1, 2, 2, 3])
+    assert result.skipped == ["A: shrinks, or another node reads it, too"]
     read_twice = [resize("x", "A"), mirror("A", "m"), node("Add", "A", "m", "y")]
-    _, outcome = rewritten(read_twice, [1, 2, 11, 17])
-    assert "another node reads it" in outcome.refusals[0]
+    _, result = rewritten(read_twice, [1, 2, 11, 17])
+    assert "another node reads it" in result.skipped[0]
     unlike = [
         resize("x", "A"),
         resize("x", "B", coordinate_transformation_mode="align_corners"),
         node("Add", "A", "B", "y"),
     ]
-    _, outcome = rewritten(unlike, [1, 2, 11, 17])
-    assert "y: its two maps are not enlarged alike" in outcome.refusals
+    _, result = rewritten(unlike, [1, 2, 11, 17])
+    assert "y: its two maps are not enlarged alike" in result.skipped
     unknown = [resize("x", "A"), mirror("A", "y")]
-    _, outcome = rewritten(unknown, [1, 2, "h", "w"], [1, 2, "p", "q"])
-    assert outcome.refusals == ["A: its sizes are not static"]
+    _, result = rewritten(unknown, [1, 2, "h", "w"], [1, 2, "p", "q"])
+    assert result.skipped == ["A: its sizes are not static"]
 
 
-def test_several_scales_of_a_mirrored_network_stay_the_same() -> None:
+def test_delay_resizes_several_scales_of_a_mirrored_network_stay_the_same() -> None:
     torch.manual_seed(0)
     network = MultiScaleInput(
         DeepLabV3(4, width=4, stride=2).eval(), scales=(0.5, 1.0, 1.5), flip=True
@@ -177,14 +176,14 @@ def test_several_scales_of_a_mirrored_network_stay_the_same() -> None:
     before = traced(network, 4)
     folded, _ = optimize_graph(before, passes=PASSES[:1])
     model = ir.from_proto(folded)
-    outcome = delay_resizes(model)
+    result = delay_resizes(model)
     after = ir.to_proto(model)
     check_equal(before, after, image(1, 3, *SIZE))
-    assert sum("as one" in line for line in outcome.rewrites) >= 3
+    assert sum("as one" in line for line in result.rewrites) >= 3
     assert run(after, image(1, 3, *SIZE)).shape == (1, 4, *SIZE)
 
 
-def test_a_mirrored_graph_ends_at_the_small_map_too(
+def test_delay_resizes_a_mirrored_graph_ends_at_low_resolution_logits_too(
     checkpoint: Path, dataset: Path, tmp_path: Path
 ) -> None:
     full, late = tmp_path / "full.onnx", tmp_path / "late.onnx"
@@ -195,5 +194,5 @@ def test_a_mirrored_graph_ends_at_the_small_map_too(
     assert not any(n.op_type in ("Resize", "ArgMax") for n in load_onnx(late).graph.node)
     with segdeploy.load(full) as one, segdeploy.load(late) as other:
         for frame in open_dataset(dataset).frames("val"):
-            picture, _ = frame.read()
-            assert np.array_equal(one.predict(picture), other.predict(picture))
+            image, _ = frame.read()
+            assert np.array_equal(one.predict(image), other.predict(image))

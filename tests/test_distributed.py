@@ -33,7 +33,7 @@ said.write_text(json.dumps([report.images, report.miou, report.loss]))
 """
 
 
-def test_two_processes_train_what_one_does(dataset: Path, tmp_path: Path) -> None:
+def test_distributed_two_processes_train_what_one_does(dataset: Path, tmp_path: Path) -> None:
     root = str(Path(__file__).parent.parent)
     results = {}
     for processes in (1, 2):
@@ -63,7 +63,7 @@ def test_two_processes_train_what_one_does(dataset: Path, tmp_path: Path) -> Non
         assert two[1][1][epoch] == pytest.approx(miou, abs=0.01)
 
 
-def test_a_batch_that_two_processes_cannot_share(
+def test_distributed_a_batch_that_two_processes_cannot_share(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from segdeploy.models.augmentation import Augment, Augmentation
@@ -73,7 +73,7 @@ def test_a_batch_that_two_processes_cannot_share(
         monkeypatch.setenv(name, value)
     augment = Augment(Augmentation((8, 8)), (8, 8), (0.5, 0.5, 0.5), 255)
     frames = open_dataset(dataset).frames("train")
-    with pytest.raises(ModelInputError, match="--batch-size 5 cannot be shared by 2 processes"):
+    with pytest.raises(ModelInputError, match="--batch-size 5 cannot be divided among 2 processes"):
         epoch_loader(frames, augment, batch_size=5, seed=0, epoch=0, workers=0)
 
 
@@ -83,7 +83,9 @@ def with_norm(num_classes: int) -> nn.Module:
     )
 
 
-def test_two_processes_validate_the_network_that_is_saved(dataset: Path, tmp_path: Path) -> None:
+def test_distributed_two_processes_validate_the_network_that_is_saved(
+    dataset: Path, tmp_path: Path
+) -> None:
     root = str(Path(__file__).parent.parent)
     program, out = tmp_path / "program.py", tmp_path / "m.safetensors"
     network = "test_distributed:with_norm"
@@ -100,12 +102,14 @@ def test_two_processes_validate_the_network_that_is_saved(dataset: Path, tmp_pat
     assert segdeploy.evaluate(saved, dataset).miou == pytest.approx(max(miou.values()), abs=1e-9)
 
 
-def test_one_frame_is_not_shared_by_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distributed_one_frame_is_not_shared_by_two_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from segdeploy.models.batches import _Shares
 
     for name, value in GROUP.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ModelInputError, match="1 frames cannot be shared by 2 processes"):
+    with pytest.raises(ModelInputError, match="1 frames are too few for 2 processes"):
         _Shares(1, 4, 0, 0)
     assert [len(share) for share in _Shares(3, 4, 0, 0)] == [1]
 
@@ -130,7 +134,9 @@ except Exception as error:
 """
 
 
-def test_a_process_whose_partner_has_ended_says_so(dataset: Path, tmp_path: Path) -> None:
+def test_distributed_a_process_whose_partner_has_ended_says_so(
+    dataset: Path, tmp_path: Path
+) -> None:
     root = str(Path(__file__).parent.parent)
     program, out = tmp_path / "program.py", tmp_path / "m.safetensors"
     program.write_text(ENDING.format(root=root, data=str(dataset), out=str(out)))
@@ -149,5 +155,5 @@ def test_a_process_whose_partner_has_ended_says_so(dataset: Path, tmp_path: Path
     ]
     said = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [1, 7], said
-    assert "InputError: training: another of its processes has ended" in said[0]
+    assert "InputError: training: another process of the group has ended" in said[0]
     assert not out.exists()

@@ -1,9 +1,13 @@
-"""The commands of README and docs, run as they stand."""
+"""The commands of README and docs, run as they stand, and the links between the pages.
+
+A how-to or explanation starts from the files of the tutorial, whose commands run once.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,22 +16,29 @@ import pytest
 
 from .conftest import ROOT
 
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-# ```console blocks install things or run `make`; CI does those itself.
-BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+DOCS = ROOT / "docs"
+TUTORIAL = "docs/tutorial.md"
+STATES = "The commands of this page use the files of the [tutorial](../tutorial.md)."
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
+# ```console blocks install packages or run `make`; CI does those itself.
+BLOCK = re.compile(r"^( *)```(bash|python)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_run_as_they_stand(page: str, tmp_path: Path) -> None:
-    text = (ROOT / page).read_text()
-    blocks = BLOCK.findall(text)
-    assert blocks or "```console" in text
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    found = BLOCK.findall((ROOT / page).read_text())
+    return [
+        (language, re.sub(rf"^{indent}", "", code, flags=re.MULTILINE))
+        for indent, language, code in found
+    ]
+
+
+def run_blocks(page: str, folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for language, code in blocks:
+    for language, code in blocks_of(page):
         command = ["bash", "-e", "-c", code] if language == "bash" else ["python", "-c", code]
         ran = subprocess.run(
             command,
-            cwd=tmp_path,
+            cwd=folder,
             env={**os.environ, "PATH": path},
             capture_output=True,
             text=True,
@@ -36,8 +47,51 @@ def test_the_commands_of_a_page_run_as_they_stand(page: str, tmp_path: Path) -> 
         assert ran.returncode == 0, f"{code}\n{ran.stdout}\n{ran.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_and_pictures_are_there(page: str) -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
-    for target in targets:
-        assert (ROOT / page).parent.joinpath(target).exists(), target
+@pytest.fixture(scope="session")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the tutorial's commands leave."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    run_blocks(TUTORIAL, folder)
+    return folder
+
+
+def test_docs_tutorial_leaves_what_its_commands_name(tutorial: Path) -> None:
+    named = re.findall(r"(?:-o|--report) (\S+)", "".join(code for _, code in blocks_of(TUTORIAL)))
+    assert len(named) > 8
+    for name in named:
+        assert (tutorial / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in ["README.md", *PAGES] if p != TUTORIAL and blocks_of(p)]
+)
+def test_docs_commands_run_as_they_stand(page: str, request, tmp_path: Path) -> None:
+    if STATES in (ROOT / page).read_text():
+        tutorial = request.getfixturevalue("tutorial")
+        shutil.copytree(tutorial, tmp_path, dirs_exist_ok=True)
+    run_blocks(page, tmp_path)
+    outputs = re.findall(r"(?: -o| --report) (\S+)", "".join(code for _, code in blocks_of(page)))
+    for name in outputs:
+        assert (tmp_path / name).exists() or "|| true" in (ROOT / page).read_text(), name
+
+
+@pytest.mark.parametrize("page", ["README.md", *PAGES])
+def test_docs_links_and_images_exist(page: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
+        name, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / name if name else ROOT / page
+        if name.startswith("http"):
+            continue
+        assert linked.exists(), target
+        if anchor and linked.suffix == ".md":
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            slugs = {
+                re.sub(r"[^\w\- ]", "", one.lower()).strip().replace(" ", "-") for one in headings
+            }
+            assert anchor in slugs, f"{target}: no such heading"
+
+
+def test_docs_site_lists_every_page() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    for page in PAGES:
+        assert page.removeprefix("docs/") in text, page

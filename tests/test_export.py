@@ -26,6 +26,7 @@ from segdeploy.proof.recording import record
 from segdeploy.proof.test_inputs import probe_shapes, random_images
 
 from .conftest import SIZE
+from .graphs import set_ints
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +45,7 @@ def failed_proofs(network: nn.Module, size: tuple[int, int], model: onnx.ModelPr
     return [p for p in prove_dilations(calls, model, image)[0] if not p.holds]
 
 
-def set_ints(node: onnx.NodeProto, attribute: str, values: list[int]) -> None:
-    next(a for a in node.attribute if a.name == attribute).ints[:] = values
-
-
-def test_a_true_graph_is_proven_at_every_shape(files: Path, checkpoint: Path) -> None:
+def test_export_a_true_graph_is_proven_at_every_shape(files: Path, checkpoint: Path) -> None:
     report = segdeploy.export(checkpoint, files / "proven.onnx", dynamic=True)
     assert all(proof.holds for proof in report.convolutions)
     assert {max(p.expected.dilation) for p in report.convolutions} == {1, 2, 4, 6, 12, 18}
@@ -65,7 +62,7 @@ def test_a_true_graph_is_proven_at_every_shape(files: Path, checkpoint: Path) ->
 
 
 @pytest.mark.parametrize("module", ["backbone.1.conv1", "aspp.conv3"])
-def test_a_tampered_dilation_is_found_by_module(loaded, graph: Path, module: str) -> None:
+def test_export_a_tampered_dilation_is_found_by_module(loaded, graph: Path, module: str) -> None:
     model = onnx.load(graph)
     node = conv(model, module)
     dilation = loaded.network.module.get_submodule(module).dilation[0]
@@ -73,7 +70,7 @@ def test_a_tampered_dilation_is_found_by_module(loaded, graph: Path, module: str
     set_ints(node, "pads", [1, 1, 1, 1])
     failed = failed_proofs(loaded.network.module, SIZE, model)
     assert [p.module for p in failed] == [module]
-    assert f"has dilation (1, 1) instead of ({dilation}, {dilation})" in failed[0].complaint()
+    assert f"has dilation (1, 1) instead of ({dilation}, {dilation})" in failed[0].failure()
     # Parity alone would notice too: the numbers are no longer PyTorch's.
     assert not check_parity(loaded.network, model, probe_shapes(SIZE))[0].holds
 
@@ -85,25 +82,25 @@ def test_a_tampered_dilation_is_found_by_module(loaded, graph: Path, module: str
         ("strides", [1, 2], r"stride (1, 2) instead of (1, 1)"),
     ],
 )
-def test_tampered_padding_and_stride(
+def test_export_tampered_padding_and_stride(
     loaded, graph: Path, attribute: str, values: list[int], said: str
 ) -> None:
     model = onnx.load(graph)
     set_ints(conv(model, "backbone.1.conv2"), attribute, values)
     failed = failed_proofs(loaded.network.module, SIZE, model)
     assert len(failed) == 1
-    assert said in failed[0].complaint()
+    assert said in failed[0].failure()
 
 
-def test_a_convolution_that_is_gone_is_missed(loaded, graph: Path) -> None:
+def test_export_a_convolution_that_is_gone_is_missed(loaded, graph: Path) -> None:
     model = onnx.load(graph)
     node = conv(model, "backbone.0.conv2")
     del node.metadata_props[:]
     failed = failed_proofs(loaded.network.module, SIZE, model)
-    assert failed[0].complaint() == "convolution backbone.0.conv2 has no node in the graph"
+    assert failed[0].failure() == "convolution backbone.0.conv2 has no node in the graph"
 
 
-def test_one_changed_weight_fails_parity(loaded, graph: Path) -> None:
+def test_export_one_changed_weight_fails_parity(loaded, graph: Path) -> None:
     model = onnx.load(graph)
     tensor = next(t for t in model.graph.initializer if t.name == "backbone.2.conv1.weight")
     values = onnx.numpy_helper.to_array(tensor).copy()
@@ -111,10 +108,10 @@ def test_one_changed_weight_fails_parity(loaded, graph: Path) -> None:
     tensor.raw_data = values.tobytes()
     (result,) = check_parity(loaded.network, model, probe_shapes(SIZE))
     assert not result.holds
-    assert "at input 1x3x48x64 the output differs from PyTorch by" in result.complaint()
+    assert "at input 1x3x48x64 the output differs from PyTorch by" in result.failure()
 
 
-def test_a_failed_proof_keeps_the_graph_aside_and_the_old_file(
+def test_export_a_failed_proof_keeps_the_graph_aside_and_the_old_file(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "m.onnx"
@@ -135,20 +132,20 @@ def test_a_failed_proof_keeps_the_graph_aside_and_the_old_file(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.rejected.onnx"]
 
 
-def test_nothing_of_the_users_paths_is_shipped(graph: Path, checkpoint: Path) -> None:
+def test_export_nothing_of_the_users_paths_is_shipped(graph: Path, checkpoint: Path) -> None:
     data = graph.read_bytes()
     for trace in (b"site-packages", b"stack_trace", b".py", str(Path.cwd()).encode()):
         assert trace not in data
 
 
-def test_nothing_of_them_is_shipped_inside_a_branch(tmp_path: Path) -> None:
+def test_export_nothing_of_them_is_shipped_inside_a_branch(tmp_path: Path) -> None:
     spec = ModelSpec("tests.test_recording:conditional", size=(24, 32))
     data = segdeploy.export(spec, tmp_path / "m.onnx", optimized=False).path.read_bytes()
     for trace in (b"site-packages", b"stack_trace", b".py", str(Path.cwd()).encode()):
         assert trace not in data
 
 
-def test_every_node_of_a_layer_names_its_module(loaded, graph: Path) -> None:
+def test_export_every_node_of_a_layer_names_its_module(loaded, graph: Path) -> None:
     modules = dict(loaded.network.module.named_modules())
     for node in onnx.load(graph).graph.node:
         named = [e.value for e in node.metadata_props if e.key == MODULE_KEY]
@@ -157,7 +154,7 @@ def test_every_node_of_a_layer_names_its_module(loaded, graph: Path) -> None:
             assert named, node.name
 
 
-def test_the_graph_is_opset_20_and_clean(graph: Path) -> None:
+def test_export_the_graph_is_opset_20_and_clean(graph: Path) -> None:
     model = onnx.load(graph)
     onnx.checker.check_model(model, full_check=True)
     assert [(o.domain, o.version) for o in model.opset_import if not o.domain] == [("", 20)]
@@ -187,7 +184,7 @@ def odd_network(num_classes: int) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_padding_of_every_kind_is_proven(tmp_path: Path) -> None:
+def test_export_padding_of_every_kind_is_proven(tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:odd_network", 3, {}, None, (20, 24))
     report = segdeploy.export(spec, tmp_path / "odd.onnx")
     proofs = {p.module: p for p in report.convolutions}
@@ -212,14 +209,14 @@ def branching_network(num_classes: int) -> nn.Module:
     return Branching(num_classes)
 
 
-def test_a_network_that_cannot_be_traced_says_why(tmp_path: Path) -> None:
+def test_export_a_network_that_cannot_be_traced_says_why(tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:branching_network", 3, {}, None, (20, 24))
     with pytest.raises(InputError, match="cannot be exported to ONNX: .*data-dependent"):
         segdeploy.export(spec, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_runs_is_recorded_and_nothing_else() -> None:
+def test_export_what_runs_is_recorded_and_nothing_else() -> None:
     network = Odd(2).eval()
     run = Network(network, 2, (20, 24), "odd").eval()
     calls = record(network, run, torch.zeros(1, 3, 20, 24)).convolutions
@@ -228,7 +225,7 @@ def test_what_runs_is_recorded_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_an_output_that_is_not_finite_never_passes(wrong: float) -> None:
+def test_export_an_output_that_is_not_finite_never_passes(wrong: float) -> None:
     reference = np.random.default_rng(0).normal(0, 1, (1, 2, 3, 3)).astype(np.float32)
     output = reference.copy()
     assert compare((1,), reference, output).holds
@@ -237,13 +234,13 @@ def test_an_output_that_is_not_finite_never_passes(wrong: float) -> None:
     assert not compare((1,), reference, reference[:, :, :2]).holds
 
 
-def test_a_constant_reference_is_no_division_by_zero() -> None:
+def test_export_a_constant_reference_is_no_division_by_zero() -> None:
     constant = np.ones((1, 2, 2, 2), np.float32)
     assert compare((1,), constant, constant).max_rel == 0
     assert not compare((1,), constant, constant + 1).holds
 
 
-def test_a_masked_class_does_not_hide_wrong_labels() -> None:
+def test_export_a_masked_class_does_not_hide_wrong_labels() -> None:
     rng = np.random.default_rng(0)
     reference = rng.normal(0, 1, (1, 5, 20, 20)).astype(np.float32)
     reference[:, 4] = -1e4  # makes the range so large that any error is small beside it
@@ -255,7 +252,7 @@ def test_a_masked_class_does_not_hide_wrong_labels() -> None:
     assert not result.holds
 
 
-def test_a_near_tie_may_fall_either_way() -> None:
+def test_export_a_near_tie_may_fall_either_way() -> None:
     reference = np.random.default_rng(0).normal(0, 1, (1, 2, 9, 9)).astype(np.float32)
     reference[0, :, 4, 4] = (1.0, 1.0 + 1e-6)
     output = reference.copy()
@@ -280,7 +277,7 @@ def eighth(num_classes: int) -> nn.Module:
     return Eighth(num_classes)
 
 
-def test_a_dynamic_graph_gives_the_inputs_size_everywhere(tmp_path: Path) -> None:
+def test_export_a_dynamic_graph_gives_the_inputs_size_everywhere(tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:eighth", 3, {}, None, (48, 64))
     out = tmp_path / "m.onnx"
     report = segdeploy.export(spec, out, dynamic=True)
@@ -314,7 +311,9 @@ def mixed(num_classes: int) -> nn.Module:
     return Mixed(num_classes)
 
 
-def test_shared_normed_transposed_and_functional_convolutions_are_proven(tmp_path: Path) -> None:
+def test_export_shared_normed_transposed_and_functional_convolutions_are_proven(
+    tmp_path: Path,
+) -> None:
     spec = ModelSpec(f"{__name__}:mixed", 3, {}, None, (20, 24))
     report = segdeploy.export(spec, tmp_path / "m.onnx")
     proofs = {p.module: p for p in report.convolutions}
@@ -323,14 +322,14 @@ def test_shared_normed_transposed_and_functional_convolutions_are_proven(tmp_pat
     assert proofs["near"].found.dilation == (1, 1)
     assert proofs["far"].found.dilation == (5, 5)
     assert proofs["up"].found.transposed
-    assert report.strangers == ()
+    assert report.unmatched_convolutions == ()
     model = onnx.load(tmp_path / "m.onnx")
     node = next(n for n in model.graph.node if n.op_type == "ConvTranspose")
     set_ints(node, "pads", [0, 0, 2, 2])
     assert [p.module for p in failed_proofs(mixed(3), (20, 24), model)] == ["up"]
 
 
-def test_a_module_that_runs_twice_needs_two_nodes(tmp_path: Path) -> None:
+def test_export_a_module_that_runs_twice_needs_two_nodes(tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:odd_network", 3, {}, None, (20, 24))
     segdeploy.export(spec, tmp_path / "odd.onnx", optimized=False)
     model = onnx.load(tmp_path / "odd.onnx")
@@ -338,7 +337,7 @@ def test_a_module_that_runs_twice_needs_two_nodes(tmp_path: Path) -> None:
     assert [p.module for p in failed_proofs(Odd(3), (20, 24), model)] == ["twice [2]"]
 
 
-def test_nothing_but_the_reason_is_printed_when_tracing_fails(
+def test_export_nothing_but_the_reason_is_printed_when_tracing_fails(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = ModelSpec(f"{__name__}:branching_network", 3, {}, None, (20, 24))
@@ -356,7 +355,7 @@ class Special(nn.Module):
         return torch.special.bessel_j0(self.conv(x))
 
 
-def test_an_operator_that_onnx_lacks_is_named_with_the_users_line(tmp_path: Path) -> None:
+def test_export_an_operator_that_onnx_lacks_is_named_with_the_users_line(tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:Special", 3, {}, None, (20, 24))
     said = r"bessel_j0.* has no ONNX form .*test_export\.py, line \d+: return torch\.special"
     with pytest.raises(InputError, match=said):
@@ -364,10 +363,10 @@ def test_an_operator_that_onnx_lacks_is_named_with_the_users_line(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_beyond_protobufs_limit_lie_beside_the_graph(
+def test_export_weights_beyond_protobufs_limit_lie_beside_the_graph(
     checkpoint: Path, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit is lowered here; `docs/export.md` tells of a network of 2.2 GB."""
+    """The limit is lowered here; docs/how-to/foreign-network.md has figures of a 2.2 GB network."""
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
     with segdeploy.load(graph) as whole:
         expected = whole.predict(image)

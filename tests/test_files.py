@@ -14,7 +14,7 @@ from segdeploy.errors import InputError
 from segdeploy.files import check_input, check_output, write_atomically
 
 
-def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
+def test_files_a_file_is_written_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "f"
     write_atomically(path, b"one")
     write_atomically(path, b"two")
@@ -25,7 +25,7 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+def test_files_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
     program = (
@@ -42,7 +42,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
 
 
-def test_outputs_are_checked_before_work(tmp_path: Path) -> None:
+def test_files_outputs_are_checked_before_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist; make it first"):
         check_output(tmp_path / "no" / "f.onnx")
     with pytest.raises(InputError, match="is a folder; give a file name"):
@@ -51,7 +51,7 @@ def test_outputs_are_checked_before_work(tmp_path: Path) -> None:
         check_output(tmp_path / "f.gif", (".png", ".jpg"))
 
 
-def test_inputs_must_be_files(tmp_path: Path) -> None:
+def test_files_inputs_must_be_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         check_input(tmp_path / "f")
     with pytest.raises(InputError, match="is a folder, not a file"):

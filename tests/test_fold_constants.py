@@ -12,8 +12,7 @@ from torch import nn
 
 from segdeploy.optimizer.passes.fold_constants import fold_constants
 
-from .test_optimizer import SIZE, check_equal, image, operators, traced
-from .test_passes import graph_of, random
+from .graphs import SIZE, check_equal, graph_of, image, operators, random, traced
 
 
 def folded(before: onnx.ModelProto) -> onnx.ModelProto:
@@ -23,13 +22,15 @@ def folded(before: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(("kind", "value"), [("Add", 1e-9), ("Sub", 1e-9), ("Mul", 1 + 1e-7)])
-def test_a_constant_is_never_matched_within_a_tolerance(kind: str, value: float) -> None:
+def test_fold_constants_a_constant_is_never_matched_within_a_tolerance(
+    kind: str, value: float
+) -> None:
     nodes = [helper.make_node(kind, ["x", "k"], ["y"], "op")]
     before = graph_of(nodes, [1, 3, 4, 4], {"k": np.float32(value)}, [1, 3, 4, 4])
     assert operators(folded(before)) == [kind]
 
 
-def test_a_weight_that_is_computed_becomes_a_constant() -> None:
+def test_fold_constants_a_weight_that_is_computed_becomes_a_constant() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -46,7 +47,7 @@ def test_a_weight_that_is_computed_becomes_a_constant() -> None:
     check_equal(before, after, image(1, 3, *SIZE))
 
 
-def test_folding_makes_no_file_larger() -> None:
+def test_fold_constants_folding_makes_no_file_larger() -> None:
     nodes = [
         helper.make_node("Expand", ["k", "shape"], ["e"], "expand"),
         helper.make_node("Add", ["x", "e"], ["y"], "sum"),
@@ -56,7 +57,7 @@ def test_folding_makes_no_file_larger() -> None:
     assert folded(before).ByteSize() < 2 * before.ByteSize()
 
 
-def test_transposed_constants_are_folded_and_shared() -> None:
+def test_fold_constants_transposed_constants_are_folded_and_shared() -> None:
     nodes = [
         helper.make_node("Transpose", ["k"], ["t"], "t", perm=[1, 0]),
         helper.make_node("MatMul", ["x", "t"], ["a"], "a"),
@@ -71,7 +72,7 @@ def test_transposed_constants_are_folded_and_shared() -> None:
     check_equal(before, after, image(1, 3, 4, 4))
 
 
-def test_two_calls_of_a_module_on_one_value_stay_two() -> None:
+def test_fold_constants_two_calls_of_a_module_on_one_value_stay_two() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()

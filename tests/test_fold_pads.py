@@ -10,16 +10,15 @@ from onnx import helper
 
 from segdeploy.optimizer.passes.fold_pads import fold_pads
 
-from .test_optimizer import check_equal, image, operators
-from .test_passes import graph_of, random
+from .graphs import check_equal, graph_of, image, operators, random
 
 SIDES = [1, 3, 6, 7]
 
 
 def folded(before: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     model = ir.from_proto(before)
-    outcome = fold_pads(model)
-    return ir.to_proto(model), outcome.refusals
+    result = fold_pads(model)
+    return ir.to_proto(model), result.skipped
 
 
 def padded(amounts: list[int], value: float | None = 0.0, own: int = 0, **options) -> tuple:
@@ -48,7 +47,7 @@ def padded(amounts: list[int], value: float | None = 0.0, own: int = 0, **option
 @pytest.mark.parametrize("value", [0.0, None])
 @pytest.mark.parametrize("own", [0, 2])
 @pytest.mark.parametrize("around", [(0, 0, 1, 1), (2, 1, 0, 3)])
-def test_zeros_around_rows_and_columns_become_the_convolutions_own(
+def test_fold_pads_zeros_around_rows_and_columns_become_the_convolutions_own(
     value: float | None, own: int, around: tuple
 ) -> None:
     top, left, bottom, right = around
@@ -60,7 +59,7 @@ def test_zeros_around_rows_and_columns_become_the_convolutions_own(
     assert list(pads) == [side + own for side in around]
 
 
-def test_named_axes_are_read() -> None:
+def test_fold_pads_named_axes_are_read() -> None:
     before = padded([1, 0, 2, 1], axes=[-2, 3])
     after, _ = folded(before)
     assert operators(after) == ["Conv"]
@@ -76,14 +75,16 @@ def test_named_axes_are_read() -> None:
         ([0, 0, -1, 1, 0, 0, 1, 1], 0.0, {}),
     ],
 )
-def test_any_other_padding_stays(amounts: list, value: float | None, options: dict) -> None:
+def test_fold_pads_any_other_padding_stays(
+    amounts: list, value: float | None, options: dict
+) -> None:
     before = padded(amounts, value, **options)
-    after, refusals = folded(before)
+    after, skipped = folded(before)
     assert operators(after) == ["Pad", "Conv"]
-    assert refusals == ["conv: pad is no constant padding with zeros"]
+    assert skipped == ["conv: pad is no constant padding with zeros"]
 
 
-def test_another_reader_keeps_the_pad() -> None:
+def test_fold_pads_another_reader_keeps_the_pad() -> None:
     nodes = [
         helper.make_node("Pad", ["x", "amounts"], ["p"], "pad"),
         helper.make_node("Conv", ["p", "w"], ["c"], "conv"),

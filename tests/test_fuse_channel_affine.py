@@ -9,19 +9,18 @@ import pytest
 from onnx import helper
 
 from segdeploy.contract import CALL_KEY, MODULE_KEY
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 from segdeploy.optimizer.passes.fuse_channel_affine import fuse_channel_affine
 
-from .test_optimizer import check_equal, image, operators
-from .test_passes import graph_of, random
+from .graphs import check_equal, graph_of, image, operators, random
 
 SIDES = [1, 3, 6, 7]
 
 
-def fused(before: onnx.ModelProto) -> tuple[onnx.ModelProto, Outcome]:
+def fused(before: onnx.ModelProto) -> tuple[onnx.ModelProto, PassResult]:
     model = ir.from_proto(before)
-    outcome = fuse_channel_affine(model)
-    return ir.to_proto(model), outcome
+    result = fuse_channel_affine(model)
+    return ir.to_proto(model), result
 
 
 def behind_convolution(
@@ -59,21 +58,23 @@ def batch_norm(source: str, out: str, name: str = "norm") -> onnx.NodeProto:
 
 
 @pytest.mark.parametrize(("transposed", "groups"), [(False, 1), (True, 1), (True, 2)])
-def test_batch_norm_goes_into_its_convolution(transposed: bool, groups: int) -> None:
+def test_fuse_channel_affine_batch_norm_goes_into_its_convolution(
+    transposed: bool, groups: int
+) -> None:
     channels = 2 * groups if transposed else 4
     before = behind_convolution(
         batch_norm("c", "y"), weights=norm(channels), transposed=transposed, groups=groups
     )
-    after, outcome = fused(before)
+    after, result = fused(before)
     assert "BatchNormalization" not in operators(after)
-    assert outcome.rewrites == ["norm into conv"]
+    assert result.rewrites == ["norm into conv"]
     check_equal(before, after, image(*SIDES))
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 1), (1, 4, 1, 1), (1,), ()])
 @pytest.mark.parametrize("kind", ["Mul", "Div", "Add", "Sub"])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_constant_a_channel_goes_into_the_convolution(
+def test_fuse_channel_affine_a_constant_a_channel_goes_into_the_convolution(
     shape: tuple, kind: str, first: bool
 ) -> None:
     inputs = ["c", "k"] if first else ["k", "c"]
@@ -86,7 +87,7 @@ def test_a_constant_a_channel_goes_into_the_convolution(
     assert operators(after) == (["Conv", "Div"] if divides_a_constant else ["Conv"])
 
 
-def test_a_chain_is_fused_whole_and_its_origin_is_carried_along() -> None:
+def test_fuse_channel_affine_a_chain_is_fused_whole_and_its_origin_is_carried_along() -> None:
     before = behind_convolution(
         batch_norm("c", "n"),
         helper.make_node("Mul", ["n", "gamma"], ["s"], "scaled"),
@@ -101,38 +102,38 @@ def test_a_chain_is_fused_whole_and_its_origin_is_carried_along() -> None:
     after, _ = fused(before)
     check_equal(before, after, image(*SIDES))
     (node,) = after.graph.node
-    told = {entry.key: entry.value for entry in node.metadata_props}
+    properties = {entry.key: entry.value for entry in node.metadata_props}
     # It computes the convolution's call, and gives what the last module gave.
-    assert told == {CALL_KEY: "block.conv [2]", MODULE_KEY: "block"}
+    assert properties == {CALL_KEY: "block.conv [2]", MODULE_KEY: "block"}
 
 
 @pytest.mark.parametrize("tiny", [1e-9, -1e-12])
-def test_a_tiny_offset_is_not_zero(tiny: float) -> None:
+def test_fuse_channel_affine_a_tiny_offset_is_not_zero(tiny: float) -> None:
     """`x + 1e-9` keeps a division from zero: it may not vanish beside a bias."""
     node = helper.make_node("Add", ["c", "k"], ["y"], "tiny")
     before = behind_convolution(node, weights={"k": np.float32(tiny).reshape(1)})
-    after, outcome = fused(before)
+    after, result = fused(before)
     assert operators(after) == ["Conv", "Add"]
-    assert outcome.refusals == ["tiny: float32 cannot hold it inside the weights"]
+    assert result.skipped == ["tiny: float32 cannot hold it inside the weights"]
 
 
-def test_what_underflows_stays() -> None:
+def test_fuse_channel_affine_what_underflows_stays() -> None:
     node = helper.make_node("Mul", ["c", "k"], ["y"], "small")
     before = behind_convolution(node, weights={"k": np.float32(1e-39).reshape(1)})
-    after, outcome = fused(before)
+    after, result = fused(before)
     assert operators(after) == ["Conv", "Mul"]
-    assert "float32 cannot hold" in outcome.refusals[0]
+    assert "float32 cannot hold" in result.skipped[0]
 
 
-def test_a_value_with_another_reader_and_a_constant_a_pixel_stay() -> None:
+def test_fuse_channel_affine_a_value_with_another_reader_and_a_constant_a_pixel_stay() -> None:
     read_twice = behind_convolution(
         helper.make_node("Mul", ["c", "k"], ["m"], "scaled"),
         helper.make_node("Add", ["m", "c"], ["y"], "sum"),
         weights={"k": random(4, 1, 1)},
     )
-    after, outcome = fused(read_twice)
+    after, result = fused(read_twice)
     assert operators(after) == ["Conv", "Mul", "Add"]
-    assert outcome.refusals == ["scaled: conv has another reader"]
+    assert result.skipped == ["scaled: conv has another reader"]
     a_pixel = behind_convolution(
         helper.make_node("Mul", ["c", "k"], ["y"], "mask"), weights={"k": random(6, 7)}
     )
@@ -143,7 +144,7 @@ def test_a_value_with_another_reader_and_a_constant_a_pixel_stay() -> None:
     assert operators(fused(a_row)[0]) == ["Conv", "Mul"]
 
 
-def test_a_shared_weight_is_fused_once_for_all() -> None:
+def test_fuse_channel_affine_a_shared_weight_is_fused_once_for_all() -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], "one", pads=[1] * 4),
         batch_norm("a", "an"),

@@ -20,22 +20,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import segdeploy
-from segdeploy.benchmark.journal import Journal
 from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.report import write_report
-from segdeploy.commands.deploy import Ledger
+from segdeploy.commands.deploy import Steps
 from segdeploy.engine.manifest import manifest_path, parse_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import sha256_of_file
+from segdeploy.ledger import BENCH, STEPS, Ledger
 from segdeploy.models.checkpoint import read_weights
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
 from segdeploy.onnx_graph.model_file import load_onnx
-from segdeploy.precision.assignment import SearchState
 from segdeploy.precision.cache import read_cache
 from segdeploy.proof.golden_vectors import golden_path, read_golden
 
-from .fuzz_files import JOURNAL, SEARCH, TOLERANT
+from .fuzz_files import LEDGER, TOLERANT
 
 FUZZ = Path(__file__).with_name("fuzz_files.py")
 FILES = int(os.environ.get("SEGDEPLOY_FUZZ_FILES", "200"))
@@ -86,11 +85,11 @@ def sound(
 
 def _unfinished_work(folder: Path, graph: Path, dataset: Path) -> dict[str, Path]:
     """What the commands leave to go on from, and what bench reads of others."""
-    candidate, search = folder / "candidate.json", folder / "search.json"
+    candidate = folder / "candidate.json"
     candidate.write_text(
         json.dumps(
             {
-                "schema": 2,
+                "schema": 3,
                 "model": str(graph),
                 "model_sha256": sha256_of_file(graph),
                 "settings": {"threads": 1, "provider": "cpu"},
@@ -101,18 +100,15 @@ def _unfinished_work(folder: Path, graph: Path, dataset: Path) -> dict[str, Path
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    journal = Journal(folder / "bench.journal", "key")
-    for place, value in JOURNAL.items():
-        journal.put(place, value)
-    state = SearchState(search, ["key"])
-    for name, value in SEARCH.items():
-        state.of(name, lambda given: given, value)
-    steps = folder / "steps-0.json"
-    (folder / "ledger").mkdir()
-    ledger = Ledger(folder / "ledger", {}, False, lambda name, told: None)
-    made = folder / "ledger" / "m.bin"
-    ledger.do("export", [made], {}, lambda: made.write_bytes(b"graph"))
-    shutil.copy(folder / "ledger" / "steps.json", steps)
+    ledger = Ledger(folder / BENCH, "key")
+    for name, value in LEDGER.items():
+        ledger.put(name, value)
+    steps = folder / "steps-0.ledger"
+    (folder / "steps").mkdir()
+    work = Steps(folder / "steps", {}, False, lambda name, message: None)
+    made = folder / "steps" / "m.bin"
+    work.run("export", [made], {}, lambda: made.write_bytes(b"graph"))
+    shutil.copy(folder / "steps" / STEPS, steps)
     verdict = segdeploy.bench(
         [graph], reference=graph, data=dataset, limit=1, protocol=Protocol(seconds=0.1)
     )
@@ -120,13 +116,12 @@ def _unfinished_work(folder: Path, graph: Path, dataset: Path) -> dict[str, Path
     return {
         "bench-candidate": candidate,
         "bench-verdict": folder / "report" / "bench.json",
-        "journal": folder / "bench.journal",
-        "search": search,
+        "ledger": folder / BENCH,
         "steps": steps,
     }
 
 
-def test_mutated_files_are_refused_in_one_line(
+def test_fuzz_mutated_files_are_refused_in_one_line(
     sound: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs = [f"{parser}={path}" for parser, path in sound.items()]
@@ -136,7 +131,7 @@ def test_mutated_files_are_refused_in_one_line(
         text=True,
         timeout=2400,
         cwd=FUZZ.parents[1],
-        env={**os.environ, "PATH": f"{sound['search'].parent / 'bin'}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{sound['ledger'].parent / 'bin'}:{os.environ['PATH']}"},
     )
     results = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     with capsys.disabled():
@@ -156,7 +151,7 @@ def replaced(text: str, name: str, value: Any) -> str:
 
 @once
 @given(data=st.data())
-def test_a_manifest_with_any_value_is_read_or_refused(
+def test_fuzz_a_manifest_with_any_value_is_read_or_refused(
     sound: dict[str, Path], tmp_path: Path, data: st.DataObject
 ) -> None:
     text = sound["manifest"].read_text()
@@ -172,7 +167,7 @@ def test_a_manifest_with_any_value_is_read_or_refused(
 
 @once
 @given(data=st.data())
-def test_a_cache_of_ranges_with_any_value_is_read_or_refused(
+def test_fuzz_a_cache_of_ranges_with_any_value_is_read_or_refused(
     sound: dict[str, Path], tmp_path: Path, data: st.DataObject
 ) -> None:
     text = sound["ranges"].read_text()
@@ -188,7 +183,7 @@ def test_a_cache_of_ranges_with_any_value_is_read_or_refused(
 
 @once
 @given(data=st.data())
-def test_a_data_set_with_any_value_is_read_or_refused(
+def test_fuzz_a_data_set_with_any_value_is_read_or_refused(
     sound: dict[str, Path], tmp_path: Path, data: st.DataObject
 ) -> None:
     text = sound["dataset"].read_text()
@@ -202,7 +197,7 @@ def test_a_data_set_with_any_value_is_read_or_refused(
 
 @once
 @given(content=st.binary(max_size=400))
-def test_any_bytes_are_refused_by_every_reader(tmp_path: Path, content: bytes) -> None:
+def test_fuzz_any_bytes_are_refused_by_every_reader(tmp_path: Path, content: bytes) -> None:
     for name, read in (
         ("m.onnx", load_onnx),
         ("m.safetensors", read_weights),
@@ -229,7 +224,7 @@ def test_any_bytes_are_refused_by_every_reader(tmp_path: Path, content: bytes) -
         (None, b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}'),
     ],
 )
-def test_a_safetensors_header_that_lies_is_refused(
+def test_fuzz_a_safetensors_header_that_lies_is_refused(
     length: int | None, header: bytes, tmp_path: Path
 ) -> None:
     for name, read in (("m.safetensors", read_weights), ("m.golden.safetensors", read_golden)):
@@ -242,7 +237,9 @@ def test_a_safetensors_header_that_lies_is_refused(
 @pytest.mark.parametrize(
     "location", ["/etc/passwd", "../secret.bin", "a/../../secret.bin", "link.bin", ""]
 )
-def test_weights_outside_the_folder_are_refused(location: str, graph: Path, tmp_path: Path) -> None:
+def test_fuzz_weights_outside_the_folder_are_refused(
+    location: str, graph: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     (tmp_path / "secret.bin").write_bytes(b"\0" * 4096)
@@ -259,7 +256,7 @@ def test_weights_outside_the_folder_are_refused(location: str, graph: Path, tmp_
         load_onnx(path)
 
 
-def test_none_of_our_sources_runs_what_it_reads() -> None:
+def test_fuzz_none_of_our_sources_runs_what_it_reads() -> None:
     """No pickle, eval, exec, yaml.load or shell: ruff's rules find most, and this the rest."""
     calls = ("pickle.load", "yaml.load", "shell=True", "os.system(", "allow_pickle=True")
     root = Path(__file__).parent.parent

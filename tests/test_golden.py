@@ -16,8 +16,6 @@ from segdeploy.errors import CheckFailed, InputError
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
 from segdeploy.proof.golden_vectors import golden_content, golden_path, read_golden, sample
 
-from .test_cli import run  # noqa: F401
-
 pytestmark = pytest.mark.usefixtures("tensorrt_rtx")
 
 
@@ -28,23 +26,23 @@ def engine(tmp_path_factory: pytest.TempPathFactory, graph: Path, tensorrt_rtx: 
     return out
 
 
-def test_the_reference_itself_passes_bit_for_bit(graph: Path, engine: Path) -> None:
-    result = segdeploy.selftest(graph, golden=golden_path(engine))
+def test_golden_the_reference_itself_passes_bit_for_bit(graph: Path, engine: Path) -> None:
+    result = segdeploy.self_test(graph, golden=golden_path(engine))
     assert result.holds
-    assert len(result.pictures) == 3
-    for stage in result.pictures:
-        assert (stage.input, stage.agreement) == (0, 1)
-        assert stage.output < 1e-5
+    assert len(result.images) == 3
+    for stage in result.images:
+        assert (stage.input_difference, stage.agreement) == (0, 1)
+        assert stage.output_difference < 1e-5
 
 
-def test_pictures_are_of_several_sizes_and_their_labels_too(engine: Path) -> None:
+def test_golden_images_are_of_several_sizes_and_their_labels_too(engine: Path) -> None:
     vectors = read_golden(golden_path(engine))
     assert len({vector.image.shape for vector in vectors}) == 3
     assert all(vector.labels.shape == vector.image.shape[:2] for vector in vectors)
     assert len({int(label) for vector in vectors for label in np.unique(vector.labels)}) > 2
 
 
-def test_frames_of_a_data_set_are_taken_where_there_is_one(
+def test_golden_frames_of_a_data_set_are_taken_where_there_is_one(
     graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "m.engine"
@@ -55,21 +53,23 @@ def test_frames_of_a_data_set_are_taken_where_there_is_one(
     assert np.array_equal(read_golden(golden_path(out))[0].image, first)
 
 
-def test_another_mean_is_found_in_preprocessing(
-    run, graph: Path, engine: Path, tmp_path: Path  # noqa: F811
+def test_golden_another_mean_is_found_in_preprocessing(
+    run, graph: Path, engine: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     model = load_onnx(graph)
     contract = contract_of(model, graph)
     set_contract(model, replace(contract, mean=(0.5, 0.5, 0.5)))
     path = tmp_path / "other.onnx"
     onnx.save(model, path)
-    ran = run("selftest", path, "--golden", golden_path(engine))
+    ran = run("self-test", path, "--golden", golden_path(engine))
     assert ran.code == 1
-    assert "picture 0: the network's input differs by 0." in ran.err
-    assert "resizes or normalises otherwise" in ran.err
+    assert "image 0: the network's input differs by 0." in ran.err
+    assert "resizes or normalizes differently" in ran.err
 
 
-def test_another_weight_is_found_in_the_labels(graph: Path, engine: Path, tmp_path: Path) -> None:
+def test_golden_another_weight_is_found_in_the_labels(
+    graph: Path, engine: Path, tmp_path: Path
+) -> None:
     model = load_onnx(graph)
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
@@ -78,14 +78,14 @@ def test_another_weight_is_found_in_the_labels(graph: Path, engine: Path, tmp_pa
             break
     path = tmp_path / "other.onnx"
     onnx.save(model, path)
-    result = segdeploy.selftest(path, golden=golden_path(engine))
+    result = segdeploy.self_test(path, golden=golden_path(engine))
     assert not result.holds
-    assert "the network's output differs by" in str(result.complaint)
-    kinder = replace(result, most_output=None)
-    assert "of the labels are the reference's, less than 99.9%" in str(kinder.complaint)
+    assert "the network's output differs by" in str(result.failure)
+    kinder = replace(result, max_output_difference=None)
+    assert "of the labels are the reference's, less than 99.9%" in str(kinder.failure)
 
 
-def test_scaled_logits_are_found_although_labels_are_the_same(
+def test_golden_scaled_logits_are_found_although_labels_are_the_same(
     graph: Path, engine: Path, tmp_path: Path
 ) -> None:
     model = load_onnx(graph)
@@ -97,12 +97,12 @@ def test_scaled_logits_are_found_although_labels_are_the_same(
     model.graph.initializer.append(numpy_helper.from_array(np.float32(1000), "thousand"))
     path = tmp_path / "scaled.onnx"
     onnx.save(model, path)
-    result = segdeploy.selftest(path, golden=golden_path(engine))
-    assert all(stage.agreement == 1 for stage in result.pictures)
+    result = segdeploy.self_test(path, golden=golden_path(engine))
+    assert all(stage.agreement == 1 for stage in result.images)
     assert not result.holds
 
 
-def test_a_network_that_gives_nan_is_not_built(graph: Path, tmp_path: Path) -> None:
+def test_golden_a_network_that_gives_nan_is_not_built(graph: Path, tmp_path: Path) -> None:
     model = load_onnx(graph)
     for tensor in model.graph.initializer:
         if tensor.name.endswith("weight"):
@@ -115,32 +115,32 @@ def test_a_network_that_gives_nan_is_not_built(graph: Path, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_command_says_what_it_compared(
-    run, graph: Path, engine: Path  # noqa: F811
+def test_golden_the_command_says_what_it_compared(
+    run, graph: Path, engine: Path
 ) -> None:  # fmt: skip
-    ran = run("selftest", graph, "--golden", golden_path(engine))
+    ran = run("self-test", graph, "--golden", golden_path(engine))
     assert ran.code == 0
-    assert "gives in onnxruntime what road.engine.golden.safetensors holds" in ran.out
+    assert "onnxruntime reproduces road.engine.golden.safetensors" in ran.out
 
 
 def test_golden_vectors_that_are_missing_swapped_or_damaged(
     graph: Path, engine: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"model\.onnx\.golden\.safetensors: no such file"):
-        segdeploy.selftest(graph)
+        segdeploy.self_test(graph)
     for path in engine.parent.iterdir():
         shutil.copy(path, tmp_path)
     ours, golden = tmp_path / engine.name, golden_path(tmp_path / engine.name)
     golden.write_bytes(golden_content(read_golden(golden)[:1], graph))
     with pytest.raises(InputError, match="is not the file that road.engine was built with"):
-        segdeploy.selftest(ours)
+        segdeploy.self_test(ours)
     golden.write_bytes(golden.read_bytes()[:200])
     with pytest.raises(InputError, match="holds no golden vectors"):
         read_golden(golden)
 
 
 @pytest.mark.parametrize("size", [1, 5, 4096, 4097, 100_000])
-def test_samples_reach_from_the_first_to_the_last(size: int) -> None:
+def test_golden_samples_reach_from_the_first_to_the_last(size: int) -> None:
     values = np.arange(size, dtype=np.float32)
     taken = sample(values)
     assert len(taken) == min(size, 4096)

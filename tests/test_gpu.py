@@ -17,7 +17,7 @@ from segdeploy.models.dataset import open_dataset
 from segdeploy.profiles import Profile
 from segdeploy.runtime.predictor import Predictor
 
-from .test_cpp import built
+from .cpp_files import built
 
 pytestmark = pytest.mark.gpu
 
@@ -38,14 +38,14 @@ def frames(dataset: Path) -> list[np.ndarray]:
 
 
 def agreement(engine: Predictor, graph: Path, frames: list[np.ndarray]) -> float:
-    with segdeploy.load(graph, literal=True) as reference:
+    with segdeploy.load(graph, reference_execution=True) as reference:
         pairs = [(engine.predict(frame), reference.predict(frame)) for frame in frames]
     return float(np.mean([np.mean(a == b) for a, b in pairs]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("name", "least"), [("graph", 0.999), ("int8_graph", 0.98)])
-def test_an_engine_gives_the_graphs_labels(
+def test_gpu_an_engine_gives_the_graphs_labels(
     backend: str,
     name: str,
     least: float,
@@ -55,7 +55,7 @@ def test_an_engine_gives_the_graphs_labels(
 ) -> None:
     graph = request.getfixturevalue(name)
     engine = build(graph, tmp_path / "m.engine", backend)
-    assert segdeploy.selftest(engine).holds
+    assert segdeploy.self_test(engine).holds
     with segdeploy.load(engine) as network:
         network.warm_up()
         assert agreement(network, graph, frames) >= least
@@ -70,7 +70,7 @@ def test_an_engine_gives_the_graphs_labels(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_profiles_are_switched_and_batches_run(
+def test_gpu_profiles_are_switched_and_batches_run(
     backend: str, dynamic_graph: Path, frames: list[np.ndarray], tmp_path: Path
 ) -> None:
     profiles = [
@@ -87,7 +87,7 @@ def test_profiles_are_switched_and_batches_run(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_threads_share_an_engine(
+def test_gpu_threads_share_an_engine(
     backend: str, graph: Path, frames: list[np.ndarray], tmp_path: Path
 ) -> None:
     engine = build(graph, tmp_path / "m.engine", backend)
@@ -101,7 +101,7 @@ def test_threads_share_an_engine(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("weights", ["refittable", "stripped"])
-def test_weights_outside_the_plan(
+def test_gpu_weights_outside_the_plan(
     backend: str, weights: str, graph: Path, frames: list[np.ndarray], tmp_path: Path
 ) -> None:
     beside = tmp_path / graph.name
@@ -112,7 +112,7 @@ def test_weights_outside_the_plan(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_builds_are_compared_by_what_they_compute(
+def test_gpu_builds_are_compared_by_what_they_compute(
     backend: str, graph: Path, tmp_path: Path
 ) -> None:
     gpu = current_gpu()
@@ -127,7 +127,7 @@ def test_builds_are_compared_by_what_they_compute(
 @pytest.mark.parametrize(
     "backend", ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"]
 )
-def test_onnxruntimes_providers_give_the_graphs_labels(
+def test_gpu_onnxruntimes_providers_give_the_graphs_labels(
     backend: str, graph: Path, frames: list[np.ndarray]
 ) -> None:
     import onnxruntime
@@ -141,7 +141,7 @@ def test_onnxruntimes_providers_give_the_graphs_labels(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_cpp_library_runs_engines(
+def test_gpu_the_cpp_library_runs_engines(
     backend: str, checkpoint: Path, graph: Path, dynamic_graph: Path, tmp_path: Path
 ) -> None:
     """Kernels against the CPU's code, device memory in and out, CUDA graphs, and threads."""

@@ -24,7 +24,7 @@ from segdeploy.models.network import Network
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.profiles import Bounds
 
-from .test_cli import check_one_line, run  # noqa: F401
+from .conftest import check_one_line
 
 SIZE = (32, 48)
 
@@ -71,7 +71,7 @@ WRAPS: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(WRAPS))
-def test_the_logits_are_found_in_any_output(kind: str) -> None:
+def test_intake_the_logits_are_found_in_any_output(kind: str) -> None:
     wrap, taken = WRAPS[kind]
     network = Network(Two(wrap).eval(), None, SIZE, "net").eval()
     assert network.taken == taken
@@ -80,21 +80,21 @@ def test_the_logits_are_found_in_any_output(kind: str) -> None:
     assert torch.equal(network(image), network.module.main(image))
 
 
-def test_several_maps_without_a_usual_name_are_asked_for() -> None:
+def test_intake_several_maps_without_a_usual_name_are_asked_for() -> None:
     network = Two(lambda main, aux: {"fine": main, "coarse": aux}).eval()
     with pytest.raises(
-        ModelInputError, match=r"several maps \(fine \(1, 3, 32, 48\), coarse .*--take"
+        ModelInputError, match=r"several 4-D tensors \(fine \(1, 3, 32, 48\), coarse .*--take"
     ):
         Network(network, None, SIZE, "net")
     image = torch.rand(1, 3, *SIZE)
     for take in ("coarse", "1"):
         taken = Network(network, None, SIZE, "net", take).eval()
         assert torch.equal(taken(image), network.aux(image))
-    with pytest.raises(ModelInputError, match=r"--take none: the network gives fine .*coarse"):
+    with pytest.raises(ModelInputError, match=r"--take none: no such output; .* fine .*coarse"):
         Network(network, None, SIZE, "net", "none")
 
 
-def test_a_class_count_chooses_among_maps() -> None:
+def test_intake_a_class_count_chooses_among_maps() -> None:
     def wrap(main: Tensor, aux: Tensor) -> dict[str, Tensor]:
         return {"edges": aux[:, :2], "areas": main}
 
@@ -121,16 +121,16 @@ def factory(name: str, **options: Any) -> ModelSpec:
     return ModelSpec(f"{__name__}:{name}", size=SIZE, **options)
 
 
-def test_classes_and_the_taken_output_are_read_and_told(
+def test_intake_classes_and_the_taken_output_are_read_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="segdeploy"):
         report = segdeploy.export(factory("two_maps"), tmp_path / "m.onnx")
     assert report.contract.classes == ("class_0", "class_1", "class_2")
     assert report.contract.provenance["output_taken"] == "out"
-    told = " ".join(caplog.messages)
-    assert "took the output out of 2 (others: aux)" in told
-    assert "has 3 classes, read from its output" in told
+    message = " ".join(caplog.messages)
+    assert "took the output out of 2 (others: aux)" in message
+    assert "has 3 classes, read from its output" in message
 
 
 class WithSoftmax(nn.Module):
@@ -143,10 +143,10 @@ class WithSoftmax(nn.Module):
         return (5 * self.conv(x)).softmax(1)
 
 
-def test_a_second_softmax_is_not_put_behind_the_first(tmp_path: Path) -> None:
+def test_intake_a_second_softmax_is_not_put_behind_the_first(tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"
     report = segdeploy.export(factory("WithSoftmax"), out, output="probabilities")
-    assert "the network ends in a softmax itself; no other is put behind it" in report.notes
+    assert "the network already ends in a softmax; no second softmax is added" in report.notes
     assert [n.op_type for n in load_onnx(out).graph.node].count("Softmax") == 1
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
     with segdeploy.load(out) as predictor:
@@ -155,11 +155,11 @@ def test_a_second_softmax_is_not_put_behind_the_first(tmp_path: Path) -> None:
     with torch.no_grad():
         assert np.allclose(found, WithSoftmax()(given)[0].numpy(), atol=1e-5)
     plain = segdeploy.export(factory("two_maps"), out, output="probabilities")
-    assert plain.notes == ("aux leads to no output, left out",)
+    assert plain.notes == ("aux leads to no output; not exported",)
 
 
-def test_what_cannot_be_a_network_says_what_can(run, tmp_path: Path) -> None:  # noqa: F811
-    with pytest.raises(InputError, match="gives one channel"):
+def test_intake_what_cannot_be_a_network_says_what_can(run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has one output channel"):
         load_network(factory("one_channel"))
     with pytest.raises(InputError, match="its num_classes has no default; give --num-classes N"):
         load_network(factory("needs_classes"))
@@ -177,7 +177,7 @@ def test_what_cannot_be_a_network_says_what_can(run, tmp_path: Path) -> None:  #
 @pytest.mark.parametrize(
     "envelope", [(), ("state_dict",), ("ema",), ("model_state_dict",), ("ema", "module")]
 )
-def test_any_common_prefix_and_envelope_is_taken_off(
+def test_intake_any_common_prefix_and_envelope_is_taken_off(
     tmp_path: Path, prefix: str, envelope: tuple[str, ...]
 ) -> None:
     torch.manual_seed(1)
@@ -190,10 +190,10 @@ def test_any_common_prefix_and_envelope_is_taken_off(
     target = two_maps()
     notes = load_weights(target, read_weights(path), str(path), "net")
     assert torch.equal(target.main.weight, source.main.weight)
-    assert notes == [f"{path}: the prefix {prefix} was taken off its keys"]
+    assert notes == [f"{path}: the prefix {prefix} was removed from the keys"]
 
 
-def test_what_lacks_the_prefix_is_told_and_two_networks_are_refused(tmp_path: Path) -> None:
+def test_intake_what_lacks_the_prefix_is_told_and_two_networks_are_refused(tmp_path: Path) -> None:
     state = Two(WRAPS["tensor"][0]).state_dict()
     prefixed = {f"model.{key}": value for key, value in state.items()}
     loss = {"criterion.weight": torch.ones(3)}
@@ -232,13 +232,13 @@ class UpTwice(nn.Module):
         return self.up(self.up(self.head(self.down(x))))
 
 
-def test_a_step_is_found_by_trying_and_kept_everywhere(run, tmp_path: Path) -> None:  # noqa: F811
+def test_intake_a_step_is_found_by_trying_and_kept_everywhere(run, tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"
     bounds = Bounds((20, 20), (130, 130), 3)
     report = segdeploy.export(factory("Stepped"), out, dynamic=True, bounds=bounds)
     assert report.contract.multiple == 16
     assert report.contract.bounds == ((32, 32), (128, 128), 3)
-    assert "takes multiples of 16 alone (--multiple-of, found by trying)" in report.notes
+    assert "takes only multiples of 16 (--multiple-of, found by trial runs)" in report.notes
     assert all(side % 16 == 0 for p in report.parity for side in p.shape[2:])
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
     network = load_network(factory("Stepped")).network
@@ -253,7 +253,7 @@ def test_a_step_is_found_by_trying_and_kept_everywhere(run, tmp_path: Path) -> N
             resized = F.interpolate(network(large), size=SIZE, mode="bilinear", align_corners=True)
             expected = (resized + network(given)) / 2
         assert np.allclose(logits, expected[0].numpy(), atol=1e-5)
-    with pytest.raises(InputError, match="the network takes multiples of 16; 40x48 is none"):
+    with pytest.raises(InputError, match="takes only multiples of 16; 40x48 is not a multiple"):
         segdeploy.load(out, size=(40, 48))
     check_one_line(
         run("export", f"{__name__}:Stepped", "--size", "33x48", "-o", out),
@@ -262,13 +262,13 @@ def test_a_step_is_found_by_trying_and_kept_everywhere(run, tmp_path: Path) -> N
     )
 
 
-def test_scales_in_the_graph_keep_the_step(tmp_path: Path) -> None:
+def test_intake_scales_in_the_graph_keep_the_step(tmp_path: Path) -> None:
     report = segdeploy.export(factory("Stepped"), tmp_path / "m.onnx", scales=(0.7, 1.0), flip=True)
     assert report.contract.multiple == 16
     assert all(p.holds for p in report.parity)
 
 
-def test_a_stated_step_is_taken_at_its_word(tmp_path: Path) -> None:
+def test_intake_a_stated_step_is_taken_at_its_word(tmp_path: Path) -> None:
     bounds = Bounds((24, 24), (96, 96), 2)
     options = {"dynamic": True, "bounds": bounds, "multiple_of": 8}
     report = segdeploy.export(factory("two_maps"), tmp_path / "m.onnx", **options)
@@ -279,13 +279,15 @@ def test_a_stated_step_is_taken_at_its_word(tmp_path: Path) -> None:
     report = segdeploy.export(factory("two_maps"), tmp_path / "n.onnx", dynamic=True, bounds=bounds)
     assert report.contract.multiple == 16
     with pytest.raises(
-        InputError, match="--size 32x48: is no multiple of 32, as --multiple-of asks"
+        InputError, match="--size 32x48: is not a multiple of 32, as --multiple-of requires"
     ):
         segdeploy.export(factory("two_maps"), tmp_path / "m.onnx", **{**options, "multiple_of": 32})
 
 
 @pytest.mark.parametrize("shape", [(70, 90), (65, 66), (67, 83)])
-def test_a_dynamic_graph_gives_the_size_that_it_is_given(tmp_path: Path, shape: tuple) -> None:
+def test_intake_a_dynamic_graph_gives_the_size_that_it_is_given(
+    tmp_path: Path, shape: tuple
+) -> None:
     import onnxruntime
 
     out = tmp_path / "m.onnx"
@@ -308,7 +310,7 @@ class Impossible(nn.Module):
         return self.up(self.first(x))
 
 
-def test_what_a_runtime_refuses_is_a_failed_check(run, tmp_path: Path) -> None:  # noqa: F811
+def test_intake_what_a_runtime_refuses_is_a_failed_check(run, tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"
     ran = run("export", f"{__name__}:Impossible", "--size", "32x48", "-o", out)
     assert ran.code == 1
@@ -318,8 +320,8 @@ def test_what_a_runtime_refuses_is_a_failed_check(run, tmp_path: Path) -> None: 
     assert not out.exists()
 
 
-def test_a_rejected_graph_is_refused_by_what_is_in_it(
-    run, tmp_path: Path, dataset: Path  # noqa: F811
+def test_intake_a_rejected_graph_is_refused_by_what_is_in_it(
+    run, tmp_path: Path, dataset: Path
 ) -> None:  # fmt: skip
     out, renamed = tmp_path / "m.onnx", tmp_path / "sound.onnx"
     run("export", f"{__name__}:Impossible", "--size", "32x48", "-o", out)

@@ -34,7 +34,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("theirs", "ours", "arguments", "shape"), PAIRS)
-def test_a_state_dict_of_the_slides_loads_strictly_and_gives_equal_outputs(
+def test_layers_a_state_dict_of_the_slides_loads_strictly_and_gives_equal_outputs(
     theirs: type[nn.Module], ours: type[nn.Module], arguments: tuple[int, ...], shape: tuple
 ) -> None:
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def test_a_state_dict_of_the_slides_loads_strictly_and_gives_equal_outputs(
         torch.testing.assert_close(network(x.clone()), seed(x.clone()), rtol=0, atol=1e-6)
 
 
-def test_multi_scale_equals_the_slides_for_their_five_scales() -> None:
+def test_layers_multi_scale_equals_the_slides_for_their_five_scales() -> None:
     torch.manual_seed(0)
     base = DeepLabV3(5, width=4, stride=2).eval()
     x = torch.randn(1, 3, 50, 67)
@@ -54,7 +54,7 @@ def test_multi_scale_equals_the_slides_for_their_five_scales() -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_multi_scale_refuses_no_scales() -> None:
+def test_layers_multi_scale_refuses_no_scales() -> None:
     with pytest.raises(ValueError, match="there must be at least one"):
         MultiScaleInput(nn.Identity(), scales=[])(torch.zeros(1, 3, 8, 8))
 
@@ -67,7 +67,7 @@ def test_multi_scale_refuses_no_scales() -> None:
         (MemoryEfficientDeepLabV3, 3_423_957),
     ],
 )
-def test_parameter_counts_and_output_shape_of_the_seed(
+def test_layers_parameter_counts_and_output_shape_of_the_seed(
     network: type[nn.Module], parameters: int
 ) -> None:
     model = network(21).eval()
@@ -76,14 +76,14 @@ def test_parameter_counts_and_output_shape_of_the_seed(
         assert model(torch.randn(1, 3, 56, 64)).shape == (1, 21, 56, 64)
 
 
-def test_aspp_keeps_the_map_of_the_seed() -> None:
+def test_layers_aspp_keeps_the_map_of_the_seed() -> None:
     with torch.no_grad():
         assert ASPP(256, 256)(torch.randn(1, 256, 28, 28)).shape == (1, 256, 28, 28)
 
 
 @pytest.mark.parametrize("network", [DeepLabV3, SemanticSegmentationModel])
 @pytest.mark.parametrize("size", [(33, 47), (64, 64)])
-def test_a_strided_stem_still_gives_logits_of_the_input_size(
+def test_layers_a_strided_stem_still_gives_logits_of_the_input_size(
     network: type[nn.Module], size: tuple[int, int]
 ) -> None:
     model = network(4, width=4, stride=4).eval()
@@ -92,12 +92,12 @@ def test_a_strided_stem_still_gives_logits_of_the_input_size(
         assert model(torch.zeros(2, 3, *size)).shape == (2, 4, *size)
 
 
-def test_receptive_fields_of_the_seed() -> None:
+def test_layers_receptive_fields_of_the_seed() -> None:
     assert [receptive_field(3, d) for d in (1, 2, 4, 8, 16)] == [3, 5, 9, 17, 33]
 
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(1, 3), (3, 2), (5, 3), (7, 1)])
-def test_dilated_conv_keeps_the_size_and_reads_its_receptive_field(
+def test_layers_dilated_conv_keeps_the_size_and_reads_its_receptive_field(
     kernel: int, dilation: int
 ) -> None:
     conv = DilatedConv2d(1, 1, kernel, dilation)
@@ -111,12 +111,12 @@ def test_dilated_conv_keeps_the_size_and_reads_its_receptive_field(
     assert int((rows.max() + rows.min()) / 2) == 20
 
 
-def test_an_even_kernel_is_refused() -> None:
+def test_layers_an_even_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="kernel_size 4 is even"):
         DilatedConv2d(1, 1, 4, 1)
 
 
-def test_checkpointing_has_the_plain_gradients_and_moves_statistics_once() -> None:
+def test_layers_checkpointing_has_the_plain_gradients_and_moves_statistics_once() -> None:
     torch.manual_seed(0)
     plain = DeepLabV3(4, width=4).train()
     efficient = MemoryEfficientDeepLabV3(4, width=4).train()

@@ -41,14 +41,14 @@ def pixels(logits: torch.Tensor, targets: torch.Tensor):
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_cross_entropy_is_pytorchs(batch, weights) -> None:
+def test_losses_cross_entropy_is_pytorchs(batch, weights) -> None:
     logits, targets = batch
     expected = F.cross_entropy(logits, targets, weight=weights, ignore_index=255)
     torch.testing.assert_close(cross_entropy(logits, targets, 255, weights), expected)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_focal_takes_p_from_the_unweighted_cross_entropy(batch, weights) -> None:
+def test_losses_focal_takes_p_from_the_unweighted_cross_entropy(batch, weights) -> None:
     logits, targets = batch
     total = mass = 0.0
     for p, label in pixels(logits, targets):
@@ -58,7 +58,7 @@ def test_focal_takes_p_from_the_unweighted_cross_entropy(batch, weights) -> None
     assert float(focal(logits, targets, 255, weights)) == pytest.approx(total / mass, rel=1e-5)
 
 
-def test_focal_without_ignored_pixels_is_the_slides() -> None:
+def test_losses_focal_without_ignored_pixels_is_the_slides() -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(1, 21, 9, 9), torch.randint(0, 21, (1, 9, 9))
     ce = F.cross_entropy(logits, targets, reduction="none")
@@ -66,7 +66,7 @@ def test_focal_without_ignored_pixels_is_the_slides() -> None:
     torch.testing.assert_close(focal(logits, targets, 255), slides)
 
 
-def test_dice_leaves_absent_classes_and_ignored_pixels_out(batch) -> None:
+def test_losses_dice_leaves_absent_classes_and_ignored_pixels_out(batch) -> None:
     logits, targets = batch
     targets = targets.where(targets != 2, 1)
     counted = (targets != 255).numpy()
@@ -81,7 +81,7 @@ def test_dice_leaves_absent_classes_and_ignored_pixels_out(batch) -> None:
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_an_ignored_pixel_changes_nothing(batch, name: str, weights) -> None:
+def test_losses_an_ignored_pixel_changes_nothing(batch, name: str, weights) -> None:
     logits, targets = batch
     before = LOSSES[name](logits, targets, 255, weights)
     changed = logits.clone()
@@ -90,7 +90,7 @@ def test_an_ignored_pixel_changes_nothing(batch, name: str, weights) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_a_batch_that_is_all_ignored_has_no_loss_and_no_gradient(name: str) -> None:
+def test_losses_a_batch_that_is_all_ignored_has_no_loss_and_no_gradient(name: str) -> None:
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     loss = LOSSES[name](logits, torch.full((1, 4, 4), 255), 255, None)
     loss.backward()
@@ -99,7 +99,7 @@ def test_a_batch_that_is_all_ignored_has_no_loss_and_no_gradient(name: str) -> N
     assert logits.grad.abs().max().item() == 0
 
 
-def test_sums(batch) -> None:
+def test_losses_sums(batch) -> None:
     logits, targets = batch
     both = weighted_sum(parse_terms("cross-entropy+0.5*dice"), 255, WEIGHTS)(logits, targets)
     expected = cross_entropy(logits, targets, 255, WEIGHTS) + 0.5 * dice(
@@ -109,17 +109,17 @@ def test_sums(batch) -> None:
 
 
 @pytest.mark.parametrize("text", ["dice*2", "x*dice", "-1*dice", "nan*dice"])
-def test_a_senseless_factor_is_named(text: str) -> None:
-    with pytest.raises(ModelInputError, match="is not a positive factor|there are cross-entropy"):
+def test_losses_a_senseless_factor_is_named(text: str) -> None:
+    with pytest.raises(ModelInputError, match="not a positive factor|must be one of cross-entropy"):
         weighted_sum(parse_terms(text), 255, None)
 
 
-def test_an_unknown_loss_names_those_that_exist() -> None:
-    with pytest.raises(ModelInputError, match="loss hinge: there are cross-entropy, focal, dice"):
+def test_losses_an_unknown_loss_names_those_that_exist() -> None:
+    with pytest.raises(ModelInputError, match="hinge: must be one of cross-entropy, focal, dice"):
         weighted_sum({"hinge": 1}, 255, None)
 
 
-def test_class_weights() -> None:
+def test_losses_class_weights() -> None:
     counts = np.array([600, 300, 100, 0])
     held = np.array([1000, 1000, 200, 0])  # the third class is in one image of five
     median = class_weights_from(counts, held, "median-frequency")
@@ -127,7 +127,7 @@ def test_class_weights() -> None:
     inverse = class_weights_from(counts, held, "inverse-log")
     np.testing.assert_allclose(inverse, 1 / np.log(1.1 + counts / 1000), rtol=1e-6)
     assert class_weights_from(counts, held, "none") is None
-    with pytest.raises(ModelInputError, match="there are none, median-frequency, inverse-log"):
+    with pytest.raises(ModelInputError, match="must be one of none, median-frequency, inverse-log"):
         class_weights_from(counts, held, "square")
-    with pytest.raises(ModelInputError, match="no pixel of the split counts"):
+    with pytest.raises(ModelInputError, match="all pixels of the split are ignored"):
         class_weights_from(np.zeros(3, int), np.zeros(3, int), "inverse-log")

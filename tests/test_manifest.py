@@ -12,7 +12,7 @@ import pytest
 import segdeploy
 from segdeploy.device import Gpu, current_gpu, host_platform
 from segdeploy.engine.bindings import open_bindings
-from segdeploy.engine.compatibility import check_place, check_version
+from segdeploy.engine.compatibility import check_host, check_version
 from segdeploy.engine.manifest import manifest_path, parse_manifest, read_engine, read_manifest
 from segdeploy.errors import InputError
 from segdeploy.runtime.session import open_session
@@ -46,26 +46,26 @@ def refused(engine: Path, said: str) -> None:
         open_session(engine)
 
 
-def test_a_manifest_that_was_written_is_read_back(engine: Path) -> None:
+def test_manifest_a_manifest_that_was_written_is_read_back(engine: Path) -> None:
     manifest = read_manifest(engine)
     assert manifest.to_json() == manifest_path(engine).read_text()
     assert manifest.contract.classes[0] == "sky"
     assert manifest.compute_capabilities == ("sm86", "sm89")
 
 
-def test_1_no_manifest(engine: Path) -> None:
+def test_manifest_1_no_manifest(engine: Path) -> None:
     manifest_path(engine).unlink()
     refused(engine, r"has no manifest road\.engine\.json, .* `segdeploy adopt`")
 
 
-def test_2_a_damaged_manifest(engine: Path) -> None:
+def test_manifest_2_a_damaged_manifest(engine: Path) -> None:
     manifest_path(engine).write_text('{"schema": 2, ')
     refused(engine, r"road\.engine\.json: is not a manifest")
     manifest_path(engine).write_text("[" * 100_000)
     refused(engine, r"road\.engine\.json: is not a manifest")
 
 
-def test_3_a_manifest_of_another_schema(engine: Path) -> None:
+def test_manifest_3_a_manifest_of_another_schema(engine: Path) -> None:
     edit(engine, schema=3)
     refused(engine, "its manifest has schema 3, this segdeploy reads 2; build the engine again")
 
@@ -80,31 +80,31 @@ def test_3_a_manifest_of_another_schema(engine: Path) -> None:
         ("profiles", [{"minimum": [1, 9, 9], "optimum": [1, 8, 8], "maximum": [1, 9, 9]}]),
     ],
 )  # fmt: skip
-def test_4_a_manifest_with_wrong_types(engine: Path, name: str, value: object) -> None:
+def test_manifest_4_a_manifest_with_wrong_types(engine: Path, name: str, value: object) -> None:
     edit(engine, **{name: value})
     refused(engine, f"the manifest's '{name}' is missing or wrong; build the engine again")
 
 
-def test_5_the_manifest_of_another_engine(engine: Path) -> None:
+def test_manifest_5_the_manifest_of_another_engine(engine: Path) -> None:
     moved = engine.with_name("rail.engine")
     engine.rename(moved)
     manifest_path(engine).rename(manifest_path(moved))
     refused(moved, r"is the manifest of road\.engine; keep an engine's name")
 
 
-def test_6_an_engine_that_was_cut_off(engine: Path) -> None:
+def test_manifest_6_an_engine_that_was_cut_off(engine: Path) -> None:
     engine.write_bytes(engine.read_bytes()[:-1000])
     refused(engine, "was cut off or replaced; .* segdeploy build-engine model.onnx --backend")
 
 
-def test_7_an_engine_whose_bytes_were_changed(engine: Path) -> None:
+def test_manifest_7_an_engine_whose_bytes_were_changed(engine: Path) -> None:
     content = bytearray(engine.read_bytes())
     content[len(content) // 2] ^= 1
     engine.write_bytes(bytes(content))
-    refused(engine, "its bytes are not those that its manifest tells of")
+    refused(engine, "its bytes are not those that its manifest states")
 
 
-def test_8_an_engine_of_another_version(engine: Path) -> None:
+def test_manifest_8_an_engine_of_another_version(engine: Path) -> None:
     edit(engine, backend_version="1.4.0.76")
     refused(
         engine,
@@ -112,7 +112,7 @@ def test_8_an_engine_of_another_version(engine: Path) -> None:
     )
 
 
-def test_9_an_engine_of_another_builder(engine: Path) -> None:
+def test_manifest_9_an_engine_of_another_builder(engine: Path) -> None:
     edit(engine, backend="tensorrt")
     refused(engine, r"needs the package tensorrt, which is not installed; run: pip install")
     edit(engine, backend="tensorrt-rtx")
@@ -122,30 +122,30 @@ def test_9_an_engine_of_another_builder(engine: Path) -> None:
         open_session(engine, "onnxruntime")
 
 
-def test_10_an_engine_for_another_gpu(engine: Path) -> None:
+def test_manifest_10_an_engine_for_another_gpu(engine: Path) -> None:
     manifest = read_manifest(engine)
     turing = Gpu("NVIDIA T4", "sm75")
     with pytest.raises(InputError) as raised:
-        check_place(manifest, engine, turing)
+        check_host(manifest, engine, turing)
     assert "was built for sm86, sm89, and this GPU (NVIDIA T4) is sm75: segdeploy" in str(
         raised.value
     )
     assert "--target sm75 -o road.engine" in str(raised.value)
-    check_place(manifest, engine, Gpu("NVIDIA A10", "sm86"))
+    check_host(manifest, engine, Gpu("NVIDIA A10", "sm86"))
 
 
-def test_11_an_engine_for_another_platform(engine: Path) -> None:
+def test_manifest_11_an_engine_for_another_platform(engine: Path) -> None:
     manifest = replace(read_manifest(engine), platform="linux-aarch64")
     with pytest.raises(InputError, match=f"built for linux-aarch64, and this is {host_platform()}"):
-        check_place(manifest, engine, Gpu("Orin", "sm87"))
+        check_host(manifest, engine, Gpu("Orin", "sm87"))
 
 
 @pytest.mark.skipif(current_gpu() is not None, reason="a GPU is here")
-def test_12_no_gpu_at_all(engine: Path) -> None:
+def test_manifest_12_no_gpu_at_all(engine: Path) -> None:
     refused(engine, "needs an NVIDIA GPU and its driver, and there is none here .* model.onnx")
 
 
-def test_compatible_engines_are_let_in(engine: Path) -> None:
+def test_manifest_compatible_engines_are_let_in(engine: Path) -> None:
     manifest = read_manifest(engine)
     rtx = open_bindings("tensorrt-rtx")
     older = replace(
@@ -156,13 +156,13 @@ def test_compatible_engines_are_let_in(engine: Path) -> None:
     with pytest.raises(InputError, match=r"built by tensorrt-rtx 1\.99\.0"):
         check_version(newer, engine, rtx)
     ampere = replace(manifest, options={**manifest.options, "hardware_compatible": True})
-    check_place(ampere, engine, Gpu("Blackwell", "sm120"))
+    check_host(ampere, engine, Gpu("Blackwell", "sm120"))
     with pytest.raises(InputError, match="this GPU .* is sm75"):
-        check_place(ampere, engine, Gpu("T4", "sm75"))
+        check_host(ampere, engine, Gpu("T4", "sm75"))
 
 
 @pytest.mark.skipif(current_gpu() is not None, reason="a GPU is here")
-def test_what_tensorrt_says_without_a_driver_is_told(engine: Path) -> None:
+def test_manifest_what_tensorrt_says_without_a_driver_is_told(engine: Path) -> None:
     from segdeploy.engine.deserialization import open_engine
 
     with pytest.raises(InputError, match="cannot open it .*`segdeploy doctor`"):
@@ -172,7 +172,7 @@ def test_what_tensorrt_says_without_a_driver_is_told(engine: Path) -> None:
         open_engine(open_bindings("tensorrt-rtx"), manifest, engine, plan)
 
 
-def test_the_command_that_rebuilds_builds_the_same(
+def test_manifest_the_command_that_rebuilds_builds_the_same(
     dynamic_graph: Path, tmp_path: Path, tensorrt_rtx: object
 ) -> None:
     from segdeploy.profiles import Profile
@@ -186,7 +186,7 @@ def test_the_command_that_rebuilds_builds_the_same(
     )
 
 
-def test_an_onnx_file_has_no_engine_backend(graph: Path) -> None:
+def test_manifest_an_onnx_file_has_no_engine_backend(graph: Path) -> None:
     with pytest.raises(InputError, match="tensorrt-rtx runs engines; make one with `segdeploy"):
         open_session(graph, "tensorrt-rtx")
     with pytest.raises(InputError, match="onnxruntime-cuda: this ONNX Runtime .* has no CUDAExec"):
@@ -197,5 +197,5 @@ def test_manifests_are_small(tmp_path: Path) -> None:
     path = tmp_path / "m.engine.json"
     with path.open("wb") as file:
         file.truncate(65 << 20)
-    with pytest.raises(InputError, match="is not a manifest \\(it has"):
+    with pytest.raises(InputError, match="is not a manifest \\(the file has"):
         parse_manifest(path)

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from segdeploy.models.metrics import ConfusionMatrix, defined_mean
 
 
-def test_iou_and_accuracy_equal_scikit_learns() -> None:
+def test_metrics_iou_and_accuracy_equal_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     matrix = ConfusionMatrix(6, 255)
     truths, predictions = [], []
@@ -29,7 +29,7 @@ def test_iou_and_accuracy_equal_scikit_learns() -> None:
     assert math.isclose(matrix.pixel_accuracy(), accuracy_score(truth, predicted))
 
 
-def test_an_absent_class_is_undefined_and_left_out_of_the_mean() -> None:
+def test_metrics_an_absent_class_is_undefined_and_left_out_of_the_mean() -> None:
     matrix = ConfusionMatrix(3, 255)
     matrix.add(np.array([[0, 0, 1, 255]], np.uint8), np.array([[0, 1, 1, 2]], np.uint8))
     iou = matrix.iou()
@@ -38,7 +38,7 @@ def test_an_absent_class_is_undefined_and_left_out_of_the_mean() -> None:
     assert defined_mean(matrix.iou()) == 0.5
 
 
-def test_nothing_counted_is_undefined() -> None:
+def test_metrics_nothing_counted_is_undefined() -> None:
     matrix = ConfusionMatrix(2, 255)
     matrix.add(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8))
     assert math.isnan(defined_mean(matrix.iou()))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,19 @@ def page(verdict, tmp_path_factory: Any) -> Path:
     return write_report(verdict, tmp_path_factory.mktemp("page") / "report", ["segdeploy"])
 
 
-def test_scales_are_run_side_by_side(verdict, graph: Path, dynamic_graph: Path) -> None:
-    modes = verdict.modes
+@pytest.fixture(scope="module")
+def calibration(graph: Path, dataset: Path, tmp_path_factory: Any) -> Path:
+    """The page of a calibration with everything that it can show."""
+    folder = tmp_path_factory.mktemp("calibration")
+    page = folder / "page.html"
+    segdeploy.calibrate(
+        *(graph, dataset, folder / "m.onnx"), limit=6, method="min-max", sensitivity=True, page=page
+    )
+    return page
+
+
+def test_page_scales_are_run_side_by_side(verdict, graph: Path, dynamic_graph: Path) -> None:
+    modes = verdict.test_time_augmentation
     rows = {row.name: row for row in modes.rows}
     loop = f"{dynamic_graph.name}, loop"
     assert set(rows) == {"reference, loop", loop, "fused graph"}  # the others are static
@@ -52,52 +64,54 @@ def test_scales_are_run_side_by_side(verdict, graph: Path, dynamic_graph: Path) 
     for name in (loop, "fused graph"):
         row = rows[name]
         assert row.passes
-        assert row.judgement.fidelity.max_rel < 1e-5  # of the reference at the same scales
+        assert row.evaluation.agreement.max_rel < 1e-5  # of the reference at the same scales
         assert row.latency.ratio is not None
-    single = verdict.reference.judgement.accuracy.miou
-    assert rows["reference, loop"].judgement.accuracy.miou != single
+    single = verdict.reference.evaluation.accuracy.miou
+    assert rows["reference, loop"].evaluation.accuracy.miou != single
     assert set(rows[loop].latency.scale_ms) == {"0.75", "1"}
     assert rows["fused graph"].latency.scale_ms is None
-    assert any(
-        note.startswith(f"{graph.name}: is static, so there is no") for note in verdict.notes
-    )
+    assert any(note.startswith(f"{graph.name}: is static, so it cannot") for note in verdict.notes)
     read = json.loads(to_json(verdict))
-    assert read["modes"]["scales"] == [0.75, 1]
-    assert "at scales 0.75, 1, each against the reference" in to_markdown(verdict)
+    assert read["test_time_augmentation"]["scales"] == [0.75, 1]
+    assert "Scales 0.75, 1: drop and labels against the reference" in to_markdown(verdict)
     assert f'name="{loop}"' in to_junit(verdict)
 
 
-def test_the_sweep_varies_one_thing_at_a_time(verdict, graph: Path, dynamic_graph: Path) -> None:
+def test_page_the_sweep_varies_one_thing_at_a_time(
+    verdict, graph: Path, dynamic_graph: Path
+) -> None:
     points = {(point.candidate, point.kind, point.value): point for point in verdict.sweep}
     assert len(points) == 4 * 3
     three = points[dynamic_graph.name, "batch", 3]
-    assert three.pictures_per_second > 0
+    assert three.images_per_second > 0
     assert three.median_ms > 0
-    assert "takes batches of 1 alone" in points[graph.name, "batch", 3].failure
-    assert points["reference", "clients", 2].pictures_per_second > 0
+    assert "takes only batches of 1" in points[graph.name, "batch", 3].failure
+    assert points["reference", "clients", 2].images_per_second > 0
     assert all(point.failure is None for point in verdict.sweep if point.kind != "batch")
 
 
-def test_what_a_dynamic_graph_claims_is_tried(verdict, graph: Path, dynamic_graph: Path) -> None:
+def test_page_what_a_dynamic_graph_claims_is_tried(
+    verdict, graph: Path, dynamic_graph: Path
+) -> None:
     rows = {row.name: row for row in verdict.rows}
-    assert rows[graph.name].claims == ()
-    claims = rows[dynamic_graph.name].claims
-    assert any(claim.shape[0] > 1 for claim in claims)
-    assert any(claim.shape[1:] != (48, 64) for claim in claims)
-    for claim in claims:
-        assert claim.failure is None
-        assert claim.agreement > 0.999
-        assert claim.max_rel < 1e-4
-        assert np.prod(claim.shape) <= 8 * 48 * 64
+    assert rows[graph.name].supported_shapes == ()
+    supported_shapes = rows[dynamic_graph.name].supported_shapes
+    assert any(checked.shape[0] > 1 for checked in supported_shapes)
+    assert any(checked.shape[1:] != (48, 64) for checked in supported_shapes)
+    for checked in supported_shapes:
+        assert checked.failure is None
+        assert checked.agreement > 0.999
+        assert checked.max_rel < 1e-4
+        assert np.prod(checked.shape) <= 8 * 48 * 64
     assert verdict.passes
     assert rows["reference"].roofline.share > 0
 
 
-def test_calibration_error_is_in_the_verdict(verdict, dynamic_graph: Path) -> None:
+def test_page_calibration_error_is_in_the_verdict(verdict, dynamic_graph: Path) -> None:
     rows = {row.name: row for row in verdict.rows}
-    own = rows["reference"].judgement.ece
+    own = rows["reference"].evaluation.ece
     assert 0 < own < 1
-    assert rows[dynamic_graph.name].judgement.ece == pytest.approx(own, abs=1e-4)
+    assert rows[dynamic_graph.name].evaluation.ece == pytest.approx(own, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +129,10 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture(params=["light", "dark"])
-def opened(browser: Any, page: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The page on a phone, offline; what the console or the network says is a failure."""
-    context = browser.new_context(viewport=PHONE, color_scheme=request.param, offline=True)
+@contextmanager
+def on_a_phone(browser: Any, page: Path, scheme: str) -> Iterator[Any]:
+    """A page on a phone, offline; what the console or the network says is a failure."""
+    context = browser.new_context(viewport=PHONE, color_scheme=scheme, offline=True)
     tab = context.new_page()
     said: list[str] = []
     tab.on("console", lambda message: said.append(message.text))
@@ -132,7 +146,30 @@ def opened(browser: Any, page: Path, request: pytest.FixtureRequest) -> Iterator
     context.close()
 
 
-def test_overlays_toggle(opened: Any) -> None:
+@pytest.fixture(params=["light", "dark"])
+def opened(browser: Any, page: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    with on_a_phone(browser, page, request.param) as tab:
+        yield tab
+
+
+def check_accessible(tab: Any) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    found = Axe().run(tab).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_of_a_calibration_fits_a_phone_and_is_accessible(
+    browser: Any, calibration: Path, scheme: str
+) -> None:
+    with on_a_phone(browser, calibration, scheme) as tab:
+        check_accessible(tab)
+        assert "Loss by class" in tab.locator("h2").all_inner_texts()
+
+
+def test_page_overlays_toggle(opened: Any) -> None:
     sample = opened.locator(".sample").first
     layers = sample.locator("img.layer")
     assert layers.count() >= 4
@@ -150,14 +187,10 @@ def test_overlays_toggle(opened: Any) -> None:
     assert not sample.locator('img[data-name="reference"]').is_visible()
 
 
-def test_it_fits_a_phone_and_is_accessible(opened: Any) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
-    assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    found = Axe().run(opened).response["violations"]
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+def test_page_it_fits_a_phone_and_is_accessible(opened: Any) -> None:
+    check_accessible(opened)
     headings = opened.locator("h2").all_inner_texts()
-    for wanted in ("Several scales, side by side", "Batches, threads, clients", "IoU a class"):
+    for wanted in ("Multi-scale inference", "Batch size, threads and clients", "IoU per class"):
         assert wanted in headings
     folder = os.environ.get("SEGDEPLOY_SCREENSHOTS")
     if folder:

@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 from torch import nn
 
 from segdeploy.commands.export import trace
 from segdeploy.models.network import Network
 from segdeploy.onnx_graph.convolutions import ConvGeometry
 from segdeploy.optimizer import optimize as optimizing
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 from segdeploy.optimizer.passes.remove_dead_taps import live_taps, remove_dead_taps
 from segdeploy.proof.dilation import prove_dilations, prove_trace
 from segdeploy.proof.recording import record
 
-from .test_optimizer import check_equal, image, operators, run, traced
+from .graphs import check_equal, graph_of, image, operators, random, run, traced
 
 SIZE = (24, 32)
 
@@ -33,25 +33,11 @@ def convolutions(model: onnx.ModelProto) -> list[list[int]]:
     return [list(weights[name].dims) for name in names]
 
 
-def graph_of(nodes: list, output: list, weights: dict, x: list) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "hand",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    return onnx.shape_inference.infer_shapes(model)
-
-
-def random(*shape: int) -> np.ndarray:
-    return np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
-
-
-def outcome_of(account: optimizing.Account, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    step = next(step for step in account.steps if step.name == name)
-    return step.rewrites, step.refusals
+def result_of(
+    optimization: optimizing.RewriteReport, name: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    step = next(step for step in optimization.steps if step.name == name)
+    return step.rewrites, step.skipped
 
 
 def against(before: onnx.ModelProto) -> optimizing.Check:
@@ -75,36 +61,36 @@ class Rates(nn.Module):
         return F.interpolate(total, size=x.shape[2:], mode="bilinear")
 
 
-def test_dead_taps_go_and_the_proof_follows_them() -> None:
+def test_passes_dead_taps_go_and_the_proof_follows_them() -> None:
     torch.manual_seed(0)
     network = Network(Rates().eval(), 2, SIZE, "net")
     before = trace(network, SIZE, dynamic=False, name="net")
-    picture = torch.from_numpy(image(1, 3, *SIZE))
-    calls = prove_trace(network.module, network, before, picture).calls
-    after, account = optimizing.optimize_graph(before)
+    tensor = torch.from_numpy(image(1, 3, *SIZE))
+    calls = prove_trace(network.module, network, before, tensor).calls
+    after, optimization = optimizing.optimize_graph(before)
     check_equal(before, after, image(1, 3, *SIZE))
     shapes = sorted(shape[2:] for shape in convolutions(after))
     assert shapes == [[1, 1], [1, 3], [3, 3], [3, 3], [3, 3]]
-    assert len(outcome_of(account, "remove dead taps")[0]) == 2
-    assert account.after.macs < account.before.macs
-    proofs, strangers = prove_dilations(calls, after, picture)
+    assert len(result_of(optimization, "remove dead taps")[0]) == 2
+    assert optimization.after.macs < optimization.before.macs
+    proofs, strangers = prove_dilations(calls, after, tensor)
     assert len(proofs) == 5
     assert all(p.holds for p in proofs)
     assert not strangers
     # Which is a proof at this size alone.
     larger = torch.from_numpy(image(1, 3, 48, 64))
     recorded = record(network.module, network, larger).live
-    assert not all(p.holds for p in prove_dilations(recorded, after, picture)[0])
+    assert not all(p.holds for p in prove_dilations(recorded, after, tensor)[0])
 
 
-def test_a_dynamic_graph_keeps_every_tap_and_says_why() -> None:
+def test_passes_a_dynamic_graph_keeps_every_tap_and_says_why() -> None:
     torch.manual_seed(0)
     before = traced(Rates(), 2, dynamic=True)
-    after, account = optimizing.optimize_graph(before)
-    rewrites, refusals = outcome_of(account, "remove dead taps")
+    after, optimization = optimizing.optimize_graph(before)
+    rewrites, skipped = result_of(optimization, "remove dead taps")
     assert rewrites == ()
-    assert len(refusals) == 4
-    assert all("has no static size, so every tap may live" in line for line in refusals)
+    assert len(skipped) == 4
+    assert all("has no static size, so every tap may live" in line for line in skipped)
     for shape in ((1, 3, *SIZE), (2, 3, 40, 33)):
         check_equal(before, after, image(*shape))
 
@@ -118,7 +104,7 @@ def test_a_dynamic_graph_keeps_every_tap_and_says_why() -> None:
     st.tuples(*[st.integers(0, 20)] * 4),
     st.sampled_from((1, 2)),
 )
-def test_any_kernel_without_its_dead_taps_is_the_same(
+def test_passes_any_kernel_without_its_dead_taps_is_the_same(
     size: tuple, kernel: tuple, dilation: tuple, stride: tuple, pads: tuple, groups: int
 ) -> None:
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
@@ -146,7 +132,7 @@ def test_any_kernel_without_its_dead_taps_is_the_same(
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 9), st.integers(1, 3),
        st.integers(0, 20))  # fmt: skip
-def test_pass_and_proof_keep_the_same_taps(
+def test_passes_pass_and_proof_keep_the_same_taps(
     source: int, kernel: int, dilation: int, stride: int, pad: int
 ) -> None:
     output = (source + 2 * pad - (kernel - 1) * dilation - 1) // stride + 1
@@ -161,7 +147,7 @@ def test_pass_and_proof_keep_the_same_taps(
         assert (left.kernel, left.padding) == ((last - first,) * 2, (front, front, back, back))
 
 
-def test_the_proof_counts_live_taps_for_itself() -> None:
+def test_passes_the_proof_counts_live_taps_for_itself() -> None:
     wide = ConvGeometry((3, 3), (24, 24), (1, 1), (24, 24, 24, 24), 1)
     assert wide.without_dead_taps((23, 30), (23, 30)) == ConvGeometry(
         (1, 3), (1, 24), (1, 1), (0, 24, 0, 24), 1
@@ -191,25 +177,25 @@ class Upsampled(nn.Module):
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-def test_the_classifier_moves_before_the_upsampling(mode: str) -> None:
+def test_passes_the_classifier_moves_before_the_upsampling(mode: str) -> None:
     torch.manual_seed(0)
     before = traced(Upsampled(mode), 21)
-    after, account = optimizing.optimize_graph(before)
+    after, optimization = optimizing.optimize_graph(before)
     check_equal(before, after, image(1, 3, *SIZE))
     assert operators(after)[-2:] == ["Conv", "Resize"]
-    assert len(outcome_of(account, "commute resizes")[0]) == 1
-    # The small map has a sixteenth of the pixels.
+    assert len(result_of(optimization, "commute resizes")[0]) == 1
+    # The low-resolution logits has a sixteenth of the pixels.
     features = 32 * 27 * 6 * 8
-    assert account.before.macs == features + 21 * 32 * 24 * 32
-    assert account.after.macs == features + 21 * 32 * 6 * 8
+    assert optimization.before.macs == features + 21 * 32 * 24 * 32
+    assert optimization.after.macs == features + 21 * 32 * 6 * 8
 
 
-def test_a_shrinking_resize_moves_before_the_classifier() -> None:
+def test_passes_a_shrinking_resize_moves_before_the_classifier() -> None:
     torch.manual_seed(0)
     before = traced(Upsampled("bilinear", down=True), 21)
-    after, account = optimizing.optimize_graph(before)
+    after, optimization = optimizing.optimize_graph(before)
     check_equal(before, after, image(1, 3, *SIZE))
-    assert account.after.macs < account.before.macs
+    assert optimization.after.macs < optimization.before.macs
 
 
 class Enlarged(nn.Module):
@@ -228,16 +214,16 @@ class Enlarged(nn.Module):
         return self.classify(large)
 
 
-def test_a_classifier_that_moved_to_its_head_is_folded_into_it() -> None:
+def test_passes_a_classifier_that_moved_to_its_head_is_folded_into_it() -> None:
     torch.manual_seed(0)
     before = traced(Enlarged(), 2)
-    after, account = optimizing.optimize_graph(before)
+    after, optimization = optimizing.optimize_graph(before)
     check_equal(before, after, image(1, 3, *SIZE))
     assert convolutions(after) == [[2, 3, 3, 3], [2, 3, 3, 3]]
-    assert outcome_of(account, "fold linear heads again")[0]
+    assert result_of(optimization, "fold linear heads again")[0]
 
 
-def test_a_shrinking_resize_does_not_take_the_classifier_from_its_head() -> None:
+def test_passes_a_shrinking_resize_does_not_take_the_classifier_from_its_head() -> None:
     from segdeploy.models.multi_scale import MultiScaleInput
     from segdeploy.models.semantic_segmentation_model import SemanticSegmentationModel
 
@@ -245,27 +231,27 @@ def test_a_shrinking_resize_does_not_take_the_classifier_from_its_head() -> None
     scales = (0.5, 1.0, 1.5)
     network = MultiScaleInput(SemanticSegmentationModel(5, width=4), scales=scales)
     before = traced(network, 5)
-    after, account = optimizing.optimize_graph(before)
+    after, optimization = optimizing.optimize_graph(before)
     check_equal(before, after, image(1, 3, *SIZE))
-    assert len(outcome_of(account, "fold linear heads")[0]) == 3
+    assert len(result_of(optimization, "fold linear heads")[0]) == 3
     assert all(len(shape) == 4 and shape[0] != 32 for shape in convolutions(after)[-4:])
 
 
-def test_an_upsampled_map_with_another_reader_stays() -> None:
+def test_passes_an_upsampled_map_with_another_reader_stays() -> None:
     torch.manual_seed(0)
     before = traced(Upsampled("bilinear", shared=True), 21)
-    after, account = optimizing.optimize_graph(before)
+    after, optimization = optimizing.optimize_graph(before)
     check_equal(before, after, image(1, 3, *SIZE))
-    assert outcome_of(account, "commute resizes")[0] == ()
-    assert "has another reader" in outcome_of(account, "commute resizes")[1][0]
+    assert result_of(optimization, "commute resizes")[0] == ()
+    assert "has another reader" in result_of(optimization, "commute resizes")[1][0]
 
 
-def test_a_cubic_resize_is_not_an_average_of_neighbours() -> None:
+def test_passes_a_cubic_resize_is_not_an_average_of_neighbors() -> None:
     torch.manual_seed(0)
     before = traced(Upsampled("bicubic"), 21)
-    after, account = optimizing.optimize_graph(before)
+    after, optimization = optimizing.optimize_graph(before)
     check_equal(before, after, image(1, 3, *SIZE))
-    assert {step.name for step in account.steps if step.rewrites} == {"fold constants"}
+    assert {step.name for step in optimization.steps if step.rewrites} == {"fold constants"}
 
 
 class Pooled(nn.Module):
@@ -291,24 +277,24 @@ class Pooled(nn.Module):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("options", [{}, {"pooled": 2, "bias": False}, {"maps": 1}])
-def test_the_pooled_branch_is_projected_once(options: dict, dynamic: bool) -> None:
+def test_passes_the_pooled_branch_is_projected_once(options: dict, dynamic: bool) -> None:
     torch.manual_seed(0)
     network = Network(Pooled(**options).eval(), 4, SIZE, "net")
     before = trace(network, SIZE, dynamic=dynamic, name="net")
-    picture = torch.from_numpy(image(1, 3, *SIZE))
-    calls = prove_trace(network.module, network, before, picture).calls
-    after, account = optimizing.optimize_graph(before)
+    tensor = torch.from_numpy(image(1, 3, *SIZE))
+    calls = prove_trace(network.module, network, before, tensor).calls
+    after, optimization = optimizing.optimize_graph(before)
     for shape in [(1, 3, *SIZE)] + ([(3, 3, 41, 57)] if dynamic else []):
         check_equal(before, after, image(*shape))
-    assert len(outcome_of(account, "project pooled branches")[0]) == 1
+    assert len(result_of(optimization, "project pooled branches")[0]) == 1
     assert operators(after).count("Resize") == 1
     if not dynamic:
-        assert account.after.macs < account.before.macs
-    assert all(p.holds for p in prove_dilations(calls, after, picture)[0])
+        assert optimization.after.macs < optimization.before.macs
+    assert all(p.holds for p in prove_dilations(calls, after, tensor)[0])
 
 
 @pytest.mark.parametrize("reader", ["Mul", "Concat"])
-def test_a_1x1_map_is_broadcast_and_not_interpolated(reader: str) -> None:
+def test_passes_a_1x1_map_is_broadcast_and_not_interpolated(reader: str) -> None:
     sizes = np.array([1, 3, 6, 7], np.int64)
     nodes = [
         helper.make_node("ReduceMean", ["x", "axes"], ["m"], keepdims=1),
@@ -318,65 +304,65 @@ def test_a_1x1_map_is_broadcast_and_not_interpolated(reader: str) -> None:
     channels = 6 if reader == "Concat" else 3
     constants = {"sizes": sizes, "axes": np.array([2, 3], np.int64)}
     before = graph_of(nodes, [1, channels, 6, 7], constants, [1, 3, 6, 7])
-    after, account = optimizing.optimize_graph(before)
+    after, optimization = optimizing.optimize_graph(before)
     check_equal(before, after, image(1, 3, 6, 7))
     assert "Resize" not in operators(after)
     assert ("Expand" in operators(after)) == (reader == "Concat")
-    assert len(outcome_of(account, "broadcast resizes")[0]) == 1
+    assert len(result_of(optimization, "broadcast resizes")[0]) == 1
 
 
-def test_a_pass_that_is_not_exact_is_undone_and_named() -> None:
-    def wrong(model: ir.Model) -> Outcome:
+def test_passes_a_pass_that_is_not_exact_is_undone_and_named() -> None:
+    def wrong(model: ir.Model) -> PassResult:
         weight = next(iter(model.graph.initializers.values()))
         weight.const_value = ir.tensor(weight.const_value.numpy() * 1.5)
-        return Outcome(["something"])
+        return PassResult(["something"])
 
     before = traced(Rates(), 2)
-    after, account = optimizing.optimize_graph(
+    after, optimization = optimizing.optimize_graph(
         before,
         passes=(("wrong", wrong), *optimizing.PASSES),
         check=optimizing.against_itself(before, [image(1, 3, *SIZE)]),
     )
-    rewrites, refusals = outcome_of(account, "wrong")
+    rewrites, skipped = result_of(optimization, "wrong")
     assert rewrites == ()
-    assert refusals[0].startswith("undone: at input 1x3x24x32 the output differs from the graph")
+    assert skipped[0].startswith("undone: at input 1x3x24x32 the output differs from the graph")
     # What it did is not in the result, and the others went on.
     check_equal(before, after, image(1, 3, *SIZE))
-    assert outcome_of(account, "remove dead taps")[0]
+    assert result_of(optimization, "remove dead taps")[0]
 
 
-def test_a_pass_that_makes_a_graph_dearer_or_fails_is_undone() -> None:
-    def dearer(model: ir.Model) -> Outcome:
+def test_passes_a_pass_that_makes_a_graph_dearer_or_fails_is_undone() -> None:
+    def dearer(model: ir.Model) -> PassResult:
         conv = next(node for node in model.graph if node.op_type == "Conv")
         out = ir.Value(name="copy", shape=conv.outputs[0].shape, type=conv.outputs[0].type)
         attributes = list(conv.attributes.values())
         copied = ir.Node("", "Conv", list(conv.inputs), attributes, name="copied", outputs=[out])
         model.graph.insert_after(conv, copied)
-        return Outcome(["a copy"])
+        return PassResult(["a copy"])
 
-    def fails(model: ir.Model) -> Outcome:
+    def fails(model: ir.Model) -> PassResult:
         raise KeyError("axis")
 
     passes = (("dearer", dearer), ("fails", fails))
-    _, account = optimizing.optimize_graph(traced(Rates(), 2), passes=passes)
-    assert "multiply-accumulates rise from" in outcome_of(account, "dearer")[1][0]
-    assert outcome_of(account, "fails")[1] == ("undone: KeyError: 'axis'",)
-    assert account.before == account.after
+    _, optimization = optimizing.optimize_graph(traced(Rates(), 2), passes=passes)
+    assert "multiply-accumulates rise from" in result_of(optimization, "dearer")[1][0]
+    assert result_of(optimization, "fails")[1] == ("undone: KeyError: 'axis'",)
+    assert optimization.before == optimization.after
 
 
-def test_a_resize_that_scales_channels_is_left_alone() -> None:
+def test_passes_a_resize_that_scales_channels_is_left_alone() -> None:
     nodes = [
         helper.make_node("Resize", ["x", "", "scales"], ["r"], name="r", mode="nearest"),
         helper.make_node("Conv", ["r", "w"], ["y"], name="c"),
     ]
     weights = {"scales": np.array([1, 2, 4, 4], np.float32), "w": random(2, 6, 1, 1)}
     before = graph_of(nodes, [1, 2, 24, 28], weights, [1, 3, 6, 7])
-    after, account = optimizing.optimize_graph(before, check=against(before))
+    after, optimization = optimizing.optimize_graph(before, check=against(before))
     check_equal(before, after, image(1, 3, 6, 7))
-    assert outcome_of(account, "commute resizes") == ((), ())
+    assert result_of(optimization, "commute resizes") == ((), ())
 
 
-def test_a_large_convolution_of_one_pixel_is_not_made_larger() -> None:
+def test_passes_a_large_convolution_of_one_pixel_is_not_made_larger() -> None:
     sizes = np.array([1, 2, 4, 4], np.int64)
     nodes = [
         helper.make_node("Conv", ["x", "wide"], ["p"], name="p", pads=[0] * 4),
@@ -390,24 +376,24 @@ def test_a_large_convolution_of_one_pixel_is_not_made_larger() -> None:
         "join": random(8, 14, 1, 1),
     }  # fmt: skip
     before = graph_of(nodes, [1, 8, 4, 4], weights, [1, 3, 32, 32])
-    after, account = optimizing.optimize_graph(before, check=against(before))
+    after, optimization = optimizing.optimize_graph(before, check=against(before))
     check_equal(before, after, image(1, 3, 32, 32))
-    assert account.after.macs <= account.before.macs
+    assert optimization.after.macs <= optimization.before.macs
 
 
-def test_a_swap_that_saves_resizing_but_not_multiplying_is_left() -> None:
+def test_passes_a_swap_that_saves_resizing_but_not_multiplying_is_left() -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], "classify"),
         helper.make_node("Resize", ["a", "", "", "sizes"], ["y"], "enlarge", mode="linear"),
     ]
     weights = {"w": random(64, 3, 1, 1), "sizes": np.array([1, 64, 16, 16])}
     before = graph_of(nodes, [1, 64, 16, 16], weights, [1, 3, 8, 8])
-    after, account = optimizing.optimize_graph(before)
+    after, optimization = optimizing.optimize_graph(before)
     assert operators(after) == ["Conv", "Resize"]
-    assert outcome_of(account, "commute resizes") == ((), ())
+    assert result_of(optimization, "commute resizes") == ((), ())
 
 
-def test_a_resize_that_nobody_reads_harms_no_pass() -> None:
+def test_passes_a_resize_that_nobody_reads_harms_no_pass() -> None:
     nodes = [
         helper.make_node("ReduceMean", ["x", "axes"], ["m"], "mean"),
         helper.make_node("Resize", ["m", "", "", "sizes"], ["unread"], "idle", mode="linear"),
@@ -415,5 +401,5 @@ def test_a_resize_that_nobody_reads_harms_no_pass() -> None:
     ]
     weights = {"axes": np.array([2, 3]), "sizes": np.array([1, 3, 8, 8])}
     before = graph_of(nodes, [1, 3, 8, 8], weights, [1, 3, 8, 8])
-    _, account = optimizing.optimize_graph(before)
-    assert not any("undone" in line for step in account.steps for line in step.refusals)
+    _, optimization = optimizing.optimize_graph(before)
+    assert not any("undone" in line for step in optimization.steps for line in step.skipped)

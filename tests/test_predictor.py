@@ -26,7 +26,7 @@ def frames(dataset: Path) -> list[np.ndarray]:
     return [frame.read()[0] for frame in open_dataset(dataset).frames("val")[:4]]
 
 
-def test_arrays_pictures_and_paths_are_the_same(
+def test_predictor_arrays_images_and_paths_are_the_same(
     graph: Path, frames: list[np.ndarray], tmp_path: Path
 ) -> None:
     path = tmp_path / "frame.png"
@@ -39,7 +39,7 @@ def test_arrays_pictures_and_paths_are_the_same(
         network.close()  # the block closes it again, which does nothing
 
 
-def test_pictures_that_would_be_changed_silently_are_refused(
+def test_predictor_images_that_would_be_changed_silently_are_refused(
     graph: Path, frames: list[np.ndarray]
 ) -> None:
     turned = Image.fromarray(frames[0])
@@ -55,7 +55,7 @@ def test_pictures_that_would_be_changed_silently_are_refused(
                 network.predict(odd)
 
 
-def test_a_dynamic_network_is_run_at_another_size(
+def test_predictor_a_dynamic_network_is_run_at_another_size(
     graph: Path, dynamic_graph: Path, frames: list[np.ndarray]
 ) -> None:
     with segdeploy.load(dynamic_graph, size=(80, 112)) as network:
@@ -66,7 +66,7 @@ def test_a_dynamic_network_is_run_at_another_size(
         segdeploy.load(graph, size=(80, 112))
 
 
-def test_probabilities_are_of_the_pictures_size_and_sum_to_one(
+def test_predictor_probabilities_are_of_the_images_size_and_sum_to_one(
     checkpoint: Path, graph: Path, frames: list[np.ndarray], tmp_path: Path
 ) -> None:
     with segdeploy.load(graph) as network:
@@ -83,20 +83,22 @@ def test_probabilities_are_of_the_pictures_size_and_sum_to_one(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["graph", "dynamic_graph"])
-def test_a_batch_gives_what_single_pictures_give(
+def test_predictor_a_batch_gives_what_single_images_give(
     name: str, backend: str, frames: list[np.ndarray], request: pytest.FixtureRequest
 ) -> None:
-    pictures = [frames[0], frames[1][:-7, :-3], frames[2], *frames]
+    images = [frames[0], frames[1][:-7, :-3], frames[2], *frames]
     with segdeploy.load(request.getfixturevalue(name), backend=backend) as network:
-        together = network.predict_batch(pictures)
-        for picture, labels in zip(pictures, together, strict=True):
-            assert labels.shape == picture.shape[:2]
-            assert np.mean(labels == network.predict(picture)) > 0.999
+        together = network.predict_batch(images)
+        for image, labels in zip(images, together, strict=True):
+            assert labels.shape == image.shape[:2]
+            assert np.mean(labels == network.predict(image)) > 0.999
         assert network.predict_batch([]) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_threads_give_what_one_gives(graph: Path, backend: str, frames: list[np.ndarray]) -> None:
+def test_predictor_threads_give_what_one_gives(
+    graph: Path, backend: str, frames: list[np.ndarray]
+) -> None:
     with segdeploy.load(graph, backend=backend) as network:
         expected = [network.predict(frame) for frame in frames]
         with ThreadPoolExecutor(4) as pool:
@@ -106,7 +108,7 @@ def test_threads_give_what_one_gives(graph: Path, backend: str, frames: list[np.
 
 
 @pytest.mark.parametrize(("length", "window"), [(10, 10), (5, 10), (11, 10), (100, 30), (3, 2)])
-def test_windows_cover_and_overlap(length: int, window: int) -> None:
+def test_predictor_windows_cover_and_overlap(length: int, window: int) -> None:
     begins = starts(length, window)
     covered = np.zeros(max(length, window), int)
     for begin in begins:
@@ -121,7 +123,7 @@ def whole(bands: Iterator[tuple[slice, np.ndarray]]) -> np.ndarray:
     return np.concatenate([band for _, band in bands], axis=-2)
 
 
-def test_tiles_of_a_pointwise_network_are_the_whole() -> None:
+def test_predictor_tiles_of_a_pointwise_network_are_the_whole() -> None:
     """Where a pixel's scores depend on that pixel alone, blending must change nothing."""
     image = np.random.default_rng(0).integers(0, 256, (70, 95, 3), dtype=np.uint8)
 
@@ -137,7 +139,9 @@ def test_tiles_of_a_pointwise_network_are_the_whole() -> None:
     np.testing.assert_allclose(small, image[:20, :30].transpose(2, 0, 1), rtol=1e-5)
 
 
-def test_a_picture_of_the_windows_size_is_one_tile(graph: Path, frames: list[np.ndarray]) -> None:
+def test_predictor_a_image_of_the_windows_size_is_one_tile(
+    graph: Path, frames: list[np.ndarray]
+) -> None:
     image = np.asarray(Image.fromarray(frames[0]).resize((64, 48)))
     with segdeploy.load(graph) as network:
         assert np.array_equal(network.predict(image, tile=True), network.predict(image))
@@ -149,7 +153,7 @@ def test_a_picture_of_the_windows_size_is_one_tile(graph: Path, frames: list[np.
             network.predict(large, tile=True, flip=True)
 
 
-def test_a_dynamic_network_takes_what_fits_in_one_piece(
+def test_predictor_a_dynamic_network_takes_what_fits_in_one_piece(
     dynamic_graph: Path, frames: list[np.ndarray]
 ) -> None:
     image = frames[0][:90, :110]
@@ -163,7 +167,7 @@ def test_a_dynamic_network_takes_what_fits_in_one_piece(
         assert np.array_equal(network.predict(image, tile=True), expected)
 
 
-def test_labels_are_tiled_without_blending(
+def test_predictor_labels_are_tiled_without_blending(
     checkpoint: Path, frames: list[np.ndarray], tmp_path: Path
 ) -> None:
     for name, options in (("now", {}), ("late", {"late_upsampling": True})):
@@ -175,12 +179,12 @@ def test_labels_are_tiled_without_blending(
             assert labels.max() < 8
 
 
-def test_softmax_of_large_logits_is_finite() -> None:
+def test_predictor_softmax_of_large_logits_is_finite() -> None:
     logits = np.array([1e4, 0, -1e4], np.float32).reshape(3, 1, 1)
     assert softmax(logits).ravel().tolist() == [1, 0, 0]
 
 
-def test_tiles_from_the_command_line(graph: Path, dataset: Path, tmp_path: Path) -> None:
+def test_predictor_tiles_from_the_command_line(graph: Path, dataset: Path, tmp_path: Path) -> None:
     from segdeploy.commands.predict import predict_file
 
     image = open_dataset(dataset).frames("val")[0].image

@@ -13,9 +13,9 @@ from PIL import Image
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
 
-from .test_cli import Ran, run  # noqa: F401
+from .conftest import Ran
 
-COLOURS = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+COLORS = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def voc(tmp_path: Path) -> Path:
     painted = Image.fromarray(mask)
     painted.putpalette([value % 256 for value in range(768)])
     for name in ("2007_000032", "2007_000033"):
-        Image.fromarray(COLOURS).save(base / "JPEGImages" / f"{name}.jpg")
+        Image.fromarray(COLORS).save(base / "JPEGImages" / f"{name}.jpg")
         painted.save(base / "SegmentationClass" / f"{name}.png")
     (base / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000033\n2007_000032\n")
     return tmp_path
@@ -41,7 +41,7 @@ def cityscapes(tmp_path: Path) -> Path:
     mask[10:] = 26  # car
     mask[:2] = 4  # static: not among the 19
     for kind, suffix, pixels in (
-        ("leftImg8bit", "leftImg8bit", COLOURS),
+        ("leftImg8bit", "leftImg8bit", COLORS),
         ("gtFine", "gtFine_labelIds", mask),
     ):
         folder = tmp_path / kind / "val" / "bonn"
@@ -50,11 +50,11 @@ def cityscapes(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_voc_is_read_with_its_ids_and_colours(voc: Path) -> None:
+def test_public_datasets_voc_is_read_with_its_ids_and_colors(voc: Path) -> None:
     dataset = open_dataset(Path(f"voc:{voc}"))
     assert len(dataset.classes) == 21
     assert dataset.classes[15] == "person"
-    assert dataset.palette[15] == (192, 128, 128)  # the published colour of a person
+    assert dataset.palette[15] == (192, 128, 128)  # the published color of a person
     frames = dataset.frames("val")
     assert [frame.name for frame in frames] == ["2007_000032", "2007_000033"]
     image, mask = frames[0].read()
@@ -62,7 +62,7 @@ def test_voc_is_read_with_its_ids_and_colours(voc: Path) -> None:
     assert set(np.unique(mask)) == {0, 15, 255}
 
 
-def test_cityscapes_label_ids_become_train_ids(cityscapes: Path) -> None:
+def test_public_datasets_cityscapes_label_ids_become_train_ids(cityscapes: Path) -> None:
     dataset = open_dataset(Path(f"cityscapes:{cityscapes}"))
     assert len(dataset.classes) == 19
     assert (dataset.classes[0], dataset.palette[0]) == ("road", (128, 64, 128))
@@ -71,14 +71,14 @@ def test_cityscapes_label_ids_become_train_ids(cityscapes: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["voc", "cityscapes"])
-def test_another_folder_is_told(kind: str, tmp_path: Path) -> None:
-    said = {"voc": "give the one that holds VOCdevkit", "cityscapes": "is not the folder that"}
+def test_public_datasets_another_folder_is_told(kind: str, tmp_path: Path) -> None:
+    said = {"voc": "give the folder that holds VOCdevkit", "cityscapes": "is not the folder that"}
     with pytest.raises(ModelInputError, match=said[kind]):
         open_dataset(Path(f"{kind}:{tmp_path}")).frames("val")
 
 
-def test_every_frame_is_checked_and_what_has_no_partner_named(
-    run,  # noqa: F811
+def test_public_datasets_every_frame_is_checked_and_what_has_no_partner_named(
+    run,
     dataset: Path,
     tmp_path: Path,
 ) -> None:
@@ -94,7 +94,7 @@ def test_every_frame_is_checked_and_what_has_no_partner_named(
     assert "val_0002.png: there is no image for this mask" in second
 
 
-def test_a_whole_data_set_is_checked(run, dataset: Path) -> None:  # noqa: F811
+def test_public_datasets_a_whole_data_set_is_checked(run, dataset: Path) -> None:
     ran: Ran = run("data", "check", dataset, "--json")
     assert ran.code == 0
     train, val = json.loads(ran.out)
@@ -104,7 +104,9 @@ def test_a_whole_data_set_is_checked(run, dataset: Path) -> None:  # noqa: F811
     assert "road" in run("data", "check", dataset).out
 
 
-def test_every_problem_is_listed_and_the_code_is_1(run, dataset: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_public_datasets_every_problem_is_listed_and_the_code_is_1(
+    run, dataset: Path, tmp_path: Path
+) -> None:
     root = Path(shutil.copytree(dataset, tmp_path / "set"))
     Image.new("L", (128, 96), 77).save(root / "train" / "masks" / "train_0001.png")
     (root / "train" / "images" / "train_0003.jpg").write_text("no image")
@@ -121,19 +123,19 @@ def test_every_problem_is_listed_and_the_code_is_1(run, dataset: Path, tmp_path:
     assert "absent" in ran.out
 
 
-def test_one_network_is_shown_layer_by_layer(run, tmp_path: Path) -> None:  # noqa: F811
-    picture = tmp_path / "p.png"
+def test_public_datasets_one_network_is_shown_layer_by_layer(run, tmp_path: Path) -> None:
+    image = tmp_path / "p.png"
     small = ("--width", 2, "--stride", 2, "--size", "64x64")
-    ran: Ran = run("models", "show", "deeplabv3", *small, "--picture", picture)
+    ran: Ran = run("models", "show", "deeplabv3", *small, "--image", image)
     assert "receptive field 129 and image pooling" in ran.out
     assert "aspp.conv4" in ran.out
-    assert Image.open(picture).size[1] > 64
+    assert Image.open(image).size[1] > 64
     shown = json.loads(run("models", "show", "deeplabv3", *small, "--json").out)
     layer = next(la for la in shown["layers"] if la["layer"] == "backbone.2.conv2")
     assert (layer["dilation"], layer["effective_stride"], layer["receptive_field"]) == (4, 2, 55)
 
 
-def test_constructor_options_come_from_the_command_line(run) -> None:  # noqa: F811
+def test_public_datasets_constructor_options_come_from_the_command_line(run) -> None:
     options = ("--arg", "context=basic", "--arg", "hidden=8", "--width", 2, "--size", "64x64")
     shown = json.loads(run("models", "show", "dilated_vgg16", *options, "--json").out)
     assert any(la["layer"].startswith("context") for la in shown["layers"])

@@ -197,12 +197,12 @@ class Counting(WritesIntoItsInput):
 
 
 @pytest.mark.parametrize("name", ["Dropping", "Counting"])
-def test_a_network_that_is_not_the_same_twice_is_told(name: str, tmp_path: Path) -> None:
+def test_recording_a_network_that_is_not_the_same_twice_is_told(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match="PyTorch itself gives another output for the same image"):
         exported(name, tmp_path)
 
 
-def test_a_network_may_write_into_its_input(tmp_path: Path) -> None:
+def test_recording_a_network_may_write_into_its_input(tmp_path: Path) -> None:
     report = exported("WritesIntoItsInput", tmp_path)
     assert all(p.holds and p.limit < 1e-3 for p in report.parity)
 
@@ -271,11 +271,13 @@ def exported(name: str, folder: Path, **options: Any) -> segdeploy.ExportReport:
 
 
 @pytest.mark.parametrize("name", sorted(MIDDLES))
-def test_a_right_graph_gets_through_and_gives_pytorchs_numbers(name: str, tmp_path: Path) -> None:
+def test_recording_a_right_graph_gets_through_and_gives_pytorchs_numbers(
+    name: str, tmp_path: Path
+) -> None:
     report = exported(name, tmp_path)
     assert all(proof.holds for proof in report.convolutions)
     # The branch that did not run while it was recorded is told.
-    assert len(report.strangers) == (name == "conditional")
+    assert len(report.unmatched_convolutions) == (name == "conditional")
     network = globals().get(name) or __getattr__(name)
     torch.manual_seed(0)
     image = torch.rand(1, 3, *SIZE)
@@ -287,7 +289,7 @@ def test_a_right_graph_gets_through_and_gives_pytorchs_numbers(name: str, tmp_pa
     assert np.abs(found - expected).max() < 1e-5 * np.ptp(expected)
 
 
-def test_pads_belong_to_their_convolution(tmp_path: Path) -> None:
+def test_recording_pads_belong_to_their_convolution(tmp_path: Path) -> None:
     proofs = {p.module: p for p in exported("padded_by_hand", tmp_path).convolutions}
     # (1, 0) of its own, and one row above and two columns at the right by hand.
     assert proofs["middle.conv"].expected.padding == (2, 0, 1, 2)
@@ -299,7 +301,9 @@ def test_pads_belong_to_their_convolution(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pyramid", "to_multiple", "rates"])
-def test_a_dynamic_graph_holds_at_sizes_that_were_never_traced(name: str, tmp_path: Path) -> None:
+def test_recording_a_dynamic_graph_holds_at_sizes_that_were_never_traced(
+    name: str, tmp_path: Path
+) -> None:
     report = exported(name, tmp_path, dynamic=True, bounds=Bounds((16, 16), (96, 96), 3))
     assert all(proof.holds for proof in report.convolutions)
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
@@ -313,7 +317,7 @@ def test_a_dynamic_graph_holds_at_sizes_that_were_never_traced(name: str, tmp_pa
 
 
 class Normalized(nn.Module):
-    """Where a picture is black the sum is zero, and a tiny constant keeps it from dividing."""
+    """Where an image is black the sum is zero, and a tiny constant keeps it from dividing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,7 +329,7 @@ class Normalized(nn.Module):
         return self.head(y / (y.sum(1, keepdim=True) + 1e-9))
 
 
-def test_a_tiny_constant_survives(tmp_path: Path) -> None:
+def test_recording_a_tiny_constant_survives(tmp_path: Path) -> None:
     torch.manual_seed(3)
     exported("Normalized", tmp_path)
     torch.manual_seed(3)
@@ -340,7 +344,7 @@ def test_a_tiny_constant_survives(tmp_path: Path) -> None:
     assert np.array_equal(found.argmax(1), expected.argmax(1))
 
 
-def test_an_image_that_makes_nan_is_named(tmp_path: Path) -> None:
+def test_recording_an_image_that_makes_nan_is_named(tmp_path: Path) -> None:
     torch.manual_seed(3)
     with pytest.raises(CheckFailed, match="a white image, PyTorch itself gives NaN or infinity"):
         exported("Overflows", tmp_path)
@@ -404,7 +408,7 @@ changed_dilation, changed_order, changed_input, changed_corners, unchanged = (
         ("changed_corners", r"resize of forward .* has align_corners True instead of False"),
     ],
 )
-def test_a_trace_that_differs_is_refused_though_parity_cannot_see_it(
+def test_recording_a_trace_that_differs_is_refused_though_parity_cannot_see_it(
     name: str, said: str, tmp_path: Path
 ) -> None:
     exported("unchanged", tmp_path)  # the network as it runs is sound
@@ -431,10 +435,10 @@ class Heads(nn.Module):
         }
 
 
-def test_what_leads_to_no_output_is_left_out_and_told(tmp_path: Path) -> None:
+def test_recording_what_leads_to_no_output_is_left_out_and_told(tmp_path: Path) -> None:
     report = exported("Heads", tmp_path)
     assert report.left_out == ("aux", "one call of head")
-    assert "aux, one call of head lead to no output, left out" in report.notes
+    assert "aux, one call of head lead to no output; not exported" in report.notes
     assert [proof.module for proof in report.convolutions] == ["stem", "head"]
     network = Heads().eval()
     run = _Main(network)

@@ -58,7 +58,7 @@ def interrupt_in(epoch: int):
 @pytest.mark.parametrize(
     "spec", [SMALL, ModelSpec(f"{__name__}:dropping", size=(32, 48))], ids=["norm", "dropout"]
 )
-def test_interrupted_and_resumed_gives_the_same_weights(
+def test_resume_interrupted_and_resumed_gives_the_same_weights(
     spec: ModelSpec, schedule: str, dataset: Path, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
@@ -73,7 +73,9 @@ def test_interrupted_and_resumed_gives_the_same_weights(
     assert (resumed.images, resumed.loss) == (expected.images, expected.loss)
 
 
-def test_an_interruption_in_the_first_epoch_leaves_nothing(dataset: Path, tmp_path: Path) -> None:
+def test_resume_an_interruption_in_the_first_epoch_leaves_nothing(
+    dataset: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "m.safetensors"
     with pytest.raises(KeyboardInterrupt):
         segdeploy.train(SMALL, dataset, out, on_step=interrupt_in(0), **SETTINGS)
@@ -82,7 +84,9 @@ def test_an_interruption_in_the_first_epoch_leaves_nothing(dataset: Path, tmp_pa
         segdeploy.train(SMALL, dataset, out, resume=True, **SETTINGS)
 
 
-def test_a_resume_file_of_another_training_or_of_rubbish(dataset: Path, tmp_path: Path) -> None:
+def test_resume_a_resume_file_of_another_training_or_of_rubbish(
+    dataset: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "m.safetensors"
     segdeploy.train(SMALL, dataset, out, **SETTINGS)
     with pytest.raises(InputError, match="was trained with another learning_rate; resume with"):
@@ -92,7 +96,7 @@ def test_a_resume_file_of_another_training_or_of_rubbish(dataset: Path, tmp_path
         segdeploy.train(SMALL, dataset, out, resume=True, **SETTINGS)
 
 
-def test_the_best_epoch_is_kept_beside_the_last(dataset: Path, tmp_path: Path) -> None:
+def test_resume_the_best_epoch_is_kept_beside_the_last(dataset: Path, tmp_path: Path) -> None:
     out, last = tmp_path / "m.safetensors", tmp_path / "m.last.safetensors"
     report = segdeploy.train(
         SMALL, dataset, out, validate_every=2, log_dir=tmp_path / "log", **SETTINGS
@@ -110,7 +114,7 @@ def test_the_best_epoch_is_kept_beside_the_last(dataset: Path, tmp_path: Path) -
     assert measured == pytest.approx([report.miou[2], report.miou[4]], abs=1e-6)
 
 
-def test_accumulated_gradients_are_those_of_one_batch(dataset: Path) -> None:
+def test_resume_accumulated_gradients_are_those_of_one_batch(dataset: Path) -> None:
     from segdeploy.models.augmentation import Augmentation
     from segdeploy.models.training import Training, TrainingSettings
 
@@ -140,7 +144,7 @@ def test_accumulated_gradients_are_those_of_one_batch(dataset: Path) -> None:
     assert all(0.3 < b.norm() / a.norm() < 3 for a, b in zip(*parts, strict=True))
 
 
-def test_class_weights_and_mixed_precision_train(dataset: Path, tmp_path: Path) -> None:
+def test_resume_class_weights_and_mixed_precision_train(dataset: Path, tmp_path: Path) -> None:
     report = segdeploy.train(
         SMALL,
         dataset,
@@ -148,19 +152,21 @@ def test_class_weights_and_mixed_precision_train(dataset: Path, tmp_path: Path) 
         class_weights="median-frequency",
         loss={"focal": 1.0, "dice": 1.0},
         amp=True,
-        checkpointing=True,
+        gradient_checkpointing=True,
         **SETTINGS,
     )
     assert np.isfinite(report.loss)
     assert report.unseen == ()
 
 
-def test_unknown_schedules_are_refused(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelInputError, match="schedule 'cosine': there are one-cycle, poly"):
+def test_resume_unknown_schedules_are_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelInputError, match="schedule 'cosine': must be one of one-cycle, poly"):
         segdeploy.train(SMALL, dataset, tmp_path / "m.safetensors", schedule="cosine")
 
 
-def test_weights_that_are_no_longer_finite_are_not_saved(dataset: Path, tmp_path: Path) -> None:
+def test_resume_weights_that_are_no_longer_finite_are_not_saved(
+    dataset: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "m.safetensors"
     options = {"batch_size": 16, "workers": 0, "epochs": 3}
     with pytest.raises(ModelInputError, match="gives NaN or infinity .* weights have diverged"):
@@ -183,7 +189,7 @@ def test_weights_that_are_no_longer_finite_are_not_saved(dataset: Path, tmp_path
         ({"split": "val"}, "frames"),
     ],
 )
-def test_resuming_another_run_names_the_difference(
+def test_resume_resuming_another_run_names_the_difference(
     change: dict, said: str, dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "m.safetensors"
@@ -194,7 +200,7 @@ def test_resuming_another_run_names_the_difference(
         segdeploy.train(spec, dataset, out, resume=True, **options, **change)
 
 
-def test_the_poly_schedule_is_deeplabs(dataset: Path) -> None:
+def test_resume_the_poly_schedule_is_deeplabs(dataset: Path) -> None:
     from segdeploy.models.augmentation import Augmentation
     from segdeploy.models.training import Training, TrainingSettings
 
@@ -211,7 +217,7 @@ def test_the_poly_schedule_is_deeplabs(dataset: Path) -> None:
     assert rates == pytest.approx([0.01 * (1 - i / 8) ** 0.9 for i in range(1, 9)])
 
 
-def test_ctrl_c_leaves_what_resume_continues_from(dataset: Path, tmp_path: Path) -> None:
+def test_resume_ctrl_c_leaves_what_resume_continues_from(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     command = [
         *(sys.executable, "-m", "segdeploy", "train", "deeplabv3", "--width", "4", "--stride", "4"),
@@ -232,7 +238,7 @@ def test_ctrl_c_leaves_what_resume_continues_from(dataset: Path, tmp_path: Path)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130, said
     assert [line for line in said.splitlines() if line] == [
-        "note: the same command with --resume continues",
+        "note: to continue, run the same command with --resume",
         "error: interrupted; nothing was left half-written",
     ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.resume.pt", "m.safetensors"]
@@ -241,7 +247,7 @@ def test_ctrl_c_leaves_what_resume_continues_from(dataset: Path, tmp_path: Path)
     segdeploy.evaluate(out, dataset, limit=1)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(dataset: Path, tmp_path: Path) -> None:
+def test_resume_a_full_disk_leaves_the_last_good_checkpoint(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     options = {"epochs": 1, "batch_size": 4, "workers": 0}
     segdeploy.train(SMALL, dataset, out, **options)
@@ -265,21 +271,23 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(dataset: Path, tmp_path: Pa
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-def test_a_class_in_no_mask_is_told_before_the_first_epoch(dataset: Path, tmp_path: Path) -> None:
+def test_resume_a_class_in_no_mask_is_told_before_the_first_epoch(
+    dataset: Path, tmp_path: Path
+) -> None:
     shutil.copytree(dataset, root := tmp_path / "data")
     for path in (root / "train" / "masks").iterdir():
         mask = np.array(Image.open(path))
         mask[mask == 3] = 255
         Image.fromarray(mask).save(path)
     missing = open_dataset(root).classes[3]
-    told: list[object] = []
+    called: list[object] = []
     report = segdeploy.train(
         SMALL,
         root,
         tmp_path / "m.safetensors",
-        on_start=told.append,
-        on_step=lambda step: told.append(step.index),
+        on_start=called.append,
+        on_step=lambda step: called.append(step.index),
         **{**SETTINGS, "epochs": 1},
     )
-    assert told[:2] == [(missing,), 0]
+    assert called[:2] == [(missing,), 0]
     assert report.unseen == (missing,)

@@ -24,7 +24,7 @@ from segdeploy.runtime.postprocess import labels_at, overlay, upsample
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import open_session
 
-from .test_spec import CONTRACT
+from .conftest import CONTRACT
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def frame(dataset: Path) -> np.ndarray:
     return open_dataset(dataset).frames("val")[0].read()[0]
 
 
-def test_preprocessing_equals_torchvisions_on_a_pillow_image() -> None:
+def test_runtime_preprocessing_equals_torchvisions_on_a_pillow_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (90, 70, 3)).astype(np.uint8)
     expected = v2.Compose(
         [
@@ -54,7 +54,7 @@ def test_preprocessing_equals_torchvisions_on_a_pillow_image() -> None:
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
     st.integers(0, 2**16),
 )
-def test_upsampling_equals_pytorchs(
+def test_runtime_upsampling_equals_pytorchs(
     shape: tuple[int, int, int], size: tuple[int, int], seed: int
 ) -> None:
     maps = np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
@@ -68,7 +68,7 @@ def test_upsampling_equals_pytorchs(
     assert np.array_equal(labels[clear], expected.argmax(0)[clear])
 
 
-def test_overlay_leaves_ignored_pixels_alone() -> None:
+def test_runtime_overlay_leaves_ignored_pixels_alone() -> None:
     image = np.full((1, 2, 3), 100, np.uint8)
     mixed = overlay(image, np.array([[0, 255]], np.uint8), [(200, 0, 0)], opacity=0.5)
     assert mixed.tolist() == [[[150, 50, 50], [100, 100, 100]]]
@@ -76,7 +76,7 @@ def test_overlay_leaves_ignored_pixels_alone() -> None:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", ["graph", "dynamic_graph"])
-def test_every_runtime_gives_pytorchs_logits(
+def test_runtime_every_runtime_gives_pytorchs_logits(
     name: str, backend: str, checkpoint: Path, frame: np.ndarray, request: pytest.FixtureRequest
 ) -> None:
     path = request.getfixturevalue(name)
@@ -92,14 +92,16 @@ def test_every_runtime_gives_pytorchs_logits(
     assert labels.shape == frame.shape[:2]
 
 
-def test_the_contract_travels_from_checkpoint_to_graph(checkpoint: Path, graph: Path) -> None:
+def test_runtime_the_contract_travels_from_checkpoint_to_graph(
+    checkpoint: Path, graph: Path
+) -> None:
     with segdeploy.load(checkpoint) as before, segdeploy.load(graph) as after:
         for field in ("classes", "palette", "ignore_index", "size", "mean", "std"):
             assert getattr(before.contract, field) == getattr(after.contract, field)
         assert after.contract.provenance["parent_sha256"]
 
 
-def test_predict_takes_a_path_and_refuses_other_arrays(graph: Path, dataset: Path) -> None:
+def test_runtime_predict_takes_a_path_and_refuses_other_arrays(graph: Path, dataset: Path) -> None:
     image = open_dataset(dataset).frames("val")[0].image
     with segdeploy.load(graph) as predictor:
         assert predictor.predict(image).shape == (96, 128)
@@ -108,7 +110,7 @@ def test_predict_takes_a_path_and_refuses_other_arrays(graph: Path, dataset: Pat
                 predictor.predict(wrong)
 
 
-def test_a_graph_that_gives_nan_names_its_output(
+def test_runtime_a_graph_that_gives_nan_names_its_output(
     graph: Path, tmp_path: Path, frame: np.ndarray
 ) -> None:
     model = onnx.load(graph)
@@ -121,7 +123,7 @@ def test_a_graph_that_gives_nan_names_its_output(
         predictor.predict(frame)
 
 
-def test_files_that_are_no_graphs(graph: Path, tmp_path: Path) -> None:
+def test_runtime_files_that_are_no_graphs(graph: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     with pytest.raises(InputError, match="no such file"):
         open_session(path)
@@ -140,7 +142,7 @@ def test_files_that_are_no_graphs(graph: Path, tmp_path: Path) -> None:
             open_session(path, backend)
 
 
-def test_a_contract_that_is_not_the_graphs_is_refused(graph: Path, tmp_path: Path) -> None:
+def test_runtime_a_contract_that_is_not_the_graphs_is_refused(graph: Path, tmp_path: Path) -> None:
     model = onnx.load(graph)
     contract = contract_of(model, graph)
     changes = (
@@ -158,6 +160,6 @@ def test_a_contract_that_is_not_the_graphs_is_refused(graph: Path, tmp_path: Pat
             segdeploy.build_engine(path, tmp_path / "m.engine", targets=["sm86"])
 
 
-def test_a_size_is_not_given_to_a_file_that_has_one(graph: Path) -> None:
+def test_runtime_a_size_is_not_given_to_a_file_that_has_one(graph: Path) -> None:
     with pytest.raises(InputError, match="the network is static at 48x64"):
         segdeploy.load(ModelSpec(str(graph), size=(32, 32)))

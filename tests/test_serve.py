@@ -26,8 +26,7 @@ from segdeploy.runtime.preprocess import preprocess
 from segdeploy.serve.config import _messages, validate
 from segdeploy.serve.pre_post_processing import preprocessing_graph
 
-from .conftest import skip
-from .test_cli import check_one_line, run  # noqa: F401
+from .conftest import check_one_line, skip
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def run_chain(repository: Path, name: str, array: np.ndarray, messages) -> np.nd
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic", "bytes", "labels", "bytes to labels", "BGR"])
-def test_the_chain_gives_what_predict_gives(
+def test_serve_the_chain_gives_what_predict_gives(
     kind: str, checkpoint: Path, dataset: Path, tmp_path: Path, messages: object
 ) -> None:
     options = {
@@ -78,7 +77,7 @@ def test_the_chain_gives_what_predict_gives(
     asbytes = preprocess(frame, replace(contract, layout="NHWC"))
     labels = run_chain(tmp_path / "repo", "road", asbytes, messages)
     with segdeploy.load(model) as network:
-        resized = preprocess(frame, replace(contract, layout="NHWC", colour="RGB"))[0]
+        resized = preprocess(frame, replace(contract, layout="NHWC", color="RGB"))[0]
         expected = network.predict(resized)
     assert labels.dtype == np.uint8
     assert np.array_equal(labels[0], expected)
@@ -88,7 +87,7 @@ def test_the_chain_gives_what_predict_gives(
         assert tuple(names) == contract.classes
 
 
-def test_batches_instances_and_warm_up(
+def test_serve_batches_instances_and_warm_up(
     dynamic_graph: Path, tmp_path: Path, messages: object
 ) -> None:
     written = segdeploy.serve_repo(
@@ -103,22 +102,22 @@ def test_batches_instances_and_warm_up(
     assert config.model_warmup[0].batch_size == 1
     assert list(config.model_warmup[0].inputs["image"].dims) == [3, 48, 64]
     assert parsed(tmp_path / "road", messages).max_batch_size == 3
-    with pytest.raises(InputError, match=r"--batch 999: .* at most; export it --dynamic"):
+    with pytest.raises(InputError, match=r"--batch 999: .* at most; export it with --dynamic"):
         segdeploy.serve_repo(dynamic_graph, tmp_path, name="other", batch=999)
 
 
-def test_preprocessing_on_the_server_is_ours_bit_for_bit(graph: Path) -> None:
+def test_serve_preprocessing_on_the_server_is_ours_bit_for_bit(graph: Path) -> None:
     contract = contract_of(load_onnx(graph), graph)
     image = np.random.default_rng(0).integers(0, 256, (*contract.size, 3), dtype=np.uint8)
-    for colour in ("RGB", "BGR"):
-        ours = replace(contract, colour=colour)
+    for color in ("RGB", "BGR"):
+        ours = replace(contract, color=color)
         session = onnxruntime.InferenceSession(preprocessing_graph(ours).SerializeToString())
         found = session.run(None, {"bytes": image[None]})[0]
         assert np.array_equal(found, preprocess(image, ours))
 
 
-def test_another_version_is_added_and_another_model_refused(
-    run, graph: Path, checkpoint: Path, tmp_path: Path  # noqa: F811
+def test_serve_another_version_is_added_and_another_model_refused(
+    run, graph: Path, checkpoint: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     repository = tmp_path / "repo"
     for version in (1, 2):
@@ -128,17 +127,17 @@ def test_another_version_is_added_and_another_model_refused(
     assert sorted(versions) == ["1", "2"]
     other = segdeploy.export(checkpoint, tmp_path / "o.onnx", dynamic=True).path
     check_one_line(
-        run("serve-repo", other, "--name", "road", "-o", repository), "is of another model"
+        run("serve-repo", other, "--name", "road", "-o", repository), "belongs to another model"
     )
     check_one_line(run("serve-repo", graph, "--name", "../x", "-o", repository), "--name ../x")
 
 
-def test_an_rtx_engine_is_refused_and_a_tensorrt_engine_taken(
+def test_serve_an_rtx_engine_is_refused_and_a_tensorrt_engine_taken(
     graph: Path, tmp_path: Path, tensorrt_rtx: object, messages: object
 ) -> None:
     engine = tmp_path / "m.engine"
     segdeploy.build_engine(graph, engine, targets=["sm86"])
-    with pytest.raises(InputError, match="Triton loads those of TensorRT; serve the .onnx"):
+    with pytest.raises(InputError, match="Triton loads TensorRT engines; serve the .onnx"):
         segdeploy.serve_repo(engine, tmp_path / "repo")
     values = json.loads(manifest_path(engine).read_text())
     manifest_path(engine).write_text(json.dumps({**values, "backend": "tensorrt"}))
@@ -152,29 +151,35 @@ def test_an_rtx_engine_is_refused_and_a_tensorrt_engine_taken(
     segdeploy.adopt(
         engine, Statement(like=graph), backend="tensorrt", version="11.4", targets=["sm86"]
     )
-    with pytest.raises(InputError, match="was adopted, and the names of its tensors are not known"):
+    with pytest.raises(InputError, match="was adopted, so the names of its tensors are unknown"):
         segdeploy.serve_repo(engine, tmp_path / "other")
 
 
-def test_what_a_server_cannot_finish_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_serve_what_a_server_cannot_finish_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "late.onnx"
     segdeploy.export(checkpoint, path, output="labels", late_upsampling=True)
-    with pytest.raises(InputError, match="ends in a small map, which a server cannot finish"):
+    with pytest.raises(
+        InputError, match="ends in low-resolution logits, which Triton cannot upsample"
+    ):
         segdeploy.serve_repo(path, tmp_path / "repo")
     assert not (tmp_path / "repo").exists()
 
 
-def test_ends_that_cannot_be_joined_are_refused(graph: Path, dataset: Path, tmp_path: Path) -> None:
+def test_serve_ends_that_cannot_be_joined_are_refused(
+    graph: Path, dataset: Path, tmp_path: Path
+) -> None:
     half = tmp_path / "half.onnx"
-    segdeploy.calibrate(graph, dataset, half, limit=2, method="min-max", half_ends=True)
-    with pytest.raises(InputError, match="image is float16, .*calibrate it without --half-io"):
+    segdeploy.calibrate(graph, dataset, half, limit=2, method="min-max", fp16_io=True)
+    with pytest.raises(InputError, match="image is float16, .*calibrate it without --fp16-io"):
         segdeploy.serve_repo(half, tmp_path / "repo")
     with pytest.raises(InputError, match="is a file; give a folder"):
         segdeploy.serve_repo(graph, half)
 
 
 @pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", ".hidden", ""])
-def test_a_name_does_not_lead_out_of_the_folder(name: str, graph: Path, tmp_path: Path) -> None:
+def test_serve_a_name_does_not_lead_out_of_the_folder(
+    name: str, graph: Path, tmp_path: Path
+) -> None:
     if name == "":
         name = "\n"
     with pytest.raises(InputError, match="--name "):
@@ -182,12 +187,12 @@ def test_a_name_does_not_lead_out_of_the_folder(name: str, graph: Path, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_configuration_is_found(messages: object) -> None:
+def test_serve_a_wrong_configuration_is_found(messages: object) -> None:
     assert validate('name: "x"', "x")
-    with pytest.raises(InputError, match="x/config.pbtxt: is no Triton configuration"):
+    with pytest.raises(InputError, match="x/config.pbtxt: is not a Triton configuration"):
         validate('nome: "x"', "x/config.pbtxt")
 
 
-def test_the_client_is_python(graph: Path, tmp_path: Path) -> None:
+def test_serve_the_client_is_python(graph: Path, tmp_path: Path) -> None:
     written = segdeploy.serve_repo(graph, tmp_path / "repo", name="road")
     ast.parse((written.path / "road_client.py").read_text())

@@ -19,7 +19,6 @@ from segdeploy.proof.tolerance import tolerance_of
 from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
 
 from .conftest import SIZE
-from .test_cli import run  # noqa: F401
 
 
 def of_small_weights(graph: Path, out: Path) -> Path:
@@ -65,19 +64,19 @@ def of_small_weights(graph: Path, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("scheme", ["tensorrt", "cpu"])
-def test_predict_gives_what_calibrate_measured(
+def test_sessions_predict_gives_what_calibrate_measured(
     graph: Path, dataset: Path, tmp_path: Path, scheme: str
 ) -> None:
     small = of_small_weights(graph, tmp_path / "small.onnx")
     out = tmp_path / "int8.onnx"
-    report = segdeploy.calibrate(small, dataset, out, method="min-max", flavour=scheme, limit=4)
+    report = segdeploy.calibrate(small, dataset, out, method="min-max", scheme=scheme, limit=4)
     assert report.int8
     assert report.kernel_agreement == pytest.approx(1, abs=2e-3)
     images = [frame.read()[0] for frame in open_dataset(dataset).frames("val")]
     with (
         segdeploy.load(small) as fp32,
         segdeploy.load(out) as ordinary,
-        segdeploy.load(out, literal=True) as literal,
+        segdeploy.load(out, reference_execution=True) as literal,
     ):
         equal = np.mean([ordinary.predict(i) == fp32.predict(i) for i in images])
         as_written = np.mean([literal.predict(i) == fp32.predict(i) for i in images])
@@ -85,7 +84,7 @@ def test_predict_gives_what_calibrate_measured(
     assert as_written == pytest.approx(report.accuracy.agreement, abs=1e-9)
 
 
-def test_the_optimizers_that_change_numbers_are_off(graph: Path, tmp_path: Path) -> None:
+def test_sessions_the_optimizers_that_change_numbers_are_off(graph: Path, tmp_path: Path) -> None:
     entry = session_options().get_session_config_entry("optimization.disable_specified_optimizers")
     assert entry.split(";") == list(CHANGING_OPTIMIZERS)
     # C++ says the same words.
@@ -127,7 +126,7 @@ def test_the_optimizers_that_change_numbers_are_off(graph: Path, tmp_path: Path)
 
 
 def hiding_nan(graph: Path, out: Path) -> Path:
-    """The network with labels at its end, and scores of 0 / 0 where a picture is black."""
+    """The network with labels at its end, and scores of 0 / 0 where an image is black."""
     model = load_onnx(graph)
     contract = contract_of(model, graph)
     logits = model.graph.output[0].name
@@ -162,8 +161,8 @@ def hiding_nan(graph: Path, out: Path) -> Path:
     return out
 
 
-def test_nan_behind_an_argmax_is_found_before_an_engine_is_built(
-    run, graph: Path, tmp_path: Path  # noqa: F811
+def test_sessions_nan_behind_an_argmax_is_found_before_an_engine_is_built(
+    run, graph: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     broken = hiding_nan(graph, tmp_path / "broken.onnx")
     black = np.zeros((*SIZE, 3), np.uint8)
@@ -179,14 +178,14 @@ def test_nan_behind_an_argmax_is_found_before_an_engine_is_built(
     check_scores(model, contract_of(model, broken), "m", {"a day": black + 200})
 
 
-def test_a_session_that_is_opened_for_prediction_has_them_off(graph: Path) -> None:
+def test_sessions_a_session_that_is_opened_for_prediction_has_them_off(graph: Path) -> None:
     with OnnxRuntimeSession(graph) as session:
         options = session._session.get_session_options()
         entry = options.get_session_config_entry("optimization.disable_specified_optimizers")
     assert entry.split(";") == list(CHANGING_OPTIMIZERS)
 
 
-def test_tolerances_loosen_with_precision() -> None:
+def test_sessions_tolerances_loosen_with_precision() -> None:
     least = [tolerance_of(one, "onnxruntime").least_agreement for one in ("fp32", "fp16", "int8")]
     assert least == sorted(least, reverse=True)
     # TensorRT multiplies float32 as TF32.

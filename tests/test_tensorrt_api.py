@@ -43,7 +43,7 @@ CALLERS = {
         "tensor": "ITensor",
     },
     "deploy/engine/timing_cache.py": {"config": "IBuilderConfig", "cache": "ITimingCache"},
-    "deploy/engine/opening.py": {
+    "deploy/engine/deserialization.py": {
         "runtime": "Runtime",
         "refitter": "Refitter",
         "reader": "OnnxParserRefitter",
@@ -161,22 +161,22 @@ def check(described: dict, *, is_rtx: bool) -> int:
     return checked
 
 
-def test_tensorrt_10_and_11_have_what_we_call(tensorrt: dict) -> None:
+def test_tensorrt_api_tensorrt_10_and_11_have_what_we_call(tensorrt: dict) -> None:
     assert check(tensorrt, is_rtx=False) > 60
 
 
-def test_rtx_has_what_we_call(rtx: dict) -> None:
+def test_tensorrt_api_rtx_has_what_we_call(rtx: dict) -> None:
     assert check(rtx, is_rtx=True) > 70
 
 
-def test_what_we_override_is_there_to_be_overridden(tensorrt: dict) -> None:
+def test_tensorrt_api_what_we_override_is_there_to_be_overridden(tensorrt: dict) -> None:
     assert tensorrt["ILogger"]["log"] == [[2, 2]]
     monitor = tensorrt["IProgressMonitor"]
     expected = {"phase_start": 3, "phase_finish": 1, "step_complete": 2}
     assert {name: monitor[name][0][1] for name in expected} == expected
 
 
-def test_a_call_that_does_not_exist_is_found(rtx: dict) -> None:
+def test_tensorrt_api_a_call_that_does_not_exist_is_found(rtx: dict) -> None:
     wrong = json.loads(json.dumps(rtx))
     del wrong["IExecutionContext"]["execute_async_v3"]
     with pytest.raises(AssertionError, match=r"IExecutionContext\.execute_async_v3"):
@@ -205,7 +205,7 @@ for _ in range(2):
 
 
 @pytest.mark.parametrize(("family", "version"), [(10, "10.16.1.11"), (11, "11.4.0.106")])
-def test_where_cuda_cannot_start_no_runtime_is_used(family: int, version: str) -> None:
+def test_tensorrt_api_where_cuda_cannot_start_no_runtime_is_used(family: int, version: str) -> None:
     """The real lean runtime: using or freeing what it gives there would end the process."""
     folder = Path(sys.prefix) / f"tensorrt-lean-{family}"
     if not folder.is_dir():

@@ -24,7 +24,7 @@ from .conftest import SIZE
 SMALL = ModelSpec("deeplabv3", arguments={"width": 4, "stride": 4}, size=(32, 48))
 
 
-def test_the_header_holds_the_contract(checkpoint: Path, dataset: Path) -> None:
+def test_training_the_header_holds_the_contract(checkpoint: Path, dataset: Path) -> None:
     with safe_open(checkpoint, "pt") as file:
         contract = read_contract(file.metadata()[METADATA_KEY], "header")
     data = open_dataset(dataset)
@@ -52,7 +52,7 @@ def test_training_lowers_the_loss_and_reports_every_step(dataset: Path, tmp_path
     assert report.loss == losses[-1]
 
 
-def test_one_seed_gives_one_checkpoint(dataset: Path, tmp_path: Path) -> None:
+def test_training_one_seed_gives_one_checkpoint(dataset: Path, tmp_path: Path) -> None:
     written = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         path = tmp_path / f"{name}.safetensors"
@@ -62,9 +62,9 @@ def test_one_seed_gives_one_checkpoint(dataset: Path, tmp_path: Path) -> None:
     assert written[0] != written[2]
 
 
-def test_workers_give_the_same_batches(dataset: Path) -> None:
+def test_training_workers_give_the_same_batches(dataset: Path) -> None:
     frames = open_dataset(dataset).frames("train")
-    augment = Augment(Augmentation((32, 48), colour=0.5, rotation=20), (32, 48), IMAGENET_MEAN, 255)
+    augment = Augment(Augmentation((32, 48), color=0.5, rotation=20), (32, 48), IMAGENET_MEAN, 255)
 
     def batches(workers: int, epoch: int = 0) -> list[Batch]:
         loader = epoch_loader(frames, augment, batch_size=4, seed=3, epoch=epoch, workers=workers)
@@ -80,14 +80,14 @@ def test_workers_give_the_same_batches(dataset: Path) -> None:
     assert sorted(n for b in later for n in b.names) == sorted(f.name for f in frames)
 
 
-def test_a_batch_may_be_larger_than_the_split(dataset: Path, tmp_path: Path) -> None:
+def test_training_a_batch_may_be_larger_than_the_split(dataset: Path, tmp_path: Path) -> None:
     report = segdeploy.train(
         SMALL, dataset, tmp_path / "m.safetensors", epochs=2, batch_size=64, workers=0
     )
     assert report.images == 2 * 16
 
 
-def test_a_diverging_loss_stops_training(dataset: Path, tmp_path: Path) -> None:
+def test_training_a_diverging_loss_stops_training(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     with pytest.raises(
         ModelInputError, match=r"the loss is .* in epoch \d, batch .*train_00.*lower --learning"
@@ -96,7 +96,9 @@ def test_a_diverging_loss_stops_training(dataset: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_checkpoint_is_trained_further(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+def test_training_a_checkpoint_is_trained_further(
+    checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "more.safetensors"
     segdeploy.train(checkpoint, dataset, out, epochs=1, batch_size=4, workers=0)
     with safe_open(out, "pt") as file:
@@ -105,14 +107,14 @@ def test_a_checkpoint_is_trained_further(checkpoint: Path, dataset: Path, tmp_pa
     assert len(contract.provenance["parent_sha256"]) == 64
 
 
-def test_the_output_is_checked_before_the_work(dataset: Path, tmp_path: Path) -> None:
+def test_training_the_output_is_checked_before_the_work(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist; make it first"):
         segdeploy.train(SMALL, dataset, tmp_path / "no" / "m.safetensors")
     with pytest.raises(InputError, match=r"must end in \.safetensors"):
         segdeploy.train(SMALL, dataset, tmp_path / "m.pth")
 
 
-def test_a_checkpoint_is_not_trained_onto_itself(checkpoint: Path, dataset: Path) -> None:
+def test_training_a_checkpoint_is_not_trained_onto_itself(checkpoint: Path, dataset: Path) -> None:
     before = checkpoint.read_bytes()
     with pytest.raises(InputError, match="is the input itself; give another output"):
         segdeploy.train(checkpoint, dataset, checkpoint, epochs=1)
@@ -122,14 +124,14 @@ def test_a_checkpoint_is_not_trained_onto_itself(checkpoint: Path, dataset: Path
 @pytest.mark.parametrize(
     ("factory", "options", "said"),
     [
-        ("frozen", {}, "no weight that may be trained"),
-        ("flat", {"checkpointing": True}, "no block of two convolutions or more"),
+        ("frozen", {}, "no trainable parameter"),
+        ("flat", {"gradient_checkpointing": True}, "no block of two convolutions or more"),
         ("half", {}, "parameter weight is torch.float16; give a float32 network"),
         ("lazy", {}, "parameter weight has no shape yet"),
         ("moody", {}, r"fails in training mode on a batch of 4 \(KeyError: 'no'\)"),
     ],
 )
-def test_networks_that_cannot_be_trained_say_why(
+def test_training_networks_that_cannot_be_trained_say_why(
     factory: str, options: dict, said: str, dataset: Path, tmp_path: Path
 ) -> None:
     spec = ModelSpec(f"{__name__}:{factory}", size=(32, 48))
@@ -188,18 +190,23 @@ class Block(nn.Module):
         return self.two(self.one(x).relu() * scale)
 
 
-def test_checkpointing_passes_named_arguments_on(dataset: Path, tmp_path: Path) -> None:
+def test_training_checkpointing_passes_named_arguments_on(dataset: Path, tmp_path: Path) -> None:
     spec = ModelSpec(f"{__name__}:Scaled", size=(32, 48))
     losses = [
         segdeploy.train(
-            spec, dataset, tmp_path / f"{on}.safetensors", epochs=1, workers=0, checkpointing=on
+            spec,
+            dataset,
+            tmp_path / f"{on}.safetensors",
+            epochs=1,
+            workers=0,
+            gradient_checkpointing=on,
         ).loss
         for on in (False, True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_frame_that_cannot_be_cropped_is_named(dataset: Path, tmp_path: Path) -> None:
+def test_training_a_frame_that_cannot_be_cropped_is_named(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelInputError, match="scale up to 3000"):
         segdeploy.train(
             SMALL, dataset, tmp_path / "m.safetensors", augmentation={"scale": (1, 3000)}
@@ -209,7 +216,9 @@ def test_a_frame_that_cannot_be_cropped_is_named(dataset: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     "said", [{"WORLD_SIZE": "x"}, {"RANK": "2"}, {"WORLD_SIZE": "0"}, {"RANK": ""}]
 )
-def test_a_senseless_environment_is_told(said: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_a_senseless_environment_is_told(
+    said: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from segdeploy.models.distributed import rank, world_size
 
     group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}

@@ -1,1 +1,1 @@
-"""The verdict: is the deployed network the same network, and what does it cost?"""
+"""Benchmark of deployed networks: accuracy, agreement with the reference, latency and cost."""

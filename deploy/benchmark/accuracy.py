@@ -1,4 +1,4 @@
-"""Accuracy: every candidate and the reference on the same frames."""
+"""Accuracy of the reference and every candidate on the same frames."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.benchmark.agreement import Fidelity, FidelityCount, margin
-from segdeploy.benchmark.bootstrap import Spread, spread
-from segdeploy.benchmark.journal import Journal
+from segdeploy.benchmark.agreement import Agreement, AgreementCount, margin
+from segdeploy.benchmark.bootstrap import ConfidenceIntervals, confidence_intervals
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
 from segdeploy.errors import InputError
+from segdeploy.ledger import Ledger
 from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.errors import first_line
 from segdeploy.models.metrics import ConfusionMatrix
-from segdeploy.proof.accuracy import Accuracy, summarise
+from segdeploy.proof.accuracy import Accuracy, summarize
 from segdeploy.runtime.postprocess import upsample
 from segdeploy.runtime.predictor import Predictor
 
@@ -26,8 +26,11 @@ _Output = tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, NDArray[
 
 @dataclass(frozen=True)
 class Contestant:
-    """A candidate's network: `predictor` is judged; `kernels`, for a quantised graph, is what the
-    chosen runtime really computes with its integer kernels. `identity` names its content.
+    """A candidate that is open for evaluation.
+
+    `predictor` is evaluated. For a quantized or 16-bit graph, `predictor` is the reference
+    execution, and `kernels` runs the graph with the runtime's own kernels. `identity` is the
+    content key in the ledger.
     """
 
     name: str
@@ -38,24 +41,25 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Accuracy against the truth and, but for the reference itself, fidelity to the reference.
+class Evaluation:
+    """Accuracy against the masks and, for a candidate, agreement with the reference.
 
-    `spread` holds 95 % intervals over the frames, None without masks. `kernels` is the share of
-    labels that the runtime's own kernels give as the literal graph does, for a quantised graph.
-    `ece` is the expected calibration error in 0..1, if that was asked for.
+    `confidence_intervals` holds 95 % intervals over the frames, None without masks. `kernels` is,
+    for a quantized or 16-bit graph, the share of labels that are equal with the runtime's own
+    kernels and with reference execution. `ece` is the expected calibration error in 0..1, None if
+    not requested.
     """
 
     accuracy: Accuracy
-    spread: Spread | None
-    fidelity: Fidelity | None = None
+    confidence_intervals: ConfidenceIntervals | None
+    agreement: Agreement | None = None
     kernels: float | None = None
     ece: float | None = None
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A frame, and what the reference says of it; `outputs` are the candidates', by predictor."""
+    """A frame with the reference's outputs; `outputs` caches candidates' outputs by predictor."""
 
     frame: Frame
     image: NDArray[np.uint8]
@@ -68,59 +72,59 @@ class _Seen:
 
 
 class _Tally:
-    """Running counts of one network; it ends at the first frame that it cannot do."""
+    """Running counts of one network, which stop at the first frame where the network fails."""
 
     def __init__(self, classes: int, ignore_index: int):
         self.failure: str | None = None
         self.counts: list[NDArray[np.int64]] = []
         self._whole = ConfusionMatrix(classes, ignore_index)
-        self._fidelity = FidelityCount()
+        self._agreement = AgreementCount()
         self._reliability = np.zeros((BINS, 3))
         self._kernels_equal: int | None = None
 
     def take(self, found: dict[str, Any]) -> None:
-        """Add one frame's counts, as `_count` gave them."""
+        """Add the counts of one frame, as `_count` returns them."""
         if "failure" in found:
             self.failure = found["failure"]
             return
         self.counts.append(np.array(found["counts"], np.int64))
         self._whole.counts += self.counts[-1]
-        if "fidelity" in found:
-            self._fidelity.merge(FidelityCount.of_plain(found["fidelity"]))
+        if "agreement" in found:
+            self._agreement.merge(AgreementCount.of_plain(found["agreement"]))
         if "reliability" in found:
             self._reliability += np.array(found["reliability"])
         if "kernels" in found:
             self._kernels_equal = (self._kernels_equal or 0) + found["kernels"]
 
-    def judgement(
+    def evaluation(
         self, classes: tuple[str, ...], reference: Sequence[NDArray[np.int64]] | None
-    ) -> Judgement:
-        """Turn the counts into figures; `reference` are its counts, None for itself."""
-        pixels, equal = self._fidelity.pixels, self._kernels_equal
-        return Judgement(
-            summarise(self._whole, classes, len(self.counts)),
-            spread(self.counts, reference) if self._whole.counts.any() else None,
-            self._fidelity.result() if pixels else None,
+    ) -> Evaluation:
+        """Compute the metrics; `reference` holds the reference's counts, None for the reference."""
+        pixels, equal = self._agreement.pixels, self._kernels_equal
+        return Evaluation(
+            summarize(self._whole, classes, len(self.counts)),
+            confidence_intervals(self.counts, reference) if self._whole.counts.any() else None,
+            self._agreement.result() if pixels else None,
             None if equal is None else equal / pixels,
             expected_calibration_error(self._reliability),
         )
 
 
-def judge(
+def evaluate(
     reference: Predictor,
     contestants: Sequence[Contestant],
     dataset: DataSet,
     frames: Sequence[Frame],
     *,
-    journal: Journal,
+    ledger: Ledger,
     identity: str,
     ece: bool = False,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Judgement, list[Judgement | str]]:
+) -> tuple[Evaluation, list[Evaluation | str]]:
     """Run every frame through the reference and all contestants; one frame is held at a time.
 
-    Returns the reference's judgement, and the contestants', or why one failed. Counts that the
-    journal holds are not made again; `identity` names the reference there.
+    Returns the reference's evaluation, and the contestants', or why one failed. Counts that the
+    ledger holds are not made again; `identity` names the reference there.
 
     Raises:
         InputError, ModelInputError: for a frame that cannot be used, or if the reference fails.
@@ -131,27 +135,27 @@ def judge(
     for index, frame in enumerate(frames):
         place = f"frame {index} {frame.name} of"
         seen: _Seen | None = None
-        counts = journal.get(f"{place} {identity}")
+        counts = ledger.get(f"{place} {identity}")
         if counts is None:
             seen = _see(reference, frame)
             counts = _counts(seen.mask, seen.labels, dataset)
             counts.update(_sureness(seen.upsampled, seen, reference, dataset) if ece else {})
-            journal.put(f"{place} {identity}", counts)
+            ledger.put(f"{place} {identity}", counts)
         own.take(counts)
         for contestant, tally in zip(contestants, tallies, strict=True):
             if tally.failure is not None:
                 continue
-            found = journal.get(f"{place} {contestant.identity}")
+            found = ledger.get(f"{place} {contestant.identity}")
             if found is None:
                 seen = seen or _see(reference, frame)
                 found = _count(contestant, seen, dataset, ece=ece)
-                journal.put(f"{place} {contestant.identity}", found)
+                ledger.put(f"{place} {contestant.identity}", found)
             tally.take(found)
         on_frame(index + 1, len(frames))
-    judged: list[Judgement | str] = [
-        tally.failure or tally.judgement(dataset.classes, own.counts) for tally in tallies
+    evaluated: list[Evaluation | str] = [
+        tally.failure or tally.evaluation(dataset.classes, own.counts) for tally in tallies
     ]
-    return own.judgement(dataset.classes, None), judged
+    return own.evaluation(dataset.classes, None), evaluated
 
 
 def _see(reference: Predictor, frame: Frame) -> _Seen:
@@ -163,26 +167,29 @@ def _see(reference: Predictor, frame: Frame) -> _Seen:
 
 
 def _count(contestant: Contestant, seen: _Seen, dataset: DataSet, *, ece: bool) -> dict[str, Any]:
-    """One frame's counts in JSON's types, or the failure."""
+    """Return the counts of one frame as JSON types, or the failure."""
     try:
         scores, upsampled, labels = _output(contestant.predictor, seen)
         found = _counts(seen.mask, labels, dataset)
         if contestant.kernels is not None:
             own = contestant.kernels.predict(seen.image)
             found["kernels"] = int((own == labels).sum())
-    except InputError as error:  # NaN in an output, say: the others go on
+    except InputError as error:  # such as NaN in the output; others continue
         return {"failure": f"frame {seen.frame.name}: {first_line(error)}"}
-    fidelity = FidelityCount()
-    fidelity.add(seen.frame.name, seen.scores, seen.labels, seen.margin, labels, scores)
-    found["fidelity"] = fidelity.to_plain()
+    agreement = AgreementCount()
+    agreement.add(seen.frame.name, seen.scores, seen.labels, seen.margin, labels, scores)
+    found["agreement"] = agreement.to_plain()
     if ece and upsampled is not None:
         found.update(_sureness(upsampled, seen, contestant.predictor, dataset))
     return found
 
 
 def _output(predictor: Predictor, seen: _Seen) -> _Output:
-    """Scores, the same at the frame's size (None of a graph that gives labels), and labels."""
-    held = seen.outputs.get(id(predictor))  # the same file for another runtime ran already
+    """Return the scores, the scores upsampled to the frame's size, and the labels.
+
+    Both scores are None for a graph that does not return logits.
+    """
+    held = seen.outputs.get(id(predictor))  # shared by candidates of the same file
     if held is None:
         if predictor.contract.output != "logits":
             held = None, None, predictor.predict(seen.image)
@@ -211,10 +218,10 @@ def _sureness(
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame for the report: the picture, the truth, and each network's labels by name.
+    """One frame for the report: the image, the ground truth, and the labels of each network.
 
-    `truth` is None where the frames have no masks. `worst_of` are the candidates that are worst in
-    it, each with the pixel (row, column) of its largest error, None where that is not known.
+    `truth` is None if the frame has no labeled pixel. `worst_of` maps each candidate whose worst
+    frame this is to the pixel (row, column) of its largest error, None if unknown.
     """
 
     name: str
@@ -226,18 +233,18 @@ class Sample:
 
 def show(
     reference: Predictor,
-    contestants: Mapping[str, tuple[Contestant, Judgement]],
+    contestants: Mapping[str, tuple[Contestant, Evaluation]],
     dataset: DataSet,
     frames: Sequence[Frame],
     count: int,
 ) -> list[Sample]:
-    """`count` frames spread over the split, and each contestant's worst, with everyone's labels."""
+    """Return samples: `count` evenly spaced frames, and the worst frame of each contestant."""
     last = len(frames) - 1
     chosen = set(np.linspace(0, last, min(count, len(frames))).round().astype(int).tolist())
     worst = {
-        name: judged.fidelity.worst
-        for name, (_, judged) in contestants.items()
-        if judged.fidelity and judged.fidelity.worst and judged.fidelity.agreement < 1
+        name: evaluated.agreement.worst
+        for name, (_, evaluated) in contestants.items()
+        if evaluated.agreement and evaluated.agreement.worst and evaluated.agreement.labels < 1
     }
     names = {one.frame for one in worst.values()}
     shown = []

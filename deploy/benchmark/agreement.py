@@ -1,8 +1,8 @@
-"""How near a candidate is to the reference, counted frame by frame.
+"""Agreement of a candidate with the reference, counted frame by frame.
 
-A label that differs where the reference was sure is a bug; where its two best classes were nearly
-equal, it is rounding. So agreement is told by the reference's margin, too, and near the boundaries
-of its classes, where errors hide.
+A label that differs where the reference's margin is large is a bug. A label that differs where the
+reference's two best classes were nearly equal is rounding. Agreement is therefore also reported by
+the reference's margin, and near its class boundaries, where errors hide.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.calibration.difference import over_range, snr_db, value_range
+
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
 BOUNDARY = 2  # pixels
-# Upper ends of the reference's margin (best minus second class), as a share of its mean margin.
+# Upper bounds of bins of the reference's margin (best minus second-best score), relative to the
+# mean margin of the frame.
 MARGINS = (0.01, 0.05, 0.25, 1.0, math.inf)
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
-_BINS, _LEAST, _MOST = 400, -12.0, 4.0  # of |difference|, by its decimal logarithm
+_BINS, _LEAST, _MOST = 400, -12.0, 4.0  # histogram of log10(|score difference|)
 
 
 @dataclass(frozen=True)
 class Worst:
-    """The frame with the fewest equal labels, and its pixel (row, column) with the largest error.
+    """The frame with the lowest agreement, and its pixel (row, column) with the largest error.
 
-    `pixel` is None where the graph gives labels.
+    `pixel` is in the frame's own coordinates. It is None if the graph returns labels.
     """
 
     frame: str
@@ -37,17 +40,18 @@ class Worst:
 
 
 @dataclass(frozen=True)
-class Fidelity:
-    """Over all frames; shares in 0..1. What needs scores is None for a graph that gives labels.
+class Agreement:
+    """Agreement with the reference over all frames; shares are in 0..1.
 
-    `agreement` is the share of equal labels at the frames' own size, ignored pixels counted too;
-    `boundary` that within two pixels of a boundary of the reference's classes; `by_margin` that for
-    each of `MARGINS`, None where no pixel has such a margin. `max_rel` is the largest difference of
-    a score over the range of the reference's scores in its frame. `quantiles` are of the
-    differences' magnitudes, at `QUANTILES`.
+    `labels` is the share of equal labels at the frames' own size, ignored pixels included.
+    `boundary` is this share within two pixels of the reference's class boundaries. `by_margin` is
+    this share in each bin of `MARGINS`, None in a bin without pixels. `max_rel` is the largest
+    score difference, relative to the range of the reference's scores in the same frame. `quantiles`
+    are the `QUANTILES` of the absolute score differences. For a graph that returns labels,
+    `quantiles` is empty and the other score metrics are None.
     """
 
-    agreement: float
+    labels: float
     boundary: float | None
     by_margin: tuple[float | None, ...]
     max_abs: float | None
@@ -60,8 +64,8 @@ class Fidelity:
 
 
 @dataclass
-class FidelityCount:
-    """Running sums of one candidate; one frame is held at a time."""
+class AgreementCount:
+    """Running sums of one candidate over the frames."""
 
     pixels: int = 0
     equal: int = 0
@@ -85,7 +89,7 @@ class FidelityCount:
         labels: Labels,
         scores: Floats | None,
     ) -> None:
-        """Count one frame: scores `(C, h, w)`, labels and the reference's margin `(H, W)`."""
+        """Add one frame: scores `(C, h, w)`, labels and the reference's margin `(H, W)`."""
         same = labels == reference_labels
         self.pixels += same.size
         self.equal += int(same.sum())
@@ -108,8 +112,8 @@ class FidelityCount:
             )
         self._note(Worst(frame, float(same.mean()), pixel))
 
-    def merge(self, other: FidelityCount) -> None:
-        """Add what was counted of other frames."""
+    def merge(self, other: AgreementCount) -> None:
+        """Add the counts of other frames."""
         self.pixels += other.pixels
         self.equal += other.equal
         self.boundary = [a + b for a, b in zip(self.boundary, other.boundary, strict=True)]
@@ -127,26 +131,25 @@ class FidelityCount:
             self.worst = frame
 
     def to_plain(self) -> dict[str, Any]:
-        """All of it in JSON's types."""
+        """Return all counts as JSON types."""
         arrays = {name: getattr(self, name).tolist() for name in ("margins", "sums", "bins")}
         worst = astuple(self.worst) if self.worst else None
         return {**vars(self), **arrays, "worst": worst}
 
     @staticmethod
-    def of_plain(values: dict[str, Any]) -> FidelityCount:
-        """Read what `to_plain` gave."""
+    def of_plain(values: dict[str, Any]) -> AgreementCount:
+        """Restore the counts from the result of `to_plain`."""
         arrays = {name: np.array(values[name]) for name in ("margins", "sums", "bins")}
         worst = values["worst"]
         if worst is not None:
             frame, agreement, pixel = worst
             worst = Worst(frame, agreement, None if pixel is None else (pixel[0], pixel[1]))
-        return FidelityCount(**{**values, **arrays, "worst": worst})
+        return AgreementCount(**{**values, **arrays, "worst": worst})
 
     def _add_scores(self, reference: Floats, scores: Floats) -> tuple[int, int]:
         difference = np.abs(scores - reference)
         largest = float(difference.max())
-        span = float(reference.max() - reference.min())
-        relative = largest / span if span else (math.inf if largest else 0.0)
+        relative = over_range(largest, value_range(reference))
         self.max_abs, self.max_rel = max(self.max_abs, largest), max(self.max_rel, relative)
         wide, ours = (np.asarray(one, np.float64).ravel() for one in (reference, scores))
         off = wide - ours
@@ -161,30 +164,33 @@ class FidelityCount:
         place = np.unravel_index(int(difference.max(0).argmax()), difference.shape[1:])
         return int(place[0]), int(place[1])
 
-    def result(self) -> Fidelity:
-        """Turn the sums into figures."""
+    def result(self) -> Agreement:
+        """Compute the metrics from the sums."""
         shares = [float(a / b) if b else None for a, b in self.margins]
         total, count, noise, signal, power, product = self.sums
         if not self.scored:
-            return Fidelity(
+            return Agreement(
                 self.equal / self.pixels, _share(self.boundary), tuple(shares),
                 None, None, None, None, None, (), self.worst,
             )  # fmt: skip
-        return Fidelity(
-            agreement=self.equal / self.pixels,
+        return Agreement(
+            labels=self.equal / self.pixels,
             boundary=_share(self.boundary),
             by_margin=tuple(shares),
             max_abs=self.max_abs,
             mean_abs=float(total / count),
             max_rel=self.max_rel,
-            snr_db=float(10 * np.log10(signal / noise)) if noise and signal else math.inf,
+            snr_db=snr_db(signal, noise),
             cosine=float(product / math.sqrt(signal * power)) if signal and power else None,
             quantiles=self._quantiles(),
             worst=self.worst,
         )
 
     def _quantiles(self) -> tuple[float, ...]:
-        """Upper ends of the bins that the quantiles lie in: 0, or a power of ten by hundredths."""
+        """Return the upper bound of each quantile's histogram bin: 0, or a power of ten.
+
+        The exponents are multiples of 0.04.
+        """
         reached = np.cumsum(self.bins)
         found = np.searchsorted(reached, np.asarray(QUANTILES) * reached[-1])
         step = (_MOST - _LEAST) / _BINS
@@ -192,7 +198,10 @@ class FidelityCount:
 
 
 def boundary(labels: Labels) -> NDArray[np.bool_]:
-    """Pixels `(H, W)` within `BOUNDARY` of one with another label, in either direction."""
+    """Return the mask `(H, W)` of pixels near a class boundary.
+
+    A pixel with another label lies at most `BOUNDARY` pixels away in the same row or column.
+    """
     edge = np.zeros(labels.shape, bool)
     for axis in (0, 1):
         for step in range(1, BOUNDARY + 1):
@@ -211,7 +220,7 @@ def boundary(labels: Labels) -> NDArray[np.bool_]:
 
 
 def margin(scores: Floats) -> Floats:
-    """Best minus second class of each pixel: `(H, W)` of `(C, H, W)`."""
+    """Return the best minus the second-best score of each pixel: `(C, H, W)` to `(H, W)`."""
     if scores.shape[0] < 2:
         return np.zeros(scores.shape[1:], np.float32)
     best = np.partition(scores, -2, axis=0)[-2:]

@@ -1,9 +1,9 @@
-"""Confidence intervals of mIoU by resampling frames.
+"""Bootstrap confidence intervals of mIoU over frames.
 
-Pixels of one frame are not independent, and frames nearly are: so frames are drawn again, with
-replacement, and mIoU is computed of each draw (Efron and Tibshirani, "An Introduction to the
-Bootstrap", ch. 13: the percentile interval). A candidate and the reference are drawn together,
-which takes the frames' own difficulty out of their difference.
+Pixels of one frame are not independent, but frames nearly are. Frames are therefore resampled with
+replacement, and mIoU is computed for each draw (Efron and Tibshirani, "An Introduction to the
+Bootstrap", ch. 13: the percentile interval). The same draws are used for a candidate and the
+reference, which removes the difficulty of individual frames from the difference.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """95 % of the draws lie between `low` and `high`, in 0..1."""
+    """Bounds of a 95 % confidence interval, as shares (1 is 100 %)."""
 
     low: float
     high: float
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Intervals of mIoU, of each class's IoU, and of the mIoU that a candidate loses.
+class ConfidenceIntervals:
+    """Confidence intervals of mIoU, of the IoU of each class, and of the mIoU drop.
 
-    None where a draw has no value for most draws: a class that hardly a frame holds.
+    An interval is None if the value is undefined in more than half of the draws, as for a class
+    that few frames contain.
     """
 
     miou: Interval | None
@@ -38,29 +39,34 @@ class Spread:
     drop: Interval | None = None
 
 
-def spread(
+def confidence_intervals(
     counts: Sequence[NDArray[np.int64]], reference: Sequence[NDArray[np.int64]] | None = None
-) -> Spread:
-    """Intervals for confusion matrices `(C, C)`, one a frame, and a reference's of the same."""
-    if len(counts) < 2:  # nothing can be said of how frames differ
-        return Spread(None, (None,) * len(counts[0]))
+) -> ConfidenceIntervals:
+    """Return the intervals for confusion matrices `(C, C)`, one per frame.
+
+    With the matrices of the reference on the same frames, the mIoU drop has an interval, too.
+    """
+    if len(counts) < 2:  # one frame shows no variance between frames
+        return ConfidenceIntervals(None, (None,) * len(counts[0]))
     weights = _draws(len(counts))
     ious = _iou(weights, counts)
     mious = _mean(ious)
     drop = None
     if reference is not None:
         drop = _interval(_mean(_iou(weights, reference)) - mious)
-    return Spread(_interval(mious), tuple(_interval(column) for column in ious.T), drop)
+    return ConfidenceIntervals(
+        _interval(mious), tuple(_interval(column) for column in ious.T), drop
+    )
 
 
 def _draws(frames: int) -> NDArray[np.int64]:
-    """How often each frame is drawn, `(DRAWS, frames)`; the same for every candidate."""
+    """Return how often each frame is drawn, `(DRAWS, frames)`; equal for every candidate."""
     rng = np.random.default_rng(0)
     return rng.multinomial(frames, np.full(frames, 1 / frames), DRAWS)
 
 
 def _iou(weights: NDArray[np.int64], counts: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """IoU of each class for each draw, `(DRAWS, C)`; NaN where it is undefined."""
+    """Return the IoU of each class in each draw, `(DRAWS, C)`; NaN where undefined."""
     held = np.stack(counts)
     hits = np.einsum("fcc->fc", held)
     union = held.sum(1) + held.sum(2) - hits

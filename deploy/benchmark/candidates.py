@@ -1,4 +1,4 @@
-"""The candidates of a bench: their names, their content, and how each is opened to be judged."""
+"""Candidates of a bench: names, contract checks, content keys, and opening for evaluation."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ if TYPE_CHECKING:
 def name_candidates(
     paths: Sequence[Path], backends: Sequence[str], program: Path | None = None
 ) -> list[Candidate]:
-    """Each `.onnx` once a runtime, each engine once, and each model that `program` times in C++.
+    """Return the candidates: each `.onnx` once per runtime, each engine and C++ file once.
+
+    `program` times the candidates that run in C++.
 
     Raises:
-        InputError: if one is named twice, or there is no such program.
+        InputError: if a path or backend is given twice, a backend is unknown, or the candidate's
+            program cannot be used.
     """
     for what, named in (("candidate", paths), ("backend", backends)):
         if len(set(named)) < len(named):
-            raise InputError(f"bench: a {what} is named twice")
+            raise InputError(f"bench: a {what} is given twice; give it once")
     for backend in backends:
         if backend not in (*PROVIDERS, "openvino"):
             raise InputError(
@@ -53,17 +56,17 @@ def name_candidates(
 
 
 def _name(path: Path, paths: Sequence[Path], backend: str, backends: Sequence[str]) -> str:
-    """The file's name, or its path where two have one name, and the runtime where there are two."""
+    """Return the file's name, or its path if file names repeat; add the runtime if several run."""
     alike = [other for other in paths if other.name == path.name]
     name = escaped(path.name if len(alike) == 1 else str(path))
     return name if len(backends) == 1 or not backend else f"{name} ({backend})"
 
 
 def contract_of_file(path: Path) -> Contract:
-    """What a graph or an engine says of itself, without a runtime.
+    """Return the contract of a graph or an engine, without opening a runtime.
 
     Raises:
-        InputError: for a file that is neither, or damaged.
+        InputError: if the file is neither of them, or is damaged.
     """
     check_input(path)
     if path.suffix in ENGINE_SUFFIXES:
@@ -74,10 +77,10 @@ def contract_of_file(path: Path) -> Contract:
 
 
 def check_contract(candidate: Candidate, truth: Predictor) -> None:
-    """Refuse a candidate that could not be compared, before anything is run.
+    """Refuse a candidate whose contract differs from the reference's, before anything runs.
 
     Raises:
-        InputError: with what its contract says, and what the reference's does.
+        InputError: with both values of the field that differs.
     """
     path = Path(candidate.spec.model)
     theirs, ours = contract_of_file(path), truth.contract
@@ -86,18 +89,18 @@ def check_contract(candidate: Candidate, truth: Predictor) -> None:
     for what in ("classes", "size", "mean", "std", "scales", "flip"):
         if getattr(theirs, what) != getattr(ours, what):
             raise InputError(
-                f"{path}: its {what} is {getattr(theirs, what)}, the reference's "
+                f"{path}: its {what} is {getattr(theirs, what)}, but the reference has "
                 f"{getattr(ours, what)}; they cannot be compared"
             )
 
 
 def open_candidate(
-    stack: ExitStack, candidate: Candidate, literal: dict[str, Predictor]
+    stack: ExitStack, candidate: Candidate, shared: dict[str, Predictor]
 ) -> Contestant:
-    """Open a candidate to be judged.
+    """Open a candidate for evaluation.
 
-    A quantised or half graph is executed literally, and its runtime's own kernels beside that; the
-    same file for another runtime shares what `literal` holds of it.
+    A quantized or 16-bit graph is opened twice: for reference execution, and with the runtime's own
+    kernels. Candidates of the same file share the predictor for reference execution in `shared`.
 
     Raises:
         InputError: for a file that cannot be used.
@@ -113,30 +116,30 @@ def open_candidate(
     predictor = kernels
     if rounds:
         key = f"{path} at {candidate.scales}"
-        if key not in literal:
-            opened = load(path, literal=True, scales=candidate.scales)
-            literal[key] = stack.enter_context(opened)
-        predictor = literal[key]
+        if key not in shared:
+            opened = load(path, reference_execution=True, scales=candidate.scales)
+            shared[key] = stack.enter_context(opened)
+        predictor = shared[key]
     own = kernels if rounds else None
     return Contestant(candidate.name, predictor, own, precision, identity_of(candidate))
 
 
 def _rounds(graph: onnx.ModelProto) -> bool:
-    """Whether a CPU's kernels may round otherwise than TensorRT: Q/DQ, or half types."""
+    """Return whether CPU kernels may round differently from TensorRT: Q/DQ, FP16 or BF16."""
     from segdeploy.calibration.half_precision import is_half
 
     return is_quantized(graph) or is_half(graph)
 
 
 def identity_of(candidate: Candidate) -> str:
-    """What a candidate's figures depend on: its content, its runtime, and how it is run."""
+    """Return the key of all that a candidate's figures depend on: content, runtime, scales."""
     content = key_of_model(Path(candidate.spec.model))
     runtime = candidate.backend or "its own"
     return f"{content} in {runtime} at {candidate.scales}{candidate.build}"
 
 
 def identity_of_reference(truth: Predictor, spec: ModelSpec) -> str:
-    """The same for the reference: a file's content, or a network's weights and code."""
+    """Return the key of the reference: a file's content, or a network's weights and code."""
     session = truth.session
     if not isinstance(session, TorchSession):
         return f"{key_of_model(Path(spec.model))} in {session.backend}"

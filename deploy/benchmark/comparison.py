@@ -1,4 +1,4 @@
-"""`segdeploy bench --compare OLD NEW`: what got worse between two verdicts."""
+"""`segdeploy bench --compare OLD NEW`: find regressions between two verdicts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from segdeploy.benchmark.serialization import SCHEMA
 from segdeploy.errors import InputError
 from segdeploy.models.strict_json import read_json
 
-# Beyond what two runs of the same thing differ by: points of mIoU, share of labels, of latency.
+# Noise limits between two runs: mIoU (0.002 is 0.2 points), share of equal labels, and relative
+# change of the speed-up.
 _MIOU, _AGREEMENT, _LATENCY = 0.002, 0.001, 0.05
 _LARGEST = 256 << 20
 
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of one candidate in two verdicts; `worse` if it is a regression."""
+    """One figure of one candidate in two verdicts; `worse` marks a regression."""
 
     candidate: str
     figure: str
@@ -27,12 +28,12 @@ class Change:
 
 
 def compare_verdicts(old: Path, new: Path) -> list[Change]:
-    """The figures that changed by more than noise, candidate by candidate.
+    """Return the figures that changed by more than noise, candidate by candidate.
 
-    Latency is compared by its ratio to the reference, which another machine's speed leaves alone.
+    Latency is compared by its ratio to the reference, which depends less on the machine's speed.
 
     Raises:
-        InputError: for files that are no verdicts, or of other frames.
+        InputError: if a file is not a verdict, or the verdicts are of different frames or classes.
     """
     before, after = _read(old), _read(new)
     for values in (before, after):
@@ -40,14 +41,14 @@ def compare_verdicts(old: Path, new: Path) -> list[Change]:
     for what in ("data set", "split", "frames", "size", "classes"):
         if before[what] != after[what]:
             raise InputError(
-                f"{new}: its {what} is {after[what]}, that of {old} {before[what]}; they cannot be "
-                "compared"
+                f"{new}: its {what} is {after[what]}, but in {old} it is {before[what]}; compare "
+                "verdicts of the same frames"
             )
     olds, news = ({row["name"]: row for row in _rows(values)} for values in (before, after))
     changes = []
     for name in dict.fromkeys([*olds, *news]):
         if name not in olds or name not in news:
-            there = ("absent", "there") if name not in olds else ("there", "absent")
+            there = ("absent", "present") if name not in olds else ("present", "absent")
             changes.append(Change(name, "candidate", *there, worse=name not in news))
             continue
         changes += _changes(name, olds[name], news[name])
@@ -55,8 +56,8 @@ def compare_verdicts(old: Path, new: Path) -> list[Change]:
 
 
 def _rows(values: dict[str, Any]) -> list[dict[str, Any]]:
-    modes = values["modes"] or {"rows": []}
-    return [*values["rows"], *modes["rows"]]
+    augmented = values["test_time_augmentation"] or {"rows": []}
+    return [*values["rows"], *augmented["rows"]]
 
 
 def _changes(name: str, old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
@@ -66,7 +67,7 @@ def _changes(name: str, old: dict[str, Any], new: dict[str, Any]) -> list[Change
         found.append(Change(name, "verdict", before, after, worse=not new["passes"]))
     for figure, path, noise in (
         ("mIoU", ("accuracy", "miou"), _MIOU),
-        ("labels equal", ("fidelity", "agreement"), _AGREEMENT),
+        ("labels equal", ("agreement", "labels"), _AGREEMENT),
         ("speed-up", ("latency", "ratio", "speedup"), _LATENCY),
     ):
         a, b = _at(old, path), _at(new, path)
@@ -93,12 +94,12 @@ def _read(path: Path) -> dict[str, Any]:
     values = read_json(path, expected="a verdict of segdeploy bench", mend=mend, max_bytes=_LARGEST)
     try:
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            raise ValueError(f"no verdict of schema {SCHEMA}")
-        modes = values["modes"]
-        if modes is not None and not (
-            isinstance(modes, dict) and isinstance(modes.get("rows"), list)
+            raise ValueError(f"not a verdict of schema {SCHEMA}")
+        augmented = values["test_time_augmentation"]
+        if augmented is not None and not (
+            isinstance(augmented, dict) and isinstance(augmented.get("rows"), list)
         ):
-            raise ValueError("its modes are damaged")
+            raise ValueError("its test-time augmentation is damaged")
         rows = _rows(values) if isinstance(values["rows"], list) else None
         if rows is None or not all(
             isinstance(row, dict)
@@ -107,9 +108,9 @@ def _read(path: Path) -> dict[str, Any]:
             for row in rows
         ):
             raise ValueError("its rows are damaged")
-        for kind in (values["rows"], modes["rows"] if modes else []):
+        for kind in (values["rows"], augmented["rows"] if augmented else []):
             if len({row["name"] for row in kind}) < len(kind):
-                raise ValueError("two of its rows have one name")
+                raise ValueError("two of its rows have the same name")
         for what in ("dataset", "split", "frames", "size", "classes"):
             values[what]
     except (ValueError, KeyError) as error:

@@ -1,7 +1,7 @@
-"""A candidate that runs in C++: what `segdeploy-bench --out FILE.json` wrote of it.
+"""C++ candidates, described by the JSON file of `segdeploy-bench --out FILE.json`.
 
-The file says which model was timed, and with which settings. It is data: it never says which
-program or library runs. The program is the one that the user names, or the installed one.
+The file states which model was timed, and with which settings. It is untrusted data, so it never
+selects the program or library that runs. The program is named by the user or is the installed one.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from segdeploy.model_spec import ModelSpec
 from segdeploy.models.names import escaped, is_line
 from segdeploy.models.strict_json import read_json
 
-_SCHEMA = 2
+_SCHEMA = 3
 _PROGRAM = "segdeploy-bench"
 _MOST = {"threads": 1024, "contexts": 64}
-_CHOICES = {"provider": ("cpu", "cuda", "tensorrt"), "pictures_on": ("cpu", "gpu")}
+_CHOICES = {"provider": ("cpu", "cuda", "tensorrt"), "preprocess_on": ("cpu", "gpu")}
 
 
 def read_cpp_candidate(path: Path, program: Path | None = None) -> Candidate:
-    """The model of such a file, timed by `program` or by `segdeploy-bench` on the PATH.
+    """Return the candidate of such a file, timed by `program` or `segdeploy-bench` on the PATH.
 
-    Its labels are judged by Python's run of the same model, which gives the same ones.
+    Accuracy is evaluated in Python on the same model, since C++ and Python give the same labels.
 
     Raises:
-        InputError: for a file of another kind, a program that is not there, or another model.
+        InputError: if the file is not of `segdeploy-bench`, the program is missing, or the model is
+            missing or changed.
     """
     values = read_json(path, expected="a file of segdeploy-bench --out")
     if not isinstance(values, dict) or values.get("schema") != _SCHEMA:
@@ -43,7 +44,9 @@ def read_cpp_candidate(path: Path, program: Path | None = None) -> Candidate:
     settings = _settings(values.get("settings"), path)
     model = Path(values["model"])
     if not model.is_file() or sha256_of_file(model) != values["model_sha256"]:
-        raise InputError(f"{path}: {model} is not the model that it was written for; run it again")
+        raise InputError(
+            f"{path}: {model} is missing or was changed since; run segdeploy-bench again"
+        )
     found = _found(program)
     return Candidate(
         escaped(path.name),
@@ -55,18 +58,23 @@ def read_cpp_candidate(path: Path, program: Path | None = None) -> Candidate:
 
 
 def _libraries() -> list[str | None]:
-    """Where the program finds the runtimes, by the variables of the user's own environment."""
+    """Return the runtime locations that the program reads from the environment, None if unset."""
     kinds = ("ONNXRUNTIME", "TENSORRT", "TENSORRT_RTX")
     return [os.environ.get(f"SEGDEPLOY_{kind}") for kind in kinds]
 
 
 def _settings(values: Any, path: Path) -> tuple[str, ...]:
-    """The options of the program for the file's settings, each of a known name and value."""
+    """Return the program's options for the file's settings.
+
+    Raises:
+        InputError: for an unknown setting, or a value out of range.
+    """
     words: list[str] = []
     for name, value in (values if isinstance(values, dict) else {"": None}).items():
         if not (value in _CHOICES.get(name, ()) or _is_count(value, _MOST.get(name, 0))):
             raise InputError(
-                f"{path}: its setting '{name}' is not one of segdeploy-bench's; run it again"
+                f"{path}: its setting '{name}' is unknown or out of range; run segdeploy-bench "
+                "again"
             )
         words += [f"--{name.replace('_', '-')}", str(value)]
     return tuple(words)
@@ -85,5 +93,5 @@ def _found(program: Path | None) -> Path:
             )
         program = Path(installed)
     if not os.access(check_input(program), os.X_OK):
-        raise InputError(f"{program}: is not a program that can be run; give {_PROGRAM}")
+        raise InputError(f"{program}: is not an executable program; give {_PROGRAM}")
     return program.resolve()

@@ -1,4 +1,4 @@
-"""Where a verdict was measured: without it a latency means nothing."""
+"""Description of the machine and packages with which a verdict was measured."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt_rtx_cu13", "t
 
 @dataclass(frozen=True)
 class Environment:
-    """Machine facts of one run; `threads` is None where each runtime chose for itself.
+    """Machine and package versions of one run.
 
-    `gpu` is what NVML says of the GPU, None without one or without `nvidia-ml-py`.
+    `threads` is None if each runtime chose its own number. `gpu` holds the NVML readings, None
+    without a GPU or without `nvidia-ml-py`.
     """
 
     measured_at: str
@@ -32,7 +33,7 @@ class Environment:
 
 
 def describe_environment(threads: int | None) -> Environment:
-    """Collect the facts of this machine, now."""
+    """Describe the current machine and packages."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Environment(
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""A folder of pictures without masks: enough for parity and latency."""
+"""Folders of images without masks, for benches of parity and latency alone."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
-from segdeploy.models.dataset import DataSet, Frame, pictures_in
+from segdeploy.models.dataset import DataSet, Frame, images_in
 from segdeploy.models.images import read_image
 
 
 @dataclass(frozen=True)
-class Picture(Frame):
-    """A frame of which nothing is known: its mask ignores every pixel."""
+class UnlabeledFrame(Frame):
+    """A frame without a mask file; every pixel of its mask is ignored."""
 
     def check_mask(self) -> None:
-        """There is none to be missing."""
+        """Accept the frame, since it has no mask file to check."""
 
     def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Read the picture, and a mask that says nothing."""
+        """Return the image, and a mask in which every pixel is ignored."""
         image = read_image(self.image)
         return image, np.full(image.shape[:2], self.ignore_index, np.uint8)
 
 
 @dataclass(frozen=True)
-class Pictures(DataSet):
-    """The pictures of one folder, as a data set with the classes of a network."""
+class ImageFolder(DataSet):
+    """The images of one folder, as a data set with the classes of a network."""
 
     def listed(self, split: str) -> list[Frame]:
-        """The pictures by name."""
+        """Return the frames of the folder, in the order of the listing."""
         count = len(self.classes)
         return [
-            Picture(image.stem, image, image, count, self.ignore_index)
+            UnlabeledFrame(image.stem, image, image, count, self.ignore_index)
             for image, _ in self.listing(split)
         ]
 
 
-def is_folder_of_pictures(folder: Path) -> bool:
-    """Whether a folder is no data set, but holds pictures."""
+def is_image_folder(folder: Path) -> bool:
+    """Return whether a folder holds images and is not a data set."""
     if not folder.is_dir() or (folder / "dataset.json").exists():
         return False
-    return bool(pictures_in(folder))
+    return bool(images_in(folder))
 
 
-def pictures_of(folder: Path, contract: Contract) -> Pictures:
-    """The pictures of a folder, with the classes and colours of a network."""
-    return Pictures(
+def open_image_folder(folder: Path, contract: Contract) -> ImageFolder:
+    """Open the images of a folder as a data set with the classes and colors of a network."""
+    return ImageFolder(
         root=folder,
         classes=contract.classes,
         palette=contract.palette,
         ignore_index=contract.ignore_index,
-        splits=("pictures",),
-        listing=lambda split: [(path, path) for path in pictures_in(folder)],
+        splits=("images",),
+        listing=lambda split: [(path, path) for path in images_in(folder)],
     )

@@ -1,4 +1,4 @@
-"""Latency: each candidate in its own process, bursts interleaved, so that noise hits all alike."""
+"""Latency: interleaved bursts of separate processes, so noise affects all candidates equally."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.benchmark.journal import Journal
 from segdeploy.benchmark.process import Candidate, Failure, Process, started
-from segdeploy.benchmark.rounds import Answers, burst, refusal, take_turns
+from segdeploy.benchmark.rounds import Answers, burst, first_error, take_turns
 from segdeploy.benchmark.worker import STAGES
 from segdeploy.errors import InputError
+from segdeploy.ledger import Ledger
 
-# A machine's clock moves from second to second, and seven long rounds told two runs' ratios apart
-# by 8 %; fifty short ones do by 2 %.
+# Bounds of the number of rounds, and rounds per second of timing. Clock rates vary from second to
+# second: the ratios of two runs differed by 8 % with seven long rounds, by 2 % with fifty short.
 _FEWEST, _MOST, _A_SECOND = 10, 50, 10
 SECONDS = 5.0
 _CALLS_PACED = 2
@@ -25,9 +25,9 @@ _DRAWS = 2000
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as the reference; 95 % of resampled rounds lie in between.
+    """Speed-up over the reference, with a 95 % bootstrap interval over the rounds.
 
-    `is_clear` is False where the interval holds 1: this run can see no difference.
+    `is_clear` is False if the interval contains 1: the run shows no significant difference.
     """
 
     speedup: float
@@ -36,19 +36,20 @@ class Ratio:
 
     @property
     def is_clear(self) -> bool:
-        """Whether one of the two is faster."""
+        """Whether the difference in speed is significant."""
         return self.low > 1 or self.high < 1
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one call of the network at batch 1, its stages apart, and what loading cost.
+    """Latency of one network call at batch 1 in ms, its stages, and the cost of loading.
 
-    The figures are of the network's call alone; `stages_ms` are medians of preprocessing, that
-    call, and postprocessing to labels; `device_ms` those of the copies and the computation inside
-    the call, by the device's own clock, where the runtime tells them. `scale_ms` are medians of
-    each scale of a loop, by scale. `standard_error_ms` is that of the rounds' medians. `stable` is
-    False where warming up ended by its bound. With `fps` the calls were paced.
+    Median and percentiles are of the network call alone. `stages_ms` holds the medians of
+    preprocessing, network call and postprocessing to labels. `device_ms` holds the medians of the
+    copies and the computation inside the call, measured on the device if the runtime supports it.
+    `scale_ms` holds the median of each scale of a loop. `standard_error_ms` is the standard error
+    of the rounds' medians. `stable` is False if the warm-up ended by its time limit. With `fps`,
+    the calls were paced.
     """
 
     median_ms: float
@@ -74,16 +75,16 @@ def measure_latencies(
     seconds: float = SECONDS,
     threads: int | None = None,
     fps: float | None = None,
-    journal: Journal | None = None,
+    ledger: Ledger | None = None,
     identities: Sequence[str] = (),
     on_burst: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Latency | Failure]:
-    """Time all candidates in rounds of one burst each; the first is the reference.
+    """Time all candidates in rounds of one burst per candidate; the first is the reference.
 
-    `seconds` are those of a candidate in all, or two calls a round, if that is longer. At a pace
-    of `fps` there are no more rounds than that leaves time for. With `threads` a process is pinned
-    to as many cores, where the system allows it. A candidate whose process fails is left out of the
-    rounds that follow.
+    `seconds` is the total duration of each candidate; each round has at least two calls. With `fps`
+    there are only as many rounds as that pace allows. With `threads`, a process is pinned to as
+    many cores where the system allows it. A candidate whose process fails is left out of the
+    following rounds.
     """
     rounds = max(_FEWEST, min(_MOST, int(seconds * _A_SECOND)))
     if fps is not None:
@@ -93,7 +94,7 @@ def measure_latencies(
             workers,
             rounds,
             burst(seconds / rounds, fps=fps),
-            journal=journal or Journal(None, ""),
+            ledger=Ledger(None, "") if ledger is None else ledger,
             identities=identities or [one.name for one in candidates],
             on_burst=on_burst,
         )
@@ -108,7 +109,7 @@ def measure_latencies(
 def _ended(
     worker: Process, bursts: Answers, reference: Answers | None, fps: float | None
 ) -> Latency | Failure:
-    if (refused := refusal(bursts)) is not None:
+    if (refused := first_error(bursts)) is not None:
         return Failure(refused)
     try:
         peak = worker.ask({"end": True})["peak_mib"]
@@ -150,7 +151,7 @@ def _summary(
 
 
 def _each(found: list[dict[str, float]]) -> dict[str, float] | None:
-    """Medians in ms of times by name; None where nothing was told."""
+    """Return the medians in ms of durations by name; None without measurements."""
     if not found:
         return None
     return {name: float(np.median([one[name] for one in found]) * 1e3) for name in found[0]}
@@ -161,9 +162,10 @@ def _medians(bursts: Answers) -> NDArray[np.float64]:
 
 
 def ratio_of(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> Ratio:
-    """The median over rounds of a speed-up, and its bootstrap interval.
+    """Return the median speed-up over the rounds, with its bootstrap interval.
 
-    Within a round both ran a moment apart, under the same clock and load, which a ratio takes out.
+    Within a round both networks ran shortly after each other. The ratio therefore cancels the clock
+    rate and load of the machine.
     """
     ratios = reference / candidate
     rng = np.random.default_rng(0)

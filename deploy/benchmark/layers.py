@@ -1,4 +1,4 @@
-"""Layer by layer: where a candidate's error enters."""
+"""Layer-by-layer comparison of a candidate with PyTorch: find the layer where the error enters."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from segdeploy.proof.divergence import LayerError, layer_errors
 from segdeploy.runtime.session import Session
 from segdeploy.runtime.torch_session import TorchSession
 
-# An error that is this many times those of all layers before it did not grow: it entered.
+# The error enters at a layer if it is this many times the largest error of all earlier layers.
+# A smaller ratio is the growth of an earlier error.
 _JUMP = 8.0
-_LEAST = 1e-5  # of a layer's range; float32 rounds to a hundredth of that
+_LEAST = 1e-5  # relative to a layer's range; float32 rounding is a hundredth of that
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Every layer that can be compared, in the order in which they run, and where the error enters.
+    """Errors of all comparable layers in execution order, and the layer where the error enters.
 
-    `enters` is the layer whose error stands out most from all before it; None if none does.
+    `enters` is the layer with the largest ratio of its error to the errors of all earlier layers,
+    or None if no ratio is large enough.
     """
 
     layers: tuple[LayerError, ...]
@@ -33,19 +35,20 @@ class LayerReport:
 def compare_layers(
     reference: Session, model: Path, image: NDArray[np.float32]
 ) -> LayerReport | str:
-    """Set each module of the reference beside the tensor of the graph that it became.
+    """Compare the output of each module of the reference with the matching tensor of the graph.
 
-    `image` is the network's input `(1, 3, H, W) float32`. What cannot be compared is told in words:
-    an engine shows no tensors, and a graph of several scales or bytes has no such layers.
+    `image` is the network's input `(1, 3, H, W) float32`. Returns the reason as text if there is no
+    comparison: an engine exposes no intermediate tensors, and a graph with several scales or uint8
+    input has no matching layers.
     """
     if not isinstance(reference, TorchSession):
-        return "layers need a PyTorch network as reference"
+        return "a layer comparison needs a PyTorch network as reference"
     if model.suffix != ".onnx":
-        return "an engine shows no tensors of its inside; compare the .onnx that it was built from"
+        return "an engine exposes no intermediate tensors; compare the .onnx that it was built from"
     graph = load_onnx(model)
     contract = contract_of(graph, model)
     if contract.layout != "NCHW" or contract.scales != (1.0,) or contract.flip:
-        return "layers are compared in a graph of one scale that takes float pictures"
+        return "layers can only be compared in a graph of one scale with float input, without flip"
     network = reference.network
     found = layer_errors(network.module, network, graph, image)
     layers = tuple(layer for layer in found if not layer.is_moved)

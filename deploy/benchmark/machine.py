@@ -1,4 +1,4 @@
-"""The machine's state before and after a measurement, and what in it makes a latency doubtful."""
+"""Machine state around a measurement, and warnings about conditions that distort latencies."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 _CPU = Path("/sys/devices/system/cpu/cpu0")
-_BUSY = 0.5  # load average a core, before we add ours
-_STOLEN = 0.02  # of the time
-_SLOW = 0.9  # of the highest clock
+_BUSY = 0.5  # load average per core before the measurement
+_STOLEN = 0.02  # fraction of the CPU time
+_SLOW = 0.9  # fraction of the highest clock
 _REASONS = (
     "SwPowerCap",
     "HwSlowdown",
@@ -22,10 +22,10 @@ _REASONS = (
 
 @dataclass(frozen=True)
 class GpuState:
-    """What NVML says of one GPU: clocks in MHz, power in W, temperature in degrees Celsius.
+    """NVML readings of one GPU: clocks in MHz, power in W, temperature in degrees Celsius.
 
-    `reasons` are those for which its clock was held down; `others` how many other processes
-    compute on it.
+    `reasons` are the NVML reasons for a throttled clock. `others` is the number of other compute
+    processes on the GPU.
     """
 
     name: str
@@ -41,10 +41,11 @@ class GpuState:
 
 @dataclass(frozen=True)
 class MachineState:
-    """Counters and settings at one moment; None where the system does not tell.
+    """Counters and settings at one moment; None where the system does not provide them.
 
-    `load` is the load average a core; `throttled` counts scheduler periods that a container's CPU
-    limit cut short, `overheated` thermal events; `steal` and `ticks` are those of /proc/stat.
+    `load` is the load average per core. `throttled` counts the scheduler periods throttled by a
+    container's CPU limit. `overheated` counts thermal throttling events. `steal` and `ticks` are
+    steal time and total time in ticks, from /proc/stat.
     """
 
     load: float | None
@@ -57,7 +58,7 @@ class MachineState:
 
 
 def machine_state() -> MachineState:
-    """Read the state of this machine, now."""
+    """Read the current state of this machine."""
     cores = os.cpu_count() or 1
     steal, ticks = _stolen()
     return MachineState(
@@ -72,14 +73,14 @@ def machine_state() -> MachineState:
 
 
 class Watch:
-    """The machine's state when a measurement began, and its GPU's while it ran."""
+    """Recorder of the machine's state before a measurement, and of the GPU's state during it."""
 
     def __init__(self) -> None:
         self._before = machine_state()
         self._gpus: list[GpuState] = []
 
     def during(self, on_burst: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        """Look at the GPU after each burst: an idle one says nothing."""
+        """Wrap `on_burst` to read the GPU's state after each burst, while its clock is raised."""
 
         def look(done: int, total: int) -> None:
             if self._before.gpu is not None and (state := _gpu()) is not None:
@@ -90,60 +91,60 @@ class Watch:
 
     @property
     def gpu(self) -> GpuState | None:
-        """The GPU at its slowest, with every reason for which its clock was held down."""
+        """The GPU's state at its lowest clock, with all throttling reasons of the measurement."""
         if not self._gpus:
             return self._before.gpu
         reasons = {reason for state in self._gpus for reason in state.reasons}
         slowest = min(self._gpus, key=lambda state: state.clock)
         return replace(slowest, reasons=tuple(sorted(reasons)))
 
-    def doubts(self) -> list[str]:
-        """What a reader of the latencies should know, a sentence each."""
-        return doubts(self._before, replace(machine_state(), gpu=self.gpu))
+    def warnings(self) -> list[str]:
+        """Return one sentence for each condition that distorts the latencies."""
+        return warnings(self._before, replace(machine_state(), gpu=self.gpu))
 
 
-def doubts(before: MachineState, after: MachineState) -> list[str]:
-    """What a reader of the latencies should know, a sentence each."""
+def warnings(before: MachineState, after: MachineState) -> list[str]:
+    """Return one sentence for each condition that distorts the latencies."""
     found = []
     if before.load is not None and before.load > _BUSY:
         found.append(
-            f"the machine was busy before this began (load {before.load:.1f} a core); its "
-            "latencies are not those of an idle one"
+            f"the machine was busy before the bench (load {before.load:.1f} per core), so the "
+            "latencies are not those of an idle machine"
         )
     if before.governor not in (None, "performance"):
         found.append(
-            f"the CPU's clock is not held (governor {before.governor}); set it to performance for "
-            "latencies that repeat"
+            f"the CPU clock is not fixed (governor {before.governor}); set the governor to "
+            "performance for repeatable latencies"
         )
     if _grew(before.throttled, after.throttled):
-        found.append("the container's CPU limit cut in while this ran")
+        found.append("the container was throttled by its CPU limit during the bench")
     if _grew(before.overheated, after.overheated):
-        found.append("the CPU was throttled by heat while this ran")
+        found.append("the CPU was thermally throttled during the bench")
     stolen = (after.steal - before.steal) / max(1, after.ticks - before.ticks)
     if stolen > _STOLEN:
-        found.append(f"the host gave {stolen:.0%} of this machine's time to others while this ran")
+        found.append(f"the host took {stolen:.0%} of this machine's CPU time during the bench")
     if after.gpu is not None:
-        found += _gpu_doubts(after.gpu)
+        found += _gpu_warnings(after.gpu)
     return found
 
 
-def _gpu_doubts(gpu: GpuState) -> list[str]:
+def _gpu_warnings(gpu: GpuState) -> list[str]:
     found = []
     if gpu.reasons:
-        told = ", ".join(gpu.reasons)
-        found.append(f"{gpu.name}: its clock was held down ({told}) at {gpu.temperature} C")
+        message = ", ".join(gpu.reasons)
+        found.append(f"{gpu.name}: the GPU clock was throttled ({message}) at {gpu.temperature} C")
     elif gpu.clock < _SLOW * gpu.highest_clock:
         found.append(
-            f"{gpu.name}: its clock is not locked ({gpu.clock} of {gpu.highest_clock} MHz at its "
-            "slowest); nvidia-smi --lock-gpu-clocks makes latencies repeat"
+            f"{gpu.name}: the GPU clock is not locked ({gpu.clock} of {gpu.highest_clock} MHz at "
+            "the lowest); lock it with nvidia-smi --lock-gpu-clocks for repeatable latencies"
         )
     if gpu.power_limit < gpu.default_limit:
         found.append(
-            f"{gpu.name}: its power limit is {gpu.power_limit:.0f} W, by default "
+            f"{gpu.name}: the power limit is {gpu.power_limit:.0f} W instead of the default "
             f"{gpu.default_limit:.0f} W"
         )
     if gpu.others:
-        found.append(f"{gpu.name}: {gpu.others} other processes compute on it")
+        found.append(f"{gpu.name}: {gpu.others} other processes use the GPU")
     return found
 
 
@@ -152,7 +153,7 @@ def _grew(before: int | None, after: int | None) -> bool:
 
 
 def _stolen() -> tuple[int, int]:
-    """Ticks that the host took, and all ticks, since the machine started."""
+    """Return steal ticks and total ticks since the machine started; zeros if unknown."""
     line = (_text(Path("/proc/stat")) or "").partition("\n")[0].split()[1:9]
     ticks = [int(one) for one in line]
     return (ticks[7], sum(ticks)) if len(ticks) == 8 else (0, 0)
@@ -180,7 +181,7 @@ def _number(path: Path) -> int | None:
 
 
 def _gpu() -> GpuState | None:
-    """What NVML says of the first GPU that this process may see; None without NVML or a GPU."""
+    """Return the NVML readings of the first visible GPU; None without NVML or a GPU."""
     try:
         import pynvml as nvml
     except ImportError:
@@ -207,7 +208,7 @@ def _gpu() -> GpuState | None:
             ),
             others=len([one for one in others if one.pid != os.getpid()]),
         )
-    except nvml.NVMLError:  # a Jetson's, or a MIG slice's, tells only a part
+    except nvml.NVMLError:  # a Jetson or a MIG slice lacks some readings
         return None
     finally:
         nvml.nvmlShutdown()

@@ -1,4 +1,4 @@
-"""From candidates to rows: opened, judged on the frames, timed in turns, held to the limits."""
+"""Measure candidates: time, evaluate and check them, and return the rows of the verdict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segdeploy.benchmark.accuracy import Contestant, Judgement, Sample, judge, show
+from segdeploy.benchmark.accuracy import Contestant, Evaluation, Sample, evaluate, show
 from segdeploy.benchmark.candidates import (
     check_contract,
     identity_of,
@@ -17,25 +17,25 @@ from segdeploy.benchmark.candidates import (
     open_candidate,
 )
 from segdeploy.benchmark.environment import describe_environment
-from segdeploy.benchmark.image_folder import is_folder_of_pictures, pictures_of
-from segdeploy.benchmark.journal import Journal
+from segdeploy.benchmark.image_folder import is_image_folder, open_image_folder
 from segdeploy.benchmark.latency import Latency, measure_latencies
 from segdeploy.benchmark.layers import compare_layers
 from segdeploy.benchmark.process import Candidate, Failure
 from segdeploy.benchmark.protocol import Protocol
-from segdeploy.benchmark.supported_shapes import check_claims
+from segdeploy.benchmark.supported_shapes import check_supported_shapes
 from segdeploy.benchmark.sweep import Point, run_sweep
 from segdeploy.benchmark.test_time_augmentation import export_fused, looped, why_no_loop
-from segdeploy.benchmark.verdict import Limits, Modes, Row, complaints, ranked
+from segdeploy.benchmark.verdict import Limits, Row, TestTimeAugmentation, failures, ranked
 from segdeploy.content_keys import key_of_frames
 from segdeploy.contract import Contract
 from segdeploy.device import current_gpu
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
+from segdeploy.ledger import Ledger
 from segdeploy.model_spec import ModelSpec, check_classes
 from segdeploy.models.dataset import DataSet, Frame, open_dataset
 from segdeploy.packages import versions
-from segdeploy.proof.accuracy import check_judgeable
+from segdeploy.proof.accuracy import check_labeled
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.preprocess import preprocess
 
@@ -45,13 +45,13 @@ _SAMPLES = 4
 
 @dataclass(frozen=True)
 class Scene:
-    """The reference and the frames: what every candidate is held against.
+    """The reference and the frames with which every candidate is compared.
 
-    `labelled` is the data set's place, None for pictures without masks.
+    `labeled` is the path of the data set, None for images without masks.
     """
 
     spec: ModelSpec
-    labelled: Path | None
+    labeled: Path | None
     truth: Predictor
     reference: Candidate
     identity: str
@@ -65,20 +65,21 @@ def open_scene(spec: ModelSpec, data: Path, split: str, limit: int | None) -> It
     """Open the reference, and list the frames.
 
     Raises:
-        InputError, ModelInputError: for either that cannot be used, or other classes.
+        InputError, ModelInputError: if the reference or the data cannot be used, or their classes
+            differ.
     """
-    labelled = None if is_folder_of_pictures(data) else open_dataset(data)
+    labeled = None if is_image_folder(data) else open_dataset(data)
     size = None
-    if labelled is not None:
-        size = labelled.frames(split, 1)[0].read()[0].shape[:2]
-    with load(spec, literal=True, dataset=labelled, default_size=size) as truth:
-        dataset = labelled or pictures_of(data, truth.contract)
+    if labeled is not None:
+        size = labeled.frames(split, 1)[0].read()[0].shape[:2]
+    with load(spec, reference_execution=True, dataset=labeled, default_size=size) as truth:
+        dataset = labeled or open_image_folder(data, truth.contract)
         check_classes(truth.contract, dataset, spec.model)
-        split = dataset.splits[0] if labelled is None else split
+        split = dataset.splits[0] if labeled is None else split
         complete = _complete(spec, truth.contract)
         yield Scene(
             spec=complete,
-            labelled=data if labelled else None,
+            labeled=data if labeled else None,
             truth=truth,
             reference=Candidate("reference", complete, truth.session.backend),
             identity=identity_of_reference(truth, spec),
@@ -90,7 +91,7 @@ def open_scene(spec: ModelSpec, data: Path, split: str, limit: int | None) -> It
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows of the reference and the candidates, as they were named, and the frames to show."""
+    """Rows of the reference and the candidates, in the given order, and the sample frames."""
 
     reference: Row
     rows: list[Row]
@@ -99,30 +100,31 @@ class Measured:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What all the measurements of one bench share."""
+    """Measurements of one bench, with the settings that they share."""
 
     scene: Scene
     protocol: Protocol
     limits: Limits
-    journal: Journal
+    ledger: Ledger
     export: Callable[..., object]
     on_frame: Progress
     on_burst: Progress
 
     def check(self, single: Sequence[Candidate], fused: Sequence[Candidate]) -> None:
-        """Refuse what could not be compared, before minutes are spent on the rest.
+        """Refuse candidates and limits that cannot be compared, before the long measurements.
 
         Raises:
-            InputError: for a contract that differs, or a reference that cannot take the scales.
+            InputError: for a contract that differs, an mIoU limit without masks, or a reference
+                that cannot run the scales.
         """
         scene, scales = self.scene, self.protocol.scales
         if self.limits.max_miou_drop is not None:
-            if scene.labelled is None:
+            if scene.labeled is None:
                 raise InputError(
                     "--max-miou-drop: the frames have no masks, so no mIoU can be measured; give a "
                     "data set, or --min-agreement"
                 )
-            check_judgeable(scene.frames, "--max-miou-drop")
+            check_labeled(scene.frames, "--max-miou-drop")
         for one in single:
             check_contract(one, scene.truth)
         if scales:
@@ -131,7 +133,7 @@ class Measuring:
                 check_contract(one, truth)
 
     def at_one_scale(self, named: Sequence[Candidate]) -> Measured:
-        """Everything of the candidates that run as the reference does."""
+        """Measure the single-scale candidates, with the layer comparison if requested."""
         scene = self.scene
         found = self._measure(named, scene.truth, [scene.reference], self.limits, _SAMPLES)
         if not self.protocol.layers:
@@ -149,17 +151,18 @@ class Measuring:
 
     def at_scales(
         self, single: Sequence[Candidate], fused: Sequence[Candidate], backends: Sequence[str]
-    ) -> tuple[Modes, list[str]]:
-        """Loops over the candidates of one scale, beside graphs that hold the scales; and notes.
+    ) -> tuple[TestTimeAugmentation, list[str]]:
+        """Measure loops over single-scale candidates, and graphs with fused scales.
 
-        Latency limits are about one scale, and do not count here.
+        Also returns notes on candidates without a loop. The latency limits hold for one scale, so
+        they do not apply here.
         """
         scene, scales = self.scene, self.protocol.scales
         limits = replace(self.limits, max_latency_ms=None, min_speedup=None)
         truth = Predictor(scene.truth.session, None, scales)
         with tempfile.TemporaryDirectory() as folder:
             made = export_fused(
-                self.export, scene.spec, scene.labelled, scales, backends, Path(folder)
+                self.export, scene.spec, scene.labeled, scales, backends, Path(folder)
             )
             notes = [made] if isinstance(made, str) else []
             named = []
@@ -174,16 +177,16 @@ class Measuring:
             named += made if isinstance(made, list) else []
             references = [scene.reference, looped(scene.reference, scales)]
             found = self._measure(named, truth, references, limits, 0)
-        return Modes(scales, (found.reference, *ranked(found.rows))), notes
+        return TestTimeAugmentation(scales, (found.reference, *ranked(found.rows))), notes
 
     def sweep(self, named: Sequence[Candidate]) -> list[Point]:
-        """Batch sizes, threads and clients of the reference and of `named`."""
+        """Measure the reference and `named` over batch sizes, threads and clients."""
         return run_sweep(
             [self.scene.reference, *named],
             self.protocol.sweep,
             seconds=self.protocol.seconds,
             threads=self.protocol.threads,
-            journal=self.journal,
+            ledger=self.ledger,
             identities=[self.scene.identity, *(identity_of(one) for one in named)],
             on_burst=self.on_burst,
         )
@@ -196,10 +199,11 @@ class Measuring:
         limits: Limits,
         samples: int,
     ) -> Measured:
-        """Time `named`, and judge those that ran against `truth`.
+        """Time `named`, and compare the candidates that ran with `truth`.
 
-        What crashes does so in a process of its own, before it is opened in this one. Speed-ups are
-        against the first of `references`; the last is `truth` itself.
+        Timing comes first and in separate processes, so that a candidate that crashes is not opened
+        in this process. Speed-ups are relative to the first of `references`; the last of them is
+        `truth` itself.
         """
         scene, protocol = self.scene, self.protocol
         times = measure_latencies(
@@ -207,7 +211,7 @@ class Measuring:
             seconds=protocol.seconds,
             threads=protocol.threads,
             fps=protocol.fps,
-            journal=self.journal,
+            ledger=self.ledger,
             identities=[
                 *(f"{scene.identity} at {one.scales}" for one in references),
                 *(identity_of(one) for one in named),
@@ -218,30 +222,30 @@ class Measuring:
             if isinstance(latency, Failure):
                 raise InputError(latency.reason)
         latencies = times[len(references) :]
-        literal: dict[str, Predictor] = {}
+        shared: dict[str, Predictor] = {}
         with ExitStack() as stack:
             contestants = [
-                None if isinstance(latency, Failure) else open_candidate(stack, one, literal)
+                None if isinstance(latency, Failure) else open_candidate(stack, one, shared)
                 for one, latency in zip(named, latencies, strict=True)
             ]
             running = [one for one in contestants if one is not None]
-            own, judged = judge(
+            own, evaluated = evaluate(
                 truth,
                 running,
                 scene.dataset,
                 scene.frames,
-                journal=self.journal,
+                ledger=self.ledger,
                 identity=f"reference at {truth.loop}",
                 ece=protocol.ece,
                 on_frame=self.on_frame,
             )
             sound = {
-                one.name: (one, judgement)
-                for one, judgement in zip(running, judged, strict=True)
-                if isinstance(judgement, Judgement)
+                one.name: (one, evaluation)
+                for one, evaluation in zip(running, evaluated, strict=True)
+                if isinstance(evaluation, Evaluation)
             }
-            claims = {
-                one.name: check_claims(one, sound[one.name][0], truth, scene.frames)
+            supported_shapes = {
+                one.name: check_supported_shapes(one, sound[one.name][0], truth, scene.frames)
                 for one in named
                 if one.name in sound
             }
@@ -252,34 +256,34 @@ class Measuring:
             references[-1].name, truth.session.backend, truth.contract.precision,
             _bytes(scene.spec), own, taken,
         )  # fmt: skip
-        judgements = dict(zip((one.name for one in running), judged, strict=True))
+        evaluations = dict(zip((one.name for one in running), evaluated, strict=True))
         rows = []
         for candidate, contestant, latency in zip(named, contestants, latencies, strict=True):
-            judgement = judgements.get(candidate.name)
-            row = _row(candidate, contestant, judgement, latency)
-            row = replace(row, claims=tuple(claims.get(candidate.name, ())))
-            rows.append(replace(row, complaints=complaints(row, first, limits)))
+            evaluation = evaluations.get(candidate.name)
+            row = _row(candidate, contestant, evaluation, latency)
+            row = replace(row, supported_shapes=tuple(supported_shapes.get(candidate.name, ())))
+            rows.append(replace(row, failures=failures(row, first, limits)))
         return Measured(first, rows, shown)
 
 
-def journal_key(scene: Scene, protocol: Protocol) -> str:
-    """What every figure in a journal depends on, but for the candidates."""
+def ledger_key(scene: Scene, protocol: Protocol) -> str:
+    """What every figure in a ledger depends on, but for the candidates."""
     here = describe_environment(protocol.threads)
     gpu = current_gpu()
     settings = (protocol.ece, here.threads, here.cpu, here.cores, here.packages, str(gpu))
     ours = versions("segdeploy")
-    frames = key_of_frames(scene.frames, masks=scene.labelled is not None)
-    told = (scene.dataset.classes, scene.dataset.ignore_index)
-    return json.dumps([scene.identity, told, frames, settings, ours])
+    frames = key_of_frames(scene.frames, masks=scene.labeled is not None)
+    labels_key = (scene.dataset.classes, scene.dataset.ignore_index)
+    return json.dumps([scene.identity, labels_key, frames, settings, ours])
 
 
 def _row(
     candidate: Candidate,
     contestant: Contestant | None,
-    judgement: Judgement | str | None,
+    evaluation: Evaluation | str | None,
     latency: Latency | Failure,
 ) -> Row:
-    failure = judgement if isinstance(judgement, str) else None
+    failure = evaluation if isinstance(evaluation, str) else None
     if isinstance(latency, Failure):
         failure = latency.reason
     return Row(
@@ -287,10 +291,10 @@ def _row(
         backend=_backend(candidate),
         precision=contestant.precision if contestant else "-",
         bytes=_bytes(candidate.spec),
-        judgement=judgement if isinstance(judgement, Judgement) else None,
+        evaluation=evaluation if isinstance(evaluation, Evaluation) else None,
         latency=latency if isinstance(latency, Latency) else None,
         failure=failure,
-        skipped=isinstance(latency, Failure) and latency.is_elsewhere,
+        skipped=isinstance(latency, Failure) and latency.is_incompatible,
     )
 
 
@@ -300,7 +304,7 @@ def _backend(candidate: Candidate) -> str:
 
 
 def _complete(spec: ModelSpec, contract: Contract) -> ModelSpec:
-    """Add what a named network took from the data set, for a process that does not see it."""
+    """Add the size and classes from the data set to a named network, for the worker process."""
     if spec.is_file:
         return spec
     return replace(spec, size=contract.size, num_classes=len(contract.classes))

@@ -1,4 +1,4 @@
-"""What a reader of a verdict should know beside its figures, a sentence each."""
+"""Notes of the verdict: warnings about latencies, and findings in layers and labels."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from segdeploy.benchmark.latency import Latency
 from segdeploy.benchmark.layers import LayerReport
 from segdeploy.benchmark.verdict import Row, as_fast
 
-_WIDE = 1.2  # ninth over first decile of the rounds' medians
-_FAR = 0.02  # fewer equal labels than at the size of the contract
-_FEW = 10
-_SURE = 0.999  # labels equal where the reference's margin is above its mean
+_WIDE = 1.2  # 90th over 10th percentile of the rounds' medians
+_FAR = 0.02  # loss of agreement, compared with the size of the contract
+_FEW = 10  # frames
+_SURE = 0.999  # agreement where the reference's margin is above its mean
 
 
 def notes_of(reference: Row, rows: Sequence[Row]) -> list[str]:
-    """Doubts about latencies, layers where errors enter, differences that are no rounding."""
+    """Return notes on unreliable figures, layers where errors enter, and suspicious differences."""
     timed = [row for row in (reference, *rows) if row.latency is not None]
     notes = [
-        f"{row.name}: its calls had not become steady after warming up"
+        f"{row.name}: the latency was not stable after the warm-up"
         for row in timed
         if row.latency and not row.latency.stable
     ]
@@ -29,30 +29,30 @@ def notes_of(reference: Row, rows: Sequence[Row]) -> list[str]:
     if wide:
         name, most = max(wide, key=lambda one: one[1])
         notes.append(
-            f"the machine ran at several speeds: {name} took {most:.2f} times as long in its slow "
-            "rounds as in its fast ones; ratios may differ from run to run by more than they say"
+            f"the machine's speed varied: {name} took {most:.2f} times as long in slow rounds as "
+            "in fast rounds; ratios may vary between runs by more than their intervals show"
         )
     alike = [row.name for row in as_fast(rows)]
     if len(alike) > 1:
         notes.append(
-            f"{', '.join(alike)}: this run cannot tell which of them is fastest; of those the one "
-            "with the most equal labels is recommended"
+            f"{', '.join(alike)}: this run does not show which is the fastest; the candidate with "
+            "the most equal labels is recommended"
         )
     if reference.latency and reference.latency.fps:
         notes += [
-            f"{row.name}: cannot keep {row.latency.fps:g} calls a second"
+            f"{row.name}: does not reach {row.latency.fps:g} calls per second"
             for row in timed
             if row.latency and row.latency.fps
             and sum(row.latency.stages_ms.values()) > 1e3 / row.latency.fps
         ]  # fmt: skip
-    frames = reference.judgement.accuracy.frames if reference.judgement else 0
+    frames = reference.evaluation.accuracy.frames if reference.evaluation else 0
     if frames < _FEW:
-        notes.append(f"{frames} frames are few: their intervals of mIoU say little")
-    said: dict[str, list[str]] = {}
+        notes.append(f"{frames} frames are few: the confidence intervals of mIoU are not reliable")
+    text: dict[str, list[str]] = {}
     for row in rows:
-        for told in _of_labels(row):
-            said.setdefault(told, []).append(row.name)
-    return notes + [f"{', '.join(names)}: {told}" for told, names in said.items()]
+        for message in _of_labels(row):
+            text.setdefault(message, []).append(row.name)
+    return notes + [f"{', '.join(names)}: {message}" for message, names in text.items()]
 
 
 def _of_labels(row: Row) -> list[str]:
@@ -60,21 +60,25 @@ def _of_labels(row: Row) -> list[str]:
     if isinstance(row.layers, LayerReport) and row.layers.enters is not None:
         entry = row.layers.enters
         notes.append(
-            f"the error enters at {entry.module} (node {entry.node}), which is off "
+            f"the error enters at {entry.module} (node {entry.node}), whose output differs "
             f"by {entry.max_rel:.2g} of its range"
         )
-    fidelity = row.judgement.fidelity if row.judgement else None
-    for claim in row.claims:
-        if fidelity and claim.agreement is not None and claim.agreement < fidelity.agreement - _FAR:
+    agreement = row.evaluation.agreement if row.evaluation else None
+    for checked in row.supported_shapes:
+        if (
+            agreement
+            and checked.agreement is not None
+            and checked.agreement < agreement.labels - _FAR
+        ):
             notes.append(
-                f"at {'x'.join(map(str, claim.shape))}, which it claims to take, only "
-                f"{claim.agreement:.1%} of labels are equal"
+                f"at the declared input {'x'.join(map(str, checked.shape))} only "
+                f"{checked.agreement:.1%} of labels are equal"
             )
-    sure = fidelity.by_margin[-1] if fidelity else None
+    sure = agreement.by_margin[-1] if agreement else None
     if sure is not None and sure < _SURE:
         notes.append(
-            f"{1 - sure:.2%} of labels differ where the reference was sure, which "
-            "is no rounding; look at its layers"
+            f"{1 - sure:.2%} of labels differ where the reference's margin is large, which is not "
+            "rounding; compare the layers with --layers"
         )
     return notes
 

@@ -1,4 +1,4 @@
-"""Frames with label maps to lay over them, as pictures inside the page."""
+"""Sample frames with label overlays, as inline images of the report."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from segdeploy.benchmark.accuracy import Sample
 from segdeploy.benchmark.verdict import Verdict
 from segdeploy.runtime.postprocess import overlay
 
-_WIDEST = 480  # pixels of a panel
-_ROWS, _TITLE = 3, 20  # of the one picture
+_WIDEST = 480  # pixels of a panel's longer side
+_ROWS, _TITLE = 3, 20  # rows of the contact sheet, and its title height in pixels
 _DIFFERS = (255, 0, 80)
 
 
 def layers_of(sample: Sample, verdict: Verdict) -> dict[str, Any]:
-    """The picture once, and what lies over it as label maps of few colours."""
+    """Return one sample for the template: the image, its label overlays and its error markers."""
     palette = verdict.dataset.palette
     reference = sample.labels["reference"]
     layers = [] if sample.truth is None else [("truth", _label_map(sample.truth, palette))]
@@ -46,45 +46,45 @@ def layers_of(sample: Sample, verdict: Verdict) -> dict[str, Any]:
 
 
 def _label_map(labels: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> str:
-    """A PNG with a palette; ids outside it are transparent."""
+    """Return a label map as the data URL of a palette PNG; ids without a color are transparent."""
     image = Image.fromarray(labels).convert("P")
     height, width = labels.shape
     scale = min(1.0, _WIDEST / max(height, width))
     image = image.resize(
         (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.NEAREST
     )
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = palette
-    image.putpalette(colours.tobytes())
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = palette
+    image.putpalette(colors.tobytes())
     transparency = bytes(255 if index < len(palette) else 0 for index in range(256))
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True, transparency=transparency)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _fitted(picture: NDArray[np.uint8]) -> Image.Image:
-    image = Image.fromarray(picture)
+def _fitted(pixels: NDArray[np.uint8]) -> Image.Image:
+    image = Image.fromarray(pixels)
     image.thumbnail((_WIDEST, _WIDEST))
     return image
 
 
-def _inlined(picture: NDArray[np.uint8]) -> str:
+def _inlined(pixels: NDArray[np.uint8]) -> str:
     file = io.BytesIO()
-    _fitted(picture).save(file, "JPEG", quality=85)
+    _fitted(pixels).save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def contact_sheet(verdict: Verdict) -> bytes:
-    """Samples as rows, panels as titled columns, in one JPEG."""
+    """Return one JPEG with a row for each sample and a titled column for each panel."""
     rows = [_panels(sample, verdict) for sample in verdict.samples[:_ROWS]]
     width, height = _fitted(rows[0][0][1]).size
     sheet = Image.new("RGB", (width * len(rows[0]), _TITLE + height * len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
     for top, panels in enumerate(rows):
-        for left, (title, picture) in enumerate(panels):
+        for left, (title, pixels) in enumerate(panels):
             if top == 0:
                 pen.text((left * width + 4, 2), title, fill="black", font_size=_TITLE - 6)
-            panel = _fitted(picture).resize((width, height))
+            panel = _fitted(pixels).resize((width, height))
             sheet.paste(panel, (left * width, _TITLE + top * height))
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=88)

@@ -1,4 +1,4 @@
-"""The roof over a candidate: what this CPU reaches by measurement, or a GPU by its maker's word."""
+"""Peak compute and memory throughput: measured on a CPU, or from the data sheet of a GPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 _SIDES, _REPEATS, _COPIED = (512, 1024), 10, 128 << 20
-# Dense tera-operations a second (two for a multiply-accumulate) in FP16 with FP32 sums and in
-# INT8, and GB/s of memory, from NVIDIA's data sheets; the longer name first where two begin alike.
+# From NVIDIA's data sheets: dense throughput of FP16 with FP32 accumulation (TFLOPS) and of INT8
+# (TOPS), with two operations per multiply-accumulate, and memory bandwidth (GB/s). Longer names
+# precede their prefixes.
 _STATED = {
     "H200": (989, 1979, 4800),
     "H100 PCIe": (756, 1513, 2000),
@@ -31,9 +32,9 @@ _STATED = {
 
 @dataclass(frozen=True)
 class Peak:
-    """Multiply-accumulates a second by precision, and bytes a second, both in 1e9.
+    """Peak throughput: 1e9 multiply-accumulates per second by precision, and GB/s of memory.
 
-    `source` says whether this machine's were measured, or a GPU's are stated by its maker.
+    `source` states whether the values were measured or are from a data sheet.
     """
 
     gmacs: dict[str, float]
@@ -42,21 +43,21 @@ class Peak:
 
 
 def stated_peak(gpu: str) -> Peak | None:
-    """A GPU's peaks by its name; None where no data sheet was read."""
+    """Return the data-sheet peak of a GPU by its name; None for an unlisted GPU."""
     for name, (half, whole, gbytes) in _STATED.items():
         if name.lower() in gpu.lower().replace("geforce ", ""):
             gmacs = {"fp16": half * 500.0, "bf16": half * 500.0, "int8": whole * 500.0}
-            return Peak(gmacs, float(gbytes), f"stated by NVIDIA for {name}, dense")
+            return Peak(gmacs, float(gbytes), f"NVIDIA data sheet of {name}, dense")
     return None
 
 
 def measured_peak(threads: int | None) -> Peak:
-    """Time a matrix product of float32 and of bytes in ONNX Runtime, and a copy of memory."""
+    """Time float32 and 8-bit matrix products in ONNX Runtime, and a memory copy."""
     gmacs = {
         name: max(_gmacs(kind, side, threads) for side in _SIDES)
         for name, kind in (("fp32", np.float32), ("int8", np.uint8))
     }
-    # A CPU computes half types in float32.
+    # A CPU computes FP16 and BF16 in FP32.
     gmacs |= {"fp16": gmacs["fp32"], "bf16": gmacs["fp32"]}
     cores = threads or os.cpu_count() or 1
     parts = [np.ones(_COPIED // cores, np.uint8) for _ in range(2 * cores)]
@@ -66,11 +67,11 @@ def measured_peak(threads: int | None) -> Peak:
             for _ in range(5)
         )
     moved = 2 * sum(part.nbytes for part in parts[:cores])
-    return Peak(gmacs, moved / took / 1e9, "measured: matrix products, and a copy")
+    return Peak(gmacs, moved / took / 1e9, "measured with matrix products and a memory copy")
 
 
 def higher(one: Peak, other: Peak) -> Peak:
-    """The better of two measurements: a peak is what a machine can reach at its best."""
+    """Return the maximum of two measurements, value by value, since a peak is the best case."""
     gmacs = {name: max(value, other.gmacs[name]) for name, value in one.gmacs.items()}
     return Peak(gmacs, max(one.gbytes, other.gbytes), one.source)
 

@@ -1,4 +1,4 @@
-"""Places of points, bars and curves in the page's plots, 0..1 or in the plot's units."""
+"""Coordinates of points, bars and curves in the plots of the report."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from segdeploy.benchmark.layers import LayerReport
 from segdeploy.benchmark.verdict import Verdict
 
-_LEAST_ERROR = 1e-8  # at the foot of the plot
+_LEAST_ERROR = 1e-8  # lower end of the logarithmic axis
 
 
-def front_points(verdict: Verdict) -> list[dict[str, Any]]:
-    """Points of the plot: latency to the right, accuracy upwards, both 0..1."""
+def pareto_points(verdict: Verdict) -> list[dict[str, Any]]:
+    """Return the points of accuracy (y) against latency (x), both scaled to 0..1."""
     points = []
     for row in verdict.rows:
-        if row.latency is None or row.judgement is None:
+        if row.latency is None or row.evaluation is None:
             continue
-        fidelity = row.judgement.fidelity
-        accuracy = row.judgement.accuracy.miou
+        agreement = row.evaluation.agreement
+        accuracy = row.evaluation.accuracy.miou
         if accuracy is None:
-            accuracy = fidelity.agreement if fidelity else 1.0
+            accuracy = agreement.labels if agreement else 1.0
         points.append((row.name, row.latency.median_ms, accuracy))
     times, shares = [point[1] for point in points], [point[2] for point in points]
 
@@ -36,14 +36,14 @@ def front_points(verdict: Verdict) -> list[dict[str, Any]]:
             "share": share,
             "x": place(time, times),
             "y": place(share, shares),
-            "on_front": name in verdict.front,
+            "on_pareto_front": name in verdict.pareto_front,
         }
         for name, time, share in points
     ]
 
 
 def latency_bars(verdict: Verdict) -> list[dict[str, Any]]:
-    """Bars on one logarithmic scale: median to p99, and the rounds' medians."""
+    """Return median, p90, p99 and the rounds' medians on one logarithmic axis, scaled to 0..1."""
     timed = [(row, row.latency) for row in verdict.rows if row.latency is not None]
     low = min(min(one.round_medians_ms) for _, one in timed) * 0.8
     high = max(one.p99_ms for _, one in timed) * 1.2
@@ -64,7 +64,10 @@ def latency_bars(verdict: Verdict) -> list[dict[str, Any]]:
 
 
 def layer_curves(verdict: Verdict) -> list[dict[str, Any]]:
-    """A curve for each candidate that was followed: error of a layer's range, logarithmic."""
+    """Return the SVG curve of each candidate with compared layers.
+
+    The error of a layer is relative to the layer's range, on a logarithmic axis.
+    """
     curves = []
     for row in verdict.rows:
         if not isinstance(row.layers, LayerReport) or not row.layers.layers:

@@ -1,4 +1,4 @@
-"""A candidate's own process, seen from the bench: it is told lines, and answers each."""
+"""Worker process of one candidate, as the bench controls it: one answer line per request line."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from segdeploy.benchmark.worker import START, spec_to_json
-from segdeploy.errors import InputError, NotHere
+from segdeploy.errors import IncompatibleDevice, InputError
 from segdeploy.model_spec import ModelSpec
 
-_PATIENCE = 600.0  # seconds: an engine may compile for its GPU when it is loaded
+_PATIENCE = 600.0  # seconds; an engine may be compiled for the GPU while it is loaded
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to bench, and the runtime to bench it with; `scales` are looped over outside it.
+    """A network to bench, and the runtime that runs it.
 
-    `program` is the command of a process that times it instead of ours, by the same lines, and
-    `build` the hash of that program's file.
+    `scales` run one after another outside the graph. `program` is the command of an external
+    program that times the candidate instead of the Python worker, by the same protocol. `build`
+    identifies that program, its settings and its libraries.
     """
 
     name: str
@@ -39,30 +40,30 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a candidate has no latency: its process could not load it, or ended.
+    """Why a candidate has no latency: its process could not load or run it, or has ended.
 
-    `is_elsewhere` if it is sound, for another machine.
+    `is_incompatible` marks a valid engine that was built for another machine.
     """
 
     reason: str
-    is_elsewhere: bool = False
+    is_incompatible: bool = False
 
 
 class Process:
-    """A process that has loaded one candidate, and warmed it up; `ready` is what it said then.
+    """A process that has loaded and warmed up one candidate; `ready` is its first answer.
 
     Raises:
-        InputError: if the candidate cannot be loaded and run there.
+        InputError: if the candidate cannot be loaded or run on this machine.
     """
 
     def __init__(self, candidate: Candidate, threads: int | None):
         self._name = candidate.name
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._failures = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             candidate.program or (sys.executable, "-c", START),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._complaints,
+            stderr=self._failures,
             text=True,
         )
         if threads is not None and hasattr(os, "sched_setaffinity"):
@@ -79,15 +80,15 @@ class Process:
         )
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a line, and read the answer.
+        """Send a request, and return the answer.
 
         Raises:
-            InputError: if the process says an error, or has ended; it is closed then. NotHere if
-                the candidate is for another machine.
+            InputError: if the process reports an error or has ended; the process is then closed.
+                IncompatibleDevice if the candidate was built for another machine.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        # A runtime that hangs would hang the bench.
+        # A timeout, since a runtime that hangs would block the bench.
         patience = threading.Timer(_PATIENCE + 20 * message.get("seconds", 0), self._process.kill)
         patience.start()
         try:
@@ -103,25 +104,25 @@ class Process:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             self.close()
-            if answer["is_elsewhere"]:
-                raise NotHere(answer["error"])
+            if answer["is_incompatible"]:
+                raise IncompatibleDevice(answer["error"])
             raise InputError(f"{self._name}: cannot be run: {answer['error']}")
         return answer
 
     def _ended(self) -> str:
         self._process.kill()
         code = self._process.wait()
-        self._complaints.seek(0)
-        said = self._complaints.read().decode(errors="replace").strip().splitlines()
+        self._failures.seek(0)
+        message = self._failures.read().decode(errors="replace").strip().splitlines()
         self.close()
         how = f"with code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-        guess = "; out of memory, or it hung?" if code == -signal.SIGKILL else ""
-        reason = said[-1] if said else f"it said nothing{guess}"
+        guess = " (out of memory or timeout)" if code == -signal.SIGKILL else ""
+        reason = message[-1] if message else f"no error output{guess}"
         return f"{self._name}: its process ended {how}: {reason}"
 
     def close(self) -> None:
-        """End the process, kindly if it listens."""
-        self._complaints.close()
+        """End the process by closing its stdin; kill it if it still runs after 10 seconds."""
+        self._failures.close()
         if self._process.stdin is not None:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -138,7 +139,7 @@ class Process:
 def started(
     candidates: Sequence[Candidate], threads: int | None
 ) -> Iterator[list[Process | Failure]]:
-    """A process of each candidate, or why there is none; those that live are ended at the end."""
+    """Yield a process for each candidate, or its failure; close the processes on exit."""
     workers = [start(one, threads) for one in candidates]
     try:
         yield workers
@@ -149,8 +150,8 @@ def started(
 
 
 def start(candidate: Candidate, threads: int | None) -> Process | Failure:
-    """A candidate's process, or why there is none."""
+    """Start a candidate's process, or return why it failed."""
     try:
         return Process(candidate, threads)
     except InputError as error:
-        return Failure(str(error), isinstance(error, NotHere))
+        return Failure(str(error), isinstance(error, IncompatibleDevice))

@@ -1,4 +1,4 @@
-"""How a bench measures."""
+"""Measurement settings of a bench."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from segdeploy.benchmark.latency import SECONDS
 from segdeploy.benchmark.sweep import Sweep
 from segdeploy.errors import InputError
 
-_SLOWEST = 0.1  # calls a second
+_SLOWEST = 0.1  # calls per second
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a bench measures: `seconds` are each candidate's in all; `fps` paces the calls.
+    """Measurement settings of a bench.
 
-    `threads` are those inside an operator, and as many cores where a process can be pinned.
-    `layers` follows a frame layer by layer; `ece` adds the expected calibration error. `scales`
-    are run as a loop and as one graph, side by side. `sweep` varies batch, threads and clients.
+    `seconds` is the total timing duration of each candidate. `fps` paces the calls. `threads` is
+    the number of intra-operator threads; where the system allows it, a process is pinned to as many
+    cores. `layers` compares one frame layer by layer. `ece` adds the expected calibration error.
+    `scales` are measured both as a loop and as one graph. `sweep` varies batch size, threads and
+    clients.
     """
 
     seconds: float = SECONDS
@@ -29,14 +31,14 @@ class Protocol:
     sweep: Sweep = field(default_factory=Sweep)
 
     def check(self) -> None:
-        """Refuse what cannot be measured.
+        """Refuse settings that cannot be measured.
 
         Raises:
-            InputError: for a pace or scales that mean nothing.
+            InputError: for a duration or pace out of range, or for scale 1 alone.
         """
         if not 0 < self.seconds <= 3600:
-            raise InputError(f"--seconds {self.seconds}: is above 0, to 3600")
+            raise InputError(f"--seconds {self.seconds}: must be above 0 and at most 3600")
         if self.fps is not None and not _SLOWEST <= self.fps <= 1000:
-            raise InputError(f"--fps {self.fps}: is calls a second, {_SLOWEST:g} to 1000")
+            raise InputError(f"--fps {self.fps}: must be {_SLOWEST:g} to 1000 calls per second")
         if self.scales == (1.0,):
-            raise InputError("--scales 1: is what is measured anyway; give several")
+            raise InputError("--scales 1: scale 1 is always measured; give several scales")

@@ -1,4 +1,4 @@
-"""Expected calibration error: whether a network that is 90 % sure is right nine times of ten."""
+"""Expected calibration error: the difference between confidence and accuracy."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ BINS = 15
 def reliability(
     scores: NDArray[np.float32], mask: NDArray[np.uint8], ignore_index: int, *, are_logits: bool
 ) -> NDArray[np.float64]:
-    """Pixels, sum of confidence and right pixels `(15, 3)` in bins of equal width of confidence.
+    """Return `(15, 3)`: pixels, summed confidence and correct pixels per confidence bin.
 
-    `scores` are `(C, H, W)` at the size of `mask`; ignored pixels do not count.
+    The bins have equal width. `scores` are `(C, H, W)` at the size of `mask`. Ignored pixels do not
+    count.
     """
-    labelled = mask != ignore_index
+    labeled = mask != ignore_index
     shares = softmax(scores) if are_logits else scores
-    confidence = shares.max(0)[labelled]
-    right = shares.argmax(0)[labelled] == mask[labelled]
+    confidence = shares.max(0)[labeled]
+    right = shares.argmax(0)[labeled] == mask[labeled]
     bins = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
     weights = (None, confidence, right)
     return np.stack([np.bincount(bins, one, BINS).astype(np.float64) for one in weights], axis=1)
 
 
 def expected_calibration_error(counts: NDArray[np.float64]) -> float | None:
-    """Mean distance of confidence from accuracy, in 0..1, over pixels; None without pixels.
+    """Return the mean |confidence - accuracy| of the bins, in 0..1; None without pixels.
+
+    The bins are weighted by their pixels.
 
     Guo et al., "On Calibration of Modern Neural Networks" (2017), section 2.
     """

@@ -1,4 +1,4 @@
-"""The verdict as a page: one file, which opens from disk and asks for nothing."""
+"""Write the verdict as a self-contained HTML page, with JSON, Markdown and JUnit files."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from itertools import pairwise
 from pathlib import Path
 
 from segdeploy.benchmark.agreement import BOUNDARY, MARGINS
-from segdeploy.benchmark.journal import NAME as JOURNAL
 from segdeploy.benchmark.overlays import contact_sheet, layers_of
-from segdeploy.benchmark.plots import front_points, latency_bars, layer_curves
+from segdeploy.benchmark.plots import latency_bars, layer_curves, pareto_points
 from segdeploy.benchmark.serialization import (
-    outcome,
+    drop_text,
+    scales_text,
+    speedup_text,
+    status,
+    sweep_text,
     to_json,
     to_junit,
     to_markdown,
-    told_drop,
-    told_scales,
-    told_speedup,
-    told_sweep,
 )
 from segdeploy.benchmark.verdict import Verdict
 from segdeploy.files import check_folder, write_atomically
+from segdeploy.ledger import BENCH
 from segdeploy.models.files import check_replaceable
-from segdeploy.models.names import shown
+from segdeploy.templates import render
 
-_FILES = ("index.html", "bench.json", "bench.md", "junit.xml", "samples.jpg", JOURNAL)
+_FILES = ("index.html", "bench.json", "bench.md", "junit.xml", "samples.jpg", BENCH)
 
 
 def check_report(folder: Path) -> None:
-    """Refuse a folder, or a file in it, that the report could not be written to.
+    """Refuse a report folder that cannot be written, or that has a file that cannot be replaced.
 
     Raises:
-        InputError: naming it.
+        InputError: with the path of the folder or file.
     """
     check_folder(folder)
     for name in _FILES:
@@ -41,24 +41,21 @@ def check_report(folder: Path) -> None:
 
 
 def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path:
-    """Write the page and its siblings into `folder`; returns the page's path.
+    """Write the report into `folder`, and return the path of the HTML page.
 
-    They are `index.html`, `bench.json`, `bench.md`, `junit.xml` and `samples.jpg`.
+    The files are `index.html`, `bench.json`, `bench.md`, `junit.xml` and `samples.jpg`.
     """
-    import jinja2
-
-    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown)
-    pages.filters["percent"] = _percent
-    page = pages.from_string(template).render(
+    page = render(
+        "bench.html.j2",
+        filters={"percent": _percent},
         verdict=verdict,
         rows=verdict.rows,
-        told_drop=told_drop,
-        told_speedup=told_speedup,
-        told_scales=told_scales,
-        outcome=outcome,
-        sweep=told_sweep(verdict),
-        front=front_points(verdict),
+        drop_text=drop_text,
+        speedup_text=speedup_text,
+        scales_text=scales_text,
+        status=status,
+        sweep=sweep_text(verdict),
+        pareto_front=pareto_points(verdict),
         latencies=latency_bars(verdict),
         layers=layer_curves(verdict),
         margins=_margin_names(),
@@ -75,7 +72,7 @@ def write_report(verdict: Verdict, folder: Path, command: Sequence[str]) -> Path
     write_atomically(folder / "bench.md", to_markdown(verdict).encode())
     write_atomically(folder / "junit.xml", to_junit(verdict).encode())
     write_atomically(folder / "samples.jpg", contact_sheet(verdict))
-    (folder / JOURNAL).unlink(missing_ok=True)  # what it kept is in the report now
+    (folder / BENCH).unlink(missing_ok=True)  # the report now has its contents
     return index
 
 

@@ -1,4 +1,4 @@
-"""How near a candidate comes to what the machine can do: its work, and the roof over it.
+"""Roofline model: a candidate's work, and its share of the machine's peak performance.
 
 Williams, Waterman and Patterson, "Roofline: An Insightful Visual Performance Model" (2009).
 """
@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segdeploy.benchmark.peak_performance import Peak
+from segdeploy.calibration.multiply_accumulates import (
+    multiply_accumulates,
+    multiply_accumulates_without_padding,
+)
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.onnx_graph.convolutions import ConvGeometry, module_geometry
 from segdeploy.onnx_graph.layers import convolutions
@@ -28,10 +32,11 @@ _WIDTHS = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 
 @dataclass(frozen=True)
 class Work:
-    """What one picture costs at the least: multiply-accumulates of the convolutions, by precision,
-    and the bytes of their inputs, weights and outputs, each moved once; None where unknown.
+    """Minimum work for one image, counted over the convolutions.
 
-    A tap of a dilated convolution that reads padding is not counted: good kernels leave it out.
+    `macs` counts multiply-accumulates by precision. `bytes` counts inputs, weights and outputs,
+    each moved once; None if unknown. Taps of a dilated convolution that read padding are excluded,
+    because good kernels skip them.
     """
 
     macs: dict[str, int]
@@ -40,7 +45,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Roofline:
-    """A candidate under the roof; `share` is what it reaches of it, `bound` what holds it down."""
+    """A candidate's position relative to the roofline.
+
+    `share` is the minimum time of the roofline over the measured median, and `bound` is the limit
+    that applies: `compute` or `memory`.
+    """
 
     macs: int
     bytes: int | None
@@ -50,7 +59,7 @@ class Roofline:
 
 
 def roofline(work: Work | None, median_ms: float, peak: Peak | None) -> Roofline | None:
-    """Set a median latency under the roof; None where the work or the peak is not known."""
+    """Compare a median latency with the roofline; return None if work or peak is unknown."""
     if work is None or peak is None or not work.macs or set(work.macs) - set(peak.gmacs):
         return None
     computing = sum(macs / peak.gmacs[name] for name, macs in work.macs.items()) / 1e6
@@ -66,7 +75,10 @@ def roofline(work: Work | None, median_ms: float, peak: Peak | None) -> Roofline
 
 
 def work_of(path: Path) -> Work | None:
-    """The work of a graph; of an engine its manifest knows no bytes, and counts every tap."""
+    """Return the work of a graph or an engine; None if unknown.
+
+    The manifest of an engine lists multiply-accumulates with all taps, and no bytes.
+    """
     if path.suffix in ENGINE_SUFFIXES:
         macs: dict[str, int] = {}
         for layer in read_manifest(path).convolutions:
@@ -78,7 +90,7 @@ def work_of(path: Path) -> Work | None:
 
 
 def work_of_network(session: TorchSession, size: tuple[int, int]) -> Work:
-    """The work of a PyTorch network's convolutions, watched while it runs once."""
+    """Return the work of a PyTorch network's convolutions, recorded by hooks during one run."""
     import torch
     from torch import nn
 
@@ -106,7 +118,7 @@ def _of_graph(graph: onnx.ModelProto, path: Path) -> Work | None:
 
     macs: dict[str, int] = {}
     moved = 0
-    for one in convolutions(fix_shape(graph, (1, *contract_of(graph, path).picture_shape))):
+    for one in convolutions(fix_shape(graph, (1, *contract_of(graph, path).image_shape))):
         shapes = (one.read, one.weight, one.given)
         if not all(shapes) or one.precision not in _WIDTHS:
             return None
@@ -121,16 +133,13 @@ def _macs(
     weight: tuple[int, ...],
     given: tuple[int, ...],
 ) -> int:
-    """Multiply-accumulates on pixels of `read` (N, C, H, W), not on its padding."""
-    if geometry.transposed:
-        return prod(read) * prod(weight[1:])
-    taps = 1
-    for axis in (0, 1):
-        padding = geometry.padding[axis]
-        if isinstance(padding, str):  # the runtime pads: so little that it hardly counts
-            taps *= given[2 + axis] * geometry.kernel[axis]
-            continue
-        places = np.arange(given[2 + axis])[:, None] * geometry.stride[axis] - padding
-        places = places + np.arange(geometry.kernel[axis]) * geometry.dilation[axis]
-        taps *= int(((places >= 0) & (places < read[2 + axis])).sum())
-    return given[0] * given[1] * weight[1] * taps
+    """Count without padding where the graph states the padding."""
+    before = [one for one in geometry.padding[:2] if isinstance(one, int)]
+    if geometry.transposed or len(before) < 2:
+        return multiply_accumulates(read, weight, given, transposed=geometry.transposed) or 0
+    return multiply_accumulates_without_padding(
+        *(read, weight, given),
+        stride=geometry.stride,
+        padding=before,
+        dilation=geometry.dilation,
+    )

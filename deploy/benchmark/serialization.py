@@ -1,4 +1,4 @@
-"""The verdict for machines: JSON with a version, Markdown for a pull request, JUnit for CI."""
+"""Serialize the verdict: versioned JSON, Markdown for a pull request, and JUnit XML for CI."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from segdeploy.benchmark.verdict import Row, Verdict, miou_drop
 from segdeploy.models.names import escaped
 from segdeploy.plain_json import plain
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 def to_json(verdict: Verdict, command: Sequence[str] = ()) -> str:
-    """Serialise everything but the pictures."""
+    """Return the verdict as JSON, without the images."""
     return json.dumps(plain(described(verdict, command)), indent=2, allow_nan=False)
 
 
 def described(verdict: Verdict, command: Sequence[str] = ()) -> dict[str, Any]:
-    """The verdict as plain values."""
+    """Return the verdict as a dictionary of plain values, without the images."""
     return {
         "schema": SCHEMA,
         "dataset": str(verdict.dataset.root),
@@ -38,16 +38,19 @@ def described(verdict: Verdict, command: Sequence[str] = ()) -> dict[str, Any]:
         "limits": asdict(verdict.limits),
         "passes": verdict.passes,
         "recommended": verdict.recommended,
-        "front": list(verdict.front),
+        "pareto_front": list(verdict.pareto_front),
         "notes": list(verdict.notes),
         "margins": MARGINS,
         "quantiles": QUANTILES,
         "rows": [describe_row(row, verdict.reference) for row in verdict.rows],
-        "modes": {
-            "scales": verdict.modes.scales,
-            "rows": [describe_row(row, verdict.modes.rows[0]) for row in verdict.modes.rows],
+        "test_time_augmentation": {
+            "scales": verdict.test_time_augmentation.scales,
+            "rows": [
+                describe_row(row, verdict.test_time_augmentation.rows[0])
+                for row in verdict.test_time_augmentation.rows
+            ],
         }
-        if verdict.modes
+        if verdict.test_time_augmentation
         else None,
         "sweep": [asdict(point) for point in verdict.sweep],
         "peak": asdict(verdict.peak) if verdict.peak else None,
@@ -55,8 +58,8 @@ def described(verdict: Verdict, command: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def describe_row(row: Row, reference: Row) -> dict[str, Any]:
-    """One line, without the loss of anything that was measured."""
-    judgement, latency = row.judgement, row.latency
+    """Return one row with all its measurements."""
+    evaluation, latency = row.evaluation, row.latency
     values: dict[str, Any] = {
         "name": row.name,
         "backend": row.backend,
@@ -65,33 +68,37 @@ def describe_row(row: Row, reference: Row) -> dict[str, Any]:
         "passes": row.passes,
         "skipped": row.skipped,
         "failure": row.failure,
-        "complaints": list(row.complaints),
+        "failures": list(row.failures),
         "accuracy": None,
-        "fidelity": None,
+        "agreement": None,
         "latency": None,
         "kernel_agreement": None,
         "expected_calibration_error": None,
-        "claims": [asdict(claim) for claim in row.claims],
+        "supported_shapes": [asdict(checked) for checked in row.supported_shapes],
         "roofline": asdict(row.roofline) if row.roofline else None,
         "layers": asdict(row.layers) if isinstance(row.layers, LayerReport) else row.layers,
     }
-    if judgement is not None:
-        spread = judgement.spread
+    if evaluation is not None:
+        confidence_intervals = evaluation.confidence_intervals
         values["accuracy"] = {
-            **asdict(judgement.accuracy),
-            "miou_interval": asdict(spread.miou) if spread and spread.miou else None,
+            **asdict(evaluation.accuracy),
+            "miou_interval": asdict(confidence_intervals.miou)
+            if confidence_intervals and confidence_intervals.miou
+            else None,
             "miou_drop": miou_drop(reference, row),
-            "miou_drop_interval": asdict(spread.drop) if spread and spread.drop else None,
+            "miou_drop_interval": asdict(confidence_intervals.drop)
+            if confidence_intervals and confidence_intervals.drop
+            else None,
             "iou_intervals": {
                 name: asdict(one) if one else None
-                for name, one in zip(judgement.accuracy.iou, spread.iou, strict=True)
+                for name, one in zip(evaluation.accuracy.iou, confidence_intervals.iou, strict=True)
             }
-            if spread
+            if confidence_intervals
             else None,
         }
-        values["fidelity"] = asdict(judgement.fidelity) if judgement.fidelity else None
-        values["kernel_agreement"] = judgement.kernels
-        values["expected_calibration_error"] = judgement.ece
+        values["agreement"] = asdict(evaluation.agreement) if evaluation.agreement else None
+        values["kernel_agreement"] = evaluation.kernels
+        values["expected_calibration_error"] = evaluation.ece
     if latency is not None:
         values["latency"] = asdict(latency)
         if latency.ratio is not None:
@@ -100,50 +107,52 @@ def describe_row(row: Row, reference: Row) -> dict[str, Any]:
 
 
 def to_markdown(verdict: Verdict) -> str:
-    """A table and the conclusion, for a pull request."""
+    """Return the conclusion, the tables and the notes as Markdown, for a pull request."""
     head = ("candidate", "runtime", "precision", "mIoU", "drop", "labels equal", "median ms",
             "speed-up", "verdict")  # fmt: skip
     table = _table(head, verdict.rows)
-    if verdict.modes:
-        scales = ", ".join(f"{scale:g}" for scale in verdict.modes.scales)
-        table += f"\n\nat scales {scales}, each against the reference at the same scales; "
-        table += f"speed-up against the reference at one:\n\n{_table(head, verdict.modes.rows)}"
-    told = "every candidate passes" if verdict.passes else "not every candidate passes"
-    chosen = "none to ship"
+    if verdict.test_time_augmentation:
+        scales = ", ".join(f"{scale:g}" for scale in verdict.test_time_augmentation.scales)
+        table += f"\n\nScales {scales}: drop and labels against the reference at the same scales, "
+        augmented = _table(head, verdict.test_time_augmentation.rows)
+        table += f"speed-up against the reference at one scale:\n\n{augmented}"
+    message = "every candidate passes" if verdict.passes else "not every candidate passes"
+    chosen = "no candidate is recommended"
     if verdict.recommended:
         chosen = f"recommended: **{_markdown(verdict.recommended)}**"
     notes = "".join(f"\n- {_markdown(note)}" for note in verdict.notes)
     frames = _markdown(f"{verdict.dataset.root.name}/{verdict.split}")
     return (
         f"**segdeploy bench**, {verdict.frames} frames of {frames}, "
-        f"{verdict.size[0]}x{verdict.size[1]}: {told}; {chosen}\n\n" + f"{table}\n{notes}\n"
+        f"{verdict.size[0]}x{verdict.size[1]}: {message}; {chosen}\n\n" + f"{table}\n{notes}\n"
     )
 
 
-def told_roofline(row: Row) -> str | None:
-    """What a candidate reaches of the roof, in a clause."""
-    roof = row.roofline
-    if roof is None:
+def roofline_text(row: Row) -> str | None:
+    """Return a candidate's work, throughput and share of the roofline in one clause."""
+    roofline = row.roofline
+    if roofline is None:
         return None
-    moved = f", {roof.bytes / 1e6:.0f} MB" if roof.bytes else ""
+    moved = f", {roofline.bytes / 1e6:.0f} MB" if roofline.bytes else ""
     return (
-        f"{roof.macs / 1e9:.2f} GMAC{moved} a picture, {roof.gmacs_per_second:.0f} GMAC/s: "
-        f"{roof.share:.0%} of the roof ({roof.bound}-bound)"
+        f"{roofline.macs / 1e9:.2f} GMAC without padding{moved} an image, "
+        f"{roofline.gmacs_per_second:.0f} GMAC/s: "
+        f"{roofline.share:.0%} of the roofline ({roofline.bound}-bound)"
     )
 
 
-def told_claims(row: Row) -> str | None:
-    """How many other batches and shapes were tried, and the least of what came out."""
-    held = [claim.agreement for claim in row.claims if claim.agreement is not None]
+def supported_shapes_text(row: Row) -> str | None:
+    """Return how many other declared input shapes ran, and their lowest agreement."""
+    held = [checked.agreement for checked in row.supported_shapes if checked.agreement is not None]
     if not held:
         return None
     least = f"at least {min(held):.3%} of labels equal"
-    of = "" if len(held) == len(row.claims) else f" of {len(row.claims)}"
-    return f"{len(held)}{of} other batches and shapes that it claims: {least}"
+    of = "" if len(held) == len(row.supported_shapes) else f" of {len(row.supported_shapes)}"
+    return f"{len(held)}{of} other declared input shapes: {least}"
 
 
-def told_scales(row: Row) -> str | None:
-    """The share of each scale in a loop's time."""
+def scales_text(row: Row) -> str | None:
+    """Return the time of each scale in a loop, and its share of the total."""
     scales = row.latency.scale_ms if row.latency else None
     if not scales:
         return None
@@ -151,14 +160,14 @@ def told_scales(row: Row) -> str | None:
     return ", ".join(f"scale {s} takes {ms:.1f} ms ({ms / total:.0%})" for s, ms in scales.items())
 
 
-def told_sweep(verdict: Verdict) -> list[tuple[str, str, str, str]]:
-    """A line for each point: candidate, setting, median and throughput, or why there are none."""
+def sweep_text(verdict: Verdict) -> list[tuple[str, str, str, str]]:
+    """Return candidate, setting, median and throughput of each point, or the failure."""
     return [
         (
             point.candidate,
             f"{point.kind} {point.value}",
             point.failure or f"{point.median_ms:.2f}",
-            "-" if point.failure else f"{point.pictures_per_second:.1f}",
+            "-" if point.failure else f"{point.images_per_second:.1f}",
         )
         for point in verdict.sweep
     ]
@@ -171,15 +180,18 @@ def _table(head: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text as Markdown that shows it, whatever a name in it would mean there or in HTML."""
+    """Escape text for Markdown and HTML, so that names are shown verbatim."""
     shown = html.escape(escaped(text), quote=False)
     return re.sub(r"([\\`*_\[\]!|])", r"\\\1", shown)
 
 
 def to_junit(verdict: Verdict) -> str:
-    """A test case for each candidate: failed, skipped or passed."""
+    """Return JUnit XML with one test case per candidate: passed, failed, errored or skipped."""
     suite = ElementTree.Element("testsuite", name="segdeploy bench")
-    rows = (*verdict.rows[1:], *(verdict.modes.rows[1:] if verdict.modes else ()))
+    rows = (
+        *verdict.rows[1:],
+        *(verdict.test_time_augmentation.rows[1:] if verdict.test_time_augmentation else ()),
+    )
     for row in rows:
         case = ElementTree.SubElement(
             suite, "testcase", classname="segdeploy.bench", name=escaped(row.name), time="0"
@@ -188,8 +200,8 @@ def to_junit(verdict: Verdict) -> str:
             ElementTree.SubElement(case, "skipped", message=escaped(row.failure or ""))
         elif row.failure is not None:
             ElementTree.SubElement(case, "error", message=escaped(row.failure))
-        elif row.complaints:
-            ElementTree.SubElement(case, "failure", message=escaped("; ".join(row.complaints)))
+        elif row.failures:
+            ElementTree.SubElement(case, "failure", message=escaped("; ".join(row.failures)))
     counts = {name: len(suite.findall(f".//{name}")) for name in ("failure", "error", "skipped")}
     suite.set("tests", str(len(rows)))
     suite.set("failures", str(counts["failure"]))
@@ -198,55 +210,59 @@ def to_junit(verdict: Verdict) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def outcome(row: Row) -> str:
-    """The verdict of a line, in words."""
+def status(row: Row) -> str:
+    """Return the verdict of a row as text."""
     if row.skipped:
         return "skipped"
     if row.failure is not None:
         return "failed"
-    return "; ".join(row.complaints) or "pass"
+    return "; ".join(row.failures) or "pass"
 
 
-def told_speedup(row: Row) -> str:
-    """The ratio to the reference with its interval, or that none can be seen."""
+def speedup_text(row: Row) -> str:
+    """Return the speed-up with its interval, or that the difference is not significant."""
     ratio = row.latency.ratio if row.latency else None
     if ratio is None:
         return "-"
     if not ratio.is_clear:
-        return f"{ratio.speedup:.2f}x (no difference seen)"
+        return f"{ratio.speedup:.2f}x (not significant)"
     return f"{ratio.speedup:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def told_drop(row: Row, reference: Row) -> str:
-    """Percentage points of mIoU lost, with the interval over frames."""
+def drop_text(row: Row, reference: Row) -> str:
+    """Return the mIoU drop in percentage points, with its confidence interval over the frames."""
     drop = miou_drop(reference, row)
     if drop is None or row is reference:
         return "-"
-    interval = row.judgement.spread.drop if row.judgement and row.judgement.spread else None
-    told = f" ({_points(interval.low)} to {_points(interval.high)})" if interval else ""
-    return f"{_points(drop)}{told}"
+    interval = (
+        row.evaluation.confidence_intervals.drop
+        if row.evaluation and row.evaluation.confidence_intervals
+        else None
+    )
+    message = f" ({_points(interval.low)} to {_points(interval.high)})" if interval else ""
+    return f"{_points(drop)}{message}"
 
 
 def _points(share: float) -> str:
     return f"{100 * share + 0.0:.2f}".replace("-0.00", "0.00")
 
 
-def _told_outcome(row: Row) -> str:
-    return f"{outcome(row)}: {row.failure}" if row.failure else outcome(row)
+def _status_text(row: Row) -> str:
+    return f"{status(row)}: {row.failure}" if row.failure else status(row)
 
 
 def _cells(row: Row, reference: Row) -> list[str]:
-    judgement, latency = row.judgement, row.latency
-    miou = judgement.accuracy.miou if judgement else None
-    fidelity = judgement.fidelity if judgement else None
+    evaluation, latency = row.evaluation, row.latency
+    miou = evaluation.accuracy.miou if evaluation else None
+    agreement = evaluation.agreement if evaluation else None
     return [
         row.name,
         row.backend,
         row.precision,
         "-" if miou is None else f"{100 * miou:.2f}",
-        told_drop(row, reference),
-        "-" if fidelity is None else f"{100 * fidelity.agreement:.3f} %",
+        drop_text(row, reference),
+        "-" if agreement is None else f"{100 * agreement.labels:.3f} %",
         "-" if latency is None else f"{latency.median_ms:.2f}",
-        told_speedup(row),
-        "reference" if row is reference else _told_outcome(row),
+        speedup_text(row),
+        "reference" if row is reference else _status_text(row),
     ]

@@ -1,4 +1,4 @@
-"""Every batch size and shape that a candidate claims to take, tried against the reference."""
+"""Check of the other batch sizes and shapes that a candidate declares, against the reference."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from segdeploy.benchmark.accuracy import Contestant
 from segdeploy.benchmark.process import Candidate, Failure, Process, start
+from segdeploy.calibration.difference import label_agreement, max_abs, over_range, value_range
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import Frame
 from segdeploy.models.errors import first_line
@@ -18,19 +19,20 @@ from segdeploy.runtime.predictor import Predictor
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import Session
 
-# Tried where a graph bounds neither its batch nor its sides: another batch, and sides that no
-# stride divides.
+# Checked for a graph without bounds: another batch size, and sides scaled by these factors to odd
+# multiples of the network's size step.
 _BATCH, _SHRUNK, _GROWN = 3, 0.75, 1.25
-_PAIR = 2  # builders have been right for one image, and wrong for two
-_MOST = 8  # times the pixels of the contract's picture
+_PAIR = 2  # batch size; engine builders have been correct for one image and wrong for two
+_MOST = 8  # largest input, as a multiple of the contract's pixels
 
 
 @dataclass(frozen=True)
-class Claim:
-    """An input (N, H, W), and the share of labels equal to the reference's.
+class ShapeCheck:
+    """An input shape (N, H, W), and the share of labels equal to the reference's.
 
-    `max_rel` is the largest difference of a score over the reference's range; None for labels.
-    `failure` says why the candidate cannot run it, `untried` why the reference cannot.
+    `max_rel` is the largest score difference relative to the reference's range, None if the scores
+    cannot be compared. `failure` is why the candidate cannot run the shape. `untried` is why the
+    reference cannot.
     """
 
     shape: Shape
@@ -40,11 +42,12 @@ class Claim:
     untried: str | None = None
 
 
-def claimed_shapes(session: Session, size: tuple[int, int]) -> list[Shape]:
-    """The corners of each profile and a batch of two, or some of what a dynamic graph takes.
+def declared_shapes(session: Session, size: tuple[int, int]) -> list[Shape]:
+    """Return the input shapes to check: corners of profiles, or examples for a dynamic graph.
 
-    The contract's own size at batch 1 is not among them: that is what everything else is judged at.
-    Of a corner beyond eight times its pixels a part is tried.
+    A batch of two is included if the candidate accepts it. The contract's size at batch 1 is
+    excluded, since everything else is evaluated at it. A corner with more than eight times the
+    contract's pixels is replaced by smaller shapes.
     """
     found: list[Shape] = []
     for profile in session.profiles:
@@ -66,7 +69,7 @@ def claimed_shapes(session: Session, size: tuple[int, int]) -> list[Shape]:
 
 
 def _within(corner: Shape, size: tuple[int, int]) -> list[Shape]:
-    """The corner, or, where it is too large to be tried, a large batch and a large picture."""
+    """Return the corner; if it is too large, a large batch and a large image instead."""
     batch, height, width = corner
     if batch * height * width <= _MOST * size[0] * size[1]:
         return [corner]
@@ -75,33 +78,33 @@ def _within(corner: Shape, size: tuple[int, int]) -> list[Shape]:
 
 
 def _odd(size: tuple[int, int], factor: float, step: int) -> tuple[int, int]:
-    """About `factor` times a size, in odd multiples of the step that the network takes."""
+    """Return about `factor` times a size, in odd multiples of the network's size step."""
     height, width = ((int(side * factor) // step | 1) * step for side in size)
     return height, width
 
 
-def check_claims(
+def check_supported_shapes(
     candidate: Candidate, contestant: Contestant, reference: Predictor, frames: Sequence[Frame]
-) -> list[Claim]:
-    """Run each shape once, with as many frames as its batch holds, beside the reference.
+) -> list[ShapeCheck]:
+    """Run each declared shape once on frames, and compare it with the reference.
 
-    First in a process of its own, where a shape that crashes takes nothing with it.
+    Each shape first runs in a separate process, so that a crash does not end the bench.
     """
     predictor = contestant.predictor
     if predictor.loop:
         return []
-    shapes = claimed_shapes(predictor.session, predictor.contract.size)
+    shapes = declared_shapes(predictor.session, predictor.contract.size)
     failures = _failures(candidate, shapes)
     return [
-        Claim(shape, failure=failures[shape])
+        ShapeCheck(shape, failure=failures[shape])
         if shape in failures
-        else _claim(predictor, reference, shape, frames)
+        else _check_shape(predictor, reference, shape, frames)
         for shape in shapes
     ]
 
 
 def _failures(candidate: Candidate, shapes: Sequence[Shape]) -> dict[Shape, str]:
-    """Why the candidate's own runtime cannot run some of the shapes."""
+    """Return the shapes that the candidate's runtime cannot run, with the reasons."""
     found: dict[Shape, str] = {}
     process: Process | Failure | None = None
     for shape in shapes:
@@ -113,7 +116,7 @@ def _failures(candidate: Candidate, shapes: Sequence[Shape]) -> dict[Shape, str]
             answer = process.ask({"shape": shape})
             if "refused" in answer:
                 found[shape] = answer["refused"]
-        except InputError as error:  # it died of that, and the next shape has another process
+        except InputError as error:  # the process ended; the next shape starts a new one
             found[shape] = first_line(error)
             process = None
     if isinstance(process, Process):
@@ -121,47 +124,46 @@ def _failures(candidate: Candidate, shapes: Sequence[Shape]) -> dict[Shape, str]
     return found
 
 
-def _claim(
+def _check_shape(
     predictor: Predictor, reference: Predictor, shape: Shape, frames: Sequence[Frame]
-) -> Claim:
+) -> ShapeCheck:
     batch, *sides = shape
     size = (sides[0], sides[1])
-    pictures = list(_pictures(frames, batch))
+    images = list(_images(frames, batch))
     contract = replace(predictor.contract, size=size)
     try:
         wanted = Predictor(reference.session, size, reference.loop)
-        scores = [wanted.logits(picture) for picture in pictures]
+        scores = [wanted.logits(image) for image in images]
     except InputError as error:
-        return Claim(shape, untried=f"the reference cannot: {first_line(error)}")
+        return ShapeCheck(shape, untried=f"the reference cannot run it: {first_line(error)}")
     try:
-        inputs = np.concatenate([preprocess(picture, contract) for picture in pictures])
+        inputs = np.concatenate([preprocess(image, contract) for image in images])
         outputs = predictor.finite(predictor.session.run(inputs))
     except InputError as error:
-        return Claim(shape, failure=first_line(error))
+        return ShapeCheck(shape, failure=first_line(error))
     height, width = outputs.shape[-2:]
     if contract.upsampling is None and (height, width) != size:
-        return Claim(shape, failure=f"it gives {height}x{width}")
+        return ShapeCheck(shape, failure=f"it returns {height}x{width}")
     at_size = Predictor(predictor.session, size if predictor.session.takes_any_size else None)
     pairs = list(zip(scores, outputs, strict=True))
     equal = [
-        np.mean(at_size.labels_of(ours, size) == wanted.labels_of(theirs, size))
+        label_agreement(at_size.labels_of(ours, size), wanted.labels_of(theirs, size))
         for theirs, ours in pairs
     ]
     offs = list(_offs(predictor, pairs))
-    return Claim(shape, float(np.mean(equal)), max(offs, default=None))
+    return ShapeCheck(shape, float(np.mean(equal)), max(offs, default=None))
 
 
-def _pictures(frames: Sequence[Frame], count: int) -> Iterator[NDArray[np.uint8]]:
-    """So many pictures, each another: frames, and once they are used up, mirrored ones."""
+def _images(frames: Sequence[Frame], count: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield `count` images: the frames, then mirrored frames, and so on in turn."""
     for index in range(count):
-        picture = frames[index % len(frames)].read()[0]
+        image = frames[index % len(frames)].read()[0]
         mirrored = index // len(frames) % 2
-        yield np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture
+        yield np.ascontiguousarray(image[:, ::-1]) if mirrored else image
 
 
 def _offs(predictor: Predictor, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[float]:
     if predictor.contract.output != "logits" or predictor.contract.upsampling:
         return
     for theirs, ours in pairs:
-        span = float(np.ptp(theirs)) or 1.0
-        yield float(np.abs(ours - theirs).max()) / span
+        yield over_range(max_abs(ours, theirs), value_range(theirs) or 1.0)

@@ -1,4 +1,4 @@
-"""Latency and throughput over batch sizes, threads and clients that call at the same time."""
+"""Latency and throughput over batch sizes, threads and concurrent clients."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segdeploy.benchmark.journal import Journal
 from segdeploy.benchmark.process import Candidate, Failure, Process, started
-from segdeploy.benchmark.rounds import Answers, burst, refusal, take_turns
+from segdeploy.benchmark.rounds import Answers, burst, first_error, take_turns
 from segdeploy.errors import InputError
+from segdeploy.ledger import Ledger
 
 KINDS = ("batch", "threads", "clients")
 _ROUNDS = 10
@@ -19,21 +19,24 @@ _MOST = 256
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to vary, one at a time; the others stay at 1 (threads: as for the verdict)."""
+    """Values to vary, one parameter at a time.
+
+    The other parameters stay at 1; threads stay as in the rest of the bench.
+    """
 
     batch: tuple[int, ...] = ()
     threads: tuple[int, ...] = ()
     clients: tuple[int, ...] = ()
 
     @staticmethod
-    def of(told: Sequence[str]) -> Sweep:
-        """Read `batch=1,2,4`, `threads=1,2`, `clients=1,2`.
+    def of(options: Sequence[str]) -> Sweep:
+        """Parse options such as `batch=1,2,4`, `threads=1,2` and `clients=1,2`.
 
         Raises:
-            InputError: for another word, or a number that is none.
+            InputError: for an unknown or repeated parameter, or an invalid number.
         """
         found: dict[str, tuple[int, ...]] = {}
-        for one in told:
+        for one in options:
             kind, _, numbers = one.partition("=")
             values = [number for number in numbers.split(",") if number.isdecimal()]
             counts = tuple(sorted({int(value) for value in values}))
@@ -44,23 +47,24 @@ class Sweep:
                     f"from 1 to {_MOST}"
                 )
             if kind in found:
-                raise InputError(f"--sweep {one}: {kind} is given twice")
+                raise InputError(f"--sweep {one}: {kind} is given twice; give it once")
             found[kind] = counts
         return Sweep(**found)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One candidate, one value: median of a call, and pictures a second, by rounds' medians.
+    """Result of one candidate at one value: median latency of a call, and throughput.
 
-    `failure` says why there are none: a static batch, say.
+    `images_per_second` is the median over the rounds. `failure` is the reason for missing figures,
+    such as a static batch.
     """
 
     candidate: str
     kind: str
     value: int
     median_ms: float | None = None
-    pictures_per_second: float | None = None
+    images_per_second: float | None = None
     failure: str | None = None
 
 
@@ -70,11 +74,11 @@ def run_sweep(
     *,
     seconds: float,
     threads: int | None,
-    journal: Journal,
+    ledger: Ledger,
     identities: Sequence[str],
     on_burst: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Point]:
-    """Measure every candidate at each value, all of them in turns, `seconds` each in all."""
+    """Measure all candidates at each value in interleaved rounds, for `seconds` each in total."""
     groups = [(threads, [(kind, n) for kind in ("batch", "clients") for n in getattr(sweep, kind)])]
     groups += [(cores, [("threads", cores)]) for cores in sweep.threads]
     points: list[Point] = []
@@ -88,7 +92,7 @@ def run_sweep(
                     workers,
                     _ROUNDS,
                     burst(seconds / _ROUNDS, **varied),
-                    journal=journal,
+                    ledger=ledger,
                     identities=[f"{one} on {cores} threads" for one in identities],
                 )
                 points += [
@@ -103,7 +107,7 @@ def run_sweep(
 def _point(name: str, kind: str, value: int, worker: Process | Failure, held: Answers) -> Point:
     if isinstance(worker, Failure):
         return Point(name, kind, value, failure=worker.reason)
-    if (refused := refusal(held)) is not None:
+    if (refused := first_error(held)) is not None:
         return Point(name, kind, value, failure=refused)
     calls = np.concatenate([one["times"]["network"] for one in held])
     batch = value if kind == "batch" else 1

@@ -1,4 +1,4 @@
-"""Several scales, side by side: one graph that fuses them, and a loop over a graph of one."""
+"""Candidates for multi-scale inference: graphs that fuse the scales, and loops over one scale."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from segdeploy.runtime.session import ENGINE_SUFFIXES
 def split_by_scales(
     candidates: Sequence[Candidate], scales: tuple[float, ...]
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """The candidates of one scale, and those that have `scales` inside."""
+    """Return the single-scale candidates, and those whose graph contains `scales`."""
     fused = [
         one
         for one in candidates
@@ -31,10 +31,10 @@ def split_by_scales(
 
 
 def why_no_loop(path: Path, scales: tuple[float, ...]) -> str | None:
-    """Why a candidate cannot be run at these scales; None if it can."""
+    """Return why a candidate cannot be looped over these scales; None if it can."""
     contract = contract_of_file(path)
     if contract.layout != "NCHW" or contract.output != "logits" or contract.upsampling:
-        return "takes bytes or gives no logits, so there is no loop over its scales"
+        return "has uint8 input or no full-size logits, so it cannot be looped over scales"
     if path.suffix in ENGINE_SUFFIXES:
         profiles = read_manifest(path).profiles
         dynamic = bool(profiles)
@@ -43,16 +43,19 @@ def why_no_loop(path: Path, scales: tuple[float, ...]) -> str | None:
         sides = load_onnx(path).graph.input[0].type.tensor_type.shape.dim[2:]
         dynamic = not any(side.HasField("dim_value") for side in sides)
     if not dynamic:
-        return "is static, so there is no loop over it; export it with --dynamic"
+        return "is static, so it cannot be looped over scales; export it with --dynamic"
     for scale in scales:
         height, width = checked_scaled_size(contract.size, scale, contract.multiple)
         if profiles and not any(one.takes((1, height, width)) for one in profiles):
-            return f"does not take {height}x{width}, which is scale {scale:g}: no loop over it"
+            return (
+                f"does not take {height}x{width} (scale {scale:g}), so it cannot be looped over "
+                "scales"
+            )
     return None
 
 
 def looped(candidate: Candidate, scales: tuple[float, ...]) -> Candidate:
-    """The candidate, run at each of the scales in turn."""
+    """Return the candidate as a loop that runs the scales one after another."""
     return replace(candidate, name=f"{candidate.name}, loop", scales=scales)
 
 
@@ -64,12 +67,12 @@ def export_fused(
     backends: Sequence[str],
     folder: Path,
 ) -> list[Candidate] | str:
-    """The reference exported with the scales in its graph, once a runtime; or why it cannot be.
+    """Export the reference with the scales in its graph, and return one candidate per runtime.
 
-    `export` is `segdeploy.export`.
+    Returns the reason as text if the export is not possible. `export` is `segdeploy.export`.
     """
     if Path(spec.model).suffix in (".onnx", *ENGINE_SUFFIXES):
-        return "no fused graph: the reference is no PyTorch network"
+        return "no fused graph: the reference is not a PyTorch network"
     path = folder / "fused.onnx"
     try:
         export(spec, path, data=data, scales=scales)

@@ -1,4 +1,4 @@
-"""What a bench concludes: which candidates keep the limits, and which one to ship."""
+"""The verdict of a bench: which candidates meet the limits, and which one is recommended."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from segdeploy.benchmark.accuracy import Judgement, Sample
+from segdeploy.benchmark.accuracy import Evaluation, Sample
 from segdeploy.benchmark.environment import Environment
 from segdeploy.benchmark.latency import Latency
 from segdeploy.benchmark.layers import LayerReport
 from segdeploy.benchmark.peak_performance import Peak
 from segdeploy.benchmark.roofline import Roofline
-from segdeploy.benchmark.supported_shapes import Claim
+from segdeploy.benchmark.supported_shapes import ShapeCheck
 from segdeploy.benchmark.sweep import Point
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet
@@ -21,10 +21,10 @@ from segdeploy.proof.tolerance import Tolerance, tolerance_of
 
 @dataclass(frozen=True)
 class Limits:
-    """What a candidate must keep, besides the tolerance of its precision; None asks for no more.
+    """Limits for a candidate, in addition to the tolerance of its precision; None is no limit.
 
-    `max_miou_drop` is in percentage points, `min_agreement` in 0..1, both against the reference;
-    `min_speedup` is against the reference's latency.
+    `max_miou_drop` (percentage points), `min_agreement` (0..1) and `min_speedup` (a ratio of
+    latencies) are relative to the reference.
     """
 
     max_miou_drop: float | None = None
@@ -33,13 +33,13 @@ class Limits:
     min_speedup: float | None = None
 
     def check(self) -> None:
-        """Refuse limits that mean nothing.
+        """Refuse invalid limits.
 
         Raises:
-            InputError: for one outside its range.
+            InputError: for a limit outside its range.
         """
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
-            raise InputError(f"--min-agreement {self.min_agreement}: is a share, 0 to 1")
+            raise InputError(f"--min-agreement {self.min_agreement}: must be a share from 0 to 1")
         if self.max_miou_drop is not None and not 0 <= self.max_miou_drop <= 100:
             raise InputError(
                 f"--max-miou-drop {self.max_miou_drop}: must be 0 to 100 percentage points"
@@ -53,44 +53,46 @@ class Limits:
 
     @property
     def are_given(self) -> bool:
-        """Whether anything is asked for."""
+        """Whether any limit is set."""
         return any(value is not None for value in vars(self).values())
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the verdict; `bytes` is the file's size, None for a network without one.
+    """One row of the verdict.
 
-    `failure` says why there are no figures, or no latency; `skipped` that the candidate was left
-    out because it cannot run on this machine. `layers` sets each layer beside PyTorch's, if that
-    was asked for, or says why it cannot. `claims` are the other batches and shapes that it takes.
+    `bytes` is the size of the file, None for a network without a file. `failure` is the reason for
+    missing metrics or latency. `skipped` marks a candidate that cannot run on this machine.
+    `layers` is the layer comparison with PyTorch if requested, or the reason why there is none.
+    `supported_shapes` are the checks of other declared batch sizes and shapes. `failures` are the
+    limits that the candidate does not meet.
     """
 
     name: str
     backend: str
     precision: str
     bytes: int | None
-    judgement: Judgement | None
+    evaluation: Evaluation | None
     latency: Latency | None
     failure: str | None = None
     skipped: bool = False
     layers: LayerReport | str | None = None
-    claims: tuple[Claim, ...] = ()
+    supported_shapes: tuple[ShapeCheck, ...] = ()
     roofline: Roofline | None = None
-    complaints: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
 
     @property
     def passes(self) -> bool:
-        """Whether it ran, and keeps the limits."""
-        return self.failure is None and not self.complaints
+        """Whether the candidate ran and meets the limits."""
+        return self.failure is None and not self.failures
 
 
 @dataclass(frozen=True)
-class Modes:
-    """The reference at several scales first, then each way to run them.
+class TestTimeAugmentation:
+    """Rows of multi-scale inference: the reference at several scales first, then the candidates.
 
-    A row's drop and labels are against the reference at the same scales; its speed-up is against
-    the reference at one scale, so that it says what the scales cost.
+    The drop and labels of a row are relative to the reference at the same scales. The speed-up is
+    relative to the reference at one scale, so that it shows the cost of the scales.
     """
 
     scales: tuple[float, ...]
@@ -99,10 +101,12 @@ class Modes:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The reference's row first, then the candidates', the fastest first, those that failed last.
+    """The rows of reference and candidates, and the conclusions from them.
 
-    `recommended` is the fastest candidate that passes, by name; `front` those that no other beats
-    in both mIoU (labels equal, without masks) and latency.
+    The reference is the first row. The candidates follow from fastest to slowest; those without
+    latency are last. `recommended` is the name of the fastest candidate that passes. `pareto_front`
+    names the rows that no other row beats in both mIoU (label agreement, without masks) and
+    latency.
     """
 
     rows: tuple[Row, ...]
@@ -115,63 +119,66 @@ class Verdict:
     limits: Limits
     has_masks: bool
     recommended: str | None
-    front: tuple[str, ...]
+    pareto_front: tuple[str, ...]
     notes: tuple[str, ...]
-    modes: Modes | None = None
+    test_time_augmentation: TestTimeAugmentation | None = None
     sweep: tuple[Point, ...] = ()
     peak: Peak | None = None
 
     @property
     def reference(self) -> Row:
-        """The row that the others are compared with."""
+        """The row of the reference."""
         return self.rows[0]
 
     @property
     def passes(self) -> bool:
-        """Whether every candidate that was not skipped ran and keeps the limits."""
-        rows = (*self.rows[1:], *(self.modes.rows[1:] if self.modes else ()))
+        """Whether every candidate that was not skipped ran and meets the limits."""
+        rows = (
+            *self.rows[1:],
+            *(self.test_time_augmentation.rows[1:] if self.test_time_augmentation else ()),
+        )
         return all(row.passes or row.skipped for row in rows)
 
 
 def miou_drop(reference: Row, row: Row) -> float | None:
-    """How much mIoU is lost, in 0..1; None where it is not defined."""
+    """Return the mIoU of the reference minus that of the row, as a share; None if undefined."""
     before, after = (
-        one.judgement.accuracy.miou if one.judgement else None for one in (reference, row)
+        one.evaluation.accuracy.miou if one.evaluation else None for one in (reference, row)
     )
     return None if before is None or after is None else before - after
 
 
-def complaints(row: Row, reference: Row, limits: Limits) -> tuple[str, ...]:
-    """Which limits a row does not keep, and by how much."""
+def failures(row: Row, reference: Row, limits: Limits) -> tuple[str, ...]:
+    """Return one clause for each limit that a row does not meet, with the measured value."""
     found = []
     drop = miou_drop(reference, row)
     if limits.max_miou_drop is not None and (drop is None or 100 * drop > limits.max_miou_drop):
-        told = "is not defined" if drop is None else f"is {100 * drop:.3g} points"
-        found.append(f"the mIoU drop {told} (limit {limits.max_miou_drop:g})")
-    fidelity = row.judgement.fidelity if row.judgement else None
+        message = "is undefined" if drop is None else f"is {100 * drop:.3g} points"
+        found.append(f"the mIoU drop {message} (limit {limits.max_miou_drop:g})")
+    agreement = row.evaluation.agreement if row.evaluation else None
     tolerance = _tolerance(row, limits)
-    if fidelity is not None and tolerance is not None:
-        found += _beyond(tolerance, fidelity.agreement, fidelity.max_rel)
+    if agreement is not None and tolerance is not None:
+        found += _beyond(tolerance, agreement.labels, agreement.max_rel)
     if limits.max_latency_ms is not None and row.latency is not None:
         took = row.latency.median_ms
-        told = f"the median latency is {took:.3g} ms (limit {limits.max_latency_ms:g})"
-        found += [told] if took > limits.max_latency_ms else []
+        message = f"the median latency is {took:.3g} ms (limit {limits.max_latency_ms:g})"
+        found += [message] if took > limits.max_latency_ms else []
     if limits.min_speedup is not None and row.latency is not None:
         speedup = row.latency.ratio.speedup if row.latency.ratio else 0.0
-        told = f"it is {speedup:.3g} times as fast (limit {limits.min_speedup:g})"
-        found += [told] if speedup < limits.min_speedup else []
-    for claim in row.claims:
-        said = [claim.failure] if claim.failure is not None else []
-        if claim.agreement is not None and tolerance is not None:
-            said += _beyond(tolerance, claim.agreement, claim.max_rel)
-        at = "x".join(map(str, claim.shape))
-        found += [f"it claims to take {at}: {one}" for one in said]
+        message = f"the speed-up is {speedup:.3g} (limit {limits.min_speedup:g})"
+        found += [message] if speedup < limits.min_speedup else []
+    for checked in row.supported_shapes:
+        text = [checked.failure] if checked.failure is not None else []
+        if checked.agreement is not None and tolerance is not None:
+            text += _beyond(tolerance, checked.agreement, checked.max_rel)
+        at = "x".join(map(str, checked.shape))
+        found += [f"declared input {at}: {one}" for one in text]
     return tuple(found)
 
 
 def _tolerance(row: Row, limits: Limits) -> Tolerance | None:
-    """What the precision allows, or what was asked for where that is less."""
-    if row.judgement is None:
+    """Return the tolerance of the row's precision, tightened by `min_agreement`."""
+    if row.evaluation is None:
         return None
     tolerance = tolerance_of(row.precision, row.backend)
     if limits.min_agreement is None:
@@ -181,25 +188,28 @@ def _tolerance(row: Row, limits: Limits) -> Tolerance | None:
 
 
 def _beyond(tolerance: Tolerance, agreement: float, difference: float | None) -> list[str]:
-    """Where labels or scores are further from the reference's than they may be."""
+    """Return one clause for each violation of the tolerance by labels or scores."""
     found = []
     if agreement < tolerance.least_agreement:
         found.append(f"{agreement:.3%} of labels are equal (limit {tolerance.least_agreement:.3%})")
     if difference is not None and difference > tolerance.most_difference:
         found.append(
-            f"a score differs by {difference:.2g} of the range "
+            f"a score differs by {difference:.2g} of the reference's range "
             f"(limit {tolerance.most_difference:g})"
         )
     return found
 
 
 def _agreement(row: Row) -> float | None:
-    fidelity = row.judgement.fidelity if row.judgement else None
-    return fidelity.agreement if fidelity else None
+    agreement = row.evaluation.agreement if row.evaluation else None
+    return agreement.labels if agreement else None
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """The fastest first, by speed-up: it is measured in pairs. Those without a latency last."""
+    """Return the rows from fastest to slowest; rows without latency are last.
+
+    They are ordered by speed-up, since it is measured in pairs with the reference.
+    """
     return sorted(rows, key=lambda row: -_speed(row))
 
 
@@ -210,7 +220,11 @@ def _speed(row: Row) -> float:
 
 
 def as_fast(rows: Sequence[Row]) -> list[Row]:
-    """Of the candidates that pass the fastest, and those which this run cannot tell from it."""
+    """Return the fastest candidate that passes, and those not significantly slower.
+
+    Such a candidate passes, too, and the upper bound of its speed-up reaches the lower bound of the
+    fastest candidate's.
+    """
     passing = [row for row in ranked(rows) if row.passes and row.latency]
     if not passing or passing[0].latency is None or passing[0].latency.ratio is None:
         return passing[:1]
@@ -223,28 +237,28 @@ def as_fast(rows: Sequence[Row]) -> list[Row]:
 
 
 def recommended(rows: Sequence[Row]) -> str | None:
-    """The fastest of the candidates that pass; of several that are as fast the most faithful."""
+    """Return the name of the fastest passing candidate; of equally fast ones the most faithful."""
     best = as_fast(rows)
     if not best:
         return None
     return max(best, key=lambda row: _agreement(row) or 0.0).name
 
 
-def front(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Those that no other beats in both accuracy and latency, the fastest first."""
+def pareto_front(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the names on the Pareto front of accuracy and latency, from fastest to slowest."""
     best = -1.0
     kept = []
     for row in ranked(rows):
-        if row.latency is None or row.judgement is None:
+        if row.latency is None or row.evaluation is None:
             continue
-        accuracy = _accuracy(row.judgement)
+        accuracy = _accuracy(row.evaluation)
         if accuracy > best:
             best = accuracy
             kept.append(row.name)
     return tuple(kept)
 
 
-def _accuracy(judgement: Judgement) -> float:
-    if judgement.accuracy.miou is not None:
-        return judgement.accuracy.miou
-    return judgement.fidelity.agreement if judgement.fidelity else 1.0
+def _accuracy(evaluation: Evaluation) -> float:
+    if evaluation.accuracy.miou is not None:
+        return evaluation.accuracy.miou
+    return evaluation.agreement.labels if evaluation.agreement else 1.0

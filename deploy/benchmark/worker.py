@@ -1,9 +1,9 @@
-"""A process that times one candidate, a burst at a time, when it is told to.
+"""Worker process that loads one candidate, and times bursts of its calls on request.
 
-It reads JSON lines from stdin and answers on stdout: first a candidate to load, then
-`{"seconds": S, "fps": F, "batch": N, "clients": K}` for each burst, answered with the times of its
-calls, and at last `{"end": true}`.
-Between bursts it sleeps in `readline`, so that its threads do not disturb the others.
+It reads JSON lines from stdin, and answers each on stdout. The first line is the candidate to load.
+Each burst is requested as `{"seconds": S, "fps": F, "batch": N, "clients": K}`, and answered with
+the durations of its calls. The last line is `{"end": true}`.
+Between bursts the process sleeps in `readline`, so its threads do not disturb other candidates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.errors import InputError, NotHere
+from segdeploy.errors import IncompatibleDevice, InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.errors import first_line
 from segdeploy.runtime.multi_scale import fused_logits
@@ -30,22 +30,23 @@ from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.supervisor import end_with_parent
 
-# The process's program. Python puts the current folder first on the path, and would so run whatever
-# lies there under a library's name; it is taken off before anything else is imported.
+# Python code that the process runs. Python puts the current folder first on `sys.path`, so a file
+# there with a library's name would be imported. The folder is removed before any other import.
 START = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
     "from segdeploy.benchmark.worker import main; main()"
 )
 STAGES = ("preprocessing", "network", "postprocessing")
 _FEWEST_CALLS = 2
-# Warming up ends when the median of a few calls no longer moves, or after so many seconds.
+# The warm-up ends when the median of _WINDOW calls changes by less than _MOVED (a fraction), or
+# after _WARM_UP_SECONDS.
 _WINDOW, _MOVED, _WARM_UP_SECONDS = 5, 0.05, 8.0
 
 
 def main() -> None:
-    """Serve until stdin closes, or the parent ends."""
+    """Answer requests until stdin closes or the parent process ends."""
     end_with_parent()
-    # What libraries print must not mix with the answers.
+    # Libraries print to stdout; redirect that to stderr, so it does not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -63,25 +64,30 @@ def main() -> None:
         )
         load_s = time.perf_counter() - started
         height, width = predictor.contract.size
-        picture = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
-        first_ms = 1e3 * _run(predictor, picture, 1)["network"]
-        ready = {"load_s": load_s, "first_ms": first_ms, "stable": _warm_up(predictor, picture)}
-        say({**ready, "scales": _scales(predictor, picture)})
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+        first_ms = 1e3 * _run(predictor, pixels, 1)["network"]
+        ready = {"load_s": load_s, "first_ms": first_ms, "stable": _warm_up(predictor, pixels)}
+        say({**ready, "scales": _scales(predictor, pixels)})
         for line in sys.stdin:
             asked = json.loads(line)
             if "end" in asked:
                 say({"peak_mib": peak_mib()})
             else:
-                say(_tried(predictor, picture, asked))
-    except Exception as error:  # told to the parent, which says it to the user
+                say(_tried(predictor, pixels, asked))
+    except Exception as error:  # reported by the parent process
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        say({"error": kind + first_line(error), "is_elsewhere": isinstance(error, NotHere)})
+        say(
+            {
+                "error": kind + first_line(error),
+                "is_incompatible": isinstance(error, IncompatibleDevice),
+            }
+        )
 
 
 def peak_mib() -> int:
-    """This process's peak of resident memory.
+    """Return the peak resident memory of this process in MiB.
 
-    Linux counts the parent's, too, into `ru_maxrss` of a child.
+    `VmHWM` is preferred, because on Linux a child's `ru_maxrss` includes the parent's peak.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -90,12 +96,12 @@ def peak_mib() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def _warm_up(predictor: Predictor, picture: NDArray[np.uint8]) -> bool:
-    """Run until the calls' time is steady; False if the bound came first."""
+def _warm_up(predictor: Predictor, pixels: NDArray[np.uint8]) -> bool:
+    """Run calls until their duration is stable; return False if the time limit came first."""
     end = time.perf_counter() + _WARM_UP_SECONDS
     before = float("inf")
     while time.perf_counter() < end:
-        now = statistics.median(_run(predictor, picture, 1)["network"] for _ in range(_WINDOW))
+        now = statistics.median(_run(predictor, pixels, 1)["network"] for _ in range(_WINDOW))
         if abs(now - before) < _MOVED * before:
             return True
         before = now
@@ -103,48 +109,51 @@ def _warm_up(predictor: Predictor, picture: NDArray[np.uint8]) -> bool:
 
 
 def _tried(
-    predictor: Predictor, picture: NDArray[np.uint8], asked: dict[str, Any]
+    predictor: Predictor, pixels: NDArray[np.uint8], asked: dict[str, Any]
 ) -> dict[str, Any]:
-    """The answer, or why the network cannot: a batch that it does not take leaves it as it was."""
+    """Return the answer to a request, or the reason why the network refuses the request.
+
+    After an unsupported batch size the process continues to serve.
+    """
     try:
         if "shape" in asked:
-            return _shaped(predictor, picture, asked["shape"])
-        return _answer(predictor, picture, asked)
+            return _shaped(predictor, pixels, asked["shape"])
+        return _answer(predictor, pixels, asked)
     except InputError as error:
         return {"refused": first_line(error)}
 
 
 def _shaped(
-    predictor: Predictor, picture: NDArray[np.uint8], shape: tuple[int, int, int]
+    predictor: Predictor, pixels: NDArray[np.uint8], shape: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Run an input (N, H, W) once."""
+    """Run an input of shape (N, H, W) once."""
     batch, height, width = shape
-    image = preprocess(picture, replace(predictor.contract, size=(height, width)))
+    image = preprocess(pixels, replace(predictor.contract, size=(height, width)))
     predictor.session.run(np.repeat(image, batch, axis=0))
     return {}
 
 
 def _answer(
-    predictor: Predictor, picture: NDArray[np.uint8], asked: dict[str, Any]
+    predictor: Predictor, pixels: NDArray[np.uint8], asked: dict[str, Any]
 ) -> dict[str, Any]:
-    """Run a burst as it was asked for: times of each stage in seconds, and of the whole of it."""
+    """Run the requested burst: return the stage times of its calls and its duration, in seconds."""
     seconds, fps, batch = asked["seconds"], asked["fps"], asked["batch"]
     taken = predictor.session.input.shape[0]
     if isinstance(taken, int) and taken != batch:
-        raise InputError(f"it takes batches of {taken} alone; export it with --dynamic")
+        raise InputError(f"the network takes only batches of {taken}; export it with --dynamic")
     if asked["clients"] > 1:
-        return _crowd(predictor, picture, seconds, asked["clients"])
-    times, wall = _burst(predictor, picture, seconds, fps, batch)
+        return _crowd(predictor, pixels, seconds, asked["clients"])
+    times, wall = _burst(predictor, pixels, seconds, fps, batch)
     answer: dict[str, Any] = {"times": times, "wall": wall}
-    if hasattr(predictor.session, "run_timed"):  # its events cost time: outside the burst
-        image = preprocess(picture, predictor.contract)
+    if hasattr(predictor.session, "run_timed"):  # after the burst, since its GPU events cost time
+        image = preprocess(pixels, predictor.contract)
         answer["device"] = predictor.session.run_timed(image)[1]
     return answer
 
 
-def _scales(predictor: Predictor, picture: NDArray[np.uint8]) -> dict[str, float]:
-    """Seconds that each scale of a loop takes, its resizes included; {} without a loop."""
-    image = preprocess(picture, predictor.contract)
+def _scales(predictor: Predictor, pixels: NDArray[np.uint8]) -> dict[str, float]:
+    """Return the seconds of each scale of a loop, including its resizes; {} without a loop."""
+    image = preprocess(pixels, predictor.contract)
     found: dict[str, list[float]] = {f"{scale:g}": [] for scale in predictor.loop}
     for _ in range(_WINDOW):
         for scale in predictor.loop:
@@ -156,48 +165,50 @@ def _scales(predictor: Predictor, picture: NDArray[np.uint8]) -> dict[str, float
 
 def _burst(
     predictor: Predictor,
-    picture: NDArray[np.uint8],
+    pixels: NDArray[np.uint8],
     seconds: float,
     fps: float | None,
     batch: int,
 ) -> tuple[dict[str, list[float]], float]:
-    """Seconds of each stage of every call, and of them all; with `fps`, calls begin at that pace.
+    """Return the seconds of each stage of every call, and of the whole burst.
 
-    Without, a first call is left out: caches and sleeping threads are another candidate's still.
+    With `fps`, the calls begin at that pace. Without `fps`, the first call is not timed: the caches
+    still hold another candidate's data, and the threads sleep.
     """
     if fps is None:
-        _run(predictor, picture, batch)
-    times, begin, end = _calls(predictor, picture, seconds, fps, batch)
+        _run(predictor, pixels, batch)
+    times, begin, end = _calls(predictor, pixels, seconds, fps, batch)
     return times, end - begin
 
 
 def _calls(
     predictor: Predictor,
-    picture: NDArray[np.uint8],
+    pixels: NDArray[np.uint8],
     seconds: float,
     fps: float | None,
     batch: int,
 ) -> tuple[dict[str, list[float]], float, float]:
-    """Call for `seconds`: the stages' times, and when the first call began and the last ended."""
+    """Call for `seconds`: return the stage times, the start of the first and end of the last."""
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     begin = time.perf_counter()
     calls = 0
     while calls < _FEWEST_CALLS or time.perf_counter() < begin + seconds:
-        if fps is not None:  # between frames the machine idles, as behind a camera
+        if fps is not None:  # idle between frames, as with a camera
             time.sleep(max(0.0, begin + calls / fps - time.perf_counter()))
-        for stage, took in _run(predictor, picture, batch).items():
+        for stage, took in _run(predictor, pixels, batch).items():
             times[stage].append(took)
         calls += 1
     return times, begin, time.perf_counter()
 
 
 def _crowd(
-    predictor: Predictor, picture: NDArray[np.uint8], seconds: float, clients: int
+    predictor: Predictor, pixels: NDArray[np.uint8], seconds: float, clients: int
 ) -> dict[str, Any]:
-    """A burst of several threads, each calling one after the other on the same session.
+    """Run a burst with several client threads, which call the same session concurrently.
 
-    All begin together, after a first call each that does not count. The time is that from there to
-    the mean of their ends: towards the last end there are fewer clients.
+    Each thread makes one untimed call, then all threads start together. The burst's duration lasts
+    until the mean of the threads' end times, because after the first thread has ended fewer clients
+    call.
     """
     found: list[tuple[dict[str, list[float]], float, float]] = []
     failures: list[Exception] = []
@@ -205,10 +216,10 @@ def _crowd(
 
     def call() -> None:
         try:
-            _run(predictor, picture, 1)
+            _run(predictor, pixels, 1)
             ready.wait()
-            found.append(_calls(predictor, picture, seconds, None, 1))
-        except Exception as error:  # told to the parent by the thread that waits
+            found.append(_calls(predictor, pixels, seconds, None, 1))
+        except Exception as error:  # raised again by the thread that joins
             failures.append(error)
             ready.abort()
 
@@ -226,22 +237,22 @@ def _crowd(
     return {"times": times, "wall": float(np.mean([end for _, _, end in found])) - begin}
 
 
-def _run(predictor: Predictor, picture: NDArray[np.uint8], batch: int) -> dict[str, float]:
-    """Seconds of the stages of one call, from the bytes of `batch` pictures to their labels."""
+def _run(predictor: Predictor, pixels: NDArray[np.uint8], batch: int) -> dict[str, float]:
+    """Return the seconds of each stage of one call, from `batch` uint8 images to their labels."""
     started = time.perf_counter()
-    images = [predictor.prepare(picture) for _ in range(batch)]
+    images = [predictor.prepare(pixels) for _ in range(batch)]
     image = images[0] if batch == 1 else np.concatenate(images)
     prepared = time.perf_counter()
     outputs = predictor.run(image)
     ran = time.perf_counter()
     for output in outputs:
-        predictor.labels_of(output, (picture.shape[0], picture.shape[1]))
+        predictor.labels_of(output, (pixels.shape[0], pixels.shape[1]))
     stamps = (started, prepared, ran, time.perf_counter())
     return dict(zip(STAGES, np.diff(stamps).tolist(), strict=True))
 
 
 def spec_to_json(spec: ModelSpec) -> dict[str, Any]:
-    """Write a spec so that another process can read it."""
+    """Return a spec as JSON types, for another process."""
     return {
         "model": spec.model,
         "num_classes": spec.num_classes,
@@ -252,7 +263,7 @@ def spec_to_json(spec: ModelSpec) -> dict[str, Any]:
 
 
 def spec_from_json(values: dict[str, Any]) -> ModelSpec:
-    """Read what `spec_to_json` wrote."""
+    """Restore a spec from the result of `spec_to_json`."""
     return ModelSpec(
         model=values["model"],
         num_classes=values["num_classes"],

@@ -9,28 +9,61 @@ import click
 
 from segdeploy.cli.build_engine import profile_options, read_profiles
 from segdeploy.cli.console import say
+from segdeploy.cli.headings import command
 from segdeploy.cli.options import Size, Triple, foreign_model
 
 
-@click.command()
+@command()
 @click.argument("file", type=Path)
-@click.option("--like", type=Path, help="Take the whole contract of this .onnx file or engine.")
-@click.option("--data", type=Path, help="Data set whose classes it has.")
-@click.option("--num-classes", type=click.IntRange(1, 255), help="Or how many classes it has.")
-@click.option("--size", type=Size(), help="Input size, height x width.")
-@click.option("--mean", type=Triple(), help="Mean of RGB in 0..1 that is subtracted.")
-@click.option("--std", type=Triple(), help="Deviation of RGB in 0..1 that is divided by.")
-@click.option("--colour", type=click.Choice(["RGB", "BGR"]), help="Order of its channels.")
-@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="NHWC takes bytes.")
-@click.option("--output", type=click.Choice(["logits", "probabilities", "labels"]))
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8", "mixed"]))
-@click.option("--backend", type=click.Choice(["tensorrt-rtx", "tensorrt"]), help="Its builder.")
-@click.option("--built-by", "version", help="The builder's version.  [default: the one installed]")
-@click.option("--target", "targets", multiple=True, help="Compute capability, such as sm86.")
-@click.option("--version-compatible", is_flag=True, help="Built for later versions, too.")
-@click.option("--hardware-compatible", is_flag=True, help="Built for any GPU from Ampere on.")
+@click.option(
+    "--like", type=Path, metavar="FILE", help="Copy the contract of an .onnx file or engine."
+)
+@click.option("--data", type=Path, metavar="DIR", help="Data set whose classes FILE predicts.")
+@click.option(
+    "--num-classes",
+    type=click.IntRange(1, 255),
+    metavar="N",
+    help="Number of classes, where there is no data set.",
+)
+@click.option("--size", type=Size(), help="Input size of the network, in pixels.")
+@click.option("--mean", type=Triple(), help="Mean that preprocessing subtracts, in 0..1.")
+@click.option("--std", type=Triple(), help="Standard deviation that preprocessing divides by.")
+@click.option("--color", type=click.Choice(["RGB", "BGR"]), help="Order of the channels.")
+@click.option(
+    "--layout", type=click.Choice(["NCHW", "NHWC"]), help="Layout; NHWC means uint8 images."
+)
+@click.option(
+    "--output",
+    type=click.Choice(["logits", "probabilities", "labels"]),
+    help="Output of the network.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "mixed"]),
+    help="Precision of the network.",
+)
+@click.option(
+    "--backend", type=click.Choice(["tensorrt-rtx", "tensorrt"]), help="Builder of the engine."
+)
+@click.option(
+    "--built-by",
+    "version",
+    metavar="VERSION",
+    help="Version of the builder.  [default: the installed one]",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="SM",
+    help="Compute capability of the engine, such as sm86. Repeatable.",
+)
+@click.option("--version-compatible", is_flag=True, help="The engine was built version-compatible.")
+@click.option(
+    "--hardware-compatible", is_flag=True, help="The engine was built for every GPU from Ampere on."
+)
 @profile_options
-@click.option("-o", "--out", type=Path, help="Copy of an .onnx file to write.")
+@click.option("-o", "--out", type=Path, metavar="FILE", help="Copy of an .onnx file to write.")
 @foreign_model
 def adopt(
     file: Path,
@@ -45,9 +78,9 @@ def adopt(
     maximum: Any,
     **stated: Any,
 ) -> None:
-    """State what FILE (an .onnx file or an engine made elsewhere) is, so that it can be used.
+    """Give FILE, an .onnx file or engine of another tool, the contract that it lacks.
 
-    The contract goes into a copy of an .onnx file, or into a manifest beside an engine.
+    The contract is written into a copy of an .onnx file, or into a manifest beside an engine.
     """
     import segdeploy
     from segdeploy.commands.adopt import Statement
@@ -63,4 +96,4 @@ def adopt(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
     )
-    say(f"{written}: says of {file} what you stated; `segdeploy inspect` shows it")
+    say(f"{written}: holds the contract of {file}; `segdeploy inspect` shows the contract")

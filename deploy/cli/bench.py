@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress, say
+from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
     Scales,
     foreign_model,
@@ -28,13 +29,20 @@ if TYPE_CHECKING:
     from segdeploy.benchmark.verdict import Row, Verdict
 
 
-@click.command()
+@command()
 @click.argument("candidates", nargs=-1, type=Path)
-@click.option("--reference", help="The network that they came from: MODEL.")
+@click.option(
+    "--reference",
+    metavar="MODEL",
+    help="Network that the candidates were made from: registry name, checkpoint or "
+    "package.module:factory.",
+)
 @click.option(
     "--data",
     type=Path,
-    help="Data set: a folder with dataset.json, voc:FOLDER, cityscapes:FOLDER; or pictures alone.",
+    metavar="DIR",
+    help="Data set: a folder with dataset.json, voc:DIR or cityscapes:DIR; or a folder of images, "
+    "for parity and latency without mIoU.",
 )
 @split_option("val")
 @limit_option
@@ -45,44 +53,79 @@ if TYPE_CHECKING:
     multiple=True,
     default=("onnxruntime",),
     show_default=True,
-    help="Runtime of the .onnx candidates; may be repeated.",
+    metavar="NAME",
+    help="Runtime of the .onnx candidates. Repeatable.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads inside an operator, and cores.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Intra-op threads of each candidate, which is pinned to as many cores.",
+)
 @seconds_option
-@click.option("--fps", type=float, help="Call at this pace, as behind a camera, idle in between.")
+@click.option(
+    "--fps",
+    type=float,
+    metavar="RATE",
+    help="Time calls at this frame rate, idle in between, as behind a camera.",
+)
 @click.option(
     "--scales",
     type=Scales(),
     default=(),
-    help="Compare several scales as well, as 0.5,1,1.5: a loop, and one graph that fuses them.",
+    help="Also compare test-time augmentation at these scales, for example 0.5,1,1.5: one fused "
+    "graph, and a loop over one graph.",
 )
 @click.option(
     "--sweep",
     "sweeps",
     multiple=True,
     metavar="WHAT=N,...",
-    help="Vary batch=1,2,4, threads=1,2 or clients=1,2 (calls at the same time); may be repeated.",
+    help="Measure throughput over batch=1,2,4, threads=1,2 or clients=1,2 (concurrent calls). "
+    "Repeatable.",
 )
-@click.option("--ece", is_flag=True, help="Expected calibration error of each network's scores.")
-@click.option("--max-miou-drop", type=float, metavar="POINTS", help="Fail what loses more mIoU.")
-@click.option("--min-agreement", type=float, metavar="SHARE", help="Fail what has fewer labels.")
-@click.option("--max-latency-ms", type=float, metavar="MS", help="Fail a median above that.")
-@click.option("--min-speedup", type=float, metavar="X", help="Fail what is not X times as fast.")
-@click.option("--layers", is_flag=True, help="Follow a frame layer by layer: where errors enter.")
-@click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if a candidate cannot run here.")
+@click.option("--ece", is_flag=True, help="Measure the expected calibration error (ECE).")
+@click.option(
+    "--max-miou-drop", type=float, metavar="POINTS", help="Fail a candidate that loses more mIoU."
+)
+@click.option(
+    "--min-agreement",
+    type=float,
+    metavar="SHARE",
+    help="Fail a candidate with a lower share of equal labels, 0..1.",
+)
+@click.option(
+    "--max-latency-ms",
+    type=float,
+    metavar="MS",
+    help="Fail a candidate with a higher median latency.",
+)
+@click.option(
+    "--min-speedup",
+    type=float,
+    metavar="X",
+    help="Fail a candidate that is less than X times as fast as the reference.",
+)
+@click.option("--layers", is_flag=True, help="Compare one frame layer by layer with PyTorch.")
+@click.option(
+    "--fail-on-skip", is_flag=True, help="Exit with 1 if this machine cannot run a candidate."
+)
 @click.option(
     "--compare",
     nargs=2,
     type=Path,
     metavar="OLD NEW",
-    help="Instead: compare two bench.json files, and exit with 1 if something got worse.",
+    help="Instead compare two bench.json files; exits with 1 on a regression.",
 )
 @click.option(
     "--cpp-program",
     type=Path,
-    help="segdeploy-bench, which times the .json candidates; else the one on the PATH.",
+    metavar="FILE",
+    help="Program that times the .json candidates.  [default: segdeploy-bench on the PATH]",
 )
-@click.option("--report", type=Path, help="Folder for the page, JSON, Markdown and JUnit.")
+@click.option(
+    "--report", type=Path, metavar="DIR", help="Folder for HTML, JSON, Markdown and JUnit reports."
+)
 @json_option
 @quiet_option
 @foreign_model
@@ -108,25 +151,24 @@ def bench(
     quiet: bool,
     **options: Any,
 ) -> int:
-    """Compare CANDIDATES (.onnx files, engines) with the reference: accuracy, parity, latency.
+    """Compare CANDIDATES with the reference: mIoU, parity and latency.
 
-    What `segdeploy-bench --out FILE.json` wrote is a candidate that runs in C++.
-
-    Exits with 1 if one fails, or does not keep a limit.
+    CANDIDATES are .onnx files, engines, and .json files that `segdeploy-bench --out` wrote, which
+    are timed in C++. Exits with 1 if a candidate fails or exceeds a limit.
     """
     if compare is not None:
         if candidates or reference or data:
-            raise click.UsageError("--compare OLD NEW: compares two files, and takes nothing else")
+            raise click.UsageError("--compare OLD NEW: takes no candidates, --reference or --data")
         return _compare(compare, as_json)
     if not candidates or reference is None or data is None:
         raise click.UsageError("give CANDIDATES, --reference and --data, or --compare OLD NEW")
     import segdeploy
-    from segdeploy.benchmark.journal import NAME as JOURNAL
     from segdeploy.benchmark.protocol import Protocol
     from segdeploy.benchmark.report import check_report, write_report
     from segdeploy.benchmark.serialization import to_json
     from segdeploy.benchmark.sweep import Sweep
     from segdeploy.benchmark.verdict import Limits
+    from segdeploy.ledger import BENCH
     from segdeploy.models.names import escaped
     from segdeploy.output_lock import output_lock
 
@@ -160,7 +202,7 @@ def bench(
             backends=backends,
             limits=limits,
             protocol=protocol,
-            journal=report / JOURNAL if report else None,
+            ledger=report / BENCH if report else None,
             cpp_program=cpp_program,
             on_frame=on_frame,
             on_burst=on_burst,
@@ -179,14 +221,14 @@ def bench(
 
 @contextmanager
 def _kept(report: Path | None) -> Iterator[None]:
-    """Say at Ctrl-C what stays."""
+    """Tell at Ctrl-C where the results so far are kept."""
     try:
         yield
     except KeyboardInterrupt:
         if report is None:
             raise
         raise KeyboardInterrupt(
-            f"what was found is kept in {report}, and the same command goes on from there"
+            f"completed measurements are kept in {report}; the same command resumes"
         ) from None
 
 
@@ -202,18 +244,18 @@ def _compare(files: tuple[Path, Path], as_json: bool) -> int:
         print_table(
             ("candidate", "figure", str(files[0]), str(files[1]), ""),
             [
-                (one.candidate, one.figure, _told(one.before), _told(one.after),
+                (one.candidate, one.figure, _text(one.before), _text(one.after),
                  "worse" if one.worse else "better")
                 for one in changes
             ],
             words=True,
         )  # fmt: skip
     else:
-        say("nothing changed beyond noise")
+        say("no change beyond noise")
     return int(any(change.worse for change in changes))
 
 
-def _told(value: float | str | None) -> str:
+def _text(value: float | str | None) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -231,24 +273,25 @@ def _print(verdict: Verdict) -> None:
         f"{verdict.frames} frames of {verdict.dataset.root}/{verdict.split}, "
         f"input {verdict.size[0]}x{verdict.size[1]}",
     )
-    several = verdict.modes.rows if verdict.modes else ()
-    if verdict.modes:
+    several = verdict.test_time_augmentation.rows if verdict.test_time_augmentation else ()
+    if verdict.test_time_augmentation:
+        scales = ", ".join(f"{scale:g}" for scale in verdict.test_time_augmentation.scales)
         print_table(
             _HEAD,
             [_row(row, several[0]) for row in several],
-            f"at scales {', '.join(f'{scale:g}' for scale in verdict.modes.scales)}; drop and "
-            "labels against the reference at the same scales, speed-up against it at one",
+            f"at scales {scales}; drop and labels "
+            "against the reference at the same scales, speed-up against it at one",
         )
     for row in (*verdict.rows, *several):
-        for complaint in row.complaints:
-            if len(complaint) > _LONGEST:
-                say(f"{row.name}: {complaint}")
+        for failure in row.failures:
+            if len(failure) > _LONGEST:
+                say(f"{row.name}: {failure}")
         if row.failure:
             say(f"{row.name}: {'skipped' if row.skipped else 'failed'}: {row.failure}")
-        if row.judgement is not None and row.judgement.kernels is not None:
+        if row.evaluation is not None and row.evaluation.kernels is not None:
             say(
-                f"{row.name}: accuracy is that of the graph executed literally, as TensorRT "
-                f"rounds; this machine's own kernels give {row.judgement.kernels:.3%} of its labels"
+                f"{row.name}: accuracy is that of reference Q/DQ execution; the runtime's own "
+                f"kernels give {row.evaluation.kernels:.3%} of these labels"
             )
     _print_costs(verdict)
     for row in verdict.rows:
@@ -256,7 +299,7 @@ def _print(verdict: Verdict) -> None:
             say(f"{row.name}: {row.layers}")
         elif row.layers is not None:
             print_table(
-                ("layer", "node", "off by, beyond rounding, of its range"),
+                ("layer", "node", "max rel beyond rounding"),
                 [(one.module, one.node, f"{one.max_rel:.2g}") for one in row.layers.layers],
                 f"{row.name}, layer by layer",
             )
@@ -270,43 +313,43 @@ def _shortened(text: str) -> str:
 
 
 def _print_costs(verdict: Verdict) -> None:
-    """The roof, the scales' shares, and the sweep, where there are any."""
+    """Print roofline, supported shapes, time of each scale and sweep, as far as measured."""
     from segdeploy.benchmark.serialization import (
-        told_claims,
-        told_roofline,
-        told_scales,
-        told_sweep,
+        roofline_text,
+        scales_text,
+        supported_shapes_text,
+        sweep_text,
     )
 
     for row in verdict.rows:
-        for line in (told_roofline(row), told_claims(row)):
+        for line in (roofline_text(row), supported_shapes_text(row)):
             if line:
                 say(f"{row.name}: {line}")
-    for row in verdict.modes.rows if verdict.modes else ():
-        if told := told_scales(row):
-            say(f"{row.name}: {told}")
+    for row in verdict.test_time_augmentation.rows if verdict.test_time_augmentation else ():
+        if message := scales_text(row):
+            say(f"{row.name}: {message}")
     if verdict.sweep:
-        lines = [tuple(map(_shortened, line)) for line in told_sweep(verdict)]
-        print_table(("candidate", "at", "median ms", "pictures/s"), lines, "sweep")
+        lines = [tuple(map(_shortened, line)) for line in sweep_text(verdict)]
+        print_table(("candidate", "at", "median ms", "images/s"), lines, "sweep")
 
 
 def _row(row: Row, reference: Row) -> tuple[str, ...]:
-    from segdeploy.benchmark.serialization import outcome, told_drop, told_speedup
+    from segdeploy.benchmark.serialization import drop_text, speedup_text, status
 
-    judgement, latency = row.judgement, row.latency
-    fidelity = judgement.fidelity if judgement else None
-    max_rel = fidelity.max_rel if fidelity else None
+    evaluation, latency = row.evaluation, row.latency
+    agreement = evaluation.agreement if evaluation else None
+    max_rel = agreement.max_rel if agreement else None
     return (
         row.name,
         row.backend,
         row.precision,
-        percent(judgement.accuracy.miou if judgement else None),
-        told_drop(row, reference),
-        percent(fidelity.agreement if fidelity else None, 3),
+        percent(evaluation.accuracy.miou if evaluation else None),
+        drop_text(row, reference),
+        percent(agreement.labels if agreement else None, 3),
         "-" if max_rel is None else f"{max_rel:.2g}",
         f"{latency.median_ms:.2f}" if latency else "-",
         f"{latency.p99_ms:.2f}" if latency else "-",
-        told_speedup(row),
+        speedup_text(row),
         megabytes(row.bytes),
-        "reference" if row is reference else _shortened(outcome(row)),
+        "reference" if row is reference else _shortened(status(row)),
     )

@@ -10,6 +10,7 @@ import click
 
 from segdeploy.cli.console import megabytes, percent, print_json, progress, say
 from segdeploy.cli.export import count_proofs
+from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
     Shape,
     builder_option,
@@ -28,20 +29,30 @@ _Shape = tuple[int, int, int]
 
 
 def profile_options(command: Any) -> Any:
-    """`--min`, `--opt`, `--max`: the inputs that an engine takes."""
+    """The optimization profiles of an engine."""
     for option in reversed(
         (
             click.option(
-                "--min", "minimum", multiple=True, type=Shape(), help="Smallest input; repeatable."
+                "--min",
+                "minimum",
+                multiple=True,
+                type=Shape(),
+                help="Smallest input of an optimization profile. Repeatable.",
             ),
             click.option(
                 "--opt",
                 "optimum",
                 multiple=True,
                 type=Shape(),
-                help="The input to be fastest at; alone, the only one of its profile.",
+                help="Optimum input of the profile. Given alone, min = opt = max.",
             ),
-            click.option("--max", "maximum", multiple=True, type=Shape(), help="Largest input."),
+            click.option(
+                "--max",
+                "maximum",
+                multiple=True,
+                type=Shape(),
+                help="Largest input of the profile.",
+            ),
         )
     ):
         command = option(command)
@@ -51,7 +62,7 @@ def profile_options(command: Any) -> Any:
 def read_profiles(
     minimum: tuple[_Shape, ...], optimum: tuple[_Shape, ...], maximum: tuple[_Shape, ...]
 ) -> list[Profile]:
-    """The profiles that the options give: triples, or one for each --opt alone."""
+    """The profiles that the options describe."""
     from segdeploy.profiles import Profile
 
     if not minimum and not maximum:
@@ -61,7 +72,7 @@ def read_profiles(
     return [Profile(*ends) for ends in zip(minimum, optimum, maximum, strict=True)]
 
 
-@click.command("build-engine")
+@command("build-engine")
 @click.argument("model", type=Path)
 @builder_option
 @targets_option
@@ -69,19 +80,44 @@ def read_profiles(
 @click.option(
     "--precision",
     type=click.Choice(["int8", "fp16", "bf16"]),
-    help="Calibrate the graph on --data first, if it is of another.",
+    help="Precision of the engine: a graph of another precision is calibrated on --data first.",
 )
-@click.option("--data", type=Path, help="Data set: to calibrate on, and for golden vectors.")
 @click.option(
-    "--repeats", type=int, default=1, show_default=True, help="Builds, to see how they vary."
+    "--data",
+    type=Path,
+    metavar="DIR",
+    help="Data set for calibration and for the golden vectors.",
 )
-@click.option("--workspace", type=click.IntRange(1, 1 << 20), metavar="MIB", help="Scratch memory.")
-@click.option("--timing-cache", type=Path, help="File of TensorRT's timings, to reuse.")
-@click.option("--refittable", "weights", flag_value="refittable", help="Weights can be replaced.")
-@click.option("--stripped", "weights", flag_value="stripped", help="Weights stay in the .onnx.")
-@click.option("--version-compatible", is_flag=True, help="For later versions of TensorRT, too.")
-@click.option("--hardware-compatible", is_flag=True, help="For any GPU from Ampere on.")
-@out_option("Engine to write (.engine); its manifest and golden vectors lie beside it.")
+@click.option(
+    "--repeats",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of builds; more than one shows how plans, labels and latency vary.",
+)
+@click.option(
+    "--workspace",
+    type=click.IntRange(1, 1 << 20),
+    metavar="MIB",
+    help="Largest workspace of TensorRT's kernels.",
+)
+@click.option(
+    "--timing-cache", type=Path, metavar="FILE", help="Timing cache to write and to reuse."
+)
+@click.option(
+    "--refittable", "plan_weights", flag_value="refittable", help="Build a refittable engine."
+)
+@click.option(
+    "--stripped", "plan_weights", flag_value="stripped", help="Leave the weights in the .onnx file."
+)
+@click.option(
+    "--version-compatible", is_flag=True, help="Let later versions of TensorRT run the engine."
+)
+@click.option(
+    "--hardware-compatible", is_flag=True, help="Let every GPU from Ampere on run the engine."
+)
+@out_option("Engine to write (.engine). A manifest and golden vectors are written beside it.")
 @json_option
 @quiet_option
 @foreign_model
@@ -90,13 +126,16 @@ def build_engine(
     minimum: tuple[_Shape, ...],
     optimum: tuple[_Shape, ...],
     maximum: tuple[_Shape, ...],
-    weights: str | None,
+    plan_weights: str | None,
     out: Path,
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Compile MODEL (.onnx) into a TensorRT engine; TensorRT-RTX needs no GPU for it."""
+    """Compile MODEL (.onnx) into a TensorRT engine with a manifest.
+
+    TensorRT-RTX builds without a GPU, for the compute capabilities that --target names.
+    """
     import segdeploy
 
     profiles = read_profiles(minimum, optimum, maximum)
@@ -105,7 +144,7 @@ def build_engine(
             model,
             out,
             profiles=profiles,
-            weights=weights or "kept",
+            weights=plan_weights or "kept",
             on_progress=update,
             **options,
         )
@@ -126,18 +165,18 @@ def _show(report: EngineReport) -> None:
         f"{report.seconds:.1f} s; manifest {report.manifest.name}"
     )
     int8 = f"; {report.int8} read INT8 data and weights" if report.int8 else ""
-    say(f"in TensorRT's network {count_proofs(report.convolutions)}{int8}")
+    say(f"in TensorRT's network, {count_proofs(report.convolutions)}{int8}")
     for profile in report.profiles:
         low, best, high = (
             "x".join(map(str, one)) for one in (profile.minimum, profile.optimum, profile.maximum)
         )
-        say(f"takes {low} to {high}, fastest at {best}")
+        say(f"optimization profile: min {low}, opt {best}, max {high}")
     if report.variation:
         varied = report.variation
-        ran = "labels and latency need the GPU that it is for"
+        ran = "comparing labels and latency needs a GPU that the engine is built for"
         if varied.least_agreement is not None:
             times = ", ".join(f"{one:.3f}" for one in varied.latency_ms)
-            ran = f"{percent(varied.least_agreement, 3)} % of labels in common; medians {times} ms"
+            ran = f"{percent(varied.least_agreement, 3)} % of labels equal; medians {times} ms"
         say(f"{varied.builds} builds, {varied.distinct} different plans; {ran}")
     for note in report.notes:
         say(f"note: {note}", err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segdeploy.cli.console import print_json, print_table, progress, say
+from segdeploy.cli.headings import Command
 from segdeploy.cli.options import Size, json_option, quiet_option
 
 if TYPE_CHECKING:
@@ -16,28 +17,53 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Make data sets, and check them."""
+    """Generate a data set, or check one."""
 
 
 _COUNT = click.IntRange(1, 1_000_000)
 
 
-@data.command()
+@data.command(cls=Command)
 @click.argument("folder", type=Path)
-@click.option("--train", "train_count", type=_COUNT, default=160, show_default=True)
-@click.option("--val", "val_count", type=_COUNT, default=40, show_default=True)
-@click.option("--size", type=Size(), default=(240, 320), show_default="240x320")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--train",
+    "train_count",
+    type=_COUNT,
+    default=160,
+    show_default=True,
+    metavar="N",
+    help="Number of training frames.",
+)
+@click.option(
+    "--val",
+    "val_count",
+    type=_COUNT,
+    default=40,
+    show_default=True,
+    metavar="N",
+    help="Number of validation frames.",
+)
+@click.option(
+    "--size", type=Size(), default=(240, 320), show_default="240x320", help="Size of the frames."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed; the same seed gives the same frames.",
+)
 @quiet_option
 def scenes(
     folder: Path, train_count: int, val_count: int, size: tuple[int, int], seed: int, quiet: bool
 ) -> None:
-    """Generate road scenes as a data set in FOLDER, the same for the same seed."""
+    """Generate road scenes with masks as a data set in FOLDER."""
     from segdeploy.contract import check_pixels
     from segdeploy.models import scenes as generated
     from segdeploy.models.dataset import write_dataset
 
-    check_pixels(size, "--size: the picture")
+    check_pixels(size, "--size: the image")
     counts = {"train": train_count, "val": val_count}
     names = write_dataset(
         folder,
@@ -54,14 +80,15 @@ def scenes(
     say(f"{folder}: {train_count} train and {val_count} val frames of {size[0]}x{size[1]}")
 
 
-@data.command()
+@data.command(cls=Command)
 @click.argument("folder", type=Path)
 @json_option
 @quiet_option
 def check(folder: Path, as_json: bool, quiet: bool) -> int:
-    """Read all of FOLDER (or voc:FOLDER, cityscapes:FOLDER) once, and report what it holds.
+    """Read every file of a data set, and report sizes, class frequencies and problems.
 
-    Exits with 1 if a file cannot be used.
+    FOLDER holds a dataset.json, or is voc:DIR or cityscapes:DIR. Exits with 1 if a file cannot be
+    used.
     """
     import numpy as np
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from segdeploy.cli.console import print_json, progress, say
+from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
     builder_option,
     data_option,
@@ -23,19 +24,23 @@ from segdeploy.cli.options import (
 )
 
 
-@click.command()
+@command()
 @click.argument("model")
 @data_option
 @network_options
 @targets_option
 @builder_option
 @click.option(
-    "--max-miou-drop", type=float, default=0.5, show_default=True, metavar="POINTS",
-    help="The budget.",
-)  # fmt: skip
+    "--max-miou-drop",
+    type=float,
+    default=0.5,
+    show_default=True,
+    metavar="POINTS",
+    help="mIoU budget in percentage points.",
+)
 @seconds_option
-@click.option("--dry-run", is_flag=True, help="Print the steps, and which of them are done.")
-@click.option("-o", "--out", type=Path, required=True, help="Folder to ship.")
+@click.option("--dry-run", is_flag=True, help="Print the steps and which of them are completed.")
+@click.option("-o", "--out", type=Path, required=True, metavar="DIR", help="Folder of the bundle.")
 @json_option
 @quiet_option
 def deploy(
@@ -51,20 +56,21 @@ def deploy(
     quiet: bool,
     **options: Any,
 ) -> int:
-    """Take MODEL the whole way: export, FP16 and INT8 within a budget, engines, verdict.
+    """Run all steps: export, FP16 and INT8 within a budget, engines, bench, bundle.
 
-    What was done before, of the same, is not done again. Exits with 1 if nothing keeps the budget.
+    Resumes: completed steps with unchanged inputs are skipped. Exits with 1 if no candidate keeps
+    the budget.
     """
     import segdeploy
 
     spec = network_spec(model, options)
     note_untrained(spec)
 
-    def tell(name: str, told: str) -> None:
-        say(f"{name}: {told}", err=not dry_run or as_json)
+    def tell(name: str, message: str) -> None:
+        say(f"{name}: {message}", err=not dry_run or as_json)
 
     with progress("deploying", quiet or dry_run) as update:
-        shipment = segdeploy.deploy(
+        bundle = segdeploy.deploy(
             spec,
             data,
             out,
@@ -78,12 +84,12 @@ def deploy(
             on_progress=update,
         )
     if as_json:
-        print_json(asdict(shipment))
+        print_json(asdict(bundle))
     elif not dry_run:
-        for note in shipment.notes:
+        for note in bundle.notes:
             say(f"note: {note}", err=True)
-        chosen = shipment.chosen.name if shipment.chosen else "nothing"
-        engines = f" with {shipment.engines[0].name}" if shipment.engines else ""
-        say(f"{out}: ship {chosen}{engines}: {shipment.why}")
+        chosen = bundle.chosen.name if bundle.chosen else "nothing"
+        engines = f" with {bundle.engines[0].name}" if bundle.engines else ""
+        say(f"{out}: ship {chosen}{engines}: {bundle.why}")
         say(f"report: {out / 'report' / 'index.html'}")
-    return int(not shipment.passes)
+    return int(not bundle.passes)

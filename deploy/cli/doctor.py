@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import click
-
 from segdeploy.cli.console import print_json, say
+from segdeploy.cli.headings import command
 from segdeploy.cli.options import json_option
 
 
-@click.command()
+@command()
 @json_option
 def doctor(as_json: bool) -> int:
-    """Say what works on this machine, and how to mend the rest.
+    """Check which backends work on this machine, and print how to repair the others.
 
-    Runs each installed backend on a tiny graph. Exits with 1 if something is broken.
+    Each installed backend runs a small graph. Exits with 1 if a backend is broken.
     """
     import segdeploy
     from segdeploy.commands.doctor import toolchain
@@ -25,7 +24,7 @@ def doctor(as_json: bool) -> int:
     if as_json:
         print_json({"findings": [asdict(one) for one in findings], "packages": toolchain()})
         return int(bool(broken))
-    for one in findings:  # no table: what draws those may be what is broken
+    for one in findings:  # plain lines: the package that draws tables may be broken
         say(f"{one.state:7} {one.what}: {one.detail}" + (f"; {one.remedy}" if one.remedy else ""))
     say(", ".join(f"{name} {version}" for name, version in toolchain().items()))
     for finding in broken:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from segdeploy.cli.console import percent, print_json, print_table, progress, say
+from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
     backend_option,
     check_fuse,
@@ -25,7 +26,7 @@ from segdeploy.cli.options import (
 )
 
 
-@click.command()
+@command()
 @click.argument("model")
 @data_option
 @split_option("val")
@@ -49,7 +50,7 @@ def evaluate(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Measure mIoU of MODEL (a network or an .onnx file) at the frames' own size."""
+    """Measure mIoU of MODEL (a network or an .onnx file) on labeled frames."""
     import segdeploy
 
     check_fuse(fuse, scales, flip)
@@ -79,4 +80,4 @@ def evaluate(
     print_table(("class", "IoU %", "Dice %"), rows, title)
     say(f"mean IoU {percent(result.miou)}, pixel accuracy {percent(result.pixel_accuracy)}")
     if undefined := [name for name, iou in result.iou.items() if iou is None]:
-        say(f"undefined, left out of the mean (in no mask, never predicted): {undefined}")
+        say(f"IoU undefined, left out of the mean (class in no mask, never predicted): {undefined}")

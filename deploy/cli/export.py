@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segdeploy.cli.console import megabytes, percent, print_json, print_table, say
-from segdeploy.cli.optimize import print_account
+from segdeploy.cli.headings import command
+from segdeploy.cli.optimize import print_optimization
 from segdeploy.cli.options import (
     NETWORK_OPTIONS,
     Scales,
@@ -28,45 +29,75 @@ if TYPE_CHECKING:
     from segdeploy.profiles import Bounds
 
 
-@click.command()
+@command()
 @click.argument("model")
 @network_options
-@click.option("--data", type=Path, help="Data set that names the classes of a named network.")
-@click.option("--dynamic", is_flag=True, help="Let batch, height and width vary.")
-@click.option("--min-size", type=Size(), help="Smallest size of a dynamic graph [32x32].")
-@click.option("--max-size", type=Size(), help="Largest size of a dynamic graph [8192x8192].")
-@click.option("--max-batch", type=click.IntRange(2, 1024), help="Its largest batch [32].")
+@click.option(
+    "--data", type=Path, metavar="DIR", help="Data set whose class names the contract takes."
+)
+@click.option("--dynamic", is_flag=True, help="Make batch, height and width dynamic.")
+@click.option(
+    "--min-size", type=Size(), help="Smallest input of a dynamic graph.  [default: 32x32]"
+)
+@click.option(
+    "--max-size", type=Size(), help="Largest input of a dynamic graph.  [default: 8192x8192]"
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(2, 1024),
+    metavar="N",
+    help="Largest batch of a dynamic graph.  [default: 32]",
+)
 @click.option(
     "--multiple-of",
     type=click.IntRange(1, 1024),
-    help="Height and width of a dynamic graph, and of every scale, are multiples of this [found "
-    "by trying].",
+    metavar="N",
+    help="Height and width of a dynamic graph, and of each scale, are multiples of N.  [default: "
+    "found by running the network]",
 )
-@click.option("--scales", type=Scales(), default="1", help="Fuse several scales, as 0.5,1,1.5.")
-@click.option("--flip", is_flag=True, help="Fuse the mirrored image, too.")
-@click.option("--fuse", type=click.Choice(["mean", "max"]), default="mean", show_default=True)
+@click.option(
+    "--scales",
+    type=Scales(),
+    default="1",
+    help="Embed multi-scale inference, for example 0.5,1,1.5.",
+)
+@click.option("--flip", is_flag=True, help="Embed inference on the mirrored image.")
+@click.option(
+    "--fuse",
+    type=click.Choice(["mean", "max"]),
+    default="mean",
+    show_default=True,
+    help="How the logits of scales and flips are fused.",
+)
 @click.option(
     "--output",
     type=click.Choice(["logits", "probabilities", "labels"]),
     default="logits",
     show_default=True,
+    help="Output of the graph; labels embed argmax.",
 )
 @click.option(
     "--late-upsampling",
     is_flag=True,
-    help="For labels: end at the small map's scores; our runtimes make the labels of it.",
+    help="With --output labels: end the graph at low-resolution logits. The Python and C++ "
+    "runtimes compute the labels exactly, without upsampled logits.",
 )
 @click.option(
     "--preprocess",
     type=click.Choice(["RGB", "BGR"]),
-    help="Take the camera's bytes (N, H, W, 3) in this order; mean and std go into the graph.",
+    help="Embed preprocessing: the graph takes uint8 images (N, H, W, 3) in this channel order.",
 )
-@click.option("--opset", type=int, default=20, show_default=True)
-@click.option("--no-optimize", is_flag=True, help="Leave the exact rewrites out.")
+@click.option(
+    "--opset", type=int, default=20, show_default=True, metavar="N", help="ONNX operator set."
+)
+@click.option("--no-optimize", is_flag=True, help="Skip the exact rewrites.")
 @out_option("ONNX file to write.")
 @json_option
 @click.option(
-    "-v", "--verbose", is_flag=True, help="List every convolution, and where a pass declined."
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="List every convolution, and every place that a pass skipped.",
 )
 def export(
     model: str,
@@ -81,7 +112,11 @@ def export(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Export MODEL to ONNX, and prove that the file is the same network."""
+    """Export MODEL to ONNX and prove that the file is the same network.
+
+    MODEL is a registry name, a checkpoint (.safetensors) or package.module:factory. Exits with 1
+    if a proof fails; the graph is then kept as NAME.rejected.onnx.
+    """
     import segdeploy
 
     spec = network_spec(model, options)
@@ -109,10 +144,10 @@ def export(
     )
     for note in report.notes:
         say(f"note: {note}")
-    if report.strangers:
-        say(_strangers(report))
-    if report.account:
-        print_account(report.account, verbose=verbose)
+    if report.unmatched_convolutions:
+        say(_unmatched_message(report))
+    if report.optimization:
+        print_optimization(report.optimization, verbose=verbose)
     print_table(
         ("parity at input", "image", "with", "max abs", "max rel (of range)", "SNR dB",
          "labels equal %"),
@@ -146,9 +181,9 @@ _GEOMETRY = ("kernel", "dilation", "stride", "padding", "groups")
 
 
 def count_proofs(proofs: tuple[ConvProof, ...]) -> str:
-    """Say how many convolutions keep their geometry, and which dilations there are."""
+    """Describe how many convolutions keep their geometry, and their dilations."""
     if not proofs:
-        return "the network executes no convolution: parity alone speaks for it"
+        return "the network executes no convolution; parity is the only proof"
     dilations = sorted({max(proof.expected.dilation) for proof in proofs})
     held = sum(proof.holds for proof in proofs)
     return (
@@ -157,11 +192,11 @@ def count_proofs(proofs: tuple[ConvProof, ...]) -> str:
     )
 
 
-def _strangers(report: ExportReport) -> str:
-    count = len(report.strangers)
+def _unmatched_message(report: ExportReport) -> str:
+    count = len(report.unmatched_convolutions)
     return (
-        f"note: {count} convolutions of the rewritten graph belong to no call of PyTorch's "
-        f"({', '.join(report.strangers[:3])}): parity alone speaks for them"
+        f"note: {count} convolutions of the rewritten graph match no convolution that PyTorch "
+        f"executed ({', '.join(report.unmatched_convolutions[:3])}); parity is their only proof"
     )
 
 

@@ -9,26 +9,27 @@ from typing import TYPE_CHECKING
 import click
 
 from segdeploy.cli.console import megabytes, print_json, print_table, say
+from segdeploy.cli.headings import command
 from segdeploy.cli.options import foreign_model, json_option
 
 if TYPE_CHECKING:
     from segdeploy.commands.inspect import Inspection
 
 
-@click.command()
+@command()
 @click.argument("files", nargs=-1, required=True, type=Path, metavar="FILE [OTHER]")
-@click.option("--diff", is_flag=True, help="Show what two files say differently, and only that.")
+@click.option("--diff", is_flag=True, help="Show only the differences of two files.")
 @json_option
 @foreign_model
 def inspect(files: tuple[Path, ...], diff: bool, as_json: bool) -> None:
-    """Show what FILE is: a checkpoint, an .onnx file or an engine.
+    """Show contract, convolutions, cost and ancestors of FILE.
 
-    Its contract, its convolutions with dilation and precision, its work, and where it came from.
+    FILE is a checkpoint, an .onnx file or an engine.
     """
     import segdeploy
 
     if len(files) != (2 if diff else 1):
-        raise click.UsageError("inspect takes one FILE, or two with --diff")
+        raise click.UsageError("give one FILE, or two files with --diff")
     seen = [segdeploy.inspect(file) for file in files]
     if diff:
         from segdeploy.commands.inspect import differences
@@ -39,7 +40,7 @@ def inspect(files: tuple[Path, ...], diff: bool, as_json: bool) -> None:
         elif found:
             print_table(("entry", str(files[0]), str(files[1])), found, words=True)
         else:
-            say("they say the same")
+            say("no differences")
         return
     if as_json:
         print_json({**asdict(seen[0]), "dilations": seen[0].dilations})
@@ -48,19 +49,19 @@ def inspect(files: tuple[Path, ...], diff: bool, as_json: bool) -> None:
 
 
 def _show(seen: Inspection) -> None:
-    work = "" if seen.flops is None else f", {seen.flops / 1e9:.2f} GFLOP an image"
+    work = "" if seen.macs is None else f", {seen.macs / 1e9:.2f} GMAC an image"
     weights = "" if seen.parameters is None else f", {seen.parameters / 1e6:.2f} M weights"
     say(f"{seen.path}: {seen.kind}, {seen.precision}, {megabytes(seen.bytes)} MB{weights}{work}")
     say(f"sha256 {seen.sha256}")
     for parent in seen.parents:
-        say(f"made from {parent}")
+        say(f"derived from {parent}")
     if seen.contract is None:
         say("no segdeploy contract; state one with `segdeploy adopt`")
     else:
-        rows = [(name, _told(value)) for name, value in asdict(seen.contract).items()]
+        rows = [(name, _text(value)) for name, value in asdict(seen.contract).items()]
         print_table(("contract", ""), rows, words=True)
     if seen.engine:
-        rows = [(name, _told(value)) for name, value in seen.engine.items()]
+        rows = [(name, _text(value)) for name, value in seen.engine.items()]
         print_table(("engine", ""), rows, words=True)
     print_table(
         ("convolution", "kernel", "dilation", "stride", "groups", "precision", "MMAC"),
@@ -78,9 +79,9 @@ def _pair(sides: tuple[int, ...]) -> str:
     return "x".join(map(str, sides))
 
 
-def _told(value: object) -> str:
+def _text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {one}" for name, one in value.items()) or "-"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_told(one) for one in value) or "-"
+        return ", ".join(_text(one) for one in value) or "-"
     return "-" if value is None else str(value)

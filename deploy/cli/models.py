@@ -9,17 +9,24 @@ from typing import Any
 import click
 
 from segdeploy.cli.console import print_json, print_table, say
+from segdeploy.cli.headings import Command
 from segdeploy.cli.options import Size, json_option, network_options, network_spec
 
 _SIZE = (512, 512)
 
 
 @click.group(invoke_without_command=True)
-@click.option("--size", type=Size(), default=_SIZE, show_default="512x512")
+@click.option(
+    "--size",
+    type=Size(),
+    default=_SIZE,
+    show_default="512x512",
+    help="Image size for which the cost is counted.",
+)
 @json_option
 @click.pass_context
 def models(context: click.Context, size: tuple[int, int], as_json: bool) -> None:
-    """List the networks that are known by name; `models show NAME` looks into one."""
+    """List the networks of the registry, or show one layer by layer."""
     if context.invoked_subcommand:
         return
     from segdeploy.packages import require
@@ -79,20 +86,25 @@ def _has_contract(weights: Path | None) -> bool:
     return weights is not None and weights.suffix == ".safetensors"
 
 
-@models.command()
+@models.command(cls=Command)
 @click.argument("model")
 @network_options
-@click.option("--picture", type=Path, help="Draw kernels and receptive field (.png).")
+@click.option(
+    "--image",
+    type=Path,
+    metavar="FILE",
+    help="Drawing of kernels and receptive field to write (.png).",
+)
 @json_option
-def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> None:
-    """Show MODEL layer by layer: dilation, receptive field, effective stride and centre."""
+def show(model: str, image: Path | None, as_json: bool, **options: Any) -> None:
+    """Show dilation, receptive field and effective stride of each layer of MODEL."""
     from dataclasses import replace
 
     from segdeploy.files import check_output, write_atomically
     from segdeploy.model_spec import load_network
 
-    if picture:
-        check_output(picture, ".png")
+    if image:
+        check_output(image, ".png")
     spec = network_spec(model, options)
     if not spec.is_file:
         spec = replace(
@@ -105,13 +117,13 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
     from segdeploy.models.summary import anatomy
 
     seen = anatomy(loaded.network, loaded.contract.size)
-    if picture:
+    if image:
         from segdeploy.models.visualization import draw_network, effective_receptive_field
 
         field = effective_receptive_field(loaded.network, loaded.contract.size)
         file = io.BytesIO()
         draw_network(seen, field, f"{model}: dilations {seen.dilations}").save(file, "PNG")
-        write_atomically(picture, file.getvalue())
+        write_atomically(image, file.getvalue())
     rows = [
         {
             "layer": layer.name.removeprefix("module."),
@@ -123,7 +135,7 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
             "stride": layer.stride,
             "effective_stride": float(layer.reach.stride),
             "receptive_field": layer.reach.size,
-            "centre": layer.reach.centre,
+            "center": layer.reach.center,
             "macs": layer.macs,
         }
         for layer in seen.layers
@@ -134,7 +146,7 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
         return
     columns = ("layer", "kind", "stride")
     print_table(
-        (*columns, "kernel", "dilation", "effective stride", "receptive field", "centre", "MMAC"),
+        (*columns, "kernel", "dilation", "effective stride", "receptive field", "center", "MMAC"),
         [
             (
                 *(str(row[name]) for name in columns),
@@ -142,7 +154,7 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
                 _pair(layer.dilation, layer.dilation_width),
                 f"{row['effective_stride']:g}",
                 "image" if row["receptive_field"] is None else str(row["receptive_field"]),
-                "-" if row["centre"] is None else f"{row['centre']:g}",
+                "-" if row["center"] is None else f"{row['center']:g}",
                 f"{layer.macs / 1e6:.1f}",
             )
             for row, layer in zip(rows, seen.layers, strict=True)
@@ -151,5 +163,5 @@ def show(model: str, picture: Path | None, as_json: bool, **options: Any) -> Non
         f"{seen.macs / 1e9:.2f} GMAC, output stride {seen.output_stride}, receptive field "
         f"{seen.output.size}{' and image pooling' if seen.output.pooled else ''}",
     )
-    if picture:
-        say(str(picture))
+    if image:
+        say(str(image))

@@ -20,13 +20,21 @@ from segdeploy.supervisor import limit
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Size(click.ParamType):  # type: ignore[type-arg]
+class _Spelled(click.ParamType):  # type: ignore[type-arg]
+    """A type whose metavar is its name as it stands; click would write `HXW`."""
+
+    def get_metavar(self, *args: Any, **kwargs: Any) -> str:
+        """Return the name."""
+        return self.name
+
+
+class Size(_Spelled):
     """`HxW` in pixels, height first."""
 
     name = "HxW"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        """Parse, or fail with what was expected."""
+        """Parse the value, or fail with an example of a valid one."""
         if isinstance(value, tuple):
             return value
         match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
@@ -35,13 +43,13 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         return int(match[1]), int(match[2])
 
 
-class Shape(click.ParamType):  # type: ignore[type-arg]
+class Shape(_Spelled):
     """`NxHxW`: batch, height and width."""
 
     name = "NxHxW"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int, int]:
-        """Parse, or fail with what was expected."""
+        """Parse the value, or fail with an example of a valid one."""
         if isinstance(value, tuple):
             return value
         match = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", value)
@@ -51,12 +59,12 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
 
 
 class Triple(click.ParamType):  # type: ignore[type-arg]
-    """Three numbers, one a colour, joined by commas."""
+    """Three numbers for red, green and blue, separated by commas."""
 
     name = "R,G,B"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float, float]:
-        """Parse, or fail with what was expected."""
+        """Parse the value, or fail with an example of a valid one."""
         if isinstance(value, tuple):
             return value
         try:
@@ -67,12 +75,12 @@ class Triple(click.ParamType):  # type: ignore[type-arg]
 
 
 class Scales(click.ParamType):  # type: ignore[type-arg]
-    """Factors of the input's size, joined by commas."""
+    """Factors of the input size, separated by commas."""
 
     name = "S,S,..."
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        """Parse, or fail with what was expected."""
+        """Parse the value, or fail with an example of a valid one."""
         if isinstance(value, tuple):
             return value
         try:
@@ -85,12 +93,12 @@ class Scales(click.ParamType):  # type: ignore[type-arg]
 
 
 class Argument(click.ParamType):  # type: ignore[type-arg]
-    """`KEY=VALUE`; the value is JSON where it can be read as such, else text."""
+    """`KEY=VALUE`. A value that is no JSON is text."""
 
     name = "KEY=VALUE"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
-        """Parse, or fail with what was expected."""
+        """Parse the value, or fail with an example of a valid one."""
         key, equals, text = value.partition("=")
         if not equals or not key.isidentifier():
             self.fail(f"'{value}' is not of the form KEY=VALUE", param, ctx)
@@ -101,36 +109,46 @@ class Argument(click.ParamType):  # type: ignore[type-arg]
 
 
 def network_options(command: Command) -> Command:
-    """`--num-classes`, `--width`, `--stride`, `--arg`, `--weights`, `--size`: with a name."""
+    """Options that describe the network behind MODEL, as far as MODEL does not."""
     for option in reversed(
         (
             click.option(
-                "--num-classes", type=click.IntRange(1, 255), help="Classes of a named network."
+                "--num-classes",
+                type=click.IntRange(1, 255),
+                metavar="N",
+                help="Number of classes of a registry network.",
             ),
             click.option(
-                "--width", type=click.IntRange(1, 1024), help="Channels of its first block."
+                "--width",
+                type=click.IntRange(1, 1024),
+                metavar="N",
+                help="Channels of the network's first block.",
             ),
             click.option(
-                "--stride", type=click.IntRange(1, 16), help="Subsampling of its first block."
+                "--stride",
+                type=click.IntRange(1, 16),
+                metavar="N",
+                help="Stride of the network's first block.",
             ),
             click.option(
                 "--arg",
                 "extra",
                 multiple=True,
                 type=Argument(),
-                help="Any other option of its constructor, as KEY=VALUE (VALUE is JSON or text).",
+                help="Further argument of the constructor; VALUE is JSON or text. Repeatable.",
             ),
             click.option(
                 "--weights",
                 type=Path,
-                help="Its weights: .safetensors, a .pth state dict, or torchvision's name for them "
-                "(COCO_WITH_VOC_LABELS_V1).",
+                metavar="FILE|NAME",
+                help="Weights: a .safetensors file, a .pth state dict, or the name of weights that "
+                "torchvision publishes, such as COCO_WITH_VOC_LABELS_V1.",
             ),
-            click.option("--size", type=Size(), help="Input size, height x width."),
+            click.option("--size", type=Size(), help="Input size of the network, in pixels."),
             click.option(
                 "--take",
                 metavar="KEY",
-                help="Which of its outputs holds the logits: a key, or an index.",
+                help="Key or index of the logits, if the network returns several tensors.",
             ),
         )
     ):
@@ -142,11 +160,11 @@ NETWORK_OPTIONS = ("num_classes", "width", "stride", "extra", "weights", "size",
 
 
 def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
-    """Gather what `network_options` collected."""
+    """Build the `ModelSpec` from MODEL and the values of `network_options`."""
     arguments = {name: options[name] for name in ("width", "stride") if options[name] is not None}
     for name, value in options["extra"]:
         if name in arguments:
-            raise click.UsageError(f"{name} is given twice; give it once")
+            raise click.UsageError(f"{name} is given twice; remove one of the two")
         arguments[name] = value
     return ModelSpec(
         model,
@@ -159,8 +177,8 @@ def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
 
 
 def note_untrained(spec: ModelSpec) -> None:
-    """Say on stderr that a named network without weights gives random results."""
-    # A factory may have loaded weights of its own.
+    """Print a note on stderr if a registry network has no weights, and so gives random labels."""
+    # A factory may have loaded its weights.
     if not spec.is_file and not spec.is_factory and spec.weights is None:
         say(f"note: {spec.model} has random weights; give --weights FILE", err=True)
 
@@ -169,14 +187,19 @@ data_option = click.option(
     "--data",
     type=Path,
     required=True,
-    help="Data set: a folder with dataset.json, voc:FOLDER or cityscapes:FOLDER.",
+    metavar="DIR",
+    help="Data set: a folder with dataset.json, voc:DIR (PASCAL VOC) or cityscapes:DIR.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress on stderr.")
 backend_option = click.option(
     "--backend",
-    help="Runtime: onnxruntime (default; -cuda, -tensorrt, -tensorrt-rtx), openvino; an engine "
-    "has its own.",
+    metavar="NAME",
+    help="Runtime of an .onnx file: onnxruntime (default), onnxruntime-cuda, "
+    "onnxruntime-tensorrt, onnxruntime-tensorrt-rtx or openvino. An engine runs in its builder's "
+    "runtime.",
 )
 
 
@@ -185,44 +208,59 @@ builder_option = click.option(
     type=click.Choice(["tensorrt-rtx", "tensorrt"]),
     default="tensorrt-rtx",
     show_default=True,
-    help="The builder.",
+    help="Builder of the engine.",
 )
 targets_option = click.option(
     "--target",
     "targets",
     multiple=True,
-    help="Compute capability for TensorRT-RTX, such as sm86; repeatable.",
+    metavar="SM",
+    help="Compute capability that TensorRT-RTX builds for, such as sm86. Repeatable.",
 )
 seconds_option = click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=5.0,
     show_default=True,
-    help="How long each candidate is timed, in all; ten rounds a second, 10 to 50.",
+    metavar="S",
+    help="Seconds of timing for each candidate, split into 10 to 50 interleaved rounds.",
 )
 
 
 def out_option(help_text: str) -> Callable[[Command], Command]:
     """`-o/--out`, the file to write."""
-    return click.option("-o", "--out", type=Path, required=True, help=help_text)
+    return click.option("-o", "--out", type=Path, required=True, metavar="FILE", help=help_text)
 
 
 def split_option(default: str) -> Callable[[Command], Command]:
     """`--split`, the part of the data set to read."""
     return click.option(
-        "--split", default=default, show_default=True, help="Split of the data set."
+        "--split",
+        default=default,
+        show_default=True,
+        metavar="NAME",
+        help="Split of the data set to read.",
     )
 
 
 def scales_options(command: Command) -> Command:
-    """`--scales`, `--flip`, `--fuse`: several runs of a network that takes any size."""
+    """Test-time augmentation by several runs of a dynamic network."""
     for option in reversed(
         (
             click.option(
-                "--scales", type=Scales(), default=(), help="Run at several scales, as 0.5,1,1.5."
+                "--scales",
+                type=Scales(),
+                default=(),
+                help="Run at several scales and fuse the results, for example 0.5,1,1.5.",
             ),
-            click.option("--flip", is_flag=True, help="Run on the mirrored image, too."),
-            click.option("--fuse", type=click.Choice(["mean", "max"]), default="mean"),
+            click.option("--flip", is_flag=True, help="Also run on the mirrored image."),
+            click.option(
+                "--fuse",
+                type=click.Choice(["mean", "max"]),
+                default="mean",
+                show_default=True,
+                help="How the logits of scales and flips are fused.",
+            ),
         )
     ):
         command = option(command)
@@ -236,15 +274,18 @@ def check_fuse(fuse: str, scales: tuple[float, ...], flip: bool) -> None:
 
 
 limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), help="Take the first N frames of the split."
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Read only the first N frames of the split.",
 )
 
 
 class Finite(click.FloatRange):
-    """A number within its range, and neither NaN nor infinity."""
+    """A finite number within a range."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Parse, or fail with what was expected."""
+        """Parse the value, or fail with an example of a valid one."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
@@ -252,9 +293,9 @@ class Finite(click.FloatRange):
 
 
 def foreign_model(command: Command) -> Command:
-    """`--timeout` and `--max-memory`: limits for a file that somebody else may have made.
+    """Add `--timeout` and `--max-memory`, which bound the work on a file of unknown origin.
 
-    They hold where the command runs as a program; `supervisor` says how.
+    `supervisor` enforces both when the command runs as a program.
     """
 
     @functools.wraps(command)
@@ -269,7 +310,8 @@ def foreign_model(command: Command) -> Command:
             "--max-memory",
             type=Finite(min=0.1),
             metavar="GIB",
-            help="End the command beyond this memory; half of the free memory by default.",
+            help="End the command when its processes hold more memory.  [default: half of the free "
+            "memory]",
         ),
         click.option(
             "--timeout",
@@ -277,7 +319,7 @@ def foreign_model(command: Command) -> Command:
             default=600.0,
             show_default=True,
             metavar="SECONDS",
-            help="End the command when it makes no progress for this long.",
+            help="End the command when it makes no progress for this many seconds.",
         ),
     ):
         limited = option(limited)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from segdeploy.cli.console import print_json, print_table
+from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
     backend_option,
     check_fuse,
@@ -21,17 +22,21 @@ from segdeploy.cli.options import (
 )
 
 
-@click.command()
+@command()
 @click.argument("model")
 @click.argument("image", type=Path)
 @network_options
 @backend_option
 @scales_options
-@out_option("Picture to write: the classes' colours over the image (.png or .jpg).")
+@out_option("Overlay to write: the class colors over IMAGE (.png or .jpg).")
 @click.option(
-    "--tile", is_flag=True, help="Leave IMAGE at its size, and run overlapping windows of it."
+    "--tile",
+    is_flag=True,
+    help="Run overlapping windows of IMAGE at full resolution and blend them.",
 )
-@click.option("--labels", type=Path, help="Also write the class ids (.png, one id a pixel).")
+@click.option(
+    "--labels", type=Path, metavar="FILE", help="Label map to write (.png, one class id a pixel)."
+)
 @json_option
 @foreign_model
 def predict(
@@ -47,7 +52,7 @@ def predict(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Segment IMAGE with MODEL (a network, an .onnx file or an engine)."""
+    """Segment IMAGE with MODEL (a network, an .onnx file or an engine), and write an overlay."""
     from segdeploy.commands.predict import predict_file
 
     check_fuse(fuse, scales, flip)

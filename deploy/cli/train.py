@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segdeploy.cli.console import print_json, progress, say
+from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
     NETWORK_OPTIONS,
     Size,
@@ -26,59 +27,125 @@ if TYPE_CHECKING:
     from segdeploy.models.training import Step
 
 
-@click.command()
+@command()
 @click.argument("model")
 @data_option
 @split_option("train")
 @network_options
-@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--accumulate", type=click.IntRange(1), default=1, help="Batches a weight update.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Passes over the training split.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Images in a batch.",
+)
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Accumulate gradients over N batches before each weight update.",
+)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(0, min_open=True),
     default=4e-3,
     show_default=True,
-    help="The schedule's highest.",
+    metavar="RATE",
+    help="Highest learning rate of the schedule.",
 )
-@click.option("--schedule", type=click.Choice(["one-cycle", "poly"]), default="one-cycle")
+@click.option(
+    "--schedule",
+    type=click.Choice(["one-cycle", "poly"]),
+    default="one-cycle",
+    show_default=True,
+    help="Learning-rate schedule.",
+)
 @click.option(
     "--loss",
     default="cross-entropy",
     show_default=True,
-    help="cross-entropy, focal, dice, or a sum such as cross-entropy+0.5*dice.",
+    metavar="LOSS",
+    help="cross-entropy, focal, dice, or a weighted sum such as cross-entropy+0.5*dice.",
 )
 @click.option(
     "--class-weights",
     type=click.Choice(["none", "median-frequency", "inverse-log"]),
     default="none",
     show_default=True,
+    help="Weights of the classes in the loss, from their frequency in the masks.",
 )
-@click.option("--crop", type=Size(), help="Crop to train on; the size itself if not given.")
-@click.option("--scale", nargs=2, type=float, default=(1.0, 1.6), show_default=True)
-@click.option("--rotation", type=click.FloatRange(0, 180), default=0.0, help="Degrees to a side.")
-@click.option("--colour", type=click.FloatRange(0, 1), default=0.0, help="Strength of changes.")
-@click.option("--vertical-flip", is_flag=True)
+@click.option("--crop", type=Size(), help="Size of random crops.  [default: the input size]")
+@click.option(
+    "--scale",
+    nargs=2,
+    type=float,
+    default=(1.0, 1.6),
+    show_default=True,
+    metavar="LOW HIGH",
+    help="Range of random scaling before the crop.",
+)
+@click.option(
+    "--rotation",
+    type=click.FloatRange(0, 180),
+    default=0.0,
+    show_default=True,
+    metavar="DEGREES",
+    help="Largest random rotation to either side.",
+)
+@click.option(
+    "--color",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="STRENGTH",
+    help="Strength of random brightness, contrast and saturation.",
+)
+@click.option("--vertical-flip", is_flag=True, help="Also flip images vertically at random.")
 @click.option(
     "--validate",
     "validate_every",
     type=click.IntRange(0),
     default=0,
-    help="Measure mIoU on val every N epochs, and keep the best; 0 never.",
+    show_default=True,
+    metavar="N",
+    help="Measure mIoU on val every N epochs and keep the best checkpoint; 0 means never.",
 )
-@click.option("--checkpointing", is_flag=True, help="Less memory, more time.")
-@click.option("--amp", is_flag=True, help="Mixed precision.")
-@click.option("--resume", is_flag=True, help="Continue after the last whole epoch.")
-@click.option("--log-dir", type=Path, help="Folder for TensorBoard event files.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option(
+    "--gradient-checkpointing",
+    is_flag=True,
+    help="Recompute activations in the backward pass: less memory, more time.",
+)
+@click.option("--amp", is_flag=True, help="Train with automatic mixed precision.")
+@click.option("--resume", is_flag=True, help="Continue after the last completed epoch.")
+@click.option("--log-dir", type=Path, metavar="DIR", help="Folder for TensorBoard event files.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of initialization, order and augmentation.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(0),
     default=1,
     show_default=True,
-    help="Processes that load data.",
+    metavar="N",
+    help="Number of data-loading processes.",
 )
-@out_option("Checkpoint to write (.safetensors), anew after each epoch.")
+@out_option("Checkpoint to write (.safetensors), updated after each epoch.")
 @json_option
 @quiet_option
 def train(
@@ -91,14 +158,15 @@ def train(
     crop: tuple[int, int] | None,
     scale: tuple[float, float],
     rotation: float,
-    colour: float,
+    color: float,
     vertical_flip: bool,
     loss: str,
     **options: Any,
 ) -> None:
-    """Train MODEL: a registry name, a checkpoint or package.module:factory.
+    """Train MODEL on a data set, and write a checkpoint with its contract.
 
-    Several processes work together under `torchrun -m segdeploy train ...`.
+    MODEL is a registry name, a checkpoint or package.module:factory. `torchrun -m segdeploy train
+    ...` trains with several processes.
     """
     import segdeploy
     from segdeploy.packages import require
@@ -114,7 +182,7 @@ def train(
     augmentation: dict[str, Any] = {
         "scale": scale,
         "rotation": rotation,
-        "colour": colour,
+        "color": color,
         "vertical_flip": vertical_flip,
     }
     if crop:
@@ -138,7 +206,7 @@ def train(
 
         def note_unseen(unseen: tuple[str, ...]) -> None:
             if unseen and rank() == 0:
-                say(f"note: in no mask of {split}: {', '.join(unseen)}", err=True)
+                say(f"note: classes that no mask of {split} holds: {', '.join(unseen)}", err=True)
 
         try:
             report = segdeploy.train(
@@ -155,7 +223,7 @@ def train(
             )
         except KeyboardInterrupt:
             if resume_file(out).is_file():
-                say("note: the same command with --resume continues", err=True)
+                say("note: to continue, run the same command with --resume", err=True)
             raise
     if rank() != 0:
         return

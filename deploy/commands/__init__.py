@@ -1,1 +1,1 @@
-"""The commands, one file each: what `segdeploy.NAME(...)` and `segdeploy NAME` do."""
+"""Implementations of the commands `segdeploy.NAME(...)` and `segdeploy NAME`, one file each."""

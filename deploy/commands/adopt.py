@@ -1,4 +1,4 @@
-"""`segdeploy adopt`: a contract for a file that was made elsewhere, from what its user states."""
+"""`segdeploy adopt`: add a contract, stated by the user, to a file from another tool."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, placeholder_classes
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
-from segdeploy.engine.manifest import Manifest, TensorInfo, manifest_path, parse_manifest
+from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
 from segdeploy.engine.options import BuildOptions
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, check_output, sha256_of_file, write_atomically
@@ -30,14 +30,15 @@ from segdeploy.output_lock import output_lock
 from segdeploy.packages import versions
 from segdeploy.profiles import Profile
 from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
+from segdeploy.tensor_spec import TensorSpec
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What a user states of a file: all of another file (`like`), or the parts.
+    """The user's statement about a file: the contract of another file (`like`), or its fields.
 
-    Classes come from a data set, else from `num_classes` with placeholder names. `output` is what
-    the network gives, `size` the (H, W) that pictures are resized to.
+    Classes come from the data set `data`, else from `num_classes` with placeholder names. `output`
+    is the kind of output of the network, and `size` is the (H, W) that images are resized to.
     """
 
     like: Path | None = None
@@ -46,7 +47,7 @@ class Statement:
     size: tuple[int, int] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    colour: str | None = None
+    color: str | None = None
     layout: str | None = None
     output: str | None = None
     precision: str | None = None
@@ -64,18 +65,21 @@ def adopt(
     version_compatible: bool = False,
     hardware_compatible: bool = False,
 ) -> Path:
-    """Write the contract into a copy of an ONNX file, or the manifest beside an engine.
+    """Write the stated contract into a copy of an ONNX file, or into a manifest beside an engine.
 
-    Of an engine, the user also states which TensorRT built it (this one, unless `version` says
-    another), and for which compute capabilities. Nothing of that is proven: the manifest says so.
+    For an engine, the user also states the builder, its `version` (default: the installed version)
+    and the compute capabilities. These statements are not verified, and the manifest records that
+    the engine was adopted.
 
     Raises:
-        InputError: if too little is stated, or it contradicts what the file itself says.
+        InputError: if the statement is incomplete, or contradicts the file.
     """
     file = check_input(Path(file))
     if file.suffix in ENGINE_SUFFIXES:
         if out is not None:
-            raise InputError(f"{file}: an engine's manifest lies beside it; leave --out out")
+            raise InputError(
+                f"{file}: the manifest is always written beside the engine; leave out --out"
+            )
         options = BuildOptions(
             version_compatible=version_compatible, hardware_compatible=hardware_compatible
         )
@@ -86,7 +90,10 @@ def adopt(
     if out is None:
         raise InputError(f"{file}: the contract is written into a copy; give it a name with --out")
     if backend or version or targets or profiles or version_compatible or hardware_compatible:
-        raise InputError(f"{file}: --backend, --built-by, --target and --profile are an engine's")
+        raise InputError(
+            f"{file}: --backend, --built-by, --target, --min, --opt, --max, --version-compatible "
+            "and --hardware-compatible apply only to an engine; leave them out"
+        )
     with output_lock(Path(out)):
         return _adopt_graph(file, statement, check_output(Path(out), ".onnx", read_from=file))
 
@@ -99,7 +106,7 @@ def _adopt_graph(file: Path, statement: Statement, out: Path) -> Path:
     if len(images) != 1 or len(graph.graph.output) != 1:
         raise InputError(
             f"{file}: has {len(images)} inputs and {len(graph.graph.output)} outputs; a "
-            "segmentation network has one image, and one output that is kept"
+            "segmentation network has one input, the image, and one output"
         )
     shape, given = tensor_shape(images[0]), tensor_shape(graph.graph.output[0])
     contract = _contract(file, statement, shape)
@@ -123,18 +130,21 @@ def _adopt_engine(
 ) -> Path:
     path = manifest_path(file)
     if path.exists():
-        raise InputError(f"{path}: the engine has a manifest already; remove it to state another")
+        raise InputError(f"{path}: the engine has a manifest already; remove it to write a new one")
     if backend not in BACKENDS:
-        raise InputError(f"{file}: say which builder it is of: --backend {' or '.join(BACKENDS)}")
+        raise InputError(f"{file}: name the engine's builder: --backend {' or '.join(BACKENDS)}")
     odd = next((one for one in targets if not re.fullmatch(r"sm\d{2,3}", one.lower())), None)
     if odd is not None:
-        raise InputError(f"--target {odd}: is no compute capability such as sm86")
+        raise InputError(f"--target {odd}: is not a compute capability; give one such as sm86")
     if not targets:
-        raise InputError(f"{file}: say which GPU it was built for, such as --target sm86")
+        raise InputError(
+            f"{file}: name the compute capability that the engine was built for, such as "
+            "--target sm86"
+        )
     if version is None:
         version = open_bindings(backend).version
     contract = _contract(file, statement, ())
-    taken, given = _ends(contract, bool(profiles))
+    taken, given = _input_and_output(contract, bool(profiles))
     manifest = Manifest(
         engine=file.name,
         sha256=sha256_of_file(file),
@@ -161,8 +171,11 @@ def _adopt_engine(
     return path
 
 
-def _ends(contract: Contract, dynamic: bool) -> tuple[TensorInfo, TensorInfo]:
-    """What the contract says of the tensors; their names are known to the engine alone."""
+def _input_and_output(contract: Contract, dynamic: bool) -> tuple[TensorSpec, TensorSpec]:
+    """Return the input and output tensor that the contract implies, without their names.
+
+    Only the engine knows the names of its tensors.
+    """
     height, width = contract.size
     classes = len(contract.classes)
     sides: tuple[int | str, ...] = ("height", "width") if dynamic else (height, width)
@@ -173,23 +186,23 @@ def _ends(contract: Contract, dynamic: bool) -> tuple[TensorInfo, TensorInfo]:
     batch: int | str = "batch" if dynamic else 1
     kind = "uint8" if contract.output == "labels" and not contract.upsampling else "float"
     return (
-        TensorInfo(None, "uint8" if contract.layout == "NHWC" else "float", (batch, *taken)),
-        TensorInfo(None, kind, (batch, *given)),
+        TensorSpec(None, (batch, *taken), "uint8" if contract.layout == "NHWC" else "float"),
+        TensorSpec(None, (batch, *given), kind),
     )
 
 
 def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) -> Contract:
     stated = {
         name: value
-        for name in ("size", "mean", "std", "colour", "layout", "output", "precision")
+        for name in ("size", "mean", "std", "color", "layout", "output", "precision")
         if (value := getattr(statement, name)) is not None
     }
     provenance = {**versions("onnx"), "stated": "by segdeploy adopt"}
     _check_numbers(statement)
     if statement.like is not None:
         if statement.data or statement.num_classes:
-            raise InputError("--like: brings the classes, too; leave --data and --num-classes out")
-        # What that file was made from is not what this one was.
+            raise InputError("--like: includes the classes; leave --data and --num-classes out")
+        # The provenance of the file `like` does not apply to this file.
         return replace(_contract_of_file(statement.like), **stated, provenance=provenance)
     if statement.data is not None:
         dataset = open_dataset(statement.data)
@@ -198,18 +211,18 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
         (classes, palette), ignored = placeholder_classes(statement.num_classes), 255
     else:
         raise InputError(
-            f"{file}: say what its classes are: --like FILE, --data DIR or --num-classes N"
+            f"{file}: its classes are unknown; give --like FILE, --data DIR or --num-classes N"
         )
     layout = statement.layout or ("NHWC" if shape[3:] == (3,) else "NCHW")
     if statement.size is None:
         sides = shape[1:3] if layout == "NHWC" else shape[2:4]
         if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-            raise InputError(f"{file}: does not tell its input's size; give --size HxW")
+            raise InputError(f"{file}: its input size is unknown; give --size HxW")
         stated["size"] = sides
     if statement.mean is None or statement.std is None:
         if layout == "NCHW":
             raise InputError(
-                f"{file}: say how pictures are normalised: --mean and --std of RGB in 0..1 "
+                f"{file}: its normalization is unknown; give --mean and --std of RGB in 0..1 "
                 f"(ImageNet's are {','.join(map(str, IMAGENET_MEAN))} and "
                 f"{','.join(map(str, IMAGENET_STD))})"
             )
@@ -225,19 +238,19 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
 
 
 def _check_numbers(statement: Statement) -> None:
-    """Refuse what would give labels that mean nothing.
+    """Refuse normalization constants that would produce meaningless labels.
 
     Raises:
-        InputError: for a mean or deviation that is not of RGB in 0..1.
+        InputError: for a mean or standard deviation that is not of RGB in 0..1.
     """
     if statement.mean is not None and not all(-1 <= one <= 2 for one in statement.mean):
         raise InputError(
-            f"--mean {','.join(map(str, statement.mean))}: is of RGB in 0..1; divide it by 255"
+            f"--mean {','.join(map(str, statement.mean))}: must be of RGB in 0..1; divide it by 255"
         )
     if statement.std is not None and not all(0 < one <= 2 for one in statement.std):
         raise InputError(
-            f"--std {','.join(map(str, statement.std))}: is of RGB in 0..1, and above 0; divide it "
-            "by 255"
+            f"--std {','.join(map(str, statement.std))}: must be of RGB in 0..1 and above 0; "
+            "divide it by 255"
         )
 
 

@@ -1,24 +1,24 @@
-"""`segdeploy bench`: is it still the same network, what does it cost, and which one to ship."""
+"""`segdeploy bench`: compare accuracy, agreement and latency of candidates, and recommend one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from segdeploy.benchmark.candidates import name_candidates
 from segdeploy.benchmark.environment import describe_environment
-from segdeploy.benchmark.journal import Journal
 from segdeploy.benchmark.machine import Watch
-from segdeploy.benchmark.measurement import Measuring, Progress, journal_key, open_scene
+from segdeploy.benchmark.measurement import Measuring, Progress, ledger_key, open_scene
 from segdeploy.benchmark.notes import notes_of
 from segdeploy.benchmark.peak_performance import Peak, higher, measured_peak, stated_peak
 from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.roofline import roofline, work_of, work_of_network
 from segdeploy.benchmark.test_time_augmentation import split_by_scales
-from segdeploy.benchmark.verdict import Limits, Row, Verdict, front, ranked, recommended
-from segdeploy.commands.export import export
+from segdeploy.benchmark.verdict import Limits, Row, Verdict, pareto_front, ranked, recommended
 from segdeploy.device import current_gpu
+from segdeploy.ledger import Ledger
 from segdeploy.model_spec import ModelSpec
 from segdeploy.runtime.torch_session import TorchSession
 
@@ -33,20 +33,21 @@ def bench(
     backends: Sequence[str] = ("onnxruntime",),
     limits: Limits | None = None,
     protocol: Protocol | None = None,
-    journal: Path | None = None,
+    ledger: Path | None = None,
     cpp_program: Path | None = None,
     on_frame: Progress = lambda done, total: None,
     on_burst: Progress = lambda done, total: None,
 ) -> Verdict:
-    """Compare exported files and engines with the network that they came from.
+    """Compare exported files and engines with the network that they were made from.
 
-    A quantised graph is judged by executing it literally, which is what TensorRT computes; its
-    latency is that of this machine's own kernels, and how far those agree is said beside it.
-    Latency is measured in interleaved bursts. `data` may be a folder of pictures without masks:
-    then there is parity and latency alone. A candidate that fails, or is for another GPU, is told,
-    and the others go on. `journal` is a file of what was found so far, from which an interrupted
-    bench goes on; it stays until the report is written. `cpp_program` times the candidates in C++,
-    else the installed `segdeploy-bench` does.
+    A quantized graph is evaluated by reference Q/DQ execution, which computes what TensorRT
+    computes. Its latency is measured with this machine's kernels, whose agreement with the
+    reference execution is reported. Latency is measured in interleaved bursts. `data` may be a
+    folder of images without masks; then only parity and latency are measured. A candidate that
+    fails, or that was built for another GPU, is reported, and the bench continues with the others.
+    `ledger` is a file of intermediate results, from which an interrupted bench resumes. It is kept
+    until the report is written. `cpp_program` is the program that times C++ candidates; the default
+    is the installed `segdeploy-bench`.
 
     Raises:
         InputError, ModelInputError: for files that cannot be used, or whose contract differs.
@@ -59,14 +60,14 @@ def bench(
     peak = measured_peak(protocol.threads)
     watch = Watch()
     with open_scene(ModelSpec.of(reference), Path(data), split, limit) as scene:
-        held = Journal(journal, journal_key(scene, protocol) if journal else "")
-        resumed = held.resumed
-        work = Measuring(scene, protocol, limits, held, export, on_frame, watch.during(on_burst))
+        held = Ledger(ledger, ledger_key(scene, protocol) if ledger else "")
+        resumed = len(held)
+        work = Measuring(scene, protocol, limits, held, _export, on_frame, watch.during(on_burst))
         work.check(single, fused)
         found = work.at_one_scale(single)
-        modes, notes = None, list[str]()
+        augmented, notes = None, list[str]()
         if protocol.scales:
-            modes, notes = work.at_scales(single, fused, backends)
+            augmented, notes = work.at_scales(single, fused, backends)
         points = work.sweep([
             one for one, row in zip(single, found.rows, strict=True) if row.latency is not None
         ])  # fmt: skip
@@ -83,13 +84,13 @@ def bench(
         else row
         for row, done in zip([found.reference, *found.rows], work_done, strict=True)
     ]
-    has_masks = found.reference.judgement is not None and (
-        found.reference.judgement.accuracy.miou is not None
+    has_masks = found.reference.evaluation is not None and (
+        found.reference.evaluation.accuracy.miou is not None
     )
-    told = [] if has_masks else ["the frames have no masks: no mIoU, parity and latency alone"]
+    noted = [] if has_masks else ["the frames have no masks: only parity and latency, no mIoU"]
     if resumed:
-        told.append("this bench goes on with an interrupted one; some of it is from before")
-    told += [*watch.doubts(), *notes_of(first, rows), *notes]
+        noted.append("resumed an interrupted bench; some measurements are from the earlier run")
+    noted += [*watch.warnings(), *notes_of(first, rows), *notes]
     return Verdict(
         rows=(first, *ranked(rows)),
         samples=tuple(found.samples),
@@ -100,18 +101,25 @@ def bench(
         environment=replace(describe_environment(protocol.threads), gpu=watch.gpu),
         limits=limits,
         has_masks=has_masks,
-        recommended=recommended(rows) or (recommended(modes.rows[1:]) if modes else None),
-        front=front((first, *rows)),
-        notes=tuple(told),
-        modes=modes,
+        recommended=recommended(rows) or (recommended(augmented.rows[1:]) if augmented else None),
+        pareto_front=pareto_front((first, *rows)),
+        notes=tuple(noted),
+        test_time_augmentation=augmented,
         sweep=tuple(points),
         peak=peak,
     )
 
 
 def _roof(row: Row, measured: Peak) -> Peak | None:
-    """The CPU's, as it was measured, or that which the GPU's maker states."""
+    """Return the measured peak of the CPU or the data-sheet peak of the GPU; None if unknown."""
     if row.backend.split(",")[0] in ("torch", "onnxruntime", "openvino"):
         return measured
     gpu = current_gpu()
     return stated_peak(gpu.name) if gpu else None
+
+
+def _export(*arguments: Any, **options: Any) -> object:
+    """`export`, imported when it is called: it needs PyTorch, which bench may lack."""
+    from segdeploy.commands.export import export
+
+    return export(*arguments, **options)

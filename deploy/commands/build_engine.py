@@ -1,4 +1,4 @@
-"""`segdeploy build-engine`: from an exported graph to an engine with its manifest."""
+"""`segdeploy build-engine`: build an engine and its manifest from an exported graph."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from segdeploy.engine.foreign_qdq import (
     with_float_biases,
     with_symmetric_integers,
 )
-from segdeploy.engine.manifest import Manifest, TensorInfo, end_of, manifest_path
+from segdeploy.engine.manifest import Manifest, manifest_path
 from segdeploy.engine.options import BuildOptions, check_options, choose_profiles
 from segdeploy.errors import InputError
 from segdeploy.files import check_output, sha256_of_file, write_together
@@ -30,14 +30,20 @@ from segdeploy.models.files import temporary_folder
 from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.convolutions import ConvProof
 from segdeploy.onnx_graph.layers import read_layers
-from segdeploy.onnx_graph.model_file import contract_of, load_onnx, precision_of, save_onnx
+from segdeploy.onnx_graph.model_file import (
+    contract_of,
+    load_onnx,
+    precision_of,
+    save_onnx,
+    tensor_spec_of,
+)
 from segdeploy.output_lock import one_writer
 from segdeploy.profiles import Profile, own_size
 from segdeploy.proof.golden_vectors import (
-    Picture,
+    Pixels,
     golden_content,
+    golden_images,
     golden_path,
-    golden_pictures,
     make_vectors,
 )
 from segdeploy.proof.repeated_builds import Variation, vary
@@ -45,6 +51,7 @@ from segdeploy.proof.score_check import check_scores
 from segdeploy.proof.test_inputs import breaking_images
 from segdeploy.runtime.predictor import load
 from segdeploy.runtime.session import check_tensors
+from segdeploy.tensor_spec import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -54,11 +61,11 @@ _MOST_REPEATS = 20
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What was built, and the proof that TensorRT's network has the graph's dilations.
+    """The built engine, and the proof that TensorRT's network has the graph's dilations.
 
     `int8` counts the convolutions of TensorRT's network that read INT8 data and weights. `golden`
-    holds what the graph, executed literally, makes of a few pictures. `variation` says how several
-    builds differ.
+    is the file of golden vectors: a few images and the graph's outputs for them under reference
+    execution. `variation` describes how repeated builds differ.
     """
 
     path: Path
@@ -97,17 +104,18 @@ def build_engine(
 ) -> EngineReport:
     """Build an engine, its manifest and its golden vectors.
 
-    TensorRT-RTX builds for the compute capabilities `targets` (`sm86`, ...) without a GPU, TensorRT
-    for the GPU at hand. The precision is the graph's, as it is typed; where `precision` is another,
-    the graph is calibrated on `data` first, into `OUT.PRECISION.onnx`. What another tool quantised
-    is mended where TensorRT would refuse it, with a note. A dynamic graph is built for `profiles`,
-    or for sizes up to twice its own and batches up to 4. `data` also gives the golden vectors'
-    pictures; without it they are generated scenes. The rest is as in `BuildOptions`.
+    TensorRT-RTX builds for the compute capabilities `targets` (`sm86`, ...) without a GPU. TensorRT
+    builds for the GPU of this machine. The engine has the precision of the graph's tensor types. If
+    `precision` differs, the graph is first calibrated on `data` and written to
+    `OUT.PRECISION.onnx`. A graph that another tool quantized is adapted where TensorRT would refuse
+    it, with a note. A dynamic graph is built for `profiles`, or by default for sides up to twice
+    the network's and batches up to 4. `data` also provides the images of the golden vectors;
+    without `data` they are generated scenes. `BuildOptions` describes the other arguments.
 
     Raises:
         InputError: for a graph, target or profile that cannot be built.
-        CheckFailed: if TensorRT's network has another dilation than the graph; nothing is written.
-        KeyboardInterrupt: if it was interrupted; nothing is written.
+        CheckFailed: if a dilation of TensorRT's network differs from the graph; nothing is written.
+        KeyboardInterrupt: if the build is interrupted; nothing is written.
     """
     started = time.perf_counter()
     model = Path(model)
@@ -128,8 +136,8 @@ def build_engine(
         check_output(options.timing_cache)
     with _calibrated(model, out, precision, data) as built_from:
         job = _prepared(built_from, out, bindings, options, profiles, repeats)
-        pictures = golden_pictures(job.contract, Path(data) if data else None)
-        shown = {f"golden picture {i}": picture for i, picture in enumerate(pictures)}
+        images = golden_images(job.contract, Path(data) if data else None)
+        shown = {f"golden image {i}": image for i, image in enumerate(images)}
         check_scores(
             job.graph, job.contract, str(model), shown | breaking_images(job.contract.size)
         )
@@ -137,7 +145,7 @@ def build_engine(
             build_plan(bindings, job.graph, str(model), job.options, on_progress)
             for _ in range(repeats)
         ]
-        report = _finished(job, plans, pictures, started)
+        report = _finished(job, plans, images, started)
         if built_from != model:
             built_from.replace(out.with_name(built_from.name))
     return report
@@ -145,15 +153,15 @@ def build_engine(
 
 @dataclass(frozen=True)
 class _Job:
-    """What is built: `graph` is the model's, mended; `judged` the file that computes the same."""
+    """The input of a build: `graph` is the adapted graph of `model`, `evaluated` is its file."""
 
     model: Path
     out: Path
     graph: onnx.ModelProto
-    judged: Path
+    evaluated: Path
     contract: Contract
-    input: TensorInfo
-    output: TensorInfo
+    input: TensorSpec
+    output: TensorSpec
     bindings: Bindings
     options: BuildOptions
     notes: list[str]
@@ -171,37 +179,39 @@ def _prepared(
     refuse_integer_operators(graph, str(model))
     check_graph(graph, model)
     contract = contract_of(graph, model)
-    taken, given = (end_of(value) for value in (graph.graph.input[0], graph.graph.output[0]))
+    taken, given = (
+        tensor_spec_of(value) for value in (graph.graph.input[0], graph.graph.output[0])
+    )
     check_tensors(model, contract, taken.shape, given.shape)
     dynamic = [side for side in taken.shape if isinstance(side, str)]
     options = replace(options, profiles=choose_profiles(str(model), contract, dynamic, profiles))
-    graph, judged, notes = _mended(graph, model, out)
+    graph, evaluated, notes = _mended(graph, model, out)
     if options.weights == "stripped":
         _check_stripped(model, out, repeats, notes)
     if bindings.is_rtx and options.timing_cache:
-        notes.append("TensorRT-RTX has no use for a timing cache: it times nothing when it builds")
+        notes.append("--timing-cache is ignored: TensorRT-RTX times no kernels while it builds")
         options = replace(options, timing_cache=None)
     contract = replace(
         contract,
         size=own_size(options.profiles, contract.size),
         precision=precision_of(graph, contract),
     )
-    return _Job(model, out, graph, judged, contract, taken, given, bindings, options, notes)
+    return _Job(model, out, graph, evaluated, contract, taken, given, bindings, options, notes)
 
 
 def _finished(
     job: _Job,
     plans: Sequence[BuiltPlan],
-    pictures: Sequence[Picture],
+    images: Sequence[Pixels],
     started: float,
 ) -> EngineReport:
-    """Choose among the plans, prove and describe the one, and write what belongs to it."""
+    """Choose one of the plans, and write it with its manifest and golden vectors."""
     out, bindings, options = job.out, job.bindings, job.options
-    if job.judged != job.model:
-        save_onnx(job.graph, job.judged)  # not before TensorRT took it
+    if job.evaluated != job.model:
+        save_onnx(job.graph, job.evaluated)  # only after TensorRT accepted the graph
     size = job.contract.size if options.profiles else None
-    with load(job.judged, literal=True, size=size) as predictor:
-        vectors = golden_content(make_vectors(predictor, pictures), job.judged)
+    with load(job.evaluated, reference_execution=True, size=size) as predictor:
+        vectors = golden_content(make_vectors(predictor, images), job.evaluated)
     gpu = None if bindings.is_rtx else current_gpu()
     manifest = Manifest(
         engine=out.name,
@@ -228,10 +238,10 @@ def _finished(
     )
     best, variation = 0, None
     if len(plans) > 1:
-        best, variation = vary([one.plan for one in plans], manifest, pictures)
+        best, variation = vary([one.plan for one in plans], manifest, images)
     plan = plans[best].plan
     manifest = replace(manifest, sha256=hashlib.sha256(plan).hexdigest(), bytes=len(plan))
-    # A crash between two leaves a manifest whose hash refuses the engine.
+    # After a crash between two renames, the engine's hash does not match the manifest.
     write_together(
         {
             golden_path(out): vectors,
@@ -261,14 +271,14 @@ def _finished(
 def _calibrated(
     model: Path, out: Path, precision: str | None, data: Path | str | None
 ) -> Iterator[Path]:
-    """The model, or it in another precision, in a folder that is gone afterwards."""
+    """Yield the model, or its calibrated copy in a temporary folder for another precision."""
     if precision is None or precision == contract_of(load_onnx(model), model).precision:
         yield model
         return
     if data is None:
         raise InputError(
-            f"--precision {precision}: the graph's types are its own; give --data, and it is "
-            "calibrated first, or use `segdeploy calibrate`"
+            f"--precision {precision}: the graph has another precision; give --data to calibrate "
+            "it first, or use `segdeploy calibrate`"
         )
     folder = temporary_folder(out)
     try:
@@ -280,15 +290,15 @@ def _calibrated(
 
 
 def _check_stripped(model: Path, out: Path, repeats: int, mended: Sequence[str]) -> None:
-    """Weights that are not in the plan come from the model when it is loaded."""
+    """Refuse what contradicts a stripped plan, which loads its weights from the model file."""
     if mended:
         raise InputError(
-            f"--stripped: the weights would come from {model}, which was mended for TensorRT "
-            f"({mended[0]}); calibrate the FP32 graph with --for tensorrt instead"
+            f"--stripped: the weights would come from {model}, which was changed for TensorRT "
+            f"({mended[0]}); calibrate the FP32 graph with --scheme tensorrt instead"
         )
     if model.parent.resolve() != out.parent.resolve():
         raise InputError(
-            f"--stripped: {model} must lie beside the engine, which takes its weights from there"
+            f"--stripped: {model} must be in the engine's folder: it provides the engine's weights"
         )
     if repeats > 1:
         raise InputError("--stripped: builds cannot be compared without their weights; leave out "
@@ -298,22 +308,22 @@ def _check_stripped(model: Path, out: Path, repeats: int, mended: Sequence[str])
 def _mended(
     graph: onnx.ModelProto, model: Path, out: Path
 ) -> tuple[onnx.ModelProto, Path, list[str]]:
-    """The graph as TensorRT takes it, where another tool quantised it, and what was changed.
+    """Return a graph that TensorRT accepts, the path of its reference, and notes on the changes.
 
-    The path is that of the file to judge the engine by: the given one, or, for a graph that
-    computes other numbers, one beside the engine, to be written.
+    The engine is evaluated against the reference. This is `model`, or, if the changes alter the
+    results, a new file beside the engine, which the caller writes.
     """
     notes = []
     graph, biases = with_float_biases(graph)
     if biases:
-        notes.append(f"{biases} biases were int32, which TensorRT refuses; built as floats")
+        notes.append(f"{biases} biases were int32, which TensorRT refuses; converted to float")
     graph, shifted = with_symmetric_integers(graph, str(model))
     if shifted:
         built = out.with_name(f"{out.stem}.symmetric.onnx")
         model = check_output(built, read_from=model)
         notes.append(
             f"{shifted} tensors had unsigned integers or a zero point, which TensorRT refuses; "
-            f"built symmetric, up to one bit coarser: {built} is that graph; judge it with "
-            "`segdeploy bench`, or calibrate the FP32 graph with --for tensorrt"
+            f"converted to symmetric INT8, up to one bit coarser; {built} is that graph; evaluate "
+            "it with `segdeploy bench`, or calibrate the FP32 graph with --scheme tensorrt"
         )
     return graph, model, notes

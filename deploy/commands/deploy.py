@@ -1,16 +1,15 @@
-"""`segdeploy deploy`: the whole path in one command, and a folder to ship."""
+"""`segdeploy deploy`: export, calibrate, build and bench in one command; write a folder to ship."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from segdeploy.benchmark.journal import NAME as JOURNAL
 from segdeploy.benchmark.latency import SECONDS
 from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.report import write_report
@@ -26,23 +25,25 @@ from segdeploy.engine.manifest import manifest_path
 from segdeploy.engine.options import BuildOptions, check_options
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_folder, write_atomically
-from segdeploy.model_spec import ModelSpec, load_network
-from segdeploy.models.dataset import open_dataset
+from segdeploy.ledger import BENCH, STEPS, Ledger
+from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network
+from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.strict_json import read_json
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.output_lock import one_writer, output_lock
 from segdeploy.packages import versions
-from segdeploy.proof.accuracy import check_judgeable
+from segdeploy.proof.accuracy import check_labeled
 from segdeploy.proof.golden_vectors import golden_path
+from segdeploy.templates import render
 
-_LEDGER = "steps.json"
-# What a candidate costs where nobody can time it: the width of its multiplications.
+OnProgress = Callable[[int, int, str], None]
+# Relative cost of a candidate that cannot be timed here: the rank of its multiplication width.
 _COST = {"int8": 0, "mixed": 1, "fp16": 2, "bf16": 2, "fp32": 3}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A part of the way: what it makes, of what (`key`), and whether that is there already."""
+    """A step: its output files, the hash of its inputs (`key`), and whether it is already done."""
 
     name: str
     outputs: tuple[str, ...]
@@ -51,8 +52,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Shipment:
-    """What `deploy` leaves in `folder`; `chosen` is the .onnx to ship, `engines` its engines."""
+class Bundle:
+    """The result of `deploy` in `folder`: `chosen` is the .onnx to ship, `engines` its engines."""
 
     folder: Path
     steps: tuple[Step, ...]
@@ -75,16 +76,16 @@ def deploy(
     seconds: float = SECONDS,
     dry_run: bool = False,
     command: Sequence[str] = ("segdeploy", "deploy"),
-    on_step: Callable[[str, str], None] = lambda name, told: None,
+    on_step: Callable[[str, str], None] = lambda name, message: None,
     on_progress: Callable[[int, int, str], None] = lambda done, total, note: None,
-) -> Shipment:
-    """Export, quantise within the budget, build engines, compare, and leave a folder to ship.
+) -> Bundle:
+    """Export, quantize within the budget, build and compare engines, and write a folder to ship.
 
-    A step whose inputs are those of an earlier run is not done again: what it made is known by its
-    hash. With `dry_run` nothing is done, and the steps say what would be. The candidate that is
-    chosen keeps the budget and, of those, has the cheapest arithmetic: that of a GPU is timed where
-    the GPU is, by `segdeploy bench`. Each candidate is timed for `seconds`. `command`
-    is what the report says that it was made with.
+    Completed steps with unchanged inputs and outputs are skipped; hashes identify both. With
+    `dry_run` no step runs, and the returned steps show which would run. The chosen candidate meets
+    the budget. It has the fastest engine of those timed on this machine, or, if no engine was
+    timed, the cheapest arithmetic. Each candidate is timed for `seconds`. The report quotes
+    `command` as the command that made it.
 
     Raises:
         InputError, ModelInputError: for a model, data set or target that cannot be used.
@@ -96,97 +97,166 @@ def deploy(
     bindings = open_bindings(backend)
     check_options(BuildOptions(targets=tuple(one.lower() for one in targets)), bindings)
     dataset = open_dataset(Path(data))
-    split = "val" if "val" in dataset.splits else dataset.splits[-1]
-    frames = dataset.frames(split)
-    check_judgeable(frames, "--max-miou-drop")
-    first = frames[0].read()[0]
-    loaded = load_network(spec, dataset, (first.shape[0], first.shape[1]))
+    loaded, split = _labeled_network(spec, dataset)
     tools = versions("torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime")
     common = {"tools": tools | {backend: bindings.version}, "data": key_of_dataset(dataset)}
-    ledger = Ledger(out, common, dry_run, on_step)
-    described = {"network": key_of_network(loaded), "spec": vars(spec)}
+    steps = Steps(out, common, dry_run, on_step)
+    network = {"network": key_of_network(loaded), "spec": vars(spec)}
     del loaded
-    budget = {"max_miou_drop": limits.max_miou_drop}
-    fp32 = out / "model.onnx"
-    ledger.do("export", [fp32], described, lambda: export(spec, fp32, data=data))
-    candidates = [fp32]
-    for precision, options in (("fp16", {}), ("int8", budget)):
-        path = out / f"model.{precision}.onnx"
+    candidates = _candidates(steps, spec, data, network, limits, on_progress)
+    engines = _engines(steps, candidates, data, backend, targets, on_progress)
+    files = [*candidates, *engines.values()]
+    _compare(steps, (spec, data, split), files, limits, protocol, command, on_progress)
+    if dry_run:
+        return Bundle(out, tuple(steps.done), None, (), True, "nothing was done", ())
+    return _bundle(steps, candidates, engines, limits)
 
-        def quantise(path: Path = path, precision: str = precision, options: Any = options) -> None:
-            calibrate(fp32, data, path, precision=precision, on_progress=on_progress, **options)
 
-        if ledger.do(
-            f"calibrate to {precision}",
-            [path],
-            {"of": ledger.key, "graph": ledger.hash_of(fp32), **options},
-            quantise,
-        ):
+def _labeled_network(spec: ModelSpec, dataset: DataSet) -> tuple[LoadedNetwork, str]:
+    """The network at the frames' size, and the split that candidates are compared on.
+
+    Raises:
+        InputError: if every pixel of every mask is ignored.
+    """
+    split = "val" if "val" in dataset.splits else dataset.splits[-1]
+    frames = dataset.frames(split)
+    check_labeled(frames, "--max-miou-drop")
+    first = frames[0].read()[0]
+    return load_network(spec, dataset, (first.shape[0], first.shape[1])), split
+
+
+def _candidates(
+    steps: Steps,
+    spec: ModelSpec,
+    data: Path | str,
+    network: Mapping[str, Any],
+    limits: Limits,
+    on_progress: OnProgress,
+) -> list[Path]:
+    """The FP32 graph, the FP16 graph, and the INT8 graph if one keeps the budget."""
+    fp32 = steps.folder / "model.onnx"
+    steps.run("export", [fp32], network, lambda: export(spec, fp32, data=data))
+    candidates, exported = [fp32], steps.key
+    for precision, budget in (("fp16", None), ("int8", limits.max_miou_drop)):
+        path = steps.folder / f"model.{precision}.onnx"
+        quantize = partial(
+            calibrate,
+            fp32,
+            data,
+            path,
+            precision=precision,
+            max_miou_drop=budget,
+            on_progress=on_progress,
+        )
+        inputs = {"of": exported, "graph": steps.hash_of(fp32), "max_miou_drop": budget}
+        if steps.run(f"calibrate to {precision}", [path], inputs, quantize):
             candidates.append(path)
-    engines: dict[Path, Path] = {}
+    return candidates
+
+
+def _engines(
+    steps: Steps,
+    candidates: Sequence[Path],
+    data: Path | str,
+    backend: str,
+    targets: Sequence[str],
+    on_progress: OnProgress,
+) -> dict[Path, Path]:
+    """The engine of each candidate."""
+    engines = {}
     for path in candidates:
         engine = path.with_suffix(".engine")
+        build = partial(
+            build_engine,
+            path,
+            engine,
+            backend=backend,
+            targets=targets,
+            data=data,
+            on_progress=on_progress,
+        )
         files = [engine, manifest_path(engine), golden_path(engine)]
-
-        def build(path: Path = path, engine: Path = engine) -> None:
-            build_engine(
-                path, engine, backend=backend, targets=targets, data=data, on_progress=on_progress
-            )
-
-        asked = {"of": ledger.hash_of(path), "targets": list(targets), "backend": backend}
-        if ledger.do(f"build {engine.name}", files, asked, build):
+        inputs = {"of": steps.hash_of(path), "targets": list(targets), "backend": backend}
+        if steps.run(f"build {engine.name}", files, inputs, build):
             engines[path] = engine
-    report = out / "report"
-    shipped = [*candidates, *engines.values()]
+    return engines
+
+
+def _compare(
+    steps: Steps,
+    compared_with: tuple[ModelSpec, Path | str, str],
+    files: Sequence[Path],
+    limits: Limits,
+    protocol: Protocol,
+    command: Sequence[str],
+    on_progress: OnProgress,
+) -> None:
+    """Bench the files against the reference, its data set and split, and write the report."""
+    reference, data, split = compared_with
+    report = steps.folder / "report"
 
     def compare() -> None:
         with output_lock(report):
             verdict = bench(
-                shipped,
-                reference=spec,
+                files,
+                reference=reference,
                 data=data,
                 split=split,
                 limits=limits,
                 protocol=protocol,
-                journal=report / JOURNAL,
+                ledger=report / BENCH,
                 on_frame=lambda done, total: on_progress(done, total, "accuracy"),
                 on_burst=lambda done, total: on_progress(done, total, "latency"),
             )
             write_report(verdict, report, command)
 
-    compared: dict[str, Any] = {
-        "of": [(path.name, ledger.hash_of(path)) for path in shipped],
+    inputs: dict[str, Any] = {
+        "of": [(path.name, steps.hash_of(path)) for path in files],
         "budget": limits.max_miou_drop,
         "seconds": protocol.seconds,
         "gpu": str(current_gpu()),
     }
-    ledger.do("bench", [report / "index.html", report / "bench.json"], compared, compare)
-    if dry_run:
-        return Shipment(out, tuple(ledger.steps), None, (), True, "nothing was done", ())
-    rows = {row["name"]: row for row in read_json(report / "bench.json")["rows"]}
+    steps.run("bench", [report / "index.html", report / "bench.json"], inputs, compare)
+
+
+def _bundle(
+    steps: Steps, candidates: Sequence[Path], engines: Mapping[Path, Path], limits: Limits
+) -> Bundle:
+    """Choose a candidate by the report, and write what a reader of the folder needs."""
+    folder = steps.folder
+    rows = {row["name"]: row for row in read_json(folder / "report" / "bench.json")["rows"]}
     chosen, why = _chosen(rows, candidates, engines)
-    contract = contract_of(load_onnx(fp32), fp32)
+    contract = contract_of(load_onnx(candidates[0]), candidates[0])
     labels = "".join(f"{name}\n" for name in contract.classes)
-    write_atomically(out / "labels.txt", labels.encode())
-    chosen_engine = engines.get(chosen) if chosen else None
+    write_atomically(folder / "labels.txt", labels.encode())
+    engine = engines.get(chosen) if chosen else None
     if chosen is not None:
-        page = _readme(chosen, chosen_engine, why, limits.max_miou_drop or 0.0)
-        write_atomically(out / "README.md", page.encode())
-    else:  # an earlier run's would still say what to ship
-        (out / "README.md").unlink(missing_ok=True)
-    return Shipment(
-        folder=out,
-        steps=tuple(ledger.steps),
+        page = render(
+            "bundle.md.j2",
+            graph=chosen.name,
+            engine=engine.name if engine else None,
+            why=why,
+            budget=limits.max_miou_drop or 0.0,
+        )
+        write_atomically(folder / "README.md", page.encode())
+    else:  # the README of an earlier run would still name a candidate to ship
+        (folder / "README.md").unlink(missing_ok=True)
+    return Bundle(
+        folder=folder,
+        steps=tuple(steps.done),
         chosen=chosen,
-        engines=(chosen_engine,) if chosen_engine else (),
+        engines=(engine,) if engine else (),
         passes=chosen is not None,
         why=why,
-        notes=tuple(ledger.notes),
+        notes=tuple(steps.notes),
     )
 
 
-class Ledger:
-    """What each step was made of, and the hashes of what it made: `steps.json` in the folder."""
+class Steps:
+    """Steps that write into a folder; completed ones with unchanged inputs and outputs are skipped.
+
+    `steps.ledger` in the folder records the hashes of inputs and outputs.
+    """
 
     def __init__(
         self,
@@ -195,63 +265,56 @@ class Ledger:
         dry_run: bool,
         on_step: Callable[[str, str], None],
     ):
-        self._folder, self._common, self._dry_run = folder, common, dry_run
+        self.folder, self._common, self._dry_run = folder, common, dry_run
         self._on_step = on_step
-        self.steps: list[Step] = []
+        self.done: list[Step] = []
         self.notes: list[str] = []
         self.key = ""
-        self._held: dict[str, Any] = {}
-        with suppress(InputError):  # a first run, or a damaged ledger: everything is done
-            held = read_json(folder / _LEDGER)
-            self._held = held if isinstance(held, dict) else {}
+        self._ledger = Ledger(folder / STEPS, "")
         if not dry_run:
             folder.mkdir(exist_ok=True)
 
-    def do(
-        self, name: str, outputs: Sequence[Path], inputs: Mapping[str, Any], run: Callable[[], Any]
+    def run(
+        self, name: str, outputs: Sequence[Path], inputs: Mapping[str, Any], work: Callable[[], Any]
     ) -> bool:
-        """Do a step unless it was done with the same inputs; False if a check of it failed."""
-        told = json.dumps({**self._common, **inputs}, sort_keys=True, default=str)
-        self.key = hashlib.sha256(told.encode()).hexdigest()
+        """Run a step unless it is done with the same inputs; return False if a check failed."""
+        text = json.dumps({**self._common, **inputs}, sort_keys=True, default=str)
+        self.key = hashlib.sha256(text.encode()).hexdigest()
         done = self._is_done(name, outputs)
         names = tuple(path.name for path in outputs)
-        self.steps.append(Step(name, names, self.key, done))
+        self.done.append(Step(name, names, self.key, done))
         self._on_step(name, "is done" if done else "would be done" if self._dry_run else "...")
         if done or self._dry_run:
             return True
         try:
-            run()
+            work()
         except CheckFailed as error:
             self.notes.append(f"{name}: {error}")
             return False
-        made = {path.name: key_of_model(path) for path in outputs}
-        self._held[name] = {"key": self.key, "made": made}
-        write_atomically(self._folder / _LEDGER, json.dumps(self._held, indent=2).encode())
+        hashes = {path.name: key_of_model(path) for path in outputs}
+        self._ledger.put(name, {"key": self.key, "outputs": hashes})
         return True
 
     def _is_done(self, name: str, outputs: Sequence[Path]) -> bool:
-        held = self._held.get(name)
-        if not isinstance(held, dict) or held.get("key") != self.key:
+        recorded = self._ledger.get(name)
+        if not isinstance(recorded, dict) or recorded.get("key") != self.key:
             return False
-        made = held.get("made")
         try:
-            return isinstance(made, dict) and all(
-                key_of_model(path) == made.get(path.name) for path in outputs
-            )
-        except InputError:  # one is missing, or was damaged
+            return recorded.get("outputs") == {path.name: key_of_model(path) for path in outputs}
+        except InputError:  # an output is missing or damaged
             return False
 
     def hash_of(self, path: Path) -> str:
-        """The content of what an earlier step made; its key where it is only planned."""
+        """Return the content hash of an earlier step's output, or the last key in a dry run."""
         return key_of_model(path) if path.is_file() else self.key
 
 
 def _chosen(
     rows: Mapping[str, Any], candidates: Sequence[Path], engines: Mapping[Path, Path]
 ) -> tuple[Path | None, str]:
-    """The candidate to ship, and why: its engine was the fastest here, or its arithmetic is.
+    """Return the candidate to ship and the reason: the fastest engine, or the cheapest arithmetic.
 
-    `rows` are those of `bench.json`, by name.
+    `rows` are the rows of `bench.json`, by name.
     """
     passing = [path for path in candidates if rows[path.name]["passes"]]
     if not passing:
@@ -264,34 +327,9 @@ def _chosen(
     if timed:
         return min(
             timed, key=timed.__getitem__
-        ), "its engine is the fastest on this GPU that passes"
+        ), "its engine is the fastest passing engine on this GPU"
     cheapest = min(passing, key=lambda path: _COST[rows[path.name]["precision"]])
     return cheapest, (
-        "it keeps the budget with the cheapest arithmetic; no engine was timed, since no such GPU "
-        "is here: run `segdeploy bench` there"
+        "it keeps the budget with the cheapest arithmetic; no engine was timed, because this "
+        "machine has no matching GPU: run `segdeploy bench` on the target"
     )
-
-
-def _readme(chosen: Path, engine: Path | None, why: str, budget: float) -> str:
-    name = engine.name if engine else chosen.name
-    ship = f"`{chosen.name}`, and its engine `{name}`" if engine else f"`{name}`"
-    return f"""# What to ship
-
-{ship}: {why}.
-It loses at most {budget:g} points of mIoU on the frames of `report/index.html`.
-Ship it with its neighbours: `{name}.json` (the manifest), `{name}.golden.safetensors`
-and `labels.txt`.
-
-On the target, first prove the host:
-
-    segdeploy selftest {name}
-
-From Python:
-
-    import segdeploy
-    with segdeploy.load("{name}") as network:
-        labels = network.predict("picture.jpg")  # (H, W) uint8, indices into labels.txt
-
-From C++, `{name}` is a plain TensorRT plan for `IRuntime::deserializeCudaEngine`, and the
-manifest holds the contract: size, mean, standard deviation, layout, classes.
-"""

@@ -1,4 +1,4 @@
-"""`segdeploy doctor`: what works here, and why the rest does not."""
+"""`segdeploy doctor`: report what works on this machine, and why the rest does not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OLDEST = (3, 10)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: `ok`, `absent` (nothing asks for it) or `broken`; and what to do."""
+    """The result of one check: its state (`ok`, `absent` if optional, `broken`) and a remedy."""
 
     what: str
     state: str
@@ -32,10 +32,10 @@ class Finding:
 
 
 def doctor() -> list[Finding]:
-    """Look at Python, the packages and the GPU, and run each backend on a tiny graph.
+    """Check Python, the packages and the GPU, and run each backend on a tiny graph.
 
-    What the default path needs, and cannot do without, is `broken` where it is missing: reading
-    ONNX and running it in ONNX Runtime on the CPU.
+    A missing requirement of the default path is `broken`. The default path reads ONNX files and
+    runs them in ONNX Runtime on the CPU.
     """
     findings = [
         Finding(
@@ -67,17 +67,17 @@ def _looked(what: str, module: str, check: Callable[[], str], *, needed: bool = 
         if error.name == module:
             return Finding(what, "broken" if needed else "absent", "not installed", install)
         return Finding(what, "broken", f"needs the package {error.name}", install)
-    except Exception as error:  # whatever a package that is half there raises
+    except Exception as error:  # an incomplete package may raise any exception
         reason = f"{type(error).__name__}: {first_line(error)}"
         return Finding(what, "broken", reason, f"{install} in a fresh environment")
 
 
 def _base() -> Finding:
-    """The packages that every command needs."""
+    """Check the packages that every command needs."""
     for name in ("numpy", "PIL", "onnx", "onnx_ir", "safetensors", "rich", "jinja2"):
         try:
             importlib.import_module(name)
-        except Exception as error:  # a broken package raises anything
+        except Exception as error:  # a broken package may raise any exception
             reason = f"{name}: {type(error).__name__}: {first_line(error)}"
             return Finding(
                 "base packages", "broken", reason, "pip install --force-reinstall segdeploy"
@@ -127,7 +127,7 @@ def _expect(output: object) -> None:
 
     found = np.asarray(output)
     if found.shape != (1, 1, 4, 4) or not np.array_equal(found, np.full((1, 1, 4, 4), 4.0)):
-        raise RuntimeError("a dilated convolution of ones comes out wrong")
+        raise RuntimeError("a dilated convolution of ones gives a wrong result")
 
 
 def _onnxruntime() -> str:
@@ -143,7 +143,8 @@ def _torch() -> str:
     import torch
     import torchvision
 
-    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # torch's pair, or not
+    # Fails if torchvision was built for another version of torch.
+    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     cuda = torch.version.cuda
     seen = "sees the GPU" if torch.cuda.is_available() else "sees no GPU"
     return f"{torch.__version__} with torchvision {torchvision.__version__}, CUDA {cuda}, {seen}"
@@ -159,7 +160,7 @@ def _openvino() -> str:
 
 def _rtx() -> str:
     import onnx
-    import tensorrt_rtx  # noqa: F401 - so that its absence is told apart
+    import tensorrt_rtx  # noqa: F401 - a missing package is reported as absent, not broken
 
     from segdeploy.engine.bindings import open_bindings
     from segdeploy.engine.compiling import build_plan
@@ -193,19 +194,19 @@ def _gpu() -> Finding:
         return Finding(
             "GPU",
             "broken",
-            f"{len(devices)} NVIDIA device is there, and its driver does not answer",
-            "nvidia-smi says why; install the driver, or start the container with --gpus all",
+            f"{len(devices)} NVIDIA device found, but its driver does not respond",
+            "run nvidia-smi to see why; install the driver, or start the container with --gpus all",
         )
-    return Finding("GPU", "absent", "none; engines can be built here, and run elsewhere")
+    return Finding("GPU", "absent", "none; engines can be built here, but run only elsewhere")
 
 
 def _providers() -> list[Finding]:
-    """ONNX Runtime's GPU providers: each that is compiled in is tried, since it may not load."""
+    """Try each GPU provider that is compiled into ONNX Runtime, since it may not load."""
     try:
         import onnxruntime
 
         from segdeploy.runtime.session import PROVIDERS
-    except Exception:  # told above
+    except Exception:  # reported by the check of onnxruntime
         return []
     findings = []
     for name, provider in PROVIDERS.items():
@@ -217,17 +218,17 @@ def _providers() -> list[Finding]:
             session = onnxruntime.InferenceSession(_tiny(), providers=[provider])
             loaded = session.get_providers()[0] == provider
             state, detail = (
-                ("ok", "runs") if loaded else ("absent", "is there, but cannot be loaded")
+                ("ok", "runs") if loaded else ("absent", "is compiled in, but cannot be loaded")
             )
-        except Exception as error:  # whatever its libraries raise
+        except Exception as error:  # the provider's libraries may raise any exception
             state, detail = "absent", first_line(error)
-        remedy = "" if state == "ok" else "needs the GPU, and CUDA and cuDNN (PyTorch's wheels do)"
+        remedy = "" if state == "ok" else "needs a GPU, CUDA and cuDNN (PyTorch's wheels will do)"
         findings.append(Finding(name, state, detail, remedy))
     return findings
 
 
 def _engines() -> Finding:
-    """Whether engines can run: a GPU, PyTorch that sees it, and a TensorRT."""
+    """Check whether engines can run, which needs a GPU, PyTorch with CUDA, and TensorRT."""
     what = "running engines"
     if current_gpu() is None:
         return Finding(what, "absent", "needs a GPU")
@@ -236,7 +237,7 @@ def _engines() -> Finding:
 
         if not torch.cuda.is_available():
             return Finding(what, "broken", "PyTorch sees no GPU", "install PyTorch with CUDA")
-    except Exception as error:  # told above
+    except Exception as error:  # reported by the check of PyTorch, too
         return Finding(what, "broken", f"needs PyTorch ({first_line(error)})",
                        f"pip install 'segdeploy[{EXTRAS['torch']}]'")  # fmt: skip
     found = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)]
@@ -246,18 +247,18 @@ def _engines() -> Finding:
 
 
 def _library() -> Finding:
-    """The C++ library, which does what comes before and after a network where it is installed."""
+    """Check the optional C++ library, which performs preprocessing and postprocessing."""
     what = "C++ library"
     try:
         library = native_library()
     except InputError as error:
-        return Finding(what, "broken", str(error), f"mend or unset {LIBRARY_VARIABLE}")
+        return Finding(what, "broken", str(error), f"correct or unset {LIBRARY_VARIABLE}")
     if library is None:
-        return Finding(what, "absent", "not installed in this version; numpy does its work")
-    return Finding(what, "ok", "prepares pictures and makes labels")
+        return Finding(what, "absent", "not installed in this version; numpy is used instead")
+    return Finding(what, "ok", "performs preprocessing and postprocessing")
 
 
 def toolchain() -> dict[str, str]:
-    """Versions of the packages that files are made with."""
+    """Return the versions of the packages that write segdeploy's files."""
     names = ("segdeploy", "numpy", "onnx", "onnx-ir", "onnxscript", "safetensors")
     return {name: installed_version(name) or "not installed" for name in names}

@@ -1,4 +1,4 @@
-"""`segdeploy evaluate`: mIoU of a network or an exported file on labelled frames."""
+"""`segdeploy evaluate`: mIoU of a network or an exported file on labeled frames."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segdeploy.model_spec import ModelSpec, check_classes
 from segdeploy.models.dataset import open_dataset
-from segdeploy.proof.accuracy import Accuracy, confusion, summarise
+from segdeploy.proof.accuracy import Accuracy, confusion, summarize
 from segdeploy.runtime.predictor import load
 
 
@@ -23,12 +23,13 @@ def evaluate(
     fuse: str = "mean",
     on_frame: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
-    """Measure a network at each frame's own size: logits are upsampled, then the best is taken.
+    """Measure the accuracy of a network at each frame's own size: upsample logits, then argmax.
 
-    A graph with Q/DQ is executed literally, as TensorRT would round.
+    A graph with Q/DQ nodes runs under reference Q/DQ execution, which rounds as TensorRT does.
 
     Raises:
-        InputError, ModelInputError: for a model or data set that cannot be used, or other classes.
+        InputError, ModelInputError: for a model or data set that cannot be used, or if the classes
+            differ.
     """
     dataset = open_dataset(Path(data))
     frames = dataset.frames(split, limit)
@@ -37,7 +38,7 @@ def evaluate(
     predictor = load(
         spec,
         backend=backend,
-        literal=backend in (None, "onnxruntime"),
+        reference_execution=backend in (None, "onnxruntime"),
         dataset=dataset,
         default_size=first.shape[:2],
     )
@@ -45,4 +46,4 @@ def evaluate(
         check_classes(predictor.contract, dataset, spec.model)
         options = {"scales": scales, "flip": flip, "fuse": fuse}
         matrix = confusion(predictor, dataset, frames, on_frame, **options)
-    return summarise(matrix, dataset.classes, len(frames))
+    return summarize(matrix, dataset.classes, len(frames))

@@ -1,4 +1,4 @@
-"""`segdeploy export`: trace, annotate, prove, and only then write."""
+"""`segdeploy export`: trace a network to ONNX, verify the graph against PyTorch, and write it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from segdeploy.models.errors import first_line
 from segdeploy.onnx_graph.convolutions import ConvProof
 from segdeploy.onnx_graph.external_data import is_too_large
 from segdeploy.onnx_graph.model_file import save_onnx, set_contract, set_rejected
-from segdeploy.optimizer.optimize import Account, optimize_graph
+from segdeploy.optimizer.optimize import RewriteReport, optimize_graph
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 from segdeploy.profiles import Bounds
@@ -46,20 +46,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export` proved of the file that it wrote.
+    """The file that `export` wrote, and the results of its checks.
 
-    `convolutions` are those that PyTorch executed on the way to the output, and `left_out` the
-    modules whose convolutions lead nowhere. `strangers` are convolutions of the graph that belong
-    to no call: parity alone speaks for them.
+    `convolutions` are the convolutions that PyTorch executed on a path to the output. `left_out`
+    are the modules whose convolutions reach no output. `unmatched_convolutions` are convolutions of
+    the graph that match no PyTorch call; they are verified only by output parity.
     """
 
     path: Path
     bytes: int
     seconds: float
     convolutions: tuple[ConvProof, ...]
-    strangers: tuple[str, ...]
+    unmatched_convolutions: tuple[str, ...]
     parity: tuple[Parity, ...]
-    account: Account | None
+    optimization: RewriteReport | None
     contract: Contract
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class _Subject:
-    """A network that is exported, what is called, and the images that it is compared on."""
+    """The network to export, the module that is traced (`run`), and the inputs to compare on."""
 
     network: nn.Module
     run: nn.Module
@@ -76,11 +76,11 @@ class _Subject:
     images: Mapping[str, NDArray[np.float32]]
 
     def parity(self, graph: onnx.ModelProto) -> list[Parity]:
-        """Compare a graph with PyTorch on all of them."""
+        """Compare a graph with PyTorch on all shapes and images."""
         return check_parity(self.run, graph, self.shapes, self.images)
 
     def check(self, rewritten: onnx.ModelProto) -> tuple[list[Parity], str]:
-        """Compare a graph that was rewritten, and say what does not hold."""
+        """Compare a rewritten graph with PyTorch; return the parity and a text of the failures."""
         try:
             parity = self.parity(rewritten)
         except CheckFailed as error:
@@ -90,14 +90,14 @@ class _Subject:
 
 @dataclass(frozen=True)
 class _Proven:
-    """A graph, what was proven of it, and what does not hold."""
+    """A graph, the results of its checks, and a text of the failures."""
 
     graph: onnx.ModelProto
     trace: TraceProof
     convolutions: tuple[ConvProof, ...]
-    strangers: tuple[str, ...]
+    unmatched_convolutions: tuple[str, ...]
     parity: list[Parity]
-    account: Account | None
+    optimization: RewriteReport | None
     failures: str
 
 
@@ -121,22 +121,23 @@ def export(
 ) -> ExportReport:
     """Export a network to ONNX: input `image` (N, 3, H, W) float32, output `logits`.
 
-    The graph is static at the contract's size and batch 1, or `dynamic` in batch, height and
-    width within `bounds`, in multiples of `multiple_of` (found by trying if None); `optimized`
-    applies the exact rewrites. `scales`, `flip` and `fuse` put multi-scale inference into it.
-    `output` is `logits`, `probabilities` or `labels`, and with `late_upsampling` it ends at the
-    class scores of the small map that labels are made of. With
-    `preprocess` (`RGB` or `BGR`) it takes the camera's bytes `(N, H, W, 3) uint8`. `data` is a
-    data set that names the classes of a network without a checkpoint, and gives a real frame to
-    compare on.
+    The graph is static at the contract's size and batch 1, or `dynamic` in batch, height and width
+    within `bounds`. Height and width are multiples of `multiple_of`, which is determined by trial
+    if None. `optimized` applies the exact rewrites. `scales`, `flip` and `fuse` embed multi-scale
+    and flip test-time augmentation. `output` is `logits`, `probabilities` or `labels`. With
+    `late_upsampling` the graph ends at the low-resolution logits that the labels are computed from.
+    With `preprocess` (`RGB` or `BGR`) the graph takes images `(N, H, W, 3) uint8` in that channel
+    order. `data` is a data set that names the classes of a network without a checkpoint, and
+    provides a real frame for the comparison.
 
-    The graph as PyTorch's exporter writes it is compared with what PyTorch executes, convolution by
-    convolution, and its outputs with PyTorch's, on noise at several shapes and on images that break
-    things. Only then is it rewritten, and compared again.
+    The graph that PyTorch's exporter writes is compared with PyTorch's execution, convolution by
+    convolution. Its outputs are compared with PyTorch's on noise at several shapes and on edge-case
+    images. Only then is the graph rewritten, and compared again.
 
     Raises:
-        InputError, ModelInputError: for a network that cannot be made or exported so.
-        CheckFailed: if a proof fails; the graph is then kept as `NAME.rejected.onnx`.
+        InputError, ModelInputError: for a network that cannot be built, or not exported with these
+            options.
+        CheckFailed: if a check fails; the graph is then kept as `NAME.rejected.onnx`.
     """
     started = time.perf_counter()
     out = check_output(Path(out), ".onnx")
@@ -168,19 +169,19 @@ def export(
         alignment = cut_last_upsampling(graph) if late_upsampling else None
         if late_upsampling and alignment is None:
             notes.append(
-                "--late-upsampling left out, the labels are made in the graph: it does not end in "
-                "one bilinear Resize of class scores to a told size (several scales do not; --flip "
-                "does in a static, rewritten graph with the mean)"
+                "--late-upsampling left out, the graph computes the labels: it does not end in "
+                "one bilinear Resize of logits to a given size (a graph of several scales does "
+                "not; one of --flip does if it is static, optimized and fused by the mean)"
             )
         has_softmax = are_probabilities(reference_of(run, random_images(shapes[0])))
         if has_softmax:
-            notes.append("the network ends in a softmax itself; no other is put behind it")
+            notes.append("the network already ends in a softmax; no second softmax is added")
         made = output == "logits" or (output == "probabilities" and has_softmax)
         if not made and alignment is None:
             append_output(graph, output)
         contract = replace(contract, output=output, upsampling=alignment)
         if preprocess:
-            contract = replace(contract, layout="NHWC", colour=preprocess)
+            contract = replace(contract, layout="NHWC", color=preprocess)
             prepend_preprocessing(graph, contract)
         if preprocess or output != "logits":
             parity += check_ends(run, graph, contract, shapes, has_softmax=has_softmax)
@@ -190,7 +191,7 @@ def export(
         rejected = out.with_name(f"{out.stem}.rejected.onnx")
         set_rejected(graph, failures)
         save_onnx(graph, rejected)
-        advice = "; a static graph of one size (without --dynamic) may hold" if dynamic else ""
+        advice = "; a static graph (without --dynamic) may pass" if dynamic else ""
         raise CheckFailed(
             f"{out}: not written; {failures}{advice}; the graph is kept as {rejected}"
         )
@@ -198,16 +199,16 @@ def export(
     if left_out:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         leads = "leads" if len(left_out) == 1 else "lead"
-        notes.append(f"{', '.join(left_out[:3])}{more} {leads} to no output, left out")
+        notes.append(f"{', '.join(left_out[:3])}{more} {leads} to no output; not exported")
     written = save_onnx(graph, out)
     return ExportReport(
         path=out,
         bytes=written,
         seconds=time.perf_counter() - started,
         convolutions=proven.convolutions,
-        strangers=proven.strangers,
+        unmatched_convolutions=proven.unmatched_convolutions,
         parity=tuple(parity),
-        account=proven.account,
+        optimization=proven.optimization,
         contract=contract,
         notes=tuple(notes),
         left_out=left_out,
@@ -217,45 +218,49 @@ def export(
 def _proven(
     subject: _Subject, graph: onnx.ModelProto, notes: list[str], *, optimized: bool
 ) -> _Proven:
-    """Prove a graph as it was traced, rewrite it, and prove what came out."""
+    """Verify the traced graph, rewrite it, and verify the result."""
     import onnx
     import torch
 
     image = torch.from_numpy(random_images((1, *subject.shapes[0][1:])))
     trace = TraceProof((), (), (), ())
-    account = None
-    strangers: tuple[str, ...] = ()
+    optimization = None
+    unmatched_convolutions: tuple[str, ...] = ()
     try:
         trace = prove_trace(subject.network, subject.run, graph, image)
         parity = check_steadiness(subject.run, subject.shapes[0]) or subject.parity(graph)
-    except CheckFailed as error:  # a runtime refuses it
+    except CheckFailed as error:  # ONNX Runtime cannot run the graph
         failures = "; ".join([*trace.failures, str(error)])
-        return _Proven(graph, trace, trace.convolutions, strangers, [], account, failures)
+        return _Proven(
+            graph, trace, trace.convolutions, unmatched_convolutions, [], optimization, failures
+        )
     convolutions = trace.convolutions
     failures = failures_of(trace.failures, parity)
     if failures:
         failures += _where(subject, graph, parity)
     elif is_too_large(graph):
-        notes.append("rewrites left out: over 2 GiB, shapes cannot be inferred")
+        notes.append("rewrites left out: ONNX infers no shapes in a graph over 2 GiB")
     elif not optimized:
         graph = onnx.shape_inference.infer_shapes(graph, data_prop=True)
     else:
-        graph, account = optimize_graph(graph, check=subject.check)
-        parity = list(account.parity) or parity
-        convolutions, strangers = prove_dilations(trace.calls, graph, image)
-        failures = failures_of([p.complaint() for p in convolutions if not p.holds], parity)
-    return _Proven(graph, trace, convolutions, strangers, parity, account, failures)
+        graph, optimization = optimize_graph(graph, check=subject.check)
+        parity = list(optimization.parity) or parity
+        convolutions, unmatched_convolutions = prove_dilations(trace.calls, graph, image)
+        failures = failures_of([p.failure() for p in convolutions if not p.holds], parity)
+    return _Proven(
+        graph, trace, convolutions, unmatched_convolutions, parity, optimization, failures
+    )
 
 
 def _frame(dataset: DataSet, contract: Contract) -> dict[str, NDArray[np.float32]]:
-    """The first frame of the last split, which noise does not stand for."""
+    """Return the first frame of the last split; a real frame shows errors that noise does not."""
     frame = dataset.frames(dataset.splits[-1], 1)[0]
     image, _ = frame.read()
     return {f"the frame {frame.name}": preprocess_image(image, contract)}
 
 
 def _where(subject: _Subject, graph: onnx.ModelProto, parity: Sequence[Parity]) -> str:
-    """Where a graph leaves PyTorch; a search must not hide what it is for."""
+    """Describe where a graph diverges from PyTorch; a failed search must not hide the failure."""
     worst = next((p for p in parity if not p.holds and p.against == "PyTorch"), None)
     if worst is None:
         return ""
@@ -268,20 +273,23 @@ def _where(subject: _Subject, graph: onnx.ModelProto, parity: Sequence[Parity]) 
             random_images(worst.shape) if images is None else images,
             worst.limit,
         )
-    except Exception as error:  # of a user's module, or of ONNX Runtime
+    except Exception as error:  # raised by a user's module or by ONNX Runtime
         return f"; the layer was not found ({type(error).__name__}: {first_line(error)})"
     if found is not None:
-        return f"; {found.complaint()}"
-    return f"; the {compared} layers that can be compared agree: look at a resize, sum or function"
+        return f"; {found.failure()}"
+    return (
+        f"; the {compared} layers that can be compared agree; check resizes, sums and functional "
+        "calls"
+    )
 
 
 def _check_options(output: str, late_upsampling: bool, preprocess: str | None, opset: int) -> None:
     if output not in OUTPUTS:
-        raise InputError(f"--output {output}: there are {', '.join(OUTPUTS)}")
+        raise InputError(f"--output {output}: must be one of {', '.join(OUTPUTS)}")
     if late_upsampling and output != "labels":
-        raise InputError("--late-upsampling: is for --output labels")
+        raise InputError("--late-upsampling: needs --output labels")
     if preprocess not in (None, "RGB", "BGR"):
-        raise InputError(f"--preprocess {preprocess}: there are RGB and BGR")
+        raise InputError(f"--preprocess {preprocess}: must be RGB or BGR")
     if opset not in OPSETS:
         raise InputError(f"--opset {opset}: PyTorch's exporter writes {OPSETS[0]} to {OPSETS[-1]}")
 
@@ -300,14 +308,14 @@ def _multi_scale(
     return run.eval()
 
 
-def failures_of(said: Sequence[str], parity: Sequence[Parity]) -> str:
-    """The first clauses of what does not hold; empty if everything does."""
-    clauses = list(said[:2])
-    if len(said) > len(clauses):
-        clauses.append(f"and {len(said) - len(clauses)} more")
+def failures_of(message: Sequence[str], parity: Sequence[Parity]) -> str:
+    """Join the first failures into one line, which is empty if there are none."""
+    clauses = list(message[:2])
+    if len(message) > len(clauses):
+        clauses.append(f"and {len(message) - len(clauses)} more")
     failed = [result for result in parity if not result.holds]
     if failed:
-        clauses.append(failed[0].complaint())
+        clauses.append(failed[0].failure())
     if len(failed) > 1:
         clauses.append(f"and on {len(failed) - 1} of {len(parity) - 1} other inputs")
     return "; ".join(clauses)

@@ -1,4 +1,4 @@
-"""`segdeploy inspect`: what a checkpoint, an ONNX file or an engine says of itself."""
+"""`segdeploy inspect`: describe a checkpoint, an ONNX file or an engine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from segdeploy.runtime.session import ENGINE_SUFFIXES
 class Inspection:
     """A file, its contract, its convolutions, and where it came from, nearest parent first.
 
-    `flops` are two for each multiply-accumulate of the convolutions. `engine` is what an engine's
-    manifest says beyond that.
+    `macs` are the multiply-accumulates of the convolutions for one image. `engine` is what an
+    engine's manifest says beyond that.
     """
 
     path: Path
@@ -36,21 +36,21 @@ class Inspection:
     contract: Contract | None
     layers: tuple[LayerInfo, ...]
     parameters: int | None
-    flops: int | None
+    macs: int | None
     parents: tuple[str, ...]
     engine: dict[str, Any] | None = None
 
     @property
     def dilations(self) -> tuple[int, ...]:
-        """The dilations of all convolutions, each once, in order."""
+        """The distinct dilations of all convolutions, in ascending order."""
         return tuple(sorted({side for layer in self.layers for side in layer.dilation}))
 
 
 def inspect(path: Path | str) -> Inspection:
-    """Read a file without running it; of a checkpoint the network is built, and watched once.
+    """Describe a file; only a checkpoint is executed: its network is built and run once.
 
     Raises:
-        InputError: for a file that is none of the three, or damaged.
+        InputError: for a damaged file, or one that is no checkpoint, ONNX file or engine.
     """
     path = check_input(Path(path))
     if path.suffix == CHECKPOINT_SUFFIX:
@@ -65,9 +65,9 @@ def inspect(path: Path | str) -> Inspection:
 
 
 def differences(one: Inspection, other: Inspection) -> list[tuple[str, str, str]]:
-    """What two files say differently: entry, the first's value, the second's."""
+    """Return the entries that differ: the name, the value of `one` and the value of `other`."""
     found: list[tuple[str, Any, Any]] = []
-    for name in ("kind", "precision", "bytes", "sha256", "parameters", "flops"):
+    for name in ("kind", "precision", "bytes", "sha256", "parameters", "macs"):
         found.append((name, getattr(one, name), getattr(other, name)))
     contracts = [asdict(i.contract) if i.contract else {} for i in (one, other)]
     for name in dict.fromkeys([*contracts[0], *contracts[1]]):
@@ -78,7 +78,7 @@ def differences(one: Inspection, other: Inspection) -> list[tuple[str, str, str]
     layers = [{layer.module: layer for layer in i.layers} for i in (one, other)]
     for module in dict.fromkeys([*layers[0], *layers[1]]):
         if module not in layers[0] or module not in layers[1]:
-            there = ["there" if module in held else "missing" for held in layers]
+            there = ["present" if module in held else "missing" for held in layers]
             found.append((f"layer {module}", there[0], there[1]))
             continue
         before, after = (asdict(held[module]) for held in layers)
@@ -117,7 +117,7 @@ def _checkpoint(path: Path) -> Inspection:
         contract=loaded.contract,
         layers=layers,
         parameters=sum(p.numel() for p in loaded.network.parameters()),
-        flops=2 * seen.macs,
+        macs=seen.macs,
         parents=_parents(loaded.contract),
     )
 
@@ -139,7 +139,7 @@ def _graph(path: Path) -> Inspection:
         contract=contract,
         layers=layers,
         parameters=parameters,
-        flops=_flops(layers),
+        macs=_macs(layers),
         parents=_parents(contract) if contract else (),
     )
 
@@ -159,7 +159,7 @@ def _engine(path: Path) -> Inspection:
         contract=manifest.contract,
         layers=layers,
         parameters=None,
-        flops=_flops(layers),
+        macs=_macs(layers),
         parents=parents,
         engine=_beyond(manifest),
     )
@@ -173,18 +173,18 @@ def _beyond(manifest: Manifest) -> dict[str, Any]:
 
 
 def _parents(contract: Contract) -> tuple[str, ...]:
-    """The hashes of what a file was made from, nearest first."""
+    """Return the SHA-256 of each ancestor of a file, nearest first."""
     named = [contract.provenance.get(key) for key in ("parent_sha256", "ancestors_sha256")]
     return tuple(one for text in named if text for one in str(text).split(","))
 
 
 def _geometry(module: Any) -> ConvGeometry | None:
-    """Of a convolution's module; None for one that is called as a function."""
+    """Return the geometry of a convolution module; None for a functional convolution."""
     from torch import nn
 
     return module_geometry(module) if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) else None
 
 
-def _flops(layers: Sequence[LayerInfo]) -> int | None:
+def _macs(layers: Sequence[LayerInfo]) -> int | None:
     known = [layer.macs for layer in layers if layer.macs is not None]
-    return 2 * sum(known) if layers and len(known) == len(layers) else None
+    return sum(known) if layers and len(known) == len(layers) else None

@@ -1,4 +1,4 @@
-"""`segdeploy optimize`: the exact rewrites on any ONNX file, ours or another exporter's."""
+"""`segdeploy optimize`: apply the exact rewrites to an ONNX file of any exporter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from segdeploy.onnx_graph.model_file import (
     save_onnx,
     set_contract,
 )
-from segdeploy.optimizer.optimize import Account, against_itself, optimize_graph
+from segdeploy.optimizer.optimize import RewriteReport, against_itself, optimize_graph
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 from segdeploy.proof.graph_session import random_input, run_graph
@@ -29,32 +29,33 @@ from segdeploy.proof.graph_session import random_input, run_graph
 if TYPE_CHECKING:
     import onnx
 
-# Of a dynamic graph that says nothing of its size.
+# Height and width to compare a dynamic graph at, if its size is unknown.
 _SIDE = 64
 _LARGEST_INPUT = 1 << 28
 
 
 @dataclass(frozen=True)
 class OptimizationReport:
-    """What `optimize` did to a file; `bytes_before` counts weights that lay beside it, too."""
+    """The result of `optimize`; `bytes_before` includes the external weight files."""
 
     path: Path
     bytes_before: int
     bytes: int
     seconds: float
-    account: Account
+    optimization: RewriteReport
 
 
 @one_writer
 def optimize(
     model: Path | str, out: Path | str, *, size: tuple[int, int] | None = None
 ) -> OptimizationReport:
-    """Rewrite an ONNX file into a cheaper one with the same outputs, compared behind every pass.
+    """Rewrite an ONNX file into a cheaper one with the same outputs, and compare the outputs.
 
-    `size` is the (H, W) to compare a graph with dynamic height and width at, besides one more.
+    `size` is the (H, W) at which a graph with dynamic height and width is compared, besides a
+    second size.
 
     Raises:
-        InputError: for a file that cannot be read or run, or that has not one image input.
+        InputError: for a file that cannot be read or run, or whose only input is not an image.
     """
     started = time.perf_counter()
     model = Path(model)
@@ -66,7 +67,7 @@ def optimize(
     keep_weights_in(graph)
     size = size or (contract.size if contract else None)
     shapes = _runnable(model, graph, _shapes(model, graph, size))
-    rewritten, account = optimize_graph(
+    rewritten, optimization = optimize_graph(
         graph, check=against_itself(graph, [random_input(graph, one) for one in shapes])
     )
     check_graph(rewritten, model)
@@ -76,20 +77,21 @@ def optimize(
         )
     written = save_onnx(rewritten, out)
     return OptimizationReport(
-        out, graph.ByteSize(), written, time.perf_counter() - started, account
+        out, graph.ByteSize(), written, time.perf_counter() - started, optimization
     )
 
 
 def _shapes(
     path: Path, graph: onnx.ModelProto, size: tuple[int, int] | None
 ) -> list[list[tuple[int, ...]]]:
-    """Input shapes to compare outputs at: the graph's own, or two where it leaves sizes open.
+    """Return the input shapes to compare outputs at: one for a static graph, two for a dynamic one.
 
-    Each is a list to choose from: not every network takes an odd size, or more than one image.
+    Each entry is a list of alternatives, since not every network takes an odd size or a batch of
+    more than one image.
     """
     inputs = graph.graph.input
     if len(inputs) != 1:
-        raise InputError(f"{path}: has {len(inputs)} inputs; a segmentation network has one image")
+        raise InputError(f"{path}: has {len(inputs)} inputs; a segmentation network has one input")
     taken = inputs[0].type.tensor_type
     if taken.elem_type not in (1, 2):  # TensorProto.FLOAT, UINT8
         raise InputError(f"{path}: its input is neither float32 nor uint8")
@@ -113,10 +115,10 @@ def _shapes(
 def _runnable(
     path: Path, graph: onnx.ModelProto, choices: list[list[tuple[int, ...]]]
 ) -> tuple[tuple[int, ...], ...]:
-    """The first shape of each list that the graph as given can be run at.
+    """Return the first shape of each list at which the original graph runs.
 
     Raises:
-        InputError: if there is none for the first list, or the outputs are not finite.
+        InputError: if the graph runs at no shape of the first list, or an output is not finite.
     """
     chosen = []
     for shapes in choices:

@@ -1,4 +1,4 @@
-"""`segdeploy predict`: one picture in, an overlay out."""
+"""`segdeploy predict`: segment one image, and write an overlay."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def predict_file(
     fuse: str = "mean",
     tile: bool = False,
 ) -> dict[str, float]:
-    """Segment a picture and write the overlay; returns each class's share of the pixels, 0..1.
+    """Segment an image, write the overlay, and return each class's share of the pixels, 0..1.
 
     Raises:
-        InputError, ModelInputError: for a model, picture or output path that cannot be used.
+        InputError, ModelInputError: for a model, image or output path that cannot be used.
     """
     check_output(out, tuple(_FORMATS), read_from=image)
     if labels is not None:
         check_output(labels, ".png", read_from=image)
         if labels.resolve() == out.resolve():
-            raise InputError(f"{labels}: is the overlay's name too; give two files")
-    picture = read_image(image)
-    size = (picture.shape[0], picture.shape[1])
+            raise InputError(f"{labels}: is also the path of the overlay; give two files")
+    pixels = read_image(image)
+    size = (pixels.shape[0], pixels.shape[1])
     with load(model, backend=backend, default_size=size) as predictor:
-        found = predictor.predict(picture, scales=scales, flip=flip, fuse=fuse, tile=tile)
+        found = predictor.predict(pixels, scales=scales, flip=flip, fuse=fuse, tile=tile)
         contract = predictor.contract
     write_atomically(
-        out, encoded(overlay(picture, found, contract.palette), _FORMATS[out.suffix.lower()])
+        out, encoded(overlay(pixels, found, contract.palette), _FORMATS[out.suffix.lower()])
     )
     if labels is not None:
         write_atomically(labels, encoded(found, "PNG"))

@@ -1,13 +1,11 @@
-"""`segdeploy selftest`: does this host give what the reference gave?"""
+"""`segdeploy self-test`: check that this host reproduces the reference's outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from segdeploy.calibration.difference import label_agreement, max_abs, over_range, value_range
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import sha256_of_file
@@ -16,87 +14,86 @@ from segdeploy.proof.golden_vectors import (
     GoldenVector,
     golden_path,
     golden_reference,
+    golden_tolerance,
     make_vectors,
     read_golden,
 )
 from segdeploy.proof.score_check import check_scores
-from segdeploy.proof.tolerance import tolerance_of
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.session import ENGINE_SUFFIXES
 
-# Preprocessing is float32 arithmetic on bytes: more than rounding is another resize, mean or std.
-_MOST_INPUT_DIFFERENCE = 1e-4
-
 
 @dataclass(frozen=True)
-class Stage:
-    """One picture: the largest difference of the network's input and of its raw output.
+class ImageResult:
+    """The result for one image: the largest differences of the network's input and raw output.
 
-    The output's is a share of the reference's range. `agreement` is the share of equal labels;
-    `same_bytes` says that the whole raw output is the reference's, bit for bit.
+    The output difference is divided by the range of the reference output. `agreement` is the share
+    of equal labels. `same_bytes` is true if the raw output is bit-identical to the reference.
     """
 
-    input: float
-    output: float
+    input_difference: float
+    output_difference: float
     agreement: float
     same_bytes: bool
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What `selftest` found, picture by picture.
+    """The result of `self-test`, image by image.
 
-    `most_output` is the largest difference of a score that the precision allows, of its range; None
-    for a graph that gives labels. `note` says where the vectors are those of another graph.
+    `max_output_difference` is the largest output difference that the precision allows, divided by
+    the range; None for a graph that returns labels. `note` states if another graph made the golden
+    vectors.
     """
 
     model: Path
     backend: str
     golden: Path
-    least_agreement: float
-    most_output: float | None
-    pictures: tuple[Stage, ...]
+    max_input_difference: float
+    min_agreement: float
+    max_output_difference: float | None
+    images: tuple[ImageResult, ...]
     note: str | None = None
 
     @property
-    def complaint(self) -> str | None:
-        """The first stage that differs, or None."""
-        for index, stage in enumerate(self.pictures):
-            if not stage.input <= _MOST_INPUT_DIFFERENCE:
+    def failure(self) -> str | None:
+        """The description of the first stage beyond its limit, or None."""
+        for index, one in enumerate(self.images):
+            off, largest = one.output_difference, self.max_output_difference
+            equal = f"{one.agreement:.3%} of the labels are the reference's"
+            if not one.input_difference <= self.max_input_difference:
                 return (
-                    f"picture {index}: the network's input differs by {stage.input:.2g}: this host "
-                    "resizes or normalises otherwise (Pillow's version?)"
+                    f"image {index}: the network's input differs by {one.input_difference:.2g}: "
+                    "this host resizes or normalizes differently (check the version of Pillow)"
                 )
-            if self.most_output is not None and not stage.output <= self.most_output:
+            if largest is not None and not off <= largest:
                 return (
-                    f"picture {index}: the network's output differs by {stage.output:.2g} of its "
-                    f"range (limit {self.most_output:g}), {stage.agreement:.3%} of the labels are "
-                    "the reference's: another network, or arithmetic that is broken here"
+                    f"image {index}: the network's output differs by {off:.2g} of its range (limit "
+                    f"{largest:g}), {equal}: the network differs, or this host computes wrongly"
                 )
-            if not stage.agreement >= self.least_agreement:
+            if not one.agreement >= self.min_agreement:
                 return (
-                    f"picture {index}: {stage.agreement:.3%} of the labels are the reference's, "
-                    f"less than {self.least_agreement:.1%}; its output differs by "
-                    f"{stage.output:.2g} of the range"
+                    f"image {index}: {equal}, less than {self.min_agreement:.1%}; its output "
+                    f"differs by {off:.2g} of the range"
                 )
         return None
 
     @property
     def holds(self) -> bool:
-        """Whether every picture came out as it should."""
-        return self.complaint is None
+        """Whether every image is within its limits."""
+        return self.failure is None
 
 
-def selftest(
+def self_test(
     model: Path | str, *, golden: Path | str | None = None, backend: str | None = None
 ) -> SelfTest:
-    """Run the golden vectors that travel beside an engine, or those of `golden`.
+    """Compare a model with golden vectors: those beside the engine, or those of the file `golden`.
 
-    An ONNX file can be tested, too, with the vectors of the engine that was built from it.
+    An ONNX file can also be tested, with the golden vectors of the engine that was built from it.
 
     Raises:
-        InputError: if there are none, or the model cannot be run here.
-        CheckFailed: if the scores that a graph makes labels of are not finite.
+        InputError: if there are no golden vectors, or the model cannot be run here.
+        CheckFailed: if the logits that a graph computes labels from are not finite.
     """
     model = Path(model)
     path = Path(golden) if golden else golden_path(model)
@@ -113,13 +110,15 @@ def selftest(
     with load(model, backend=backend) as predictor:
         contract = predictor.contract
         if model.suffix == ".onnx":
-            shown = {f"picture {i}": vector.image for i, vector in enumerate(vectors)}
+            shown = {f"image {i}": vector.image for i, vector in enumerate(vectors)}
             check_scores(load_onnx(model), contract, str(model), shown)
-        tolerance = tolerance_of(contract.precision, predictor.session.backend)
+        backend = predictor.session.backend
+        most_input, tolerance = golden_tolerance(path, contract.precision, backend)
         return SelfTest(
             model,
-            predictor.session.backend,
+            backend,
             path,
+            most_input,
             tolerance.least_agreement,
             None if contract.output == "labels" else tolerance.most_difference,
             tuple(_compared(predictor, vector) for vector in vectors),
@@ -128,33 +127,25 @@ def selftest(
 
 
 def _note(model: Path, golden: Path) -> str | None:
-    """That a graph is compared with another one's vectors, as those of its symmetric twin."""
+    """Return a note if another graph, such as the symmetric version, made the golden vectors."""
     if model.suffix != ".onnx":
         return None
     name, digest = golden_reference(golden)
     if digest == sha256_of_file(model):
         return None
-    twin = (
-        ", the symmetric graph that was built from it" if name.endswith(".symmetric.onnx") else ""
-    )
+    twin = ", the symmetric graph that was made from it" if name.endswith(".symmetric.onnx") else ""
     return (
         f"{golden.name} was made by {name}{twin}, and not by {model.name}: differences between the "
-        "two graphs count as this host's"
+        "two graphs appear as differences of this host"
     )
 
 
-def _compared(predictor: Predictor, expected: GoldenVector) -> Stage:
+def _compared(predictor: Predictor, expected: GoldenVector) -> ImageResult:
     (found,) = make_vectors(predictor, [expected.image])
-    span = float(np.ptp(expected.output)) or 1.0
-    return Stage(
-        input=_largest(found.input, expected.input),
-        output=_largest(found.output, expected.output) / span,
-        agreement=float(np.mean(found.labels == expected.labels)),
+    off = max_abs(found.output, expected.output)
+    return ImageResult(
+        input_difference=max_abs(found.input, expected.input),
+        output_difference=over_range(off, value_range(expected.output) or 1.0),
+        agreement=label_agreement(found.labels, expected.labels),
         same_bytes=found.output_sha256 == expected.output_sha256,
     )
-
-
-def _largest(some: NDArray[np.float32], others: NDArray[np.float32]) -> float:
-    if some.shape != others.shape:
-        return float("inf")
-    return float(np.abs(some - others).max())

@@ -1,4 +1,4 @@
-"""`segdeploy serve-repo`: a model repository that Triton Inference Server loads as it is."""
+"""`segdeploy serve-repo`: write a model repository for Triton Inference Server."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segdeploy.contract import Contract
-from segdeploy.engine.manifest import TensorInfo, end_of, read_manifest
+from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import check_folder, check_input, write_atomically
-from segdeploy.models import image_file
 from segdeploy.models.files import temporary_folder
-from segdeploy.onnx_graph.model_file import contract_of, external_files, load_onnx, save_onnx
+from segdeploy.onnx_graph.model_file import (
+    contract_of,
+    external_files,
+    load_onnx,
+    save_onnx,
+    tensor_spec_of,
+)
 from segdeploy.output_lock import one_writer
 from segdeploy.profiles import route
 from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
-from segdeploy.serve.config import Served, Tensor, ensemble, validate
+from segdeploy.serve.client import client_source
+from segdeploy.serve.config import Served, ensemble, validate
 from segdeploy.serve.pre_post_processing import labels_graph, preprocessing_graph
+from segdeploy.tensor_spec import TensorSpec
 
 _MOST_BATCH = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -27,9 +34,9 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 @dataclass(frozen=True)
 class Repository:
-    """What was written: the model to ask for, its version, and all models' folders.
+    """The written repository: the model to request, its version, and the folders of all models.
 
-    `validated` says whether Triton's own protobuf has parsed the configurations.
+    `validated` states whether Triton's own protobuf parsed the configurations.
     """
 
     path: Path
@@ -51,21 +58,22 @@ def serve_repo(
     delay_us: int = 100,
     on_gpu: bool | None = None,
 ) -> Repository:
-    """Write MODEL into the repository `out`, with all that it takes from bytes to labels.
+    """Write MODEL into the repository `out`, with the preprocessing and argmax that it lacks.
 
-    `NAME` takes `(N, H, W, 3) uint8` RGB of the contract's size and gives `labels` `(N, H, W)
-    uint8`: an ensemble, where the graph lacks one of the ends. A model that is there already gets a
-    new version. Beside it lie `labels.txt` and an example of a client.
+    The served model `NAME` takes `(N, H, W, 3) uint8` RGB of the contract's size and returns
+    `labels` `(N, H, W) uint8`. It is an ensemble if the graph lacks preprocessing or argmax. An
+    existing model gets a new version. The repository also holds `labels.txt` and an example client.
 
     Raises:
-        InputError: for a model that Triton could not serve, or a name that is taken by another.
+        InputError: for a model that Triton cannot serve, or a name that another model has.
     """
     model = check_input(Path(model))
     out = Path(out)
     name = name or model.name.split(".")[0]
     if not _NAME.fullmatch(name):
         raise InputError(
-            f"--name {name}: must be letters, digits, '_', '-' and '.' alone, no '.' first"
+            f"--name {name}: must be up to 100 letters, digits, '_', '-' and '.', and begin with a "
+            "letter, a digit or '_'"
         )
     if instances < 1 or delay_us < 0:
         raise InputError("--instances must be 1 or more, --delay 0 or more")
@@ -82,10 +90,10 @@ def serve_repo(
     labels = "".join(f"{one}\n" for one in contract.classes).encode()
     version = _next_version(out, configs, labels)
     parts = [_Part(step.name, configs[step.name], step.file, write) for step, write in chain]
-    if len(chain) > 1:  # last, so that a server never sees it without its steps
+    if len(chain) > 1:  # last, so that a server never sees the ensemble without its models
         parts.append(_Part(name, configs[name], None, None))
     _add(out, parts, version, labels)
-    write_atomically(out / f"{name}_client.py", _client(name, contract, version).encode())
+    write_atomically(out / f"{name}_client.py", client_source(name, contract, version).encode())
     return Repository(out, name, version, tuple(configs), served.batch, all(validated))
 
 
@@ -95,7 +103,7 @@ Write = Callable[[Path], object]
 def _chain(
     name: str, served: Served, contract: Contract, model: Path
 ) -> list[tuple[Served, Write]]:
-    """The models from bytes to labels, in order, and how each one's file is written."""
+    """Return the models from the uint8 image to the labels, in order, each with its file writer."""
 
     def copy(path: Path) -> None:
         write_atomically(path, model.read_bytes())
@@ -106,15 +114,16 @@ def _chain(
 
     steps: list[tuple[Served, Write]] = []
     height, width = contract.size
-    first = () if served.batch else (1,)  # a model without batches has all its dimensions in dims
+    first = () if served.batch else (1,)  # without batching, dims includes the batch dimension
     ends = replace(served, platform="onnxruntime_onnx", file="model.onnx", profile=None)
     if contract.layout == "NCHW":
         graph = preprocessing_graph(contract)
         before = replace(
             ends,
             name=f"{name}_preprocessing",
-            input=Tensor("bytes", "uint8", (*first, height, width, 3)),
-            output=Tensor("image", "float", (*first, 3, height, width)),
+            input=TensorSpec("bytes", (*first, height, width, 3), "uint8"),
+            output=TensorSpec("image", (*first, 3, height, width), "float"),
+            labels=None,
         )
         steps.append((before, lambda path: save_onnx(graph, path)))
     needs_labels = contract.output != "labels"
@@ -125,8 +134,9 @@ def _chain(
         behind = replace(
             ends,
             name=f"{name}_labels",
-            input=Tensor("scores", "float", (*first, len(contract.classes), height, width)),
-            output=Tensor("labels", "uint8", (*first, height, width), "labels.txt"),
+            input=TensorSpec("scores", (*first, len(contract.classes), height, width), "float"),
+            output=TensorSpec("labels", (*first, height, width), "uint8"),
+            labels="labels.txt",
         )
         steps.append((behind, lambda path: save_onnx(last, path)))
     return steps
@@ -138,7 +148,7 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
         manifest = read_manifest(model)
         if manifest.backend != "tensorrt":
             raise InputError(
-                f"{model}: is an engine of {manifest.backend}, and Triton loads those of TensorRT; "
+                f"{model}: is an engine of {manifest.backend}, but Triton loads TensorRT engines; "
                 "serve the .onnx, or build with --backend tensorrt on the server's GPU"
             )
         contract, taken, given = manifest.contract, manifest.input, manifest.output
@@ -149,7 +159,9 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
     elif model.suffix == ".onnx":
         graph = load_onnx(model)
         contract = contract_of(graph, model)
-        taken, given = (end_of(end) for end in (graph.graph.input[0], graph.graph.output[0]))
+        taken, given = (
+            tensor_spec_of(end) for end in (graph.graph.input[0], graph.graph.output[0])
+        )
         check_tensors(model, contract, taken.shape, given.shape)
         platform, file = "onnxruntime_onnx", "model.onnx"
         largest = contract.bounds[2] if contract.bounds else _MOST_BATCH
@@ -158,17 +170,17 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
     _check_ends(model, taken, given)
     if contract.upsampling:
         raise InputError(
-            f"{model}: ends in a small map, which a server cannot finish; export it without "
-            "--late-upsampling"
+            f"{model}: ends in low-resolution logits, which Triton cannot upsample; export it "
+            "without --late-upsampling"
         )
     is_batched = isinstance(taken.shape[0], str)
     if batch is not None and batch > (largest if is_batched else 1):
         raise InputError(
             f"--batch {batch}: {model} takes {largest if is_batched else 1} at most; export it "
-            "--dynamic with a larger --max-batch"
+            "with --dynamic and a larger --max-batch"
         )
     most = (batch or largest) if is_batched else 0
-    # Sizes are the contract's: the ensemble's ends are made for it.
+    # The preprocessing and argmax models of the ensemble have the contract's size.
     height, width = contract.size
     scores = (
         (height, width) if contract.output == "labels" else (len(contract.classes), height, width)
@@ -180,8 +192,9 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
         platform=platform,
         file=file,
         batch=most,
-        input=Tensor(taken.name or "", taken.dtype, (*first, *contract.picture_shape)),
-        output=Tensor(given.name or "", given.dtype, (*first, *scores), labels),
+        input=replace(taken, shape=(*first, *contract.image_shape)),
+        output=replace(given, shape=(*first, *scores)),
+        labels=labels,
         instances=1,
         on_gpu=platform == "tensorrt_plan",
         delay_us=0,
@@ -190,30 +203,31 @@ def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contr
     return served, contract
 
 
-def _check_ends(model: Path, taken: TensorInfo, given: TensorInfo) -> None:
-    """Refuse what a chain of models could not be joined to.
+def _check_ends(model: Path, taken: TensorSpec, given: TensorSpec) -> None:
+    """Refuse a model that cannot be chained with preprocessing and argmax models.
 
     Raises:
-        InputError: for half ends, or an engine whose tensors' names nobody knows.
+        InputError: for an input or output other than float32 and uint8, or an engine whose tensor
+            names are unknown.
     """
     if taken.name is None or given.name is None:
         raise InputError(
-            f"{model}: was adopted, and the names of its tensors are not known; build it with "
+            f"{model}: was adopted, so the names of its tensors are unknown; build it with "
             "segdeploy, or serve the .onnx"
         )
     for end in (taken, given):
         if end.dtype not in ("float", "uint8"):
             raise InputError(
-                f"{model}: its tensor {end.name} is {end.dtype}, which nothing here stands before "
-                "or behind; calibrate it without --half-io"
+                f"{model}: its tensor {end.name} is {end.dtype}, but only float and uint8 can be "
+                "served; calibrate it without --fp16-io"
             )
 
 
 def _next_version(out: Path, configs: dict[str, str], labels: bytes) -> int:
-    """1, or one more than the model's last version.
+    """Return 1 for new models, else the latest version plus 1.
 
     Raises:
-        InputError: if one of the models is there with another configuration or other classes.
+        InputError: if one of the models exists with another configuration or other classes.
     """
     versions = [0]
     for folder, text in configs.items():
@@ -222,12 +236,13 @@ def _next_version(out: Path, configs: dict[str, str], labels: bytes) -> int:
             continue
         if check_input(path).read_bytes() != text.encode():
             raise InputError(
-                f"{path}: is of another model, or was changed; give another --name, or remove it"
+                f"{path}: belongs to another model, or was changed; give another --name, or remove "
+                "it"
             )
         known = path.with_name("labels.txt")
         if known.exists() and check_input(known).read_bytes() != labels:
             raise InputError(
-                f"{known}: names other classes; give another --name, or remove {path.parent}"
+                f"{known}: lists other classes; give another --name, or remove {path.parent}"
             )
         found = (one.name for one in (out / folder).iterdir() if one.is_dir())
         versions += [int(one) for one in found if one.isdigit()]
@@ -236,7 +251,7 @@ def _next_version(out: Path, configs: dict[str, str], labels: bytes) -> int:
 
 @dataclass(frozen=True)
 class _Part:
-    """A model of the repository: its folder's name, its configuration, and how its file is made."""
+    """A model of the repository: folder name, configuration, and the model file with its writer."""
 
     name: str
     config: str
@@ -245,10 +260,10 @@ class _Part:
 
 
 def _add(out: Path, parts: Sequence[_Part], version: int, labels: bytes) -> None:
-    """Add a version of every model, or nothing.
+    """Add one version of every model, or nothing if a step fails.
 
-    All is written into folders that a server does not read, and then renamed: a new model as a
-    whole, a new version of a model that is there as its version's folder.
+    All files are first written to a folder that a server does not read. A new model's folder is
+    then moved as a whole. For an existing model, only the folder of the new version is moved.
     """
     unfinished = Path(temporary_folder(out / "unfinished"))
     added: list[Path] = []
@@ -273,16 +288,3 @@ def _add(out: Path, parts: Sequence[_Part], version: int, labels: bytes) -> None
         raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _client(name: str, contract: Contract, version: int) -> str:
-    """A program that reads pictures as every other reader here does."""
-    template = Path(__file__).with_name("client.py.in").read_text(encoding="utf-8")
-    reader = Path(image_file.__file__).read_text(encoding="utf-8")
-    code = reader.split("from __future__", 1)[1]  # behind its docstring
-    height, width = contract.size
-    values = {"NAME": name, "VERSION": str(version), "HEIGHT": str(height), "WIDTH": str(width)}
-    values["CLASSES"] = str(len(contract.classes))
-    for key, value in values.items():
-        template = template.replace(f"@{key}@", value)
-    return template.replace("@READER@", f"from __future__{code}")

@@ -1,4 +1,4 @@
-"""`segdeploy train`: network, data set and contract come together; checkpoints come out."""
+"""`segdeploy train`: train a network on a data set, and write checkpoints with a contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.content_keys import key_of_frames, same_pictures
+from segdeploy.content_keys import key_of_frames, same_images
 from segdeploy.contract import METADATA_KEY
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, check_output, write_atomically
@@ -31,9 +31,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What training did: `loading_share` is the part of the time spent waiting for data, 0..1.
+    """The result of training: `loading_share` is the share of time spent waiting for data, 0..1.
 
-    `miou` holds the validated epochs, from 1; `unseen` the classes that are in no mask.
+    `miou` maps each validated epoch, counted from 1, to its mIoU. `unseen` lists the classes that
+    are in no mask.
     """
 
     path: Path
@@ -65,16 +66,17 @@ def train(
     on_epoch: Callable[[int, float | None], None] = lambda epoch, miou: None,
     **settings: Any,
 ) -> TrainingReport:
-    """Train a network on a data set, and keep its checkpoint at `out`.
+    """Train a network on a data set, and write its checkpoint to `out`.
 
-    With `validate_every` N, mIoU on `val_split` is measured after every N epochs and the last one;
-    `out` is then the best of them, and `NAME.last.safetensors` the latest epoch. Without, `out` is
-    the latest epoch. `NAME.resume.pt` holds what `resume` needs to continue after the last whole
-    epoch as if nothing had happened. `settings` are fields of `TrainingSettings` (`epochs`,
-    `batch_size`, `learning_rate`, `loss`, `schedule`, ...), `augmentation` those of `Augmentation`.
-    `on_start` is told the classes that are in no mask, once every mask has been read.
+    With `validate_every` N, mIoU on `val_split` is measured after every N epochs and after the last
+    epoch. `out` is then the checkpoint with the best mIoU, and `NAME.last.safetensors` is the
+    latest epoch. Without validation, `out` is the latest epoch. `NAME.resume.pt` holds the state
+    that `resume` needs to continue exactly after the last complete epoch. `settings` are fields of
+    `TrainingSettings` (`epochs`, `batch_size`, `learning_rate`, `loss`, `schedule`, ...).
+    `augmentation` holds fields of `Augmentation`. `on_start` receives the classes that are in no
+    mask, after all masks have been read.
 
-    Under `torchrun` all processes share each batch and the validation; the first one writes.
+    Under `torchrun` all processes share each batch and the validation. The first process writes.
 
     Raises:
         InputError, ModelInputError: for a model, data set, setting or output that cannot be used.
@@ -89,10 +91,8 @@ def train(
     import torch
 
     from segdeploy.models.augmentation import Augmentation
-    from segdeploy.models.checkpoint import check_finite
     from segdeploy.models.dataset import open_dataset
     from segdeploy.models.distributed import process_group, rank, world_size
-    from segdeploy.models.errors import ModelInputError
     from segdeploy.models.training import Training, TrainingSettings
 
     dataset = open_dataset(Path(data))
@@ -103,26 +103,22 @@ def train(
     contract = loaded.contract
     wanted = Augmentation(**{"crop": contract.size, **(augmentation or {})})
     chosen = TrainingSettings(contract.size, contract.mean, contract.std, wanted, **settings)
-    if shared := same_pictures(validation, frames):
+    if shared := same_images(validation, frames):
         _LOG.info(
             f"{len(shared)} of {len(validation)} frames of '{val_split}' are in '{split}', too: "
-            "mIoU on them says how well they were learned, and not how well others will be"
+            "mIoU on them measures memorization, not generalization"
         )
     weights, unseen = _class_weights(dataset, frames, class_weights)
     on_start(unseen)
-    run = {
-        "architecture": contract.architecture,
-        "arguments": repr(sorted(contract.arguments.items())),
-        "classes": ", ".join(contract.classes),
+    identity = {
+        **_described(loaded, chosen),
         "frames": key_of_frames(frames, masks=True),
-        "weights": loaded.sha256 or "",
         "validation": f"every {validate_every} epochs on {val_split} "
         f"{key_of_frames(validation, masks=True)}",
         "class weights": class_weights,
         "number of processes": str(world_size()),
-        **_comparable(chosen),
     }
-    files = _Files(out, loaded, run, validated=bool(validate_every))
+    files = _Files(out, loaded, identity, validated=bool(validate_every))
     progress = _Progress()
     with ExitStack() as stack:
         stack.enter_context(process_group())
@@ -134,17 +130,10 @@ def train(
             for step in training.epoch():
                 progress.count(step)
                 on_step(step)
-            done = training.epochs_done
-            # A network that has diverged does not replace the last good one.
-            check_finite(loaded.network, f"training: epoch {done} is not saved")
-            try:
-                loaded.network.fit(contract.size)
-            except ModelInputError as error:
-                raise ModelInputError(f"training: epoch {done} is not saved; {error}") from error
-            miou = None
+            done, miou = training.epochs_done, None
+            _check_epoch(loaded, done)
             if validate_every and (done % validate_every == 0 or done == chosen.epochs):
-                miou = _validate(loaded, dataset, validation)
-                progress.miou[done] = miou
+                miou = progress.miou[done] = _validate(loaded, dataset, validation)
             if rank() == 0:
                 files.write(training, progress)
             if log is not None:
@@ -153,19 +142,47 @@ def train(
     return progress.report(out, chosen.epochs, unseen)
 
 
+def _described(loaded: LoadedNetwork, settings: TrainingSettings) -> dict[str, str]:
+    """What identifies a run beside its data: network, weights and settings."""
+    contract = loaded.contract
+    return {
+        "architecture": contract.architecture,
+        "arguments": repr(sorted(contract.arguments.items())),
+        "classes": ", ".join(contract.classes),
+        "weights": loaded.sha256 or "",
+        **_comparable(settings),
+    }
+
+
+def _check_epoch(loaded: LoadedNetwork, epoch: int) -> None:
+    """Check the network before it is saved: a diverged one must not replace the last checkpoint.
+
+    Raises:
+        ModelInputError: for weights that are not finite, or a network that fails on an image.
+    """
+    from segdeploy.models.checkpoint import check_finite
+    from segdeploy.models.errors import ModelInputError
+
+    check_finite(loaded.network, f"training: epoch {epoch} is not saved")
+    try:
+        loaded.network.fit(loaded.contract.size)
+    except ModelInputError as error:
+        raise ModelInputError(f"training: epoch {epoch} is not saved; {error}") from error
+
+
 def resume_file(out: Path) -> Path:
-    """Where a training that writes the checkpoint `out` keeps what `resume` needs."""
+    """Return the path of the resume file that belongs to the checkpoint `out`."""
     return out.with_name(f"{out.name.removesuffix(CHECKPOINT_SUFFIX)}.resume.pt")
 
 
 def _last_file(out: Path) -> Path:
-    """The latest epoch's checkpoint, beside the best one's `out`."""
+    """Return the path of the latest epoch's checkpoint, beside the best checkpoint `out`."""
     return out.with_name(f"{out.name.removesuffix(CHECKPOINT_SUFFIX)}.last{CHECKPOINT_SUFFIX}")
 
 
 @dataclass
 class _Progress:
-    """Running totals; they live on in the resume file."""
+    """Running totals, which are stored in the resume file."""
 
     seconds: float = 0.0
     loading: float = 0.0
@@ -227,10 +244,10 @@ class _Files:
         write_atomically(self._resume, buffer.getvalue())
 
     def restore(self, training: Training) -> _Progress:
-        """Continue from the resume file.
+        """Restore the training state from the resume file.
 
         Raises:
-            InputError: if there is none, it is damaged, or it is of another training.
+            InputError: if the file is missing or damaged, or belongs to another training.
         """
         import torch
 
@@ -243,12 +260,12 @@ class _Files:
             if different := [key for key, value in self._run.items() if then.get(key) != value]:
                 raise InputError(
                     f"{self._resume}: was trained with another {', '.join(different)}; "
-                    "resume with the options that it was started with"
+                    "resume with the options of the first run"
                 )
             training.restore(state["training"])
         except InputError:
             raise
-        except Exception as error:  # the many ways in which foreign bytes fail to load
+        except Exception as error:  # a damaged file may raise any exception
             raise InputError(
                 f"{self._resume}: cannot be resumed from ({first_line(error)})"
             ) from error
@@ -256,7 +273,7 @@ class _Files:
 
 
 def _comparable(settings: TrainingSettings) -> dict[str, str]:
-    """What must not change between a run and its continuation."""
+    """Return the settings that must not change between a run and its resumption."""
     return {key: repr(value) for key, value in asdict(settings).items() if key != "workers"}
 
 
@@ -270,7 +287,7 @@ def _with_provenance(loaded: LoadedNetwork) -> LoadedNetwork:
 def _class_weights(
     dataset: DataSet, frames: Sequence[Frame], method: str
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Weights by `method`, and the classes that no mask holds."""
+    """Return the class weights by `method`, and the classes that are in no mask."""
     from segdeploy.models.losses import class_weights_from
     from segdeploy.models.metrics import class_counts
 
@@ -280,7 +297,7 @@ def _class_weights(
 
 
 def _validate(loaded: LoadedNetwork, dataset: DataSet, frames: Sequence[Frame]) -> float:
-    """Mean IoU over all frames; each process takes its share."""
+    """Return the mIoU over all frames, which are divided among the processes."""
     from segdeploy.models.distributed import rank, summed, world_size
     from segdeploy.models.metrics import defined_mean
     from segdeploy.proof.accuracy import confusion
@@ -291,7 +308,7 @@ def _validate(loaded: LoadedNetwork, dataset: DataSet, frames: Sequence[Frame]) 
     matrix = confusion(predictor, dataset, frames[rank() :: world_size()])
     matrix.counts = summed(matrix.counts)
     if not matrix.counts.any():
-        raise InputError(f"{dataset.root}: validation has no pixel that counts; all are ignored")
+        raise InputError(f"{dataset.root}: the validation masks hold only the ignore index")
     return defined_mean(matrix.iou())
 
 

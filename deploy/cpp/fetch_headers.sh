@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Unpack the headers that the C++ library is compiled with into a folder: ONNX Runtime's and
-# nlohmann-json's from Debian's packages, TensorRT 10.14's from a wheel on PyPI that carries them (its
-# Python is never run). Nothing is installed. A release that lacks ONNX Runtime takes it from the next one, by the
-# system's own mirror.
+# Unpack the headers that the C++ library is compiled with into a folder. The headers of ONNX
+# Runtime and nlohmann-json come from Debian packages, those of TensorRT 10.14 from a wheel on PyPI
+# that carries them (its Python code is never run). Nothing is installed. The Debian packages are
+# those of trixie, because older releases lack ONNX Runtime, and come from the system's own mirror.
 #
 #     deploy/cpp/fetch_headers.sh build/cpp-headers
 set -euo pipefail
@@ -18,7 +18,7 @@ command -v apt-get >/dev/null || {
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/parts"
-# The first place that the system takes Debian from, whichever form its list has.
+# The first Debian mirror of the system's apt sources, in either format of the list.
 place=$({ cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null || true; } \
   | grep -oE '^(URIs:|deb) .*' | grep -oE '(https?|file|copy):[^ ]*' | sed -n 1p)
 : "${place:?no Debian mirror in this system\'s apt sources}"

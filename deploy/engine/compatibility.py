@@ -1,4 +1,4 @@
-"""Whether an engine may run here: asked before TensorRT sees a byte of it."""
+"""Compatibility check of an engine with this host, before TensorRT reads the plan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from segdeploy.device import Gpu, host_platform
 from segdeploy.engine.bindings import Bindings
 from segdeploy.engine.manifest import Manifest
-from segdeploy.errors import InputError, NotHere
+from segdeploy.errors import IncompatibleDevice, InputError
 
 _AMPERE = 80
 
@@ -16,7 +16,7 @@ def check_version(manifest: Manifest, engine: Path, bindings: Bindings) -> None:
     """Refuse an engine that another version of TensorRT built.
 
     Raises:
-        InputError: with both versions, and the command that rebuilds.
+        InputError: with both versions, and the command that rebuilds the engine.
     """
     built, here = manifest.backend_version, bindings.version
     if built == here:
@@ -29,19 +29,19 @@ def check_version(manifest: Manifest, engine: Path, bindings: Bindings) -> None:
     )
 
 
-def check_place(manifest: Manifest, engine: Path, gpu: Gpu | None) -> None:
+def check_host(manifest: Manifest, engine: Path, gpu: Gpu | None) -> None:
     """Refuse an engine that was built for another platform or GPU.
 
     Raises:
-        NotHere: with what it was built for, what is here, and the command that rebuilds.
+        IncompatibleDevice: with the engine's platform or GPUs, those of this host, and the remedy.
     """
     if manifest.platform != host_platform():
-        raise NotHere(
+        raise IncompatibleDevice(
             f"{engine}: was built for {manifest.platform}, and this is {host_platform()}; build it "
             f"here: {manifest.rebuild(gpu.compute_capability if gpu else None)}"
         )
     if gpu is None:
-        raise NotHere(
+        raise IncompatibleDevice(
             f"{engine}: needs an NVIDIA GPU and its driver, and there is none here (`segdeploy "
             f"doctor` looks for them); on a CPU run {manifest.parent or 'the ONNX file'} instead"
         )
@@ -50,7 +50,7 @@ def check_place(manifest: Manifest, engine: Path, gpu: Gpu | None) -> None:
         return
     if manifest.options.get("hardware_compatible") is True and _number(gpu) >= _AMPERE:
         return
-    raise NotHere(
+    raise IncompatibleDevice(
         f"{engine}: was built for {', '.join(built_for)}, and this GPU ({gpu.name}) is "
         f"{gpu.compute_capability}: {manifest.rebuild(gpu.compute_capability)}"
     )

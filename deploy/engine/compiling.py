@@ -1,4 +1,4 @@
-"""One builder for TensorRT and TensorRT-RTX: parse, prove, compile."""
+"""Engine builder for TensorRT and TensorRT-RTX: parse, verify the convolutions, compile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """A serialised engine, the proof of its convolutions, and how many of them are INT8."""
+    """A serialized engine, the proofs of its convolutions, and the number of INT8 convolutions."""
 
     plan: bytes
     convolutions: tuple[ConvProof, ...]
@@ -42,21 +42,21 @@ def build_plan(
     options: BuildOptions,
     on_progress: Progress = lambda done, total, note: None,
 ) -> BuiltPlan:
-    """Compile a graph as it is typed: strongly typed, so the precision is the graph's own.
+    """Compile a graph as a strongly typed network: the engine has the precision of the graph.
 
-    Before building, the dilation, padding, stride and groups of every convolution are read back
-    from TensorRT's network and set beside the graph's. Ctrl-C ends the build at its next step.
+    Before the build, the dilation, padding, stride and groups of every convolution are read back
+    from TensorRT's network and compared with the graph. Ctrl-C ends the build at its next step.
 
     Raises:
-        InputError: if the parser or the builder refuses, with the node, its module and the reason.
-        CheckFailed: if TensorRT's network reads other pixels than the graph.
-        KeyboardInterrupt: if it was interrupted.
+        InputError: if the parser or builder refuses the graph, with the node, module and reason.
+        CheckFailed: if a convolution of TensorRT's network reads other pixels than in the graph.
+        KeyboardInterrupt: if the build was interrupted.
     """
     trt, logger = bindings.trt, bindings.log()
     builder = _builder(bindings, logger)
     network = builder.create_network(bindings.network_flags())
     parser = trt.OnnxParser(network, logger)
-    graph = with_names(graph)  # by its name a node is found again
+    graph = with_names(graph)  # the proof and the messages find a node by its name
     modules = {
         node.name: convolution_of(node) if node.op_type in CONVOLUTIONS else module_of(node)
         for node in graph.graph.node
@@ -66,7 +66,7 @@ def build_plan(
             f"{source}: TensorRT's parser refuses it: {_parser_errors(parser, modules)}"
         )
     convolutions = prove_network(trt, network, graph)
-    if failures := [proof.complaint() for proof in convolutions if not proof.holds]:
+    if failures := [proof.failure() for proof in convolutions if not proof.holds]:
         raise CheckFailed(f"{source}: not built; in TensorRT's network {'; '.join(failures[:3])}")
     int8 = count_int8(trt, network)
     config = builder.create_builder_config()
@@ -79,18 +79,18 @@ def build_plan(
             if stop.asked:
                 raise stop.error or KeyboardInterrupt()
             reason = "; ".join(logger.errors[:2]) or "no reason given"
-            raise InputError(f"{source}: {_told(bindings, reason, modules, options)}")
+            raise InputError(f"{source}: {_text(bindings, reason, modules, options)}")
     return BuiltPlan(bytes(plan), tuple(convolutions), int8)
 
 
 def _builder(bindings: Bindings, logger: Any) -> Any:
     try:
         return bindings.usable(bindings.trt.Builder(logger), logger, "the builder")
-    except (RuntimeError, TypeError) as error:  # the binding got no builder from the library
+    except (RuntimeError, TypeError) as error:  # TensorRT returned no builder
         raise InputError(
             f"{bindings.name} {bindings.version}: cannot make a builder here "
-            f"({'; '.join(logger.errors[:1]) or error}); it needs a GPU and its driver, which "
-            "`segdeploy doctor` looks for; --backend tensorrt-rtx builds without"
+            f"({'; '.join(logger.errors[:1]) or error}); a builder needs a GPU and its driver "
+            "(`segdeploy doctor` looks for them); --backend tensorrt-rtx builds without a GPU"
         ) from error
 
 
@@ -129,14 +129,14 @@ def _configure(
 
 @dataclass
 class _Stop:
-    """Whether somebody asked the build to end."""
+    """A request to end the build, and the exception that caused the request, if any."""
 
     asked: bool = False
     error: BaseException | None = None
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM: an exception may not pass through TensorRT's own frames."""
+        """Record SIGINT and SIGTERM; an exception must not pass through TensorRT's stack frames."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -150,7 +150,7 @@ class _Stop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self.asked:  # too late for the builder
+        if self.asked:  # the builder finished before it saw the request
             raise self.error or KeyboardInterrupt()
 
 
@@ -158,11 +158,11 @@ def _monitor(trt: Any, on_progress: Progress, stop: _Stop) -> Any:
     def tell(done: int, total: int, note: str) -> None:
         try:
             on_progress(done, total, note)
-        except BaseException as error:  # raised again behind the build
+        except BaseException as error:  # raised again after the build
             stop.asked, stop.error = True, error
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Tells the outermost phase's steps, and the name of the innermost."""
+        """Reports the steps of the outermost phase, and the name of the current phase."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -187,27 +187,27 @@ def _monitor(trt: Any, on_progress: Progress, stop: _Stop) -> Any:
 
 
 def _parser_errors(parser: Any, modules: dict[str, str | None]) -> str:
-    said = []
+    message = []
     for index in range(min(parser.num_errors, 2)):
         error = parser.get_error(index)
         name = error.node_name()
         where = f" (module {modules[name]})" if modules.get(name) else ""
-        said.append(f"node {name}{where}, {error.node_operator()}: {error.desc().strip()}")
-    return "; ".join(said) or "no reason given"
+        message.append(f"node {name}{where}, {error.node_operator()}: {error.desc().strip()}")
+    return "; ".join(message) or "no reason given"
 
 
-def _told(
+def _text(
     bindings: Bindings, reason: str, modules: dict[str, str | None], options: BuildOptions
 ) -> str:
-    """The builder's reason, with the PyTorch module of the nodes that it names, and a way out."""
+    """Return the builder's reason, the PyTorch modules of the nodes in it, and a remedy."""
     named = [
         name for name in modules if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", reason)
     ]
     where = ", ".join(f"node {name} is of module {modules[name]}" for name in named[:3])
-    said = f"{bindings.name} cannot build it: {reason}" + (f" ({where})" if where else "")
+    message = f"{bindings.name} cannot build it: {reason}" + (f" ({where})" if where else "")
     lacks = "OutOfMemory" in reason or "workspace" in reason.lower()
     if lacks and options.workspace is not None:
-        return f"{said}; --workspace {options.workspace} MiB is too little"
+        return f"{message}; --workspace {options.workspace} MiB is too little"
     if options.weights != "kept" and "CUDA_SUCCESS" in reason:
-        return f"{said}; --refittable and --stripped need a GPU when building, too"
-    return said
+        return f"{message}; --refittable and --stripped need a GPU when building, too"
+    return message

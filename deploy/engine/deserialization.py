@@ -1,4 +1,4 @@
-"""Giving TensorRT the bytes of an engine that was admitted."""
+"""Deserialization of an engine that passed the compatibility check."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from segdeploy.errors import InputError
 
 
 def open_engine(bindings: Bindings, manifest: Manifest, path: Path, plan: bytes) -> Any:
-    """Deserialise a plan whose manifest was checked; stripped weights come from its parent.
+    """Deserialize a plan whose manifest was checked.
+
+    The weights of a stripped engine are read from its parent, the ONNX file beside the engine.
 
     Raises:
-        InputError: if TensorRT refuses it, or the parent is not beside it.
+        InputError: if TensorRT refuses the plan or weights, or the parent is missing or changed.
     """
     logger = bindings.log()
     runtime = bindings.usable(bindings.trt.Runtime(logger), logger, str(path))
     if manifest.options.get("version_compatible") is True:
-        runtime.engine_host_code_allowed = True  # its lean runtime rides in the plan
+        runtime.engine_host_code_allowed = True  # the plan contains its lean runtime
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         reason = "; ".join(logger.errors[:2]) or "no reason given"
@@ -38,11 +40,11 @@ def _refit(bindings: Bindings, logger: Any, engine: Any, manifest: Manifest, pat
     content = parent.read_bytes() if parent.is_file() else b""
     if hashlib.sha256(content).hexdigest() != manifest.parent_sha256:
         raise InputError(
-            f"{path}: holds no weights; they come from {manifest.parent}, which must lie beside "
-            "it, unchanged"
+            f"{path}: the stripped engine holds no weights; put {manifest.parent}, unchanged, "
+            "beside the engine"
         )
     refitter = bindings.trt.Refitter(engine, logger)
     reader = bindings.trt.OnnxParserRefitter(refitter, logger)
     if not reader.refit_from_bytes(content, str(parent)) or not refitter.refit_cuda_engine():
         reason = "; ".join(logger.errors[:2]) or "no reason given"
-        raise InputError(f"{path}: cannot be given the weights of {parent.name} ({reason})")
+        raise InputError(f"{path}: TensorRT cannot load the weights of {parent.name} ({reason})")

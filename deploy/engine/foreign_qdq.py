@@ -1,7 +1,7 @@
-"""Q/DQ as other tools write it: what TensorRT refuses, and how that is mended.
+"""Conversion of other tools' Q/DQ graphs to the Q/DQ that TensorRT takes.
 
-`onnxruntime.quantization.quantize_static` quantises biases to int32 and, by default, activations
-to uint8 with a zero point. TensorRT takes biases in floating point, and int8 about zero.
+`onnxruntime.quantization.quantize_static` quantizes biases to int32 and, by default, activations
+to uint8 with a zero point. TensorRT takes floating-point biases and symmetric int8.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ _INTEGER_OPERATORS = (
 
 
 def refuse_integer_operators(graph: onnx.ModelProto, source: str) -> None:
-    """Refuse a graph whose operators compute on integers themselves.
+    """Refuse a graph with operators that compute on integers.
 
     Raises:
-        InputError: with the first of them, and the way to Q/DQ.
+        InputError: with the first such node, and the way to a Q/DQ graph.
     """
     integer = next((n for n in graph.graph.node if n.op_type in _INTEGER_OPERATORS), None)
     if integer is not None:
         raise InputError(
-            f"{source}: node '{integer.name}' is a {integer.op_type}, and TensorRT takes Q/DQ "
-            "alone; quantise with QuantFormat.QDQ, or calibrate the FP32 graph with "
-            "--for tensorrt"
+            f"{source}: node '{integer.name}' is a {integer.op_type}, but TensorRT takes only "
+            "Q/DQ; quantize with QuantFormat.QDQ, or calibrate the FP32 graph with "
+            "--scheme tensorrt"
         )
 
 
 def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, int]:
-    """A copy whose 8-bit integers are signed and symmetric, and how many tensors were not.
+    """Return a copy with symmetric int8 tensors, and the number of converted tensors.
 
-    Each keeps its range, whose larger side becomes 127: up to one bit coarser, so that the copy
-    computes other numbers. The graph itself comes back if all were symmetric.
+    A converted tensor keeps its range: the larger side of the range becomes 127. The quantization
+    is up to one bit coarser, so that the copy's values differ from the graph's. If all tensors are
+    symmetric already, the graph itself is returned.
 
     Raises:
-        InputError: for integers of another width, or a scale or zero point that is not constant.
+        InputError: for 16-bit integers, or a scale or zero point that is not constant.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -71,22 +72,23 @@ def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.M
         nodes.append(node)
         zero = zeros.get(node.output[0])
         if zero is None or zero.dtype not in (np.int8, np.uint8):
-            continue  # FP8, INT4, or a bias in int32, which the other function mends
+            continue  # FP8, INT4, or an int32 bias, which `with_float_biases` converts
         if zero.dtype == np.int8 and not zero.any():
             continue
         tensor, scale, name = node.input[0], constants[node.input[1]], node.output[0]
-        limits, centre = np.iinfo(zero.dtype), zero.astype(np.int64)
-        reach = np.maximum(centre - limits.min, limits.max - centre) / 127
+        limits, center = np.iinfo(zero.dtype), zero.astype(np.int64)
+        reach = np.maximum(center - limits.min, limits.max - center) / 127
         if tensor in constants:
             integers = constants[tensor]
             shape = [1] * integers.ndim
-            if centre.size > 1:
-                shape[next((a.i for a in node.attribute if a.name == "axis"), 1)] = centre.size
-            steps = np.rint((integers - centre.reshape(shape)) / reach.reshape(shape))
+            if center.size > 1:
+                shape[next((a.i for a in node.attribute if a.name == "axis"), 1)] = center.size
+            steps = np.rint((integers - center.reshape(shape)) / reach.reshape(shape))
             tensor = constant(f"{name}.integers", steps.astype(np.int8))
-        elif node.op_type == "QuantizeLinear" and centre.size == 1:
-            # Their integers saturate where ours no longer do, and may be what is left of a Relu.
-            least, most = ((end - centre) * scale for end in (limits.min, limits.max))
+        elif node.op_type == "QuantizeLinear" and center.size == 1:
+            # The original integers saturate inside the symmetric range. This saturation may stand
+            # for a fused Relu, so a Clip keeps it.
+            least, most = ((end - center) * scale for end in (limits.min, limits.max))
             ends = [constant(f"{name}.{side}", value.astype(scale.dtype).reshape(()))
                     for side, value in (("least", least), ("most", most))]  # fmt: skip
             clip = helper.make_node("Clip", [tensor, *ends], [f"{name}.clipped"], f"{name}.clip")
@@ -102,7 +104,7 @@ def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.M
         return graph, 0
     del mended.graph.node[:]
     mended.graph.node.extend(nodes)
-    # What was noted of these tensors' types is no longer so.
+    # The recorded types of these tensors no longer hold.
     kept = [value for value in mended.graph.value_info if value.name not in zeros]
     del mended.graph.value_info[:]
     mended.graph.value_info.extend(kept)
@@ -115,12 +117,12 @@ def _zero_point(
     constants: Mapping[str, NDArray[Any]],
     source: str,
 ) -> NDArray[Any]:
-    """The zero point, in the type of the integers; 0 where none is given (ONNX QuantizeLinear)."""
+    """Return the zero point in the type of the integers, by default 0 (ONNX QuantizeLinear)."""
     named = [name for name in node.input[1:] if name]
     if any(name not in constants for name in named):
         raise InputError(
-            f"{source}: the scale or zero point of node '{node.name}' is not a constant, and "
-            "TensorRT takes no other; calibrate the FP32 graph with --for tensorrt"
+            f"{source}: the scale or zero point of node '{node.name}' is not a constant, but "
+            "TensorRT requires a constant; calibrate the FP32 graph with --scheme tensorrt"
         )
     maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
     if len(named) > 1:
@@ -136,17 +138,17 @@ def _zero_point(
         )
     if zero.dtype in (np.int16, np.uint16):
         raise InputError(
-            f"{source}: node '{node.name}' has {zero.dtype} integers, and TensorRT takes int8; "
-            "calibrate the FP32 graph with --for tensorrt"
+            f"{source}: node '{node.name}' has {zero.dtype} integers, but TensorRT takes int8; "
+            "calibrate the FP32 graph with --scheme tensorrt"
         )
     return zero
 
 
 def with_float_biases(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """A copy whose int32 constants behind a DequantizeLinear are float32, and how many there were.
+    """Return a copy with dequantized int32 constants as float32, and the number of constants.
 
-    The values are what the DequantizeLinear would give, so that the graph computes the same. The
-    graph itself comes back if there is none.
+    The float32 values equal the output of the removed DequantizeLinear, so that the copy computes
+    the same values as the graph. Without such a constant, the graph itself is returned.
     """
     import onnx
     from onnx import numpy_helper
@@ -170,7 +172,7 @@ def with_float_biases(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         integers, scale, *zero = (
             numpy_helper.to_array(constants[name]) for name in node.input if name
         )
-        # A scale for each value, or one for all: the axis of a bias is its only one.
+        # One scale per value, or one scale for all values: a bias has a single axis.
         shifted = integers.astype(np.float64) - (zero[0] if zero else 0)
         values = (shifted * scale).astype(np.float32)
         mended.graph.initializer.append(numpy_helper.from_array(values, node.output[0]))

@@ -1,4 +1,4 @@
-"""The manifest beside an engine: what it is, what it was made from, and where it may run."""
+"""The manifest beside an engine: the engine's properties, origin, and compatible hosts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segdeploy.contract import PRECISIONS, Contract, read_contract
 from segdeploy.engine.bindings import BACKENDS
@@ -17,41 +17,20 @@ from segdeploy.files import check_input
 from segdeploy.models.names import is_line
 from segdeploy.models.strict_json import read_json
 from segdeploy.onnx_graph.layers import LayerInfo
-from segdeploy.onnx_graph.model_file import tensor_shape
 from segdeploy.profiles import Profile
-
-if TYPE_CHECKING:
-    import onnx
+from segdeploy.tensor_spec import TensorSpec
 
 SCHEMA = 2
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """An end of the network: `name` is None where nobody said it; open dimensions are names."""
-
-    name: str | None
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-def end_of(value: onnx.ValueInfoProto) -> TensorInfo:
-    """The end of a graph."""
-    import onnx
-
-    kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
-    return TensorInfo(value.name, kind, tensor_shape(value))
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """`NAME.engine.json`; the engine file itself stays a pure TensorRT plan.
+    """The contents of `NAME.engine.json`; the engine file itself stays a pure TensorRT plan.
 
-    `compute_capabilities` are the GPUs that the plan was built for, `gpu` is the one that TensorRT
-    timed it on. `parent` is the ONNX file, and
-    the contract's provenance goes on to the checkpoint. `golden` names the file of golden vectors
-    beside the engine. An `adopted` engine was built elsewhere: what is said of it is what its user
-    stated.
+    `compute_capabilities` are those of the GPUs that the plan was built for. `gpu` is the GPU on
+    which TensorRT timed the plan. `parent` is the ONNX file, and the contract's provenance leads on
+    to the checkpoint. `golden` names the file of golden vectors beside the engine. An `adopted`
+    engine was built elsewhere, and its manifest holds what its user stated.
     """
 
     engine: str
@@ -63,8 +42,8 @@ class Manifest:
     compute_capabilities: tuple[str, ...]
     precision: str
     gpu: str | None
-    input: TensorInfo
-    output: TensorInfo
+    input: TensorSpec
+    output: TensorSpec
     profiles: tuple[Profile, ...]
     options: Mapping[str, Any]
     parent: str | None
@@ -78,12 +57,12 @@ class Manifest:
     adopted: bool = False
 
     def to_json(self) -> str:
-        """Serialise, schema's version first."""
+        """Serialize as JSON, with the schema version first."""
         values = {**asdict(self), "contract": json.loads(self.contract.to_json())}
         return json.dumps({"schema": SCHEMA, **values}, indent=2) + "\n"
 
     def rebuild(self, target: str | None = None) -> str:
-        """The command that builds the engine again, for another GPU if one is named."""
+        """Return the command that rebuilds the engine, for compute capability `target` if given."""
         words = ["segdeploy", "build-engine", self.parent or "MODEL.onnx"]
         words += ["--backend", self.backend]
         if self.backend == "tensorrt-rtx":
@@ -102,30 +81,30 @@ class Manifest:
 
 
 def manifest_path(engine: Path) -> Path:
-    """Path of the manifest that belongs to an engine: `NAME.engine.json`."""
+    """Return the path of an engine's manifest: `NAME.engine.json`."""
     return engine.with_name(f"{engine.name}.json")
 
 
 def read_manifest(engine: Path) -> Manifest:
-    """Read and check the manifest of an engine, and that the engine's bytes are those it tells of.
+    """Read and check an engine's manifest, and check the engine's bytes against the manifest.
 
     Raises:
-        InputError: as `read_engine`.
+        InputError: as in `read_engine`.
     """
     return read_engine(engine)[0]
 
 
 def read_engine(engine: Path) -> tuple[Manifest, bytes]:
-    """An engine's manifest and its bytes, which are those that the manifest tells of.
+    """Return an engine's manifest and bytes, after a check of the bytes against the manifest.
 
     Raises:
-        InputError: if there is none, it is damaged, of another schema, or of another file.
+        InputError: if the manifest is missing, damaged, of another schema, or of another file.
     """
     check_input(engine)
     path = manifest_path(engine)
     if not path.is_file():
         raise InputError(
-            f"{engine}: has no manifest {path.name}, and nobody can tell what it is for; copy the "
+            f"{engine}: has no manifest {path.name}, which describes the engine; copy the "
             "manifest with it, build it again with `segdeploy build-engine`, or say what it is "
             "with `segdeploy adopt`"
         )
@@ -138,22 +117,22 @@ def read_engine(engine: Path) -> tuple[Manifest, bytes]:
     plan = engine.read_bytes()
     if len(plan) != manifest.bytes:
         raise InputError(
-            f"{engine}: has {len(plan):,} bytes, and its manifest tells of {manifest.bytes:,}: it "
+            f"{engine}: has {len(plan):,} bytes, and its manifest states {manifest.bytes:,}: it "
             f"was cut off or replaced; copy it again, or build it: {manifest.rebuild()}"
         )
     if hashlib.sha256(plan).hexdigest() != manifest.sha256:
         raise InputError(
-            f"{engine}: its bytes are not those that its manifest tells of: it was changed or "
+            f"{engine}: its bytes are not those that its manifest states: it was changed or "
             f"replaced; copy both again, or build it: {manifest.rebuild()}"
         )
     return manifest, plan
 
 
 def parse_manifest(path: Path) -> Manifest:
-    """Read a manifest alone.
+    """Read and check a manifest, without its engine.
 
     Raises:
-        InputError: if it is no JSON, of another schema, or an entry has another type.
+        InputError: if the file is not JSON, has another schema, or an entry is missing or invalid.
     """
     values = read_json(path, expected="a manifest", mend="build the engine again")
     if not isinstance(values, dict):
@@ -180,7 +159,7 @@ def parse_manifest(path: Path) -> Manifest:
         LayerInfo(**{n: _frozen(one[n]) for n in _LAYER}) for one in values["convolutions"]
     )
     taken, made_of = (
-        TensorInfo(**{name: _frozen(values[end][name]) for name in ("name", "dtype", "shape")})
+        TensorSpec(**{name: _frozen(values[end][name]) for name in ("name", "shape", "dtype")})
         for end in ("input", "output")
     )
     return Manifest(
@@ -206,7 +185,7 @@ def _is_line_or_none(value: object) -> bool:
 
 
 def _is_file_name(value: object) -> bool:
-    """A name in the manifest's own folder, and no way out of it."""
+    """Return whether `value` is a plain file name that stays in the manifest's folder."""
     return (
         isinstance(value, str)
         and is_line(value)

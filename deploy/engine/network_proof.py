@@ -1,4 +1,4 @@
-"""Reading back from TensorRT's network what its parser made of the graph."""
+"""Comparison of the convolutions in TensorRT's parsed network with those of the graph."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def prove_network(trt: Any, network: Any, graph: onnx.ModelProto) -> list[ConvProof]:
-    """Set every 2-D Conv node of `graph` beside the layer that TensorRT's parser made of it."""
+    """Compare every 2-D convolution of `graph` with the layer that TensorRT's parser made of it."""
     layers = {}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        # Setting the class is the binding's way to reach the subclass.
+        # TensorRT's Python binding casts a layer to its subclass by assignment of `__class__`.
         if layer.type == trt.LayerType.CONVOLUTION:
             layer.__class__ = trt.IConvolutionLayer
             layers[layer.name] = _layer_geometry(trt, layer)
@@ -30,7 +30,7 @@ def prove_network(trt: Any, network: Any, graph: onnx.ModelProto) -> list[ConvPr
             continue
         expected, found = node_geometry(node, graph), layers.get(node.name)
         if expected.transposed and found is not None:
-            # TensorRT puts the output padding into the padding behind; its shape check sees that.
+            # TensorRT merges the output padding into `post_padding`; its shape check covers both.
             found = replace(found, padding=expected.padding, output_padding=expected.output_padding)
         if len(expected.kernel) == 2:
             proofs.append(ConvProof(convolution_of(node), node.name, expected, found))
@@ -38,20 +38,21 @@ def prove_network(trt: Any, network: Any, graph: onnx.ModelProto) -> list[ConvPr
 
 
 def count_int8(trt: Any, network: Any) -> int:
-    """Convolutions of TensorRT's network whose data and weights both come from a Dequantize layer.
+    """Return the number of INT8 convolutions in TensorRT's network.
 
-    Such a one is an INT8 convolution (Developer Guide, "Explicit quantization").
+    The data and the weights of an INT8 convolution both come from a Dequantize layer (Developer
+    Guide, "Explicit quantization").
     """
-    dequantised = set()
+    dequantized = set()
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     for layer in layers:
         if layer.type == trt.LayerType.DEQUANTIZE:
-            dequantised.add(layer.get_output(0).name)
+            dequantized.add(layer.get_output(0).name)
     convolutions = [layer for layer in layers if layer.type == trt.LayerType.CONVOLUTION]
 
     def reads(layer: Any, index: int) -> bool:
         tensor = layer.get_input(index) if index < layer.num_inputs else None
-        return tensor is not None and tensor.name in dequantised
+        return tensor is not None and tensor.name in dequantized
 
     return sum(reads(layer, 0) and reads(layer, 1) for layer in convolutions)
 

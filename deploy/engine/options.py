@@ -1,4 +1,4 @@
-"""What a build may be told: targets, shapes, limits and kinds of plan."""
+"""Build options of an engine: targets, optimization profiles, limits and kinds of plan."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from segdeploy.engine.bindings import Bindings
 from segdeploy.errors import InputError
 from segdeploy.profiles import Profile, shape_text
 
-# Without profiles, a dynamic engine is built for this many times the network's sides, and batches.
+# Maximum of the default profile: this multiple of the network's height and width, and this batch.
 _SIDES, _BATCH = 2, 4
 WEIGHTS = ("kept", "refittable", "stripped")
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How an engine is built.
+    """Build options of an engine.
 
-    `targets` are compute capabilities (`sm86`) for TensorRT-RTX; TensorRT builds for the GPU at
-    hand. `workspace` bounds scratch memory, in MiB. `timing_cache` is a file that TensorRT's
-    measurements are kept in. `weights` are in the plan, replaceable (`refittable`), or not in it
-    (`stripped`). `hardware_compatible` plans run on Ampere and later GPUs, `version_compatible`
-    ones with later versions of TensorRT (Developer Guide, "Version Compatibility").
+    `targets` are compute capabilities (`sm86`) for TensorRT-RTX; TensorRT builds for the GPU of the
+    host. `workspace` limits scratch memory, in MiB. `timing_cache` is the file in which TensorRT's
+    measurements are kept. `weights` are in the plan (`kept`), in the plan and replaceable
+    (`refittable`), or not in the plan (`stripped`). `hardware_compatible` plans run on Ampere and
+    later GPUs. `version_compatible` plans run with later versions of TensorRT (Developer Guide,
+    "Version Compatibility").
     """
 
     targets: tuple[str, ...] = ()
@@ -37,7 +38,7 @@ class BuildOptions:
     hardware_compatible: bool = False
 
     def described(self) -> dict[str, Any]:
-        """What a manifest says of them, beside the targets and profiles."""
+        """Return the options that a manifest records besides the targets and profiles."""
         return {
             "workspace_mib": self.workspace,
             "weights": self.weights,
@@ -47,10 +48,10 @@ class BuildOptions:
 
 
 def check_options(options: BuildOptions, bindings: Bindings) -> None:
-    """Refuse what a builder does not know.
+    """Refuse options that the builder does not support.
 
     Raises:
-        InputError: for an option or a target that this builder does not have.
+        InputError: for an option or a target that the builder does not support.
     """
     if options.weights not in WEIGHTS:
         raise InputError(f"weights '{options.weights}': there are {', '.join(WEIGHTS)}")
@@ -76,8 +77,8 @@ def check_options(options: BuildOptions, bindings: Bindings) -> None:
     ):
         if wanted:
             raise InputError(
-                f"{name}: is TensorRT's; a TensorRT-RTX engine runs on every --target that it was "
-                "built for, with the version that built it"
+                f"{name}: is an option of --backend tensorrt only; a TensorRT-RTX engine runs on "
+                "every --target that it was built for, with the version that built it"
             )
 
 
@@ -87,17 +88,18 @@ def choose_profiles(
     dynamic: Sequence[str],
     given: Sequence[Profile],
 ) -> tuple[Profile, ...]:
-    """The profiles to build: those given, or one of the bounds that the graph was exported with.
+    """Return the given profiles, or a default profile within the bounds of the graph's export.
 
-    `dynamic` names the input's dimensions that are open.
+    `dynamic` names the dynamic dimensions of the input.
 
     Raises:
-        InputError: if none can be known, or one is not what the graph takes.
+        InputError: if no profile is given and the graph has no bounds, or if the graph does not
+            take a given profile.
     """
     if not dynamic:
         if given:
             raise InputError(
-                f"{source}: has the one shape {contract.size[0]}x{contract.size[1]}; "
+                f"{source}: the graph is static at {contract.size[0]}x{contract.size[1]}; "
                 "leave --min, --opt and --max out"
             )
         return ()
@@ -129,7 +131,10 @@ def choose_profiles(
 
 
 def _around(contract: Contract) -> Profile:
-    """What is likely to be run, within the graph's bounds: memory is reserved for the largest."""
+    """Return a profile of likely sizes within the graph's bounds.
+
+    The maximum stays small because memory is reserved for the largest input.
+    """
     assert contract.bounds is not None
     smallest, largest, batch = contract.bounds
     height, width = (

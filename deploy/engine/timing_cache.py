@@ -14,12 +14,12 @@ from segdeploy.files import write_atomically
 
 @contextlib.contextmanager
 def shared_timing_cache(path: Path | None, config: Any) -> Iterator[None]:
-    """Give a build the measurements in `path`, and put there what it adds.
+    """Load the measurements in `path` into a build, and save the build's new measurements there.
 
-    Another build may write meanwhile: what is in the file by then is merged, under a lock.
+    If another build has written the file meanwhile, its measurements are merged under a file lock.
 
     Raises:
-        InputError: if the file is no timing cache of this TensorRT and GPU.
+        InputError: if the file is not a timing cache of this TensorRT version and GPU.
     """
     if path is None:
         yield
@@ -28,7 +28,7 @@ def shared_timing_cache(path: Path | None, config: Any) -> Iterator[None]:
     cache = config.create_timing_cache(held)
     if cache is None or not config.set_timing_cache(cache, False):
         raise InputError(
-            f"{path}: is no timing cache of this TensorRT on this GPU; give another file"
+            f"{path}: is not a timing cache of this TensorRT and GPU; give another file"
         )
     yield
     with path.with_name(f".{path.name}.lock").open("w") as lock:

@@ -1,1 +1,1 @@
-"""From PyTorch to ONNX, with the proofs that it is still the same network."""
+"""Export from PyTorch to ONNX, with the proofs that the graph is still the same network."""

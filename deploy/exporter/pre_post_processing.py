@@ -1,7 +1,7 @@
-"""What stands before and behind the network in a graph: preprocessing, and the kind of output.
+"""Operators around the network in a graph: preprocessing, and the conversion of the output.
 
-They are put around the proven graph, so that the proof of its convolutions and the rewrites of its
-head do not depend on them.
+They are added after the graph is proven, so that the proof of its convolutions and the rewrites of
+its head do not depend on them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _ALIGNMENTS = {"align_corners": "align-corners", "half_pixel": "half-pixel"}
 
 
 def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
-    """Let `graph` take `(N, H, W, 3) uint8` in `contract.colour` order, in place.
+    """Prepend preprocessing in place: input `(N, H, W, 3) uint8` in `contract.color` order.
 
-    Cast first and permute then: TensorRT refuses a Transpose of uint8. BGR is turned round by
-    picking channels, and normalised by `1 / (255 std)` and `mean / std`.
+    The Cast precedes the Transpose, because TensorRT refuses a Transpose of uint8. A Gather of
+    channels converts BGR to RGB. The image is normalized by `1 / (255 std)` and `mean / std`.
     """
     from onnx import TensorProto, helper, numpy_helper
 
     taken = graph.graph.input[0]
     batch, _, height, width = (_copied(d) for d in taken.type.tensor_type.shape.dim)
-    inner = "image_normalised"
+    inner = "image_normalized"
     for node in graph.graph.node:
         node.input[:] = [inner if name == taken.name else name for name in node.input]
     std = np.asarray(contract.std, np.float32)
@@ -43,7 +43,7 @@ def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
         ),
     ]
     planes = "image_planes"
-    if contract.colour == "BGR":
+    if contract.color == "BGR":
         constants["image_order"] = np.array([2, 1, 0], np.int64)
         nodes.append(
             helper.make_node("Gather", [planes, "image_order"], ["image_rgb"], "image_rgb", axis=1)
@@ -51,7 +51,7 @@ def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
         planes = "image_rgb"
     nodes += [
         helper.make_node("Mul", [planes, "image_scale"], ["image_scaled"], "image_scaled"),
-        helper.make_node("Sub", ["image_scaled", "image_shift"], [inner], "image_normalised"),
+        helper.make_node("Sub", ["image_scaled", "image_shift"], [inner], "image_normalized"),
     ]
     for position, node in enumerate(nodes):
         graph.graph.node.insert(position, node)
@@ -63,10 +63,10 @@ def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
 
 
 def append_output(graph: onnx.ModelProto, kind: str) -> None:
-    """Let `graph` give `probabilities` or `labels` instead of its logits, in place.
+    """Replace the logits output of `graph` with `probabilities` or `labels`, in place.
 
-    Labels are `(N, H, W) uint8`: ArgMax in the graph is faster than numpy's, and a byte a pixel
-    leaves the device.
+    Labels are `(N, H, W) uint8`: ArgMax in the graph is faster than in NumPy, and only one byte per
+    pixel leaves the device.
     """
     from onnx import TensorProto, helper
 
@@ -90,14 +90,14 @@ def append_output(graph: onnx.ModelProto, kind: str) -> None:
 
 
 def are_probabilities(scores: NDArray[np.float32]) -> bool:
-    """Whether scores `(N, C, H, W)` are those of a softmax: positive, with a sum of one a pixel."""
+    """Return whether scores `(N, C, H, W)` are softmax outputs: non-negative and of sum 1."""
     return bool((scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3))
 
 
 def cut_last_upsampling(graph: onnx.ModelProto) -> str | None:
-    """End `graph` before its last bilinear Resize, in place; returns how that aligned pixels.
+    """Cut `graph` before its last bilinear Resize, in place; return the alignment of the Resize.
 
-    None, and the graph as it was, if it does not end in such a Resize.
+    If the graph does not end in such a Resize, return None and leave the graph unchanged.
     """
     import onnx
     import onnx_ir as ir

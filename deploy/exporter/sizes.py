@@ -1,4 +1,4 @@
-"""Which sizes a network takes: multiples of a number, at every scale and within the bounds."""
+"""Input sizes that a network takes: multiples of a number, at every scale and within bounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from segdeploy.models.errors import ModelInputError
 from segdeploy.models.scales import checked_scaled_size
 from segdeploy.profiles import Bounds
 
-# Steps above the smallest size that are tried, too: there a network shows that it rounds its size.
+# Steps above the smallest size that are also tried, to detect a network that rounds its size.
 _ODD = (1, 2, 3, 5, 7)
 
 
@@ -23,14 +23,14 @@ def stepped(
     *,
     dynamic: bool,
 ) -> tuple[Bounds | None, int, list[str]]:
-    """Bounds of multiples that the network takes, the multiple, and what is to be told of it.
+    """Return the bounds in multiples that the network takes, the multiple, and notes for the user.
 
-    The bounds are None for a static graph, whose only size is known to fit; the multiple counts
-    there for its scales. Bounds that are not given lie around the size; a multiple that neither the
-    argument nor the bounds say is found by trying.
+    For a static graph the bounds are None, because its only size is known to fit; the multiple
+    applies to its scales. Default bounds lie around the size. A multiple that neither the argument
+    nor the bounds specify is determined by trial runs.
 
     Raises:
-        InputError: if the size is no multiple, or bounds contradict the size.
+        InputError: if the size is not a multiple, or the bounds contradict the size.
     """
     size, notes = loaded.contract.size, []
     if multiple is None and bounds is not None and bounds.multiple > 1:
@@ -38,12 +38,12 @@ def stepped(
     step = multiple or 1
     if any(side % step for side in size):
         raise InputError(
-            f"--size {size[0]}x{size[1]}: is no multiple of {step}, as --multiple-of asks"
+            f"--size {size[0]}x{size[1]}: is not a multiple of {step}, as --multiple-of requires"
         )
     if multiple is None and (dynamic or any(scale != 1 for scale in scales)):
         step = loaded.network.step(size) or 1
         if step > 1:
-            notes.append(f"takes multiples of {step} alone (--multiple-of, found by trying)")
+            notes.append(f"takes only multiples of {step} (--multiple-of, found by trial runs)")
     if not dynamic:
         return None, step, notes
     bounds = bounds or Bounds().around(size)
@@ -64,10 +64,10 @@ def fit(
     bounds: Bounds | None,
     step: int,
 ) -> None:
-    """Try every size that the network will be shown, so that a graph holds no branch.
+    """Try the network at every size of the export, so that the graph needs no branch on the size.
 
-    Within `bounds` a few more are tried: a network that enlarges by factors gives the input's size
-    at their multiples alone.
+    A few more sizes within `bounds` are tried: a network that upsamples by fixed factors returns
+    the input's size only at multiples of the factors.
 
     Raises:
         InputError: with the size that the network does not take.
@@ -90,7 +90,7 @@ def fit(
                 wanted.add(checked_scaled_size((height, width), scale, step))
             except ValueError as error:
                 raise InputError(f"--scales: {error}; give a larger --min-size or scale") from error
-    for size in sorted(wanted - {own}):  # its own was tried when it was loaded
+    for size in sorted(wanted - {own}):  # its own size was tried at loading
         try:
             loaded.network.fit(size)
         except ModelInputError as error:
@@ -98,7 +98,7 @@ def fit(
 
 
 def _odd_sizes(bounds: Bounds | None) -> list[tuple[int, int]]:
-    """Sizes just above the smallest one, a few steps apart."""
+    """Return sizes a few steps above the smallest size."""
     if bounds is None:
         return []
     low, narrow = bounds.smallest

@@ -1,4 +1,4 @@
-"""From a PyTorch module to an ONNX graph whose nodes say which module they came from."""
+"""Tracing of a PyTorch module to an ONNX graph in which every node names its source module."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 20
-OPSETS = range(18, 24)  # what PyTorch's exporter writes
-# Where `Network`, and `MultiScaleInput` around it, hold the user's own network.
+OPSETS = range(18, 24)  # the opsets that PyTorch's exporter writes
+# Attribute paths of the user's network in `MultiScaleInput` around `Network`, and in `Network`.
 _WRAPPERS = ("base_model.module.", "module.")
 
 
@@ -36,20 +36,20 @@ def trace(
     bounds: Bounds | None = None,
     opset: int = OPSET,
 ) -> onnx.ModelProto:
-    """Trace a network into ONNX; every node says which PyTorch module it came from.
+    """Trace a network into ONNX; every node names its source PyTorch module.
 
-    The exporter's own optimizer is off: the graph has a node for every operator that ran, and what
-    is rewritten afterwards is ours to prove.
+    The exporter's own optimizer is off. The graph has a node for every operator that ran, and
+    segdeploy proves every later rewrite itself.
 
     Raises:
-        InputError: if PyTorch cannot express the network, with its own reason.
+        InputError: if PyTorch cannot export the network, with PyTorch's reason.
     """
     import torch
     from torch.export import Dim
 
     from segdeploy.exporter.translations import translations
 
-    # Batch 1 would be specialised by torch.export, so a dynamic graph is traced with 2.
+    # torch.export specializes a batch of 1, so a dynamic graph is traced with a batch of 2.
     sample = torch.zeros(2 if dynamic else 1, 3, *size)
     dynamic_shapes = None
     if dynamic:
@@ -95,10 +95,10 @@ def trace(
 
 
 def _check_dynamic(program: Any, graph: onnx.ModelProto, bounds: Bounds, name: str) -> None:
-    """Refuse a graph that PyTorch narrowed without a word, because the code looks at its sizes.
+    """Refuse a graph whose sizes PyTorch narrowed silently, because the code depends on them.
 
     Raises:
-        InputError: with the dimension, and what PyTorch made of it.
+        InputError: with the dimension, and the sizes that PyTorch traced.
     """
     dims = graph.graph.input[0].type.tensor_type.shape.dim
     fixed = [
@@ -108,10 +108,10 @@ def _check_dynamic(program: Any, graph: onnx.ModelProto, bounds: Bounds, name: s
     ]
     if fixed:
         raise InputError(
-            f"{name}: its code needs a fixed size, and PyTorch traced it for {', '.join(fixed)} "
-            "alone; export it without --dynamic"
+            f"{name}: the network's code needs a fixed size, and PyTorch traced only "
+            f"{', '.join(fixed)}; export it without --dynamic"
         )
-    for axis, what in ((2, "height"), (3, "width")):  # `32*height_over_32` is no name of its own
+    for axis, what in ((2, "height"), (3, "width")):  # instead of `32*height_over_32`
         if bounds.multiple > 1:
             dims[axis].dim_param = what
     limits = program.exported_program.range_constraints
@@ -131,38 +131,38 @@ def _check_dynamic(program: Any, graph: onnx.ModelProto, bounds: Bounds, name: s
         allowed = limits.get(symbol)
         if allowed is None:
             raise InputError(
-                f"{name}: its code takes a {what} of the form {symbol} alone; "
+                f"{name}: the network's code takes only a {what} of the form {symbol}; "
                 "export it without --dynamic"
             )
         if allowed.lower > low or allowed.upper < high:
             raise InputError(
-                f"{name}: its code branches on the {what}, and PyTorch traced it for "
-                f"{allowed.lower} to {allowed.upper}; give --min-size and --max-size within that, "
-                "or export it without --dynamic"
+                f"{name}: the network's code branches on the {what}, and PyTorch traced it for "
+                f"{allowed.lower} to {allowed.upper}; give --min-size and --max-size within this "
+                "range, or export it without --dynamic"
             )
 
 
 def _reason(error: BaseException) -> str:
-    """What PyTorch says, and the line of the user's code that it was about."""
+    """Return PyTorch's reason, and the line of the user's code that caused the error."""
     import torch
 
     cause = error.__cause__ or error
     missing = _missing_operator(cause)
     if missing:
         return missing
-    said = f"{type(cause).__name__}: {first_line(cause)}"
+    message = f"{type(cause).__name__}: {first_line(cause)}"
     libraries = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent), "<")
     frames = traceback.extract_tb(cause.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(libraries)]
     if own:
-        said += f"; at {Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}"
-    return said
+        message += f"; at {Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}"
+    return message
 
 
 def _missing_operator(error: BaseException) -> str | None:
-    """The operator that PyTorch cannot write as ONNX, and the user's line that calls it.
+    """Return the operator that PyTorch cannot export to ONNX, and the user's line that calls it.
 
-    The exception tells neither; the exporter's own frames still hold the node.
+    The exception contains neither. The exporter's own stack frames still hold the node.
     """
     import torch
 
@@ -170,20 +170,23 @@ def _missing_operator(error: BaseException) -> str | None:
     nodes = [v for f, _ in frames for v in f.f_locals.values() if isinstance(v, torch.fx.Node)]
     if not nodes:
         return None
-    said = f"operator {nodes[-1].target} has no ONNX form for its arguments; write it with others"
+    message = (
+        f"operator {nodes[-1].target} has no ONNX form for its arguments; "
+        "rewrite the code with other operators"
+    )
     places = re.findall(r'File "(.+)", line (\d+), .*\n(.*)', str(nodes[-1].stack_trace))
     if places:
         path, number, line = places[-1]
-        said += f"; at {Path(path).name}, line {number}: {line.strip()}"
-    return said
+        message += f"; at {Path(path).name}, line {number}: {line.strip()}"
+    return message
 
 
 def _annotate(graph: onnx.ModelProto) -> None:
-    """Name weights as the user's state dict does, and keep of the exporter's notes the module.
+    """Rename weights as in the user's state dict; keep only the module of the exporter's metadata.
 
-    The rest of the notes holds stack traces with the user's paths, which must not be shipped.
+    The other metadata contains stack traces with the user's paths, which must not be shipped.
     """
-    for inner in all_graphs(graph.graph):  # a branch reads the weights around it
+    for inner in all_graphs(graph.graph):  # a branch's subgraph reads weights of the outer graph
         for node in inner.node:
             notes = {entry.key: entry.value for entry in node.metadata_props}
             del node.metadata_props[:]
@@ -209,7 +212,7 @@ def _annotate(graph: onnx.ModelProto) -> None:
 
 
 def _own_name(name: str) -> str:
-    """A weight's name in the user's state dict, unless it is one that the graph's ends have."""
+    """Return a weight's name in the user's state dict, unless a graph input or output has it."""
     own = _unwrapped(name)
     return name if own in ("image", "logits") else own
 
@@ -217,7 +220,7 @@ def _own_name(name: str) -> str:
 def _module_path(scopes: str | None) -> str | None:
     if scopes is None:
         return None
-    # A list's repr: the modules from the outermost in, then the operation itself.
+    # The repr of a list: the modules from outermost to innermost, then the operation itself.
     path = ast.literal_eval(scopes)
     if len(path) < 2:
         return None

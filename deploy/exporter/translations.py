@@ -1,13 +1,14 @@
-"""Operators that PyTorch's own exporter writes for one size alone, or so that no engine takes them.
+"""ONNX translations of operators that PyTorch's exporter ties to one size, or that TensorRT lacks.
 
 1. Adaptive average pooling. Bin `i` of `k` along `n` pixels is the mean of the pixels from
-   `floor(i n / k)` to `ceil((i + 1) n / k)` (`aten::_adaptive_avg_pool2d`). So pooling is a product
-   with one matrix for the rows and another for the columns, whose entries are computed from the
-   size: exact at any size, and constants in a static graph. PyTorch's exporter gathers the pixels
-   of each bin instead, by indices of the size that it traced.
-2. Folding of patches that do not overlap (`aten::col2im`, with the stride of the kernel's size and
-   no padding): each value goes to one place, so that it is a reshape, a transposition and another
-   reshape, with zeros where the last patch ends before the map. TensorRT has no Col2Im.
+   `floor(i n / k)` to `ceil((i + 1) n / k)` (`aten::_adaptive_avg_pool2d`). Pooling is therefore a
+   product with one matrix for the rows and one matrix for the columns. The entries of the matrices
+   are computed from the size: exact at any size, and constants in a static graph. PyTorch's
+   exporter instead gathers the pixels of each bin by indices of the traced size.
+2. Folding of patches that do not overlap (`aten::col2im`, with a stride equal to the kernel size
+   and no padding). Each value goes to one place. Folding is therefore a reshape, a transposition
+   and another reshape, with zeros where the last patch ends before the feature map. TensorRT has
+   no Col2Im.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operators that are translated here, for `torch.onnx.export`."""
+    """Return the custom translation table for `torch.onnx.export`."""
     return {
         torch.ops.aten._adaptive_avg_pool2d.default: _pooled,
         torch.ops.aten.col2im.default: _folded,
@@ -27,7 +28,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _pooled(self: Any, output_size: Sequence[int]) -> Any:
-    """`(N, C, H, W)` to `(N, C, *output_size)`.
+    """Translate adaptive average pooling: `(N, C, H, W)` to `(N, C, *output_size)`.
 
     The parameters have the operator's own names, by which the exporter passes them.
     """
@@ -46,7 +47,7 @@ def _pooled(self: Any, output_size: Sequence[int]) -> Any:
 
 
 def _means(op: Any, length: Any, bins: int) -> Any:
-    """The matrix `(bins, length)` whose rows take the mean of one bin each."""
+    """Return the matrix `(bins, length)` whose rows average one bin each."""
     index = op.Constant(value_ints=list(range(bins)))
     count, one = op.Constant(value_ints=[bins]), op.Constant(value_ints=[1])
     start = op.Div(op.Mul(index, length), count)
@@ -66,7 +67,7 @@ def _folded(
     padding: Sequence[int],
     stride: Sequence[int],
 ) -> Any:
-    """`(N, C kH kW, L)` to `(N, C, *output_size)`.
+    """Translate folding of patches: `(N, C kH kW, L)` to `(N, C, *output_size)`.
 
     The parameters have the operator's own names, by which the exporter passes them.
     """
@@ -76,7 +77,7 @@ def _folded(
 
     window = op.Constant(value_ints=list(kernel_size))
     rest = op.Constant(value_ints=[-1])
-    sides = [  # one that depends on the input is a value of the graph
+    sides = [  # a side that depends on the input is a value of the graph
         op.Constant(value_ints=[side]) if isinstance(side, int) else op.Reshape(side, rest)
         for side in output_size
     ]
@@ -93,7 +94,8 @@ def _folded(
     placed = op.Transpose(op.Reshape(self, apart), perm=[0, 1, 4, 2, 5, 3])
     covered = op.Mul(patches, window)
     joined = op.Reshape(placed, op.Concat(same, rest, covered, axis=0))
-    # No Pad: behind the proof's back it would become the padding of a convolution that reads it.
+    # Concatenated zeros instead of a Pad: unseen by the proof, a Pad would become the padding of
+    # the next convolution.
     missing = op.Sub(size, covered)
     for axis, (side, step) in enumerate(zip(output_size, kernel_size, strict=True), start=2):
         if isinstance(side, int) and side % step == 0:

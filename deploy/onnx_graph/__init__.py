@@ -1,1 +1,1 @@
-"""ONNX files: reading, checking and writing them, and what their layers are."""
+"""Read, check and write ONNX files, and describe their layers."""

@@ -1,4 +1,4 @@
-"""Refusing a foreign ONNX graph before anything is done with it."""
+"""Validation of untrusted ONNX graphs before any further processing."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ _MOST_TURNS = 1_000_000
 
 
 def check_graph(model: onnx.ModelProto, path: Path, *, is_run_alone: bool = False) -> None:
-    """Refuse a graph that is not sound ONNX of the standard operators.
+    """Refuse a graph that is not valid ONNX of the standard operators.
 
-    A graph that `is_run_alone` may be over 2 GiB, where ONNX's own checker cannot look at it.
+    With `is_run_alone`, the graph is only run and may be over 2 GiB. ONNX's checker cannot process
+    such a graph and is skipped.
 
     Raises:
-        InputError: for a weight that claims more data than it holds, an operator of another domain,
-            a tensor beyond all memory, more nodes or levels than any network has, a cycle or any
-            other thing that ONNX's checker refuses.
+        InputError: for a weight that declares more values than it holds, an operator of another
+            domain, a Loop with too many iterations, a tensor too large for memory, a cycle, or
+            anything else that ONNX's checker refuses.
     """
     import onnx
 
     for graph in all_graphs(model.graph):
         for tensor in graph.initializer:
-            _check_claim(tensor, path)
+            _check_declared_size(tensor, path)
         for node in graph.node:
             if node.domain not in _OWN_DOMAINS:
                 raise InputError(
                     f"{path}: node '{node.name}' is {node.domain}.{node.op_type}, an operator that "
-                    "is not ONNX's own, so nothing can be said of it; export without custom "
+                    "is not ONNX's own and cannot be checked; export without custom "
                     "operators"
                 )
             _check_loop(graph, node, path)
@@ -52,17 +53,17 @@ def check_graph(model: onnx.ModelProto, path: Path, *, is_run_alone: bool = Fals
         raise InputError(f"{path}: is not sound ONNX ({first_line(error)})") from error
     for graph in all_graphs(inferred.graph):
         for value in (*graph.value_info, *graph.output):
-            # A few bytes can ask for a tensor that no machine holds (ConstantOfShape, Expand).
+            # A few bytes can request a tensor beyond any memory (ConstantOfShape, Expand).
             values = math.prod(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
             if values > _MOST_VALUES:
                 raise InputError(
-                    f"{path}: '{value.name}' would have {values:,} values; nothing here can hold "
-                    "that"
+                    f"{path}: tensor '{value.name}' would have {values:,} values, too many for "
+                    "memory"
                 )
 
 
 def _check_loop(graph: onnx.GraphProto, node: onnx.NodeProto, path: Path) -> None:
-    """Refuse a Loop whose number of turns is written down, and beyond any network's."""
+    """Refuse a Loop whose constant trip count is beyond any network's."""
     from onnx import numpy_helper
 
     if node.op_type != "Loop" or not node.input:
@@ -79,16 +80,17 @@ def _check_loop(graph: onnx.GraphProto, node: onnx.NodeProto, path: Path) -> Non
         turns = numpy_helper.to_array(tensor).ravel()
         if turns.size and int(turns.max()) > _MOST_TURNS:
             raise InputError(
-                f"{path}: node '{node.name}' loops {int(turns.max()):,} times, as no network does"
+                f"{path}: node '{node.name}' loops {int(turns.max()):,} times, which no network "
+                "needs"
             )
 
 
-def _check_claim(tensor: onnx.TensorProto, path: Path) -> None:
-    """A claim of gigabytes in a small file would be allocated before it is found to be empty."""
+def _check_declared_size(tensor: onnx.TensorProto, path: Path) -> None:
+    """Refuse a weight that declares more values than it holds, before memory is allocated."""
     import onnx
 
     if tensor.data_location == onnx.TensorProto.EXTERNAL or any(d < 0 for d in tensor.dims):
-        return  # read already, or left to the checker
+        return  # external data is read already; negative sizes are left to the checker
     size = math.prod(tensor.dims)
     held = max(
         8 * len(tensor.raw_data),  # a value takes at least four bits
@@ -100,6 +102,6 @@ def _check_claim(tensor: onnx.TensorProto, path: Path) -> None:
     )
     if size > held:
         raise InputError(
-            f"{path}: weight '{tensor.name}' claims {size:,} values and does not hold them; "
+            f"{path}: weight '{tensor.name}' declares {size:,} values but does not hold them; "
             "the file is damaged"
         )

@@ -1,4 +1,4 @@
-"""What decides which pixels an operator reads: of a graph's node, or of a PyTorch module."""
+"""Geometry of convolutions and resizes, read from a graph's nodes or a PyTorch module."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-# The source of what no convolution made.
+# The source of a value that no convolution produced.
 IMAGE = "the image"
-# Which convolutions reach each part of a concatenation.
+# The convolutions that reach each input of a concatenation.
 Sources = tuple[frozenset[str], ...]
 _COMPARED = (
     "kernel",
@@ -27,9 +27,9 @@ _COMPARED = (
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """What decides which pixels a convolution reads; pairs are (vertical, horizontal).
+    """Attributes that determine which pixels a convolution reads, as (vertical, horizontal) pairs.
 
-    `padding` is in ONNX's order: top, left, bottom, right. `output_padding` is that of a transposed
+    `padding` is in ONNX's order: top, left, bottom, right. `output_padding` applies to a transposed
     convolution.
     """
 
@@ -43,13 +43,13 @@ class ConvGeometry:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether it reads one pixel: a 1x1 convolution with stride 1 and no padding."""
+        """Whether this is a 1x1 convolution with stride 1 and no padding."""
         return (set(self.kernel), set(self.stride), set(self.padding)) == ({1}, {1}, {0})
 
     def without_dead_taps(self, source: tuple[int, ...], output: tuple[int, ...]) -> ConvGeometry:
-        """What is left where only taps count that read a map of `source` (H, W), not its padding.
+        """Return the geometry without the taps that read only padding of an input `source` (H, W).
 
-        `output` is the size of what the convolution gives. Asked of every tap and output in turn.
+        `output` is the (H, W) of the convolution's output. Every tap is tested at every output.
         """
         kernel, front, back = [], [], []
         for axis in (0, 1):
@@ -63,13 +63,13 @@ class ConvGeometry:
                 )
             ]
             first, last = (live[0], live[-1]) if live else (self.kernel[axis] - 1,) * 2
-            first = min(first, pad // rate)  # a dead tap stays where the padding would be negative
+            first = min(first, pad // rate)  # a dead tap stays if padding would become negative
 
             def end(last: int, axis: int = axis) -> int:
                 reach = (output[axis] - 1) * self.stride[axis] + last * self.dilation[axis]
                 return reach - int(self.padding[axis]) + 1 - source[axis]
 
-            while end(last) <= -stride:  # or where another output would appear
+            while end(last) <= -stride:  # a dead tap also stays if the output would grow
                 last += 1
             kernel.append(last - first + 1)
             front.append(pad - first * rate)
@@ -82,25 +82,25 @@ class ConvGeometry:
 
     @property
     def effective(self) -> ConvGeometry:
-        """The same pixels in one way of saying: a kernel of one tap has no dilation."""
+        """The canonical geometry that reads the same pixels: a kernel of one tap has dilation 1."""
         pairs = zip(self.kernel, self.dilation, strict=True)
         return replace(self, dilation=tuple(d if k > 1 else 1 for k, d in pairs))
 
     def differences(self, other: ConvGeometry) -> str:
-        """Say in words where `other` departs from this geometry; empty if nowhere."""
+        """Describe how `other` differs from this geometry; empty if it does not."""
         return _differences(self, other, _COMPARED)
 
 
 @dataclass(frozen=True)
 class ResizeGeometry:
-    """How a resize places the pixels of its output; `mode` is ONNX's."""
+    """How a resize places the pixels of its output; `mode` is a mode of ONNX's Resize."""
 
     mode: str
     align_corners: bool
     antialias: bool = False
 
     def differences(self, other: ResizeGeometry) -> str:
-        """Say in words where `other` departs from this geometry; empty if nowhere."""
+        """Describe how `other` differs from this geometry; empty if it does not."""
         return _differences(self, other, ("mode", "align_corners", "antialias"))
 
 
@@ -113,12 +113,12 @@ def _differences(one: object, other: object, names: tuple[str, ...]) -> str:
 
 
 def module_geometry(conv: nn.Conv2d | nn.ConvTranspose2d) -> ConvGeometry:
-    """What a PyTorch module reads by its own attributes, in ONNX's terms."""
+    """Return the geometry that a PyTorch module's attributes give, in ONNX's conventions."""
     if conv.transposed:
         top, left = (int(side) for side in conv.padding)
         padding: tuple[int | str, ...] = (top, left, top, left)
     elif conv.padding_mode != "zeros" or conv.padding == "valid":
-        padding = (0, 0, 0, 0)  # a Pad node before the convolution does it
+        padding = (0, 0, 0, 0)  # a Pad node before the convolution pads
     elif conv.padding == "same":
         around = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         padding = (*(side // 2 for side in around), *(side - side // 2 for side in around))
@@ -138,7 +138,7 @@ def module_geometry(conv: nn.Conv2d | nn.ConvTranspose2d) -> ConvGeometry:
 def node_geometry(node: onnx.NodeProto, graph: onnx.ModelProto) -> ConvGeometry:
     """Read the geometry of a Conv or ConvTranspose node, with the operator's defaults filled in.
 
-    Where the node leaves the padding to the runtime, its `auto_pad` stands in its place.
+    If the node leaves the padding to the runtime, `padding` holds the `auto_pad` mode instead.
     """
     import onnx
 
@@ -163,7 +163,7 @@ def node_geometry(node: onnx.NodeProto, graph: onnx.ModelProto) -> ConvGeometry:
 
 
 def _kernel_of_weight(weight: str, graph: onnx.ModelProto) -> tuple[int, ...]:
-    # A quantised weight stands behind a DequantizeLinear.
+    # A quantized weight reaches the convolution through a DequantizeLinear.
     sources = {
         node.output[0]: node.input[0]
         for node in graph.graph.node
@@ -174,7 +174,7 @@ def _kernel_of_weight(weight: str, graph: onnx.ModelProto) -> tuple[int, ...]:
 
 
 def resize_geometry(node: onnx.NodeProto) -> ResizeGeometry:
-    """Read the geometry of a Resize node, with the operator's defaults filled in."""
+    """Read the geometry of a Resize node; defaults of the operator are filled in."""
     import onnx
 
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -185,12 +185,13 @@ def resize_geometry(node: onnx.NodeProto) -> ResizeGeometry:
 
 @dataclass(frozen=True)
 class ConvProof:
-    """One convolution that PyTorch executed, beside what a graph made of it.
+    """Comparison of one convolution that PyTorch executed with its node in a graph.
 
-    `module` is the call's label. `found` is None if there is no such node; a 1x1 convolution may
-    have been multiplied into the nodes `folded_into`, which changes no pixel that is read (parity
-    proves the numbers). `live` is what `expected` is at a static size without the taps that read
-    padding alone. `problem` says what else is not PyTorch's.
+    `module` is the call's label. `found` is the geometry of the node, or None if the graph has no
+    such node. A 1x1 convolution may have been folded into the nodes `folded_into`, which does not
+    change the pixels that are read (parity proves the values). `live` is `expected` without the
+    taps that read only padding at a static size. `problem` describes any other difference from
+    PyTorch.
     """
 
     module: str
@@ -213,10 +214,10 @@ class ConvProof:
         allowed = [one.effective for one in (self.expected, self.live) if one is not None]
         return self.found.effective in allowed
 
-    def complaint(self) -> str:
-        """One clause that names the module and what became of it."""
+    def failure(self) -> str:
+        """Return one clause that names the module and the difference."""
         if self.folded_into and not self.problem:
-            return f"convolution {self.module} is no 1x1 convolution, yet it was folded away"
+            return f"convolution {self.module} was folded away, but is not a 1x1 convolution"
         if self.found is None:
             return f"convolution {self.module} has no node in the graph"
         differences = self.expected.differences(self.found)

@@ -1,7 +1,7 @@
-"""Weights in a file beside the graph, for models beyond the 2 GiB that protobuf can hold.
+"""Weights in a file beside the graph, for models beyond the 2 GiB limit of protobuf.
 
-The file's name holds a hash of its content, so that a new version never writes into the weights
-that the old graph still points at: whenever a write is cut off, one whole model is there.
+The file's name contains a hash of its content. A new version therefore never overwrites weights
+that the old graph references, and an interrupted write always leaves one complete model.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from segdeploy.files import write_atomically
 if TYPE_CHECKING:
     import onnx
 
-LIMIT = 2**31 - 2**24  # protobuf's own, and room for the nodes
+LIMIT = 2**31 - 2**24  # protobuf's limit, less room for the nodes
 _SMALL = 1024  # bytes; shapes and scales stay in the graph
-_ALIGNED = 4096  # so that runtimes can map the weights
+_ALIGNED = 4096  # bytes, so that runtimes can memory-map the weights
 
 
 def is_too_large(model: onnx.ModelProto) -> bool:
-    """Whether a model cannot be one protobuf message."""
+    """Return whether a model is too large for one protobuf message."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    # The message cannot be asked: it finds its size by writing itself.
+    # Estimated from the weights, since protobuf finds a message's size only by serializing it.
     weights = 0
     for tensor in model.graph.initializer:
         try:
             size = tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        except KeyError:  # no type of ONNX's; its checker will say so
+        except KeyError:  # not an ONNX data type; the checker reports it
             continue
         weights += max(0, math.prod(tensor.dims)) * size
     return weights > LIMIT
 
 
 def save_with_external_data(model: onnx.ModelProto, path: Path) -> int:
-    """Write the large weights to `STEM.HASH.weights` beside `path`, then the graph; returns bytes.
+    """Write large weights to `STEM.HASH.weights` beside `path`, then the graph; return the bytes.
 
-    `model` is left as it was. Weights of an older version stay: another graph may point at them.
+    `model` is not modified. Weight files of older versions stay, since another graph may reference
+    them.
     """
     import onnx
 

@@ -1,13 +1,13 @@
-"""The convolutions of a graph: geometry, precision and work."""
+"""The convolutions of a graph: geometry, precision and multiply-accumulates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segdeploy.calibration.multiply_accumulates import multiply_accumulates
 from segdeploy.contract import Contract
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A convolution: its module, geometry, the precision that it computes in, and its work.
+    """A convolution: its module, geometry, compute precision and multiply-accumulates.
 
-    `macs` are multiply-accumulates for one image at the contract's size, None where unknown.
+    `macs` are the multiply-accumulates for one image at the contract's size, None if unknown.
     """
 
     module: str
@@ -38,16 +38,16 @@ class LayerInfo:
 def read_layers(
     graph: onnx.ModelProto, contract: Contract | None, path: Path
 ) -> tuple[LayerInfo, ...]:
-    """The convolutions in the order in which they run, at the contract's size.
+    """Return the convolutions in execution order, at the contract's size.
 
     Raises:
-        InputError: if shapes cannot be inferred, or an attribute is of another kind.
+        InputError: if shapes cannot be inferred, or an attribute has the wrong type.
     """
     from segdeploy.calibration.layers import fix_shape
 
     try:
         if contract is not None:
-            graph = fix_shape(graph, (1, *contract.picture_shape))
+            graph = fix_shape(graph, (1, *contract.image_shape))
         return tuple(map(_layer, convolutions(graph)))
     except Exception as error:  # the checker's classes share no base below Exception
         raise InputError(f"{path}: is not sound ONNX ({first_line(error)})") from error
@@ -55,8 +55,10 @@ def read_layers(
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution node: its geometry, the precision that it computes in (`?` where unknown), and
-    the shapes of what it reads, of its weight and of what it gives; () where unknown.
+    """A convolution node with its geometry, compute precision and tensor shapes.
+
+    `precision` is `?` if unknown. `read`, `weight` and `given` are the shapes of the input, the
+    weight and the output, () if unknown.
     """
 
     node: onnx.NodeProto
@@ -68,7 +70,7 @@ class Convolution:
 
 
 def convolutions(graph: onnx.ModelProto) -> Iterator[Convolution]:
-    """The convolutions in the order in which they run; `graph` has its shapes inferred."""
+    """Yield the convolutions in execution order; the shapes of `graph` must be inferred."""
     from segdeploy.calibration.layers import shapes_of
 
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
@@ -103,11 +105,7 @@ def _layer(found: Convolution) -> LayerInfo:
         padding=geometry.padding,
         groups=geometry.groups,
         precision=found.precision,
-        macs=_macs(found.given, found.weight) if found.node.op_type == "Conv" else None,
+        macs=multiply_accumulates(
+            found.read, found.weight, found.given, transposed=geometry.transposed
+        ),
     )
-
-
-def _macs(out: tuple[int, ...], weight: tuple[int, ...]) -> int | None:
-    if not out or not weight or not all(isinstance(side, int) and side > 0 for side in out):
-        return None
-    return prod(out) * prod(weight[1:])

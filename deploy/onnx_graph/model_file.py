@@ -1,4 +1,4 @@
-"""Reading and writing ONNX files, and the contract inside them."""
+"""Read and write ONNX files, and the contract in their metadata."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from segdeploy.errors import InputError
 from segdeploy.files import check_input, write_atomically
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_graph.external_data import LIMIT, is_too_large, save_with_external_data
+from segdeploy.tensor_spec import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -29,17 +30,18 @@ _MOST_LEVELS = 16
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file whole, with the weights that it keeps in files beside it.
+    """Read an ONNX file, including its external weights.
 
     Raises:
-        InputError: if it is missing, damaged or empty, or points at data outside its folder.
+        InputError: if the file is missing, damaged or empty, failed its proof at export, or
+            references data outside its folder.
     """
     import onnx
     from onnx.external_data_helper import load_external_data_for_tensor
 
     model = _parsed(path)
     if not model.graph.node:
-        raise InputError(f"{path}: holds no ONNX graph; is it an ONNX file, and complete?")
+        raise InputError(f"{path}: contains no ONNX graph; give a complete ONNX file")
     _check_extent(model, path)
     _check_text(model, path)
     rejected = [e.value for e in model.metadata_props if e.key == REJECTED_KEY]
@@ -59,10 +61,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def external_files(path: Path) -> list[Path]:
-    """The files beside a graph that hold its weights, sorted.
+    """Return the external weight files of a graph, sorted.
 
     Raises:
-        InputError: if the graph cannot be read, or points outside its folder.
+        InputError: if the graph cannot be read, or references a file outside its folder.
     """
     locations = {location for _, location in _external_tensors(_parsed(path))}
     for location in locations:
@@ -71,28 +73,31 @@ def external_files(path: Path) -> list[Path]:
 
 
 def _external_tensors(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, str]]:
-    """Each tensor whose values lie in another file, and that file's name."""
+    """Yield each tensor with external data, and the location of its file."""
     from onnx.external_data_helper import uses_external_data
 
     for graph in all_graphs(model.graph):
         attributes = [attribute for node in graph.node for attribute in node.attribute]
         for tensor in (*graph.initializer, *(a.t for a in attributes if a.HasField("t"))):
             if uses_external_data(tensor):
-                told = {entry.key: entry.value for entry in tensor.external_data}
-                yield tensor, told.get("location", "")
+                entries = {entry.key: entry.value for entry in tensor.external_data}
+                yield tensor, entries.get("location", "")
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
-    """The graph in a file, without what lies beside it.
+    """Parse an ONNX file without its external weights.
 
     Raises:
-        InputError: if the file is missing or damaged.
+        InputError: if the file is missing, over 2 GiB or damaged.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     if check_input(path).stat().st_size > LIMIT + _LARGEST_NODES:
-        raise InputError(f"{path}: is over 2 GiB, which no ONNX file is; its weights lie beside it")
+        raise InputError(
+            f"{path}: is over 2 GiB, more than one ONNX file can hold; store its weights as "
+            "external data"
+        )
     try:
         return onnx.load_model(path, load_external_data=False)
     except (DecodeError, ValueError) as error:
@@ -100,17 +105,17 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 
 def _check_extent(model: onnx.ModelProto, path: Path) -> None:
-    """Count nodes and levels without recursion, before anything walks the graph."""
+    """Refuse too many nodes or nested levels; counts without recursion, before any graph walk."""
     waiting, nodes = [(model.graph, 1)], 0
     while waiting:
         graph, level = waiting.pop()
         nodes += len(graph.node)
         if nodes > _MOST_NODES:
-            raise InputError(f"{path}: has more than {_MOST_NODES:,} nodes, as no network has")
+            raise InputError(f"{path}: has more than {_MOST_NODES:,} nodes, beyond any network")
         if level > _MOST_LEVELS:
             raise InputError(
-                f"{path}: nests If, Loop or Scan more than {_MOST_LEVELS} levels deep, as no "
-                "network does"
+                f"{path}: nests If, Loop or Scan more than {_MOST_LEVELS} levels deep, beyond any "
+                "network"
             )
         for node in graph.node:
             for attribute in node.attribute:
@@ -119,7 +124,7 @@ def _check_extent(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_text(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse names that are not UTF-8, which protobuf gives as bytes or refuses when asked."""
+    """Refuse names that are not UTF-8; protobuf returns them as bytes or raises on access."""
     try:
         texts: list[object] = [opset.domain for opset in model.opset_import]
         entries = [*model.metadata_props]
@@ -134,14 +139,16 @@ def _check_text(model: onnx.ModelProto, path: Path) -> None:
                 entries += node.metadata_props
         texts += [text for entry in entries for text in (entry.key, entry.value)]
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: a name in it is no text ({error}); it is damaged") from error
+        raise InputError(
+            f"{path}: a name is not UTF-8 text ({error}); the file is damaged"
+        ) from error
     odd = next((text for text in texts if not isinstance(text, str)), None)
     if odd is not None:
-        raise InputError(f"{path}: a name in it is no text ({odd!r:.60}); it is damaged")
+        raise InputError(f"{path}: a name is not UTF-8 text ({odd!r:.60}); the file is damaged")
 
 
 def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and those inside it: the bodies of If, Loop and Scan."""
+    """Yield a graph and its subgraphs: the bodies of If, Loop and Scan."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -158,7 +165,7 @@ def _check_location(path: Path, location: str) -> None:
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> int:
-    """Write a model atomically, weights beside it if it is over 2 GiB; returns its bytes."""
+    """Write a model atomically, with external weights if it is over 2 GiB; return its bytes."""
     if is_too_large(model):
         return save_with_external_data(model, path)
     data = serialized(model, path)
@@ -167,7 +174,7 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> int:
 
 
 def serialized(model: onnx.ModelProto, path: Path) -> bytes:
-    """The bytes of a model that is to be written to `path`.
+    """Serialize a model that is to be written to `path`.
 
     Raises:
         InputError: if it is larger than the 2 GiB that one ONNX file can hold.
@@ -178,15 +185,15 @@ def serialized(model: onnx.ModelProto, path: Path) -> bytes:
 
 
 def check_size(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse a model for a step whose libraries take one protobuf message.
+    """Refuse a model over 2 GiB, for steps whose libraries take one protobuf message.
 
     Raises:
         InputError: if it is larger than the 2 GiB that a message can hold.
     """
     if is_too_large(model):
         raise InputError(
-            f"{path}: is over 2 GiB, which ONNX's own tools cannot take as a whole here; "
-            "export it, and run it, as it is"
+            f"{path}: is over 2 GiB, which the ONNX tools of this step cannot process; "
+            "export and run the model unchanged"
         )
 
 
@@ -194,7 +201,7 @@ def contract_of(model: onnx.ModelProto, path: Path) -> Contract:
     """Read the contract from `metadata_props`.
 
     Raises:
-        InputError: if there is none or it cannot be read.
+        InputError: if there is no contract, or the contract cannot be read.
     """
     contract = find_contract(model, path)
     if contract is None:
@@ -218,7 +225,7 @@ def find_contract(model: onnx.ModelProto, path: Path) -> Contract | None:
 
 
 def set_contract(model: onnx.ModelProto, contract: Contract) -> None:
-    """Write the contract into `metadata_props`, in place of the one that may be there."""
+    """Write the contract into `metadata_props`, replacing any existing contract."""
     for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
             entry.value = contract.to_json()
@@ -228,15 +235,15 @@ def set_contract(model: onnx.ModelProto, contract: Contract) -> None:
 
 
 def set_rejected(model: onnx.ModelProto, reason: str) -> None:
-    """Mark a graph whose proof failed, so that no step takes it, whatever its file is called."""
+    """Mark a graph whose proof failed, so that every step refuses it, whatever its file name."""
     model.metadata_props.add(key=REJECTED_KEY, value=reason)
 
 
 def check_not_rejected(reason: str | None, path: Path) -> None:
-    """Refuse a graph whose proof failed; `reason` is what its metadata say, if anything.
+    """Refuse a graph whose proof failed; `reason` is the failure in its metadata, None if none.
 
     Raises:
-        InputError: with what did not hold.
+        InputError: if there is a reason; the message contains it.
     """
     if reason is not None:
         raise InputError(
@@ -246,7 +253,7 @@ def check_not_rejected(reason: str | None, path: Path) -> None:
 
 
 def keep_weights_in(model: onnx.ModelProto) -> None:
-    """Old exporters list weights among the inputs, which lets a caller replace them: they stay."""
+    """Remove weights from the graph's inputs, where old exporters list them as replaceable."""
     weights = {tensor.name for tensor in model.graph.initializer}
     images = [value for value in model.graph.input if value.name not in weights]
     del model.graph.input[:]
@@ -254,12 +261,12 @@ def keep_weights_in(model: onnx.ModelProto) -> None:
 
 
 def module_of(node: onnx.NodeProto) -> str | None:
-    """The PyTorch module that a node came from, where its notes say so."""
+    """Return the PyTorch module that a node came from, or None if its metadata name none."""
     return note_of(node, MODULE_KEY)
 
 
 def note_of(node: onnx.NodeProto, key: str) -> str | None:
-    """What a node's `metadata_props` say of `key`."""
+    """Return the value of `key` in a node's `metadata_props`, or None."""
     return next((entry.value for entry in node.metadata_props if entry.key == key), None)
 
 
@@ -267,9 +274,9 @@ _WEIGHT = re.compile(r"(.+)\.weight(?:_\w+)?")
 
 
 def convolution_of(node: onnx.NodeProto) -> str:
-    """The call that a convolution computes; else the module that its weight is named after.
+    """Return the label of a convolution's call, else the module that its weight is named after.
 
-    Of a convolution that took in its BatchNorm, the other notes name the BatchNorm.
+    The module in the metadata comes last: after a BatchNorm was folded in, it names the BatchNorm.
     """
     if call := note_of(node, CALL_KEY):
         return call
@@ -278,16 +285,24 @@ def convolution_of(node: onnx.NodeProto) -> str:
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether the graph holds Q/DQ nodes."""
+    """Return whether the graph contains Q/DQ nodes."""
     return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
 
 
 def precision_of(model: onnx.ModelProto, contract: Contract) -> str:
-    """What the contract says, unless another tool quantised the graph and left it at `fp32`."""
+    """Return the contract's precision, or `int8` if another tool quantized an `fp32` graph."""
     return "int8" if contract.precision == "fp32" and is_quantized(model) else contract.precision
 
 
+def tensor_spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Return the `TensorSpec` of a graph input or output."""
+    import onnx
+
+    dtype = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    return TensorSpec(value.name, tensor_shape(value), dtype)
+
+
 def tensor_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    """Shape of a graph's input or output; a dynamic dimension is its name."""
+    """Return the shape of a graph's input or output, with the names of dynamic dimensions."""
     dims = value.type.tensor_type.shape.dim
     return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims)

@@ -1,1 +1,1 @@
-"""Exact rewrites: the same function, fewer multiply-accumulates."""
+"""Exact graph rewrites that compute the same function with fewer multiply-accumulates."""

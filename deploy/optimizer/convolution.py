@@ -1,4 +1,4 @@
-"""Reading convolutions, and what joins them, in an onnx-ir graph."""
+"""Queries on convolutions, concatenations and resizes of an onnx-ir graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Matrix = NDArray[np.float64]
 
 
 def weights_of(node: ir.Node) -> tuple[Matrix, Matrix | None] | None:
-    """Constant weight `(out, in, kH, kW)` and bias `(out,)` of an ungrouped convolution."""
+    """Return constant weight `(out, in, kH, kW)` and bias `(out,)` of an ungrouped convolution.
+
+    None if the convolution is grouped, or a weight or bias is not a float32 constant.
+    """
     groups = node.attributes.get("group")
     if groups is not None and groups.as_int() != 1:
         return None
@@ -30,7 +33,7 @@ def weights_of(node: ir.Node) -> tuple[Matrix, Matrix | None] | None:
 
 
 def is_pointwise(node: ir.Node) -> bool:
-    """Whether a node is a 1x1 convolution with stride 1 and no padding."""
+    """Return whether a node is a 1x1 convolution with stride 1 and no padding."""
     if node.op_type != "Conv" or (own := weights_of(node)) is None or own[0].shape[2:] != (1, 1):
         return False
     strides, pads = node.attributes.get("strides"), node.attributes.get("pads")
@@ -40,7 +43,7 @@ def is_pointwise(node: ir.Node) -> bool:
 
 
 def joins_channels(node: ir.Node) -> bool:
-    """Whether a node is a Concat of maps whose numbers of channels are all known."""
+    """Return whether a node concatenates channels of feature maps with static channel counts."""
     return (
         node.op_type == "Concat"
         and node.attributes["axis"].as_int() in (1, -3)
@@ -55,7 +58,7 @@ def joins_channels(node: ir.Node) -> bool:
 
 
 def channels_of(value: ir.Value) -> int:
-    """Channels of a map whose number of them is known."""
+    """Return the channel count of a feature map, which must be static."""
     assert value.shape is not None
     width = value.shape[1]
     assert isinstance(width, int)
@@ -63,10 +66,10 @@ def channels_of(value: ir.Value) -> int:
 
 
 def is_average(node: ir.Node) -> bool:
-    """Whether a node is a Resize of a map's rows and columns by weights that sum to one.
+    """Return whether a node is a spatial Resize whose interpolation weights sum to one.
 
-    So are `linear` and `nearest`, unless what lies outside the map has a value of its own
-    (ONNX operator Resize, `tf_crop_and_resize`).
+    This holds for `linear` and `nearest`, unless pixels outside the feature map have a value of
+    their own (ONNX operator Resize, `tf_crop_and_resize`).
     """
     if node.op_type != "Resize" or node.inputs[0] is None or "axes" in node.attributes:
         return False
@@ -77,7 +80,7 @@ def is_average(node: ir.Node) -> bool:
     return (
         source is not None
         and output is not None
-        and node.inputs[0].dtype == ir.DataType.FLOAT  # integers are rounded in between
+        and node.inputs[0].dtype == ir.DataType.FLOAT  # integer results would be rounded
         and source.rank() == output.rank() == 4
         and isinstance(source[1], int)
         and source[1] == output[1]
@@ -90,15 +93,15 @@ def is_average(node: ir.Node) -> bool:
 
 
 def bilinear_alignment(node: ir.Node) -> str | None:
-    """How a bilinear Resize to told sizes aligns pixels: `half_pixel` or `align_corners`.
+    """Return the pixel alignment of a bilinear Resize: `half_pixel` or `align_corners`.
 
-    None for any other node. Factors count where they are the ratio of the sizes: one that is cut
-    off (2.5 times 3 pixels) is not.
+    None for any other node. The Resize must have explicit sizes, or scales that are exactly the
+    ratio of the sizes: 2.5 times 3 pixels would be truncated.
     """
-    told = len(node.inputs) > 3 and node.inputs[3] is not None
+    message = len(node.inputs) > 3 and node.inputs[3] is not None
     if (
         not is_average(node)
-        or not (told or _scales_exactly(node))
+        or not (message or _scales_exactly(node))
         or node.attributes["mode"].as_string() != "linear"
     ):
         return None
@@ -111,7 +114,7 @@ def bilinear_alignment(node: ir.Node) -> str | None:
 
 
 def _scales_exactly(node: ir.Node) -> bool:
-    """Whether the factors of a Resize give its static output without a remainder."""
+    """Return whether the scales of a Resize give its static output size without truncation."""
     factors = node.inputs[2] if len(node.inputs) > 2 else None
     source, output = node.inputs[0], node.outputs[0]
     before, after = pixels_of(source), pixels_of(output)
@@ -122,7 +125,7 @@ def _scales_exactly(node: ir.Node) -> bool:
 
 
 def enlarges_one_pixel(node: ir.Node) -> bool:
-    """Whether a node is a Resize of a 1x1 map: a broadcast."""
+    """Return whether a node is a Resize of a 1x1 feature map, which is a broadcast."""
     if not is_average(node):
         return False
     source = node.inputs[0]
@@ -132,7 +135,7 @@ def enlarges_one_pixel(node: ir.Node) -> bool:
 
 
 def pixels_of(value: ir.Value | None) -> tuple[int, int] | None:
-    """Height and width of a map `(N, C, H, W)`, where both are known."""
+    """Return height and width of a feature map `(N, C, H, W)`, or None if either is dynamic."""
     if value is None or value.shape is None or value.shape.rank() != 4:
         return None
     height, width = value.shape[2], value.shape[3]
@@ -140,7 +143,7 @@ def pixels_of(value: ir.Value | None) -> tuple[int, int] | None:
 
 
 def module_of(node: ir.Node) -> str:
-    """The call that a convolution computes; else the module that its weight is named after."""
+    """Return the label of a convolution's call, else the module that its weight is named after."""
     if call := node.metadata_props.get(CALL_KEY):
         return call
     weight = node.inputs[1]

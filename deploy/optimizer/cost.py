@@ -1,4 +1,4 @@
-"""Counting multiply-accumulates and parameters of a graph."""
+"""Cost of a graph: multiply-accumulates, parameters and nodes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from segdeploy.calibration.multiply_accumulates import multiply_accumulates
+
 
 @dataclass(frozen=True)
 class Cost:
-    """`macs` counts the convolutions' multiply-accumulates; None where a shape is dynamic."""
+    """`macs` are the multiply-accumulates of the convolutions, None where a shape is dynamic."""
 
     macs: int | None
     parameters: int
@@ -18,13 +20,11 @@ class Cost:
 
 
 def cost_of(model: ir.Model) -> Cost:
-    """Count what one run of the graph costs; a convolution's bias and zero padding are not free
-    of memory but of multiply-accumulates, and are not counted.
-    """
+    """Count the cost of one run of the graph."""
     macs: int | None = 0
     for node in model.graph:
-        if node.op_type == "Conv" and macs is not None:
-            here = _convolution_macs(node)
+        if node.op_type in ("Conv", "ConvTranspose") and macs is not None:
+            here = _macs(node)
             macs = None if here is None else macs + here
     parameters = sum(
         math.prod(value.shape.numpy())
@@ -34,13 +34,13 @@ def cost_of(model: ir.Model) -> Cost:
     return Cost(macs, parameters, len(model.graph))
 
 
-def _convolution_macs(node: ir.Node) -> int | None:
-    output, weight = node.outputs[0].shape, node.inputs[1]
-    if output is None or output.has_unknown_dim() or weight is None or weight.shape is None:
-        return None
-    if not output.is_static():
-        return None
-    # A weight is (out, in / groups, kH, kW): its size over `out` is the work of one output value.
-    out_channels, *per_value = weight.shape.numpy()
-    batch, _, *spatial = output.numpy()
-    return int(batch * math.prod(spatial) * out_channels * math.prod(per_value))
+def _macs(node: ir.Node) -> int | None:
+    shapes = [_static(value) for value in (node.inputs[0], node.inputs[1], node.outputs[0])]
+    return multiply_accumulates(*shapes, transposed=node.op_type == "ConvTranspose")
+
+
+def _static(value: ir.Value | None) -> tuple[int, ...]:
+    """The shape, or () where it is unknown or dynamic."""
+    if value is None or value.shape is None or not value.shape.is_static():
+        return ()
+    return tuple(value.shape.numpy())

@@ -1,4 +1,4 @@
-"""Changing an onnx-ir graph: free names, new constants, and the removal of what nothing reads."""
+"""Editing of an onnx-ir graph: unique names, new constants, and removal of unused nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class Names:
-    """Names of nodes and values that are still free in a graph."""
+    """Allocator of unused node and value names in a graph."""
 
     def __init__(self, graph: ir.Graph):
         self._taken = {value.name for value in graph.inputs} | set(graph.initializers)
@@ -20,7 +20,7 @@ class Names:
             self._taken |= {value.name for value in node.outputs}
 
     def new(self, wanted: str) -> str:
-        """`wanted`, or with the first number that makes it unique."""
+        """Return `wanted`, with the first number that makes it unique if the name is taken."""
         name, number = wanted, 1
         while name in self._taken:
             name, number = f"{wanted}{number}", number + 1
@@ -29,12 +29,12 @@ class Names:
 
 
 def add_constant(graph: ir.Graph, name: str, values: NDArray[np.float64]) -> ir.Value:
-    """Add a float32 constant, or find the equal one that another fold of the module added."""
+    """Add a float32 constant, or return the equal constant that an earlier fold added."""
     return _constant(graph, name, values.astype(np.float32))
 
 
 def add_integers(graph: ir.Graph, name: str, values: Sequence[int]) -> ir.Value:
-    """Add a constant of int64, such as a shape."""
+    """Add an int64 constant, such as a shape."""
     return _constant(graph, name, np.array(values, np.int64))
 
 
@@ -55,7 +55,7 @@ def _constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
 
 
 def copy_of(node: ir.Node, inputs: Sequence[ir.Value | None], output: ir.Value) -> ir.Node:
-    """The same operation on other values, with the same notes."""
+    """Return a copy of a node with other inputs and another output, and the same metadata."""
     return ir.Node(
         "",
         node.op_type,
@@ -68,7 +68,7 @@ def copy_of(node: ir.Node, inputs: Sequence[ir.Value | None], output: ir.Value) 
 
 
 def replace(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> None:
-    """Put `new` in a node's place: its output's name and readers go to the last one's output."""
+    """Replace a node by `new`; the last new node takes over the output's name and readers."""
     output, final = node.outputs[0], new[-1].outputs[0]
     name = output.name
     graph.insert_before(node, new)
@@ -78,12 +78,12 @@ def replace(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> None:
 
 
 def is_private(value: ir.Value) -> bool:
-    """Whether one node reads a value and nobody else does."""
+    """Return whether a value has exactly one reader and is not a graph output."""
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def remove_dead(graph: ir.Graph) -> None:
-    """Remove the nodes and constants that nothing reads."""
+    """Remove unused nodes and constants."""
     for node in reversed(list(graph)):
         if not any(out.uses() or out.is_graph_output() for out in node.outputs):
             graph.remove(node, safe=True)

@@ -1,4 +1,4 @@
-"""All exact rewrites, in order, with an account of what each saved."""
+"""Apply all exact rewrites in order, and report the cost before and after each pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from segdeploy.optimizer.cost import Cost, cost_of
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 from segdeploy.optimizer.passes.broadcast_resize import broadcast_resizes
 from segdeploy.optimizer.passes.commute_resize import commute_resizes
 from segdeploy.optimizer.passes.delay_resizes import delay_resizes
@@ -26,10 +26,11 @@ from segdeploy.proof.parity import Parity, compare_outputs
 if TYPE_CHECKING:
     import onnx
 
-# Constants first: the other passes look for them. A head is folded before its classifier may be
-# moved away from it, behind a resize that shrinks, and again once one was moved to it. Kernels are
-# cut when no pass needs them whole any more.
-PASSES: tuple[tuple[str, Callable[[ir.Model], Outcome]], ...] = (
+# Constants are folded first, since the other passes look for constants. Linear heads are folded
+# before `commute resizes`, which may move a classifier away from its head (behind a resize that
+# shrinks), and again after it, when a classifier may have moved to its head. Dead taps are removed
+# last, since other passes need whole kernels.
+PASSES: tuple[tuple[str, Callable[[ir.Model], PassResult]], ...] = (
     ("fold constants", fold_constants),
     ("fold pads", fold_pads),
     ("fuse channel affine", fuse_channel_affine),
@@ -43,24 +44,24 @@ PASSES: tuple[tuple[str, Callable[[ir.Model], Outcome]], ...] = (
 )
 
 
-# Compares a rewritten graph: the comparisons, and what does not hold.
+# Compares a rewritten graph; returns the comparisons and the first failure, empty if there is none.
 Check = Callable[["onnx.ModelProto"], tuple[list[Parity], str]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass did, where it declined, and the graph's cost around it."""
+    """The rewrites and skipped candidates of one pass, and the graph's cost before and after it."""
 
     name: str
     rewrites: tuple[str, ...]
-    refusals: tuple[str, ...]
+    skipped: tuple[str, ...]
     before: Cost
     after: Cost
 
 
 @dataclass(frozen=True)
-class Account:
-    """What `optimize` did, pass by pass; `parity` compares the outputs where it was asked for."""
+class RewriteReport:
+    """The steps of `optimize_graph`; `parity` holds the output comparisons if a check was given."""
 
     steps: tuple[Step, ...]
     before: Cost
@@ -69,35 +70,35 @@ class Account:
 
     @property
     def rewrites(self) -> tuple[str, ...]:
-        """A line for each rewrite."""
+        """One line for each rewrite."""
         return tuple(line for step in self.steps for line in step.rewrites)
 
 
 def optimize_graph(
     graph: onnx.ModelProto,
     *,
-    passes: Sequence[tuple[str, Callable[[ir.Model], Outcome]]] | None = None,
+    passes: Sequence[tuple[str, Callable[[ir.Model], PassResult]]] | None = None,
     check: Check | None = None,
-) -> tuple[onnx.ModelProto, Account]:
-    """Rewrite a graph into a cheaper one that computes the same; the argument is left alone.
+) -> tuple[onnx.ModelProto, RewriteReport]:
+    """Rewrite a graph into a cheaper graph that computes the same; `graph` is not modified.
 
-    `passes` are all of ours if None. `check` compares the outputs. A pass that failed, changed an
-    output or raised the multiply-accumulates is undone, and its refusals say so. Where the passes
-    together changed an output, they are run once more with a comparison behind each, which finds
-    the one that did.
+    `passes` are `PASSES` if None. `check` compares the outputs. A pass that raises an exception,
+    changes an output or increases the multiply-accumulates is undone, and its step states the
+    reason in `skipped`. If the passes together change an output, they run once more with a
+    comparison after each pass, to find and undo the pass that changes it.
     """
     passes = PASSES if passes is None else passes
-    rewritten, account = _run(graph, passes, lambda _: ([], ""))
-    if check is None or not account.rewrites:
-        return rewritten, account
+    rewritten, optimization = _run(graph, passes, lambda _: ([], ""))
+    if check is None or not optimization.rewrites:
+        return rewritten, optimization
     parity, problem = check(rewritten)
     if problem:
         return _run(graph, passes, check)
-    return rewritten, replace(account, parity=tuple(parity))
+    return rewritten, replace(optimization, parity=tuple(parity))
 
 
 def against_itself(graph: onnx.ModelProto, inputs: Sequence[NDArray[Any]]) -> Check:
-    """Compare a rewritten graph with what the graph itself gives for each of `inputs`."""
+    """Return a check that compares a rewritten graph with the original graph on `inputs`."""
     references = run_graph(graph, inputs)
 
     def check(rewritten: onnx.ModelProto) -> tuple[list[Parity], str]:
@@ -105,7 +106,7 @@ def against_itself(graph: onnx.ModelProto, inputs: Sequence[NDArray[Any]]) -> Ch
             parity = compare_outputs(inputs, references, rewritten)
         except Exception as error:  # ONNX Runtime's classes share no base below Exception
             return [], f"the rewritten graph cannot be run ({error})"
-        failed = [result.complaint() for result in parity if not result.holds]
+        failed = [result.failure() for result in parity if not result.holds]
         return parity, failed[0] if failed else ""
 
     return check
@@ -113,10 +114,10 @@ def against_itself(graph: onnx.ModelProto, inputs: Sequence[NDArray[Any]]) -> Ch
 
 def _run(
     graph: onnx.ModelProto,
-    passes: Sequence[tuple[str, Callable[[ir.Model], Outcome]]],
+    passes: Sequence[tuple[str, Callable[[ir.Model], PassResult]]],
     check: Check,
-) -> tuple[onnx.ModelProto, Account]:
-    """Every pass in turn, each undone if it fails, costs more, or does not pass `check`."""
+) -> tuple[onnx.ModelProto, RewriteReport]:
+    """Run the passes in order; undo a pass that raises, costs more or does not pass `check`."""
     import onnx
 
     current = onnx.shape_inference.infer_shapes(graph, data_prop=True)
@@ -125,39 +126,39 @@ def _run(
     parity: list[Parity] = []
     for name, rewrite in passes:
         try:
-            candidate, outcome = _applied(rewrite, current)
-        except Exception as error:  # a library's, or ours, on a graph that nobody foresaw
+            candidate, result = _applied(rewrite, current)
+        except Exception as error:  # raised by a library or a pass on an unforeseen graph
             steps.append(Step(name, (), (_undone(f"{type(error).__name__}: {error}"),), now, now))
             continue
-        if not outcome.rewrites:
-            steps.append(Step(name, (), tuple(outcome.refusals), now, now))
+        if not result.rewrites:
+            steps.append(Step(name, (), tuple(result.skipped), now, now))
             continue
         then = _cost(candidate)
         checked, problem = check(candidate)
         if now.macs is not None and then.macs is not None and then.macs > now.macs:
             problem = f"multiply-accumulates rise from {now.macs:,} to {then.macs:,}"
         if problem:
-            steps.append(Step(name, (), (*outcome.refusals, _undone(problem)), now, now))
+            steps.append(Step(name, (), (*result.skipped, _undone(problem)), now, now))
             continue
-        steps.append(Step(name, tuple(outcome.rewrites), tuple(outcome.refusals), now, then))
+        steps.append(Step(name, tuple(result.rewrites), tuple(result.skipped), now, then))
         current, now, parity = candidate, then, checked
-    return current, Account(tuple(steps), before, now, tuple(parity))
+    return current, RewriteReport(tuple(steps), before, now, tuple(parity))
 
 
 def _applied(
-    rewrite: Callable[[ir.Model], Outcome], graph: onnx.ModelProto
-) -> tuple[onnx.ModelProto, Outcome]:
+    rewrite: Callable[[ir.Model], PassResult], graph: onnx.ModelProto
+) -> tuple[onnx.ModelProto, PassResult]:
     import onnx
 
     model = ir.from_proto(_copy(graph))
-    outcome = rewrite(model)
-    if not outcome.rewrites:
-        return graph, outcome
+    result = rewrite(model)
+    if not result.rewrites:
+        return graph, result
     rewritten = ir.to_proto(model)
     if rewrite is fold_constants:
         del rewritten.graph.value_info[:]  # shapes that were unknown are known now
         rewritten = onnx.shape_inference.infer_shapes(rewritten, data_prop=True)
-    return rewritten, outcome
+    return rewritten, result
 
 
 def _cost(graph: onnx.ModelProto) -> Cost:
@@ -165,7 +166,7 @@ def _cost(graph: onnx.ModelProto) -> Cost:
 
 
 def _copy(graph: onnx.ModelProto) -> onnx.ModelProto:
-    # onnx-ir renames tensors in the message that it was given.
+    # onnx-ir renames tensors in the protobuf message that it reads.
     copied = type(graph)()
     copied.CopyFrom(graph)
     return copied

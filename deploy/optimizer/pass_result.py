@@ -1,4 +1,4 @@
-"""What a pass says of itself."""
+"""The result of one rewrite pass."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Outcome:
-    """A line for every rewrite, and for every place that looked alike but was left alone, why."""
+class PassResult:
+    """One line for each rewrite, and one line with the reason for each skipped candidate."""
 
     rewrites: list[str] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)

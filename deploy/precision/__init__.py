@@ -1,1 +1,1 @@
-"""Choosing precision on the user's own frames: ranges, INT8, FP16, an mIoU budget that holds."""
+"""Precision selection on the user's own frames: ranges, INT8, FP16, and an mIoU budget."""

@@ -1,4 +1,4 @@
-"""Ranges of an earlier run, in a small JSON file: reused if graph and frames are the same."""
+"""Cache of calibration ranges in a small JSON file, reused for the same graph and frames."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from segdeploy.models.strict_json import read_json
 if TYPE_CHECKING:
     from segdeploy.calibration.thresholds import Statistics
 
-SCHEMA = 1
+SCHEMA = 2
 _LARGEST = 256 << 20
 
 
 def read_cache(path: Path, graph: str, data: str) -> tuple[dict[str, Statistics], int] | None:
-    """The statistics by tensor, and after how many frames they had settled.
+    """Return the statistics by tensor, and the number of frames after which they had settled.
 
-    None if there is no file, or it was made from another graph or other frames (their SHA-256).
+    None if the file does not exist, or was made from another graph or other frames (compared by
+    SHA-256).
 
     Raises:
-        InputError: if it is no cache of this schema.
+        InputError: if the file is not a cache of this schema.
     """
     from segdeploy.calibration.thresholds import Statistics
 
@@ -52,20 +53,20 @@ def read_cache(path: Path, graph: str, data: str) -> tuple[dict[str, Statistics]
         numbers = [v for one in found.values() for v in (one.largest, *one.thresholds.values())]
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError("a range is not finite")
-        return found, int(values["settled_after"])
+        return found, int(values["stable_after"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not a cache of ranges ({error}); {mend}") from error
 
 
 def write_cache(
-    path: Path, graph: str, data: str, tensors: Mapping[str, Statistics], settled_after: int
+    path: Path, graph: str, data: str, tensors: Mapping[str, Statistics], stable_after: int
 ) -> None:
-    """Write what `read_cache` reads."""
+    """Write a cache for `read_cache`."""
     values = {
         "schema": SCHEMA,
         "graph": graph,
         "data": data,
-        "settled_after": settled_after,
+        "stable_after": stable_after,
         "tensors": {name: asdict(one) for name, one in tensors.items()},
     }
     write_atomically(path, json.dumps(values).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""The FP32 graph with what calibration learnt of it: graphs of any precision are made of it."""
+"""The FP32 graph with its calibration statistics, from which graphs of any precision are made."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from segdeploy.onnx_graph.model_file import module_of
 if TYPE_CHECKING:
     import onnx
 
-    from segdeploy.calibration.fp16_range import Island
+    from segdeploy.calibration.fp16_range import Fallback
     from segdeploy.calibration.half_precision import HalfGraph
-    from segdeploy.calibration.layers import Layer, Sites
-    from segdeploy.calibration.quantize import Flavour
+    from segdeploy.calibration.layers import InsertionPoints, Layer
+    from segdeploy.calibration.quantize import QuantizationScheme
     from segdeploy.calibration.thresholds import Statistics
 
 _MOST_BLOCKS = 20
@@ -23,60 +23,72 @@ _MOST_BLOCKS = 20
 
 @dataclass(frozen=True)
 class Source:
-    """`islands` stay FP32 in a half graph; `half` is the type beside INT8, or None for FP32."""
+    """An FP32 graph with its quantizer insertion points, statistics and FP32 fallbacks.
+
+    `half` is the type of the parts that are not INT8 (`fp16` or `bf16`), or None for FP32.
+    """
 
     model: onnx.ModelProto
-    sites: Sites
+    insertion_points: InsertionPoints
     statistics: Mapping[str, Statistics]
-    islands: tuple[Island, ...]
-    flavour: Flavour
+    fp32_fallbacks: tuple[Fallback, ...]
+    scheme: QuantizationScheme
     half: str | None
 
     def in_int8(
         self, chosen: Collection[str], method: str, *, weights_only: Collection[str] = ()
     ) -> onnx.ModelProto:
-        """The convolutions `chosen` by node name in INT8, everything else in FP32.
+        """Return the graph with the convolutions `chosen` by node name in INT8, the rest in FP32.
 
-        Those of `weights_only` compute in FP32, too, with weights stored as int8.
+        The convolutions in `weights_only` also compute in FP32, but store int8 weights.
         """
         from segdeploy.calibration.quantize import Range, quantize
 
         ranges = {
             name: Range(one.thresholds[method], one.lowest, one.highest)
-            for name in self.sites.activations(chosen, results=self.flavour.results)
+            for name in self.insertion_points.activations(chosen, results=self.scheme.results)
             for one in (self.statistics[name],)
         }
         return quantize(
-            self.model, self.sites, chosen, ranges, self.flavour, weights_only=weights_only
+            self.model,
+            self.insertion_points,
+            chosen,
+            ranges,
+            self.scheme,
+            weights_only=weights_only,
         )
 
     @property
     def in_fp32(self) -> dict[str, str]:
-        """The convolutions that are islands, by node, with why: they cannot be INT8 either.
+        """The reason for each convolution that is an FP32 fallback, by node; it is not INT8 either.
 
-        Their data or weight does not fit FP16, and so no scale that a half graph can hold.
+        Its data or weight does not fit FP16, so its scale does not fit an FP16 graph either.
         """
-        islands = {island.node: island.reason for island in self.islands}
-        return {y.name: islands[y.name] for y in self.sites.layers if y.name in islands}
+        fp32_fallbacks = {fallback.node: fallback.reason for fallback in self.fp32_fallbacks}
+        return {
+            y.name: fp32_fallbacks[y.name]
+            for y in self.insertion_points.layers
+            if y.name in fp32_fallbacks
+        }
 
-    def typed(self, graph: onnx.ModelProto, *, keep_ends: bool = True) -> HalfGraph:
-        """The graph with what is FP32 in it in `half`, but for the islands."""
+    def typed(self, graph: onnx.ModelProto, *, keep_io: bool = True) -> HalfGraph:
+        """Return `graph` with its FP32 parts converted to `half`, except for the FP32 fallbacks."""
         from segdeploy.calibration.half_precision import HalfGraph, to_half
 
         if self.half is None:
             return HalfGraph(graph, (), ())
-        kept = [island.node for island in self.islands]
-        return to_half(graph, precision=self.half, kept=kept, keep_ends=keep_ends)
+        kept = [fallback.node for fallback in self.fp32_fallbacks]
+        return to_half(graph, precision=self.half, kept=kept, keep_io=keep_io)
 
     def odd_channels(self) -> dict[str, str]:
-        """The modules with dead or outlying output channels, and how many they have."""
+        """Return the modules with dead or outlying output channels, and the number of each."""
         from onnx import numpy_helper
 
         from segdeploy.calibration.quantize import odd_channels
 
         weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
         found, modules = {}, self.modules()
-        for layer in self.sites.layers:
+        for layer in self.insertion_points.layers:
             values = numpy_helper.to_array(weights[layer.weight])
             dead, outliers = odd_channels(values)
             if dead or outliers:
@@ -84,19 +96,22 @@ class Source:
         return found
 
     def modules(self) -> dict[str, str]:
-        """The module that each convolution came from, by node name; its own name if unknown.
+        """Return the module of each convolution by node name, or the node name if it is unknown.
 
-        Where a module has several, the node is named, too.
+        If a module has several convolutions, the node name is appended.
         """
-        told = {node.name: module_of(node) for node in self.model.graph.node}
-        names = {layer.name: told[layer.name] or layer.name for layer in self.sites.layers}
+        module_names = {node.name: module_of(node) for node in self.model.graph.node}
+        names = {
+            layer.name: module_names[layer.name] or layer.name
+            for layer in self.insertion_points.layers
+        }
         often = Counter(names.values())  # at several scales, a module has several convolutions
         return {n: m if often[m] == 1 else f"{m} ({n})" for n, m in names.items()}
 
     def blocks(self) -> dict[str, list[Layer]]:
-        """The layers by block: backbone stage, branch of the head, at most 20 of each part.
+        """Return the layers by block, such as a backbone stage or a branch of the head.
 
-        A block is a module's path, cut where the part that it begins with has not too many.
+        A block is a module path, shortened until the top-level part has at most 20 blocks.
         """
         modules = self.modules()
         depths = {}
@@ -109,7 +124,7 @@ class Source:
                 if len({tuple(path[:depth]) for path in paths}) <= _MOST_BLOCKS or depth == 1
             )
         blocks: dict[str, list[Layer]] = {}
-        for layer in self.sites.layers:
+        for layer in self.insertion_points.layers:
             path = modules[layer.name].split(".")
             blocks.setdefault(".".join(path[: depths[path[0]]]), []).append(layer)
         return blocks
@@ -120,45 +135,47 @@ def learn(
     shape: Sequence[int],
     frames: Iterator[tuple[str, Any]],
     *,
-    flavour: Flavour,
+    scheme: QuantizationScheme,
     half: str | None,
     method: str | None,
     known: Mapping[str, Statistics] | None,
 ) -> tuple[Source, int]:
-    """Take statistics over `frames`, unless they are `known`; returns when ranges had settled.
+    """Collect statistics over `frames` unless they are `known`; also return when ranges settled.
 
-    `shape` is one input's. `method` is that of INT8 ranges, or None without INT8: only what it and
-    FP16 need is counted.
+    The second value is the number of frames after which the ranges had settled, 0 if they were
+    `known`. `shape` is the shape of one input. `method` is the method of INT8 ranges, or None
+    without INT8. Only the statistics that the method and FP16 need are collected.
 
     Raises:
-        CalibrationInputError: if the graph holds Q/DQ, or no convolution, or a frame gives NaN.
+        CalibrationInputError: if the graph holds Q/DQ or no convolution, or a frame gives NaN or
+            infinity.
     """
     from segdeploy.calibration.errors import CalibrationInputError
-    from segdeploy.calibration.fp16_range import float_tensors, fp16_islands
-    from segdeploy.calibration.layers import fix_shape, read_sites, with_names
-    from segdeploy.calibration.quantize import refuse_quantised
+    from segdeploy.calibration.fp16_range import float_tensors, fp32_fallbacks_of
+    from segdeploy.calibration.layers import fix_shape, read_insertion_points, with_names
+    from segdeploy.calibration.quantize import refuse_quantized
     from segdeploy.calibration.ranges import Settling, check_weights, observe
     from segdeploy.calibration.thresholds import EXTREMES, METHODS, statistics
 
-    refuse_quantised(model)
+    refuse_quantized(model)
     named = with_names(model)
     fixed = fix_shape(named, shape)
-    sites = read_sites(fixed)
-    if not sites.layers:
+    insertion_points = read_insertion_points(fixed)
+    if not insertion_points.layers:
         raise CalibrationInputError(
-            "calibration: the graph has no convolution to quantise; is it a segmentation network?"
+            "calibration: the graph has no convolution to quantize; is it a segmentation network?"
         )
     check_weights(named)
-    quantised = sites.tensors(results=flavour.results) if method else []
-    counted = [] if method in EXTREMES else quantised
+    quantized = insertion_points.tensors(results=scheme.results) if method else []
+    counted = [] if method in EXTREMES else quantized
     methods = METHODS if method == "auto" else {method or ""}
-    # In the graph's order, so that the first tensor that is not finite is the one that is named.
+    # In graph order, so that an error names the first tensor that is not finite.
     floats = float_tensors(fixed)
-    wanted = set(floats if half else ()) | set(quantised)
-    watched = list(dict.fromkeys([*(name for name in floats if name in wanted), *quantised]))
+    wanted = set(floats if half else ()) | set(quantized)
+    watched = list(dict.fromkeys([*(name for name in floats if name in wanted), *quantized]))
     settled = 0
-    if known is None or not _are_known(known, watched, quantised, methods):
-        settling = Settling(quantised)
+    if known is None or not _are_known(known, watched, quantized, methods):
+        settling = Settling(quantized)
         histograms = observe(
             fixed,
             watched,
@@ -168,21 +185,21 @@ def learn(
         )
         known = {name: statistics(one) for name, one in histograms.items()}
         settled = settling.settled_after
-    islands = fp16_islands(fixed, known) if half == "fp16" else []
-    # What an island adds cannot be quantised either.
-    nodes = {island.node for island in islands}
-    sums = tuple(one for one in sites.additions if one.name not in nodes)
-    sites = replace(sites, additions=sums)
-    return Source(named, sites, known, tuple(islands), flavour, half), settled
+    fp32_fallbacks = fp32_fallbacks_of(fixed, known) if half == "fp16" else []
+    # The inputs of an Add that is an FP32 fallback cannot be quantized either.
+    nodes = {fallback.node for fallback in fp32_fallbacks}
+    sums = tuple(one for one in insertion_points.additions if one.name not in nodes)
+    insertion_points = replace(insertion_points, additions=sums)
+    return Source(named, insertion_points, known, tuple(fp32_fallbacks), scheme, half), settled
 
 
 def _are_known(
     known: Mapping[str, Statistics],
     watched: Sequence[str],
-    quantised: Sequence[str],
+    quantized: Sequence[str],
     methods: Collection[str],
 ) -> bool:
-    """Whether a cache holds every tensor, with each of the methods where it is quantised."""
+    """Return whether a cache has every tensor, and every method for each quantized tensor."""
     return set(watched) <= set(known) and all(
-        set(methods) <= set(known[name].thresholds) for name in quantised
+        set(methods) <= set(known[name].thresholds) for name in quantized
     )

@@ -1,4 +1,4 @@
-"""What a graph of lower precision still gets right, executed literally."""
+"""mIoU and agreement of a lower-precision graph under reference Q/DQ execution."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from segdeploy.calibration.difference import mean_label_agreement
 from segdeploy.models.dataset import Frame
 from segdeploy.models.metrics import ConfusionMatrix
 from segdeploy.onnx_graph.model_file import serialized
-from segdeploy.proof.accuracy import share_equal
 from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
 from segdeploy.runtime.predictor import Predictor, load
 
@@ -23,10 +23,10 @@ Labels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """mIoU in percent, of FP32 and of the candidate, over the classes that the masks hold.
+    """mIoU of the FP32 graph and of the candidate, over the classes that the masks hold.
 
-    mIoU is NaN where every pixel is ignored. `agreement` is the share of equal labels, in 0..1;
-    `iou_drop` is the IoU lost by class.
+    All values are in 0..1. mIoU is NaN where every pixel is ignored. `agreement` is the share of
+    equal labels. `iou_drop` is the IoU that each class loses.
     """
 
     frames: int
@@ -37,8 +37,8 @@ class Accuracy:
     iou_drop: dict[str, float | None]
 
 
-class Judge:
-    """FP32 labels of some frames, run once, and their masks."""
+class Evaluator:
+    """Evaluator of candidate graphs against masks and FP32 labels, which are computed once."""
 
     def __init__(self, model: Path, frames: Sequence[Frame]):
         self._model, self._frames = model, frames
@@ -50,35 +50,41 @@ class Judge:
         self._reference = self._counted(self._labels)
 
     def score(self, candidate: onnx.ModelProto) -> Accuracy:
-        """Run a graph with the same contract on every frame, as it is written.
+        """Run a graph with the same contract on every frame by reference execution, and score it.
 
         Raises:
             InputError: if it cannot be run, or gives NaN or infinity.
         """
         return self.accuracy(self.labels(candidate))
 
-    def labels(self, candidate: onnx.ModelProto, *, literal: bool = True) -> list[Labels]:
-        """A graph's labels of every frame, by this CPU's own kernels if not `literal`.
+    def labels(
+        self, candidate: onnx.ModelProto, *, reference_execution: bool = True
+    ) -> list[Labels]:
+        """Return a graph's labels of every frame.
+
+        Without `reference_execution`, the CPU kernels of ONNX Runtime compute the labels.
 
         Raises:
             InputError: if it cannot be run, or gives NaN or infinity.
         """
         content = serialized(candidate, self._model)
-        session = OnnxRuntimeSession(self._model, literal=literal, data=content)
+        session = OnnxRuntimeSession(
+            self._model, reference_execution=reference_execution, data=content
+        )
         with Predictor(session) as predictor:
             return [predictor.predict(frame.read()[0]) for frame in self._frames]
 
     def accuracy(self, labels: Sequence[Labels]) -> Accuracy:
-        """Set labels of every frame beside those of FP32 and the masks."""
+        """Compare labels of every frame with the FP32 labels and the masks."""
         counted = self._counted(labels)
-        drops = 100 * (self._reference.iou() - counted.iou())
+        drops = self._reference.iou() - counted.iou()
         before, after = _miou(self._reference), _miou(counted)
         return Accuracy(
             frames=len(labels),
             reference_miou=before,
             miou=after,
             miou_drop=before - after,
-            agreement=share_equal(self._labels, labels),
+            agreement=mean_label_agreement(self._labels, labels),
             iou_drop={
                 name: None if np.isnan(drop) else float(drop)
                 for name, drop in zip(self.contract.classes, drops, strict=True)
@@ -93,9 +99,9 @@ class Judge:
 
 
 def _miou(counted: ConfusionMatrix) -> float:
-    """In percent, over the classes that the masks hold: the same ones whatever was predicted.
+    """mIoU over the classes that the masks hold: the same ones whatever was predicted.
 
     A stray pixel of another class must not decide a budget; it lowers the IoU of its true class.
     """
     held = counted.counts.sum(1) > 0
-    return 100 * float(np.mean(counted.iou()[held])) if held.any() else math.nan
+    return float(np.mean(counted.iou()[held])) if held.any() else math.nan

@@ -1,1 +1,1 @@
-"""The proofs that two networks are the same, and the measures of how far apart they are."""
+"""Equivalence proofs of networks and graphs, and measures of their numeric difference."""

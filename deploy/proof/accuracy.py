@@ -1,4 +1,4 @@
-"""mIoU of labels against masks, and how many labels of two networks are equal."""
+"""mIoU of predicted labels against masks, and label agreement between two networks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ Labels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """All in 0..1. IoU and Dice are None for a class that neither truth nor prediction holds, and
-    every figure is None where all pixels are ignored.
+    """Segmentation metrics over labeled frames, all in 0..1.
+
+    IoU and Dice are None for a class that neither the masks nor the predictions contain. Every
+    metric is None if all pixels are ignored.
     """
 
     frames: int
@@ -39,9 +41,9 @@ def confusion(
     on_frame: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> ConfusionMatrix:
-    """Compare predictions with the truth on every frame, at the frame's own size.
+    """Return the confusion matrix of the predictions on all frames, at each frame's own size.
 
-    `options` are those of `Predictor.predict`.
+    `options` are passed to `Predictor.predict`.
     """
     matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
     for done, frame in enumerate(frames, 1):
@@ -51,21 +53,22 @@ def confusion(
     return matrix
 
 
-def check_judgeable(frames: Sequence[Frame], what: str) -> None:
-    """Refuse frames that nothing can be judged by: every pixel of every mask is ignored.
+def check_labeled(frames: Sequence[Frame], what: str) -> None:
+    """Refuse frames whose masks have only ignored pixels.
 
     Raises:
-        InputError: beginning with `what`, the promise that these frames are to keep.
+        InputError: if no pixel is labeled; the message begins with `what`, such as an option's
+        name.
     """
     if not any((frame.read_mask() != frame.ignore_index).any() for frame in frames):
         raise InputError(
-            f"{what}: no pixel of {len(frames)} masks counts, all are ignored, so no mIoU can be "
-            "measured; give frames with labels"
+            f"{what}: no pixel of {len(frames)} masks is labeled, all are ignored, so no mIoU can "
+            "be measured; give frames with labels"
         )
 
 
-def summarise(matrix: ConfusionMatrix, classes: tuple[str, ...], frames: int) -> Accuracy:
-    """Turn a confusion matrix into the figures that are reported."""
+def summarize(matrix: ConfusionMatrix, classes: tuple[str, ...], frames: int) -> Accuracy:
+    """Return the reported metrics of a confusion matrix."""
     return Accuracy(
         frames=frames,
         miou=_defined(defined_mean(matrix.iou())),
@@ -84,8 +87,3 @@ def _by_class(classes: tuple[str, ...], values: NDArray[np.float64]) -> dict[str
 def _defined(value: float) -> float | None:
     # JSON has no NaN.
     return None if np.isnan(value) else float(value)
-
-
-def share_equal(some: Sequence[Labels], others: Sequence[Labels]) -> float:
-    """Mean share of equal labels, in 0..1, over frames."""
-    return float(np.mean([np.mean(a == b) for a, b in zip(some, others, strict=True)]))

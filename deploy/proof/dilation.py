@@ -1,4 +1,4 @@
-"""The dilation proof: every convolution of a graph against the one that PyTorch executed."""
+"""Dilation proof: compare every convolution of a graph with the one that PyTorch executed."""
 
 from __future__ import annotations
 
@@ -25,69 +25,71 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TraceProof:
-    """What a raw graph has of the calls that PyTorch executed.
+    """Comparison of a raw graph with the convolution calls that PyTorch executed.
 
-    `calls` are those that reach the output, `left_out` the others. `complaints` name
-    what is in the graph and not in PyTorch: convolutions that did not run, a resize that aligns
-    pixels otherwise, and branches that changed places.
+    `calls` are the calls that are paired with a node of the graph, `left_out` the other calls.
+    `trace_failures` describe differences beyond these pairs: convolutions of the graph that did not
+    run in PyTorch, resizes with another pixel alignment, and concatenations with swapped branches.
     """
 
     calls: tuple[ConvCall, ...]
     convolutions: tuple[ConvProof, ...]
     left_out: tuple[ConvCall, ...]
-    complaints: tuple[str, ...]
+    trace_failures: tuple[str, ...]
 
     @property
     def failures(self) -> list[str]:
-        """A clause for everything that does not hold."""
-        return [p.complaint() for p in self.convolutions if not p.holds] + list(self.complaints)
+        """One clause for each failed check."""
+        return [p.failure() for p in self.convolutions if not p.holds] + list(self.trace_failures)
 
 
 def prove_trace(
     network: nn.Module, run: nn.Module, graph: onnx.ModelProto, image: Tensor
 ) -> TraceProof:
-    """Compare a raw graph with what PyTorch executes for `image` `(N, C, H, W)`, call by call.
+    """Compare a raw graph with the calls that PyTorch executes for `image` `(N, C, H, W)`.
 
     The calls that reach the output and the graph's convolutions must be the same, in the same
-    order: kernel, stride, padding with a constant zero pad in front of it, dilation, groups, output
-    padding, the weight's values, and the convolutions that each one reads. Each node is told its
-    call's label, by which `prove_dilations` knows it again once the graph was rewritten.
+    order. Each pair must agree in kernel, stride, padding (including a preceding constant zero
+    pad), dilation, groups, output padding, weight values and source convolutions. The label of the
+    call is written into the node's metadata. `prove_dilations` identifies the node by this label
+    after rewrites.
 
-    `network` is what modules are named after; `run` is called: the network, or what wraps it.
+    Module names are relative to `network`. `run` is the module that is called: the network or its
+    wrapper.
     """
     recording = record(network, run, image)
     found = node_calls(graph, image.numpy())
     calls = recording.live
     pairs, missing, surplus = _paired(calls, found.convolutions)
     if missing and not reaches_output(network, run, image, {call.label for call in missing}):
-        missing = []  # the exporter knew better that nothing reads it
+        missing = []  # the exporter removed calls that the output does not depend on
     labels = {node.name: call.label for call, node in pairs}
     for call, node in pairs:
         node.node.metadata_props.add(key=CALL_KEY, value=call.label)
     wired = recording.joins is not None and found.joins is not None
     proofs = [_prove(call, node, labels if wired else None) for call, node in pairs]
     proofs += [ConvProof(call.label, None, call.geometry, None) for call in missing]
-    complaints = [
+    failures = [
         f"convolution node {node.name} of the graph did not run in PyTorch" for node in surplus
     ]
     if wired and not missing and not surplus:
-        complaints += _exchanged(recording, found, labels)
-        complaints += _resized_otherwise(recording, found, labels)
+        failures += _exchanged(recording, found, labels)
+        failures += _resized_otherwise(recording, found, labels)
     kept = {call.label for call, _ in pairs}
     return TraceProof(
         calls=tuple(call for call, _ in pairs),
         convolutions=tuple(proofs),
         left_out=tuple(c for c in recording.convolutions if c.label not in kept),
-        complaints=tuple(complaints),
+        trace_failures=tuple(failures),
     )
 
 
 def _paired(
     calls: Sequence[ConvCall], nodes: Sequence[NodeCall]
 ) -> tuple[list[tuple[ConvCall, NodeCall]], list[ConvCall], list[NodeCall]]:
-    """Calls and nodes in order; where one side has more, what lacks a partner.
+    """Pair calls with nodes in order; return the pairs, the unpaired calls and the unpaired nodes.
 
-    A node inside a branch (of If) may be one that this image does not take.
+    Unpaired nodes inside a branch (If) are not returned, since this image may not take the branch.
     """
     if len(calls) == len(nodes):
         return list(zip(calls, nodes, strict=True)), [], []
@@ -112,7 +114,7 @@ def _values(call: ConvCall) -> NDArray[np.float32]:
 
 
 def _kinds(weights: Sequence[NDArray[np.float32] | None]) -> list[int]:
-    """A number a weight; weights of the same values have the same one."""
+    """Return one number per weight; weights with equal values have the same number."""
     seen: dict[tuple[int, ...], list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
     kinds = []
     for number, weight in enumerate(weights):
@@ -129,7 +131,7 @@ def _kinds(weights: Sequence[NDArray[np.float32] | None]) -> list[int]:
 
 
 def _same(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
-    """Whether two weights are equal, or differ by the rounding of how they are computed."""
+    """Return whether two weights are equal, up to rounding in the way they are computed."""
     if one.shape != other.shape:
         return False
     largest = float(np.abs(one).max(initial=0))
@@ -152,29 +154,29 @@ def _listed(sources: frozenset[str]) -> str:
 
 
 def _exchanged(recording: Recording, found: GraphCalls, labels: dict[str, str]) -> list[str]:
-    """Concatenations of the graph whose parts stand in another order than PyTorch's."""
+    """Describe the graph's concatenations whose inputs have another order than PyTorch's."""
 
     def whatever_order(parts: Sources) -> frozenset[tuple[frozenset[str], int]]:
         return frozenset(Counter(parts).items())
 
     ran = set(recording.joins or ())
     orders = {whatever_order(parts): parts for parts in ran}
-    complaints = []
+    failures = []
     for name, sources in found.joins or []:
         parts = tuple(frozenset(labels.get(n, n) for n in part) for part in sources)
         expected = orders.get(whatever_order(parts))
         if expected is not None and parts not in ran:
-            complaints.append(
+            failures.append(
                 f"concatenation {name} joins {' | '.join(map(_listed, parts))} instead of "
                 f"{' | '.join(map(_listed, expected))}"
             )
-    return complaints
+    return failures
 
 
 def _resized_otherwise(
     recording: Recording, found: GraphCalls, labels: dict[str, str]
 ) -> list[str]:
-    """Resizes of the graph that place pixels otherwise than those of PyTorch for the same maps."""
+    """Describe the graph's resizes whose geometry differs from PyTorch's for the same sources."""
     ran = defaultdict(list)
     for call in recording.resizes:
         ran[call.sources].append(call)
@@ -191,7 +193,7 @@ def _resized_otherwise(
 
 
 def modules_left_out(trace: TraceProof, network: nn.Module) -> tuple[str, ...]:
-    """The outermost modules whose convolutions all lead to no output, and single calls that do."""
+    """Return the outermost modules, and the single calls, whose convolutions reach no output."""
     from torch import nn
 
     live = {call.module for call in trace.calls}
@@ -217,16 +219,17 @@ def modules_left_out(trace: TraceProof, network: nn.Module) -> tuple[str, ...]:
 def prove_dilations(
     calls: Sequence[ConvCall], graph: onnx.ModelProto, image: Tensor
 ) -> tuple[tuple[ConvProof, ...], tuple[str, ...]]:
-    """Compare a graph that was rewritten with the calls that `prove_trace` found in the raw one.
+    """Compare a rewritten graph with the calls that `prove_trace` paired in the raw graph.
 
-    A node is known by the label that it was told, or that the rewrite which made it took over. What
-    a rewrite folded away is traced to the nodes that took it in. Beside the proofs stand the nodes
-    that belong to no call. `image` is the one that the calls were recorded for.
+    A node is identified by the call label in its metadata, which rewrites copy to the nodes that
+    they create. A convolution that was folded away is traced to the nodes that absorbed it. Also
+    returned are the convolution nodes that belong to no call. `image` is the image that the calls
+    were recorded for.
     """
     static = _has_static_size(graph)
     nodes: dict[str, list[NodeCall]] = defaultdict(list)
     folded: dict[str, list[str]] = defaultdict(list)
-    strangers = []
+    unmatched_convolutions = []
     known = {call.label for call in calls}
     for node in node_calls(graph, image.numpy()).convolutions:
         taken_in = note_of(node.node, FOLDED_KEY)
@@ -236,7 +239,7 @@ def prove_dilations(
         if call_label in known:
             nodes[str(call_label)].append(node)
         elif not (taken_in and node.geometry.is_pointwise):
-            strangers.append(node.name)
+            unmatched_convolutions.append(node.name)
     proofs = []
     for call in calls:
         live = call.live if static else None
@@ -245,7 +248,7 @@ def prove_dilations(
             ConvProof(call.label, node.name, call.geometry, node.geometry, live=live)
             for node in nodes[call.label]
         ] or [ConvProof(call.label, None, call.geometry, None, into)]
-    return tuple(proofs), tuple(strangers)
+    return tuple(proofs), tuple(unmatched_convolutions)
 
 
 def _has_static_size(graph: onnx.ModelProto) -> bool:

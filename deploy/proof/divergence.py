@@ -1,4 +1,4 @@
-"""When parity fails: the first layer whose output differs from PyTorch's."""
+"""Search for the first layer whose output differs from PyTorch's, after a failed parity check."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.calibration.difference import max_abs, value_range
 from segdeploy.contract import FOLDED_KEY
 from segdeploy.onnx_graph.model_file import module_of
 from segdeploy.proof.graph_session import open_graph
@@ -21,21 +22,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _AT_ONCE = 16
-Call = tuple[str, int]  # a module, and how often it ran before
+Call = tuple[str, int]  # a module's name, and the index of the call
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first layer that differs, by how much of its range, and the last one that does not."""
+    """The first layer that differs, its error as a fraction of its range, and the layer before."""
 
     module: str
     node: str
     max_rel: float
     agrees_until: str | None
 
-    def complaint(self) -> str:
-        """One clause that names the layer."""
-        until = f", {self.agrees_until} before it does not" if self.agrees_until else ""
+    def failure(self) -> str:
+        """Return one clause that names the layer."""
+        until = f", {self.agrees_until} before it agrees" if self.agrees_until else ""
         return (
             f"the first layer that differs is {self.module} (node {self.node}), by "
             f"{self.max_rel:.2g} of its range{until}"
@@ -44,10 +45,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class LayerError:
-    """How far one layer's output is from PyTorch's, of its range; `of` layers can be compared.
+    """Largest difference of one layer's output from PyTorch's, as a fraction of the output's range.
 
-    A tensor of another shape is no such output: a rewrite moved the layer. Its error is infinite,
-    and `is_moved` says so.
+    `of` is the number of layers that can be compared. `is_moved` marks a layer that a rewrite
+    moved: the tensor has another shape, and the error is infinite.
     """
 
     module: str
@@ -60,7 +61,7 @@ class LayerError:
 def layer_errors(
     network: nn.Module, run: nn.Module, graph: onnx.ModelProto, images: NDArray[np.float32]
 ) -> Iterator[LayerError]:
-    """The layers' errors in the order in which they run; see `first_divergence`."""
+    """Yield the error of each layer in execution order; see `first_divergence`."""
     calls = _calls(network, run, images)
     nodes = _nodes(graph, Counter(name for name, _ in calls))
     order = [call for call in calls if call in nodes]
@@ -79,12 +80,13 @@ def first_divergence(
     images: NDArray[np.float32],
     limit: float = FP32_LIMIT,
 ) -> tuple[Divergence | None, int]:
-    """Find it on images `(N, C, H, W)`, and how many layers were compared; None if all agree.
+    """Return the first divergence on images `(N, C, H, W)`, or None, and the number of layers.
 
-    Compared are the calls of the modules of `network` without children, from the first to run to
-    the last; `graph` is as it was traced, since rewrites move what a node computes. Bisection would
-    be quicker and wrong: behind one of several parallel branches, the others agree again. `run` is
-    what is called: the network, or what wraps it. `_AT_ONCE` outputs are held at a time.
+    The calls of the leaf modules of `network` are compared in execution order. `graph` is the
+    traced graph, since rewrites change the values that nodes compute. Bisection would be faster but
+    wrong: after an error in one of several parallel branches, the layers of the next branch agree
+    again. `run` is the module that is called: the network or its wrapper. At most `_AT_ONCE`
+    outputs are held at a time.
     """
     before: str | None = None
     count = 0
@@ -97,15 +99,16 @@ def first_divergence(
 
 
 def _nodes(graph: onnx.ModelProto, calls: Mapping[str, int]) -> dict[Call, tuple[str, str]]:
-    """The last node of each call of a module, and the value that it gives.
+    """Return the name of the last node of each module call, and the name of the node's output.
 
-    A module that is called several times has as many equal groups of nodes, in order.
+    The nodes of a module that is called several times form one group per call, equal in size and
+    in call order.
     """
     made: dict[str, list[tuple[str, str]]] = {}
     for node in graph.graph.node:
         module = module_of(node)
         folded = any(entry.key == FOLDED_KEY for entry in node.metadata_props)
-        if module is not None and not folded:  # what took in another layer gives another tensor
+        if module is not None and not folded:  # a node with a folded layer gives another tensor
             made.setdefault(module, []).append((node.name, node.output[0]))
     found = {}
     for module, nodes in made.items():
@@ -118,7 +121,7 @@ def _nodes(graph: onnx.ModelProto, calls: Mapping[str, int]) -> dict[Call, tuple
 
 
 def _calls(network: nn.Module, run: nn.Module, images: NDArray[np.float32]) -> list[Call]:
-    """The calls of modules without children, as they run."""
+    """Return the calls of leaf modules in execution order."""
     calls: list[Call] = []
     _watch(network, run, images, lambda call, output: calls.append(call))
     return calls
@@ -131,9 +134,9 @@ def _differences(
     values: Mapping[Call, str],
     images: NDArray[np.float32],
 ) -> dict[Call, float]:
-    """Largest difference of each call's output, of its range, in the order in which they run.
+    """Return the largest difference of each call's output, as a fraction of the output's range.
 
-    `values` are the graph's, by call.
+    `values` holds the name of the graph's tensor for each call. The result is in execution order.
     """
     session = open_graph(graph, values.values())
     outputs = session.run(list(values.values()), {session.get_inputs()[0].name: images})
@@ -141,7 +144,7 @@ def _differences(
     errors: dict[Call, float] = {}
 
     def compare(call: Call, output: Tensor) -> None:
-        if call in found:  # at once: a ReLU in place may overwrite it
+        if call in found:  # compared now, since an in-place ReLU may overwrite the output
             errors[call] = _difference(output.numpy(), found[call])
 
     _watch(network, run, images, compare)
@@ -149,14 +152,14 @@ def _differences(
 
 
 def _difference(reference: NDArray[np.float32], found: NDArray[Any]) -> float:
-    found = found.astype(np.float32)  # of a half graph
+    found = found.astype(np.float32)  # the graph may be FP16
     if found.shape != reference.shape:
         return math.nan
     if not np.isfinite(found).all():
         return math.inf
-    span = float(np.ptp(reference))
-    # Where values are large beside their range, that range is no measure of their rounding.
-    largest = max(0.0, float(np.abs(found - reference).max()) - rounding_of(reference))
+    span = value_range(reference)
+    # Rounding grows with the magnitude of values, which may be large compared with their range.
+    largest = max(0.0, max_abs(found, reference) - rounding_of(reference))
     return largest / span if span else (0.0 if largest < FP32_LIMIT else float("inf"))
 
 
@@ -166,7 +169,7 @@ def _watch(
     images: NDArray[np.float32],
     note: Callable[[Call, Tensor], None],
 ) -> None:
-    """Run, and note every call of a module without children that gives one float tensor."""
+    """Run the network; pass each leaf-module call that returns one float tensor to `note`."""
     import torch
 
     counts: Counter[str] = Counter()

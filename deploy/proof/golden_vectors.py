@@ -1,13 +1,15 @@
-"""Golden vectors: a few pictures, and what the graph makes of them, stage by stage.
+"""Golden vectors: a few images with the reference results of each inference stage.
 
-They travel beside an engine, so that any host can prove itself: its resize, its arithmetic, its
-device. The file is safetensors, which holds arrays and nothing that runs: for each picture `i`
+The vectors are stored beside an engine. Any host can check its own resize, arithmetic and device
+against them. The file is safetensors, which holds arrays and no executable code. For each image `i`
+it contains:
 
-- `image_i` `(H, W, 3) uint8` RGB, and `labels_i` `(H, W) uint8`, the labels of that size;
+- `image_i` `(H, W, 3) uint8` RGB, and `labels_i` `(H, W) uint8`, the labels at the image's size;
 - `input_i` and `output_i` `(K,) float32`, samples of the network's input and raw output.
 
-Sample `k` of `K` is at the flat index `k * (size - 1) // (K - 1)`. The header's `segdeploy.golden`
-is JSON: schema, the reference file's hash, and each raw output's SHA-256 as float32 bytes.
+Sample `k` of `K` is at the flat index `k * (size - 1) // (K - 1)`. The header's entry `KEY` is
+JSON: the schema, the reference file's name and SHA-256, the SHA-256 of each raw output as float32
+bytes, and the tolerances of a self-test by precision.
 """
 
 from __future__ import annotations
@@ -31,23 +33,24 @@ from segdeploy.models.errors import first_line
 from segdeploy.models.names import escaped
 from segdeploy.models.scenes import draw_scene
 from segdeploy.models.strict_json import parse_json
+from segdeploy.proof.tolerance import Tolerance, described_tolerances, parsed_tolerance
 from segdeploy.runtime.predictor import Predictor
 from segdeploy.runtime.preprocess import preprocess
 
-KEY = "segdeploy.proof.golden_vectors"
-SCHEMA = 1
-PICTURES = 3
+KEY = "segdeploy.golden"
+SCHEMA = 2
+IMAGES = 3
 _SAMPLES = 4096
-_MOST_PICTURES = 64
+_MOST_IMAGES = 64
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class GoldenVector:
-    """One picture and what the reference made of it, as in the file."""
+    """One image with the reference's input samples, output samples and labels, as in the file."""
 
-    image: Picture
+    image: Pixels
     input: NDArray[np.float32]
     output: NDArray[np.float32]
     labels: NDArray[np.uint8]
@@ -55,20 +58,20 @@ class GoldenVector:
 
 
 def golden_path(model: Path) -> Path:
-    """Where the golden vectors of an engine or graph lie: `NAME.engine.golden.safetensors`."""
+    """Return the path of a model's golden vectors: `NAME.engine.golden.safetensors`."""
     return model.with_name(f"{model.name}.golden.safetensors")
 
 
-def golden_pictures(contract: Contract, data: Path | None = None) -> list[Picture]:
-    """Frames of a data set, spread over its last split, or else generated road scenes.
+def golden_images(contract: Contract, data: Path | None = None) -> list[Pixels]:
+    """Return frames spread over split `val` (else the first) of `data`, or generated road scenes.
 
-    One of the scenes has the contract's size, and the others do not, so that resizing counts.
+    One scene has the contract's size. The others have different sizes, so that resizing is covered.
     """
     if data is not None:
         dataset = open_dataset(data)
         frames = dataset.frames("val" if "val" in dataset.splits else next(iter(dataset.splits)))
-        step = max(1, len(frames) // PICTURES)
-        return [frame.read()[0] for frame in frames[::step][:PICTURES]]
+        step = max(1, len(frames) // IMAGES)
+        return [frame.read()[0] for frame in frames[::step][:IMAGES]]
     height, width = contract.size
     sizes = ((height, width), (height + height // 3, width + 1), (max(8, height // 2) + 1, width))
     scenes = (draw_scene(np.random.default_rng(i), size) for i, size in enumerate(sizes))
@@ -76,21 +79,21 @@ def golden_pictures(contract: Contract, data: Path | None = None) -> list[Pictur
 
 
 def sample(values: NDArray[Any]) -> NDArray[np.float32]:
-    """`K` values spread over an array, `(K,) float32`; all if it has no more."""
+    """Return `K` evenly spaced values of an array, `(K,) float32`; all if it has at most `K`."""
     flat = values.reshape(-1)
     count = min(_SAMPLES, flat.size)
     places = np.arange(count, dtype=np.int64) * (flat.size - 1) // max(1, count - 1)
     return flat[places].astype(np.float32)
 
 
-def make_vectors(predictor: Predictor, pictures: Sequence[Picture]) -> list[GoldenVector]:
-    """Run pictures through a network, and keep what each stage gave.
+def make_vectors(predictor: Predictor, images: Sequence[Pixels]) -> list[GoldenVector]:
+    """Run images through a predictor and record the input, output and labels of each.
 
     Raises:
         InputError: if the output holds NaN or infinity.
     """
     made = []
-    for image in pictures:
+    for image in images:
         array = preprocess(image, predictor.contract)
         output = predictor.finite(predictor.session.run(array))
         labels = predictor.labels_of(output[0], (image.shape[0], image.shape[1]))
@@ -100,7 +103,7 @@ def make_vectors(predictor: Predictor, pictures: Sequence[Picture]) -> list[Gold
 
 
 def golden_content(vectors: Sequence[GoldenVector], reference: Path) -> bytes:
-    """The file of golden vectors that `reference` gave."""
+    """Serialize golden vectors that were computed by the file `reference`."""
     from safetensors.numpy import save
 
     arrays = {}
@@ -112,27 +115,38 @@ def golden_content(vectors: Sequence[GoldenVector], reference: Path) -> bytes:
         "reference": reference.name,
         "reference_sha256": sha256_of_file(reference),
         "output_sha256": [vector.output_sha256 for vector in vectors],
+        "tolerances": described_tolerances(),
     }
     content: bytes = save(arrays, {KEY: json.dumps(described)})
     return content
 
 
 def golden_reference(path: Path) -> tuple[str, str]:
-    """The file that golden vectors were made by: its name, and its SHA-256.
+    """Return the name and SHA-256 of the file that golden vectors were computed by.
 
     Raises:
-        InputError: as `read_golden`.
+        InputError: if the file of golden vectors is missing or damaged.
     """
     with _opened(path) as (_, described):
         named = described if isinstance(described, dict) else {}
     return escaped(str(named.get("reference"))), str(named.get("reference_sha256"))
 
 
+def golden_tolerance(path: Path, precision: str, backend: str) -> tuple[float, Tolerance]:
+    """Return the largest input difference and the tolerance that a file of golden vectors states.
+
+    Raises:
+        InputError: if the file is missing or damaged, or states none for this precision.
+    """
+    with _opened(path) as (_, described):
+        return parsed_tolerance(described["tolerances"], precision, backend)
+
+
 def read_golden(path: Path) -> list[GoldenVector]:
     """Read golden vectors.
 
     Raises:
-        InputError: if the file is missing or damaged, or an array has another shape or type.
+        InputError: if the file is missing or damaged, or an array has the wrong shape or dtype.
     """
     with _opened(path) as (file, described):
         names = set(file.keys())
@@ -144,7 +158,7 @@ def read_golden(path: Path) -> list[GoldenVector]:
         ]
     if len(arrays) != len(digests) or not all(map(_fits, arrays)):
         raise InputError(
-            f"{path}: an array is missing, or of another type or shape; build the engine again"
+            f"{path}: an array is missing or has the wrong dtype or shape; build the engine again"
         )
     return [
         GoldenVector(**held, output_sha256=digest)
@@ -162,7 +176,7 @@ _KINDS = {
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The file of golden vectors, open, and what its header states.
+    """Open a file of golden vectors; yield the file and its parsed header entry.
 
     Raises:
         InputError: if the file is missing, or reading from it fails.
@@ -184,7 +198,7 @@ def _digests(described: Any) -> list[str]:
     if not isinstance(described, dict) or described.get("schema") != SCHEMA:
         raise ValueError("no header of this schema")
     digests = described.get("output_sha256")
-    if not isinstance(digests, list) or not 0 < len(digests) <= _MOST_PICTURES:
+    if not isinstance(digests, list) or not 0 < len(digests) <= _MOST_IMAGES:
         raise ValueError("no hashes of outputs")
     return [str(digest) for digest in digests]
 

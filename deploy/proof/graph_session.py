@@ -1,4 +1,4 @@
-"""Running a graph in memory, while it is being proven."""
+"""ONNX Runtime sessions of graphs in memory, for the proofs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ Outputs = list[NDArray[Any]]
 
 
 def runner(graph: onnx.ModelProto) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """What runs a graph of one input and gives its first output.
+    """Return a function that runs a graph of one input and returns the first output.
 
     Raises:
-        CheckFailed: if the runtime refuses the graph, or, by the function, cannot run it; with the
-            node, its module and the input's shape.
+        CheckFailed: if the runtime refuses the graph. The returned function raises it, too, if the
+            runtime cannot run the graph. The message names the node, its module and, for a run, the
+            input's shape.
     """
     with _failing(graph):
         session = open_graph(graph)
@@ -47,10 +48,10 @@ def runner(graph: onnx.ModelProto) -> Callable[[NDArray[Any]], NDArray[Any]]:
 def run_values(
     graph: onnx.ModelProto, names: Sequence[str], images: NDArray[np.float32]
 ) -> Outputs:
-    """Values from inside a graph, by name, for one input.
+    """Return the values of the tensors `names` inside a graph, for one input.
 
     Raises:
-        CheckFailed: as `runner` does.
+        CheckFailed: if the runtime refuses the graph or cannot run it.
     """
     with _failing(graph, images):
         session = open_graph(graph, names)
@@ -60,7 +61,7 @@ def run_values(
 
 @contextmanager
 def _failing(graph: onnx.ModelProto, images: NDArray[Any] | None = None) -> Iterator[None]:
-    """Whatever a runtime raises while a graph is being proven is a failed check."""
+    """Convert every exception of the runtime to `CheckFailed`."""
     try:
         yield
     except Exception as error:  # ONNX Runtime's classes share no base below Exception
@@ -69,14 +70,16 @@ def _failing(graph: onnx.ModelProto, images: NDArray[Any] | None = None) -> Iter
 
 
 def runtime_error(error: Exception, graph: onnx.ModelProto) -> str:
-    """What ONNX Runtime says, and the node and module that it was about."""
-    said = " ".join(str(error).split())
-    named = next((n for n in graph.graph.node if n.name and re.search(_named(n.name), said)), None)
+    """Return ONNX Runtime's error as one line, with the node and module that it concerns."""
+    message = " ".join(str(error).split())
+    named = next(
+        (n for n in graph.graph.node if n.name and re.search(_named(n.name), message)), None
+    )
     where = ""
     if named is not None:
         module = note_of(named, CALL_KEY) or note_of(named, MODULE_KEY)
         where = f" at node {named.name} ({named.op_type})" + (f" of {module}" if module else "")
-    return f"ONNX Runtime cannot run the graph{where}: {said[:300]}"
+    return f"ONNX Runtime cannot run the graph{where}: {message[:300]}"
 
 
 def _named(node: str) -> str:
@@ -84,20 +87,20 @@ def _named(node: str) -> str:
 
 
 def run_graph(graph: onnx.ModelProto, inputs: Sequence[NDArray[Any]]) -> list[Outputs]:
-    """All outputs of a graph for each input."""
+    """Return all outputs of a graph for each input."""
     session = open_graph(graph)
     name = session.get_inputs()[0].name
     return [session.run(None, {name: given}) for given in inputs]
 
 
 def random_input(graph: onnx.ModelProto, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Noise of a shape, or bytes where the graph takes them."""
+    """Return noise of a shape, or random bytes if the graph's input is uint8."""
     takes_bytes = graph.graph.input[0].type.tensor_type.elem_type == 2  # TensorProto.UINT8
     return random_bytes(shape) if takes_bytes else random_images(shape)
 
 
 def open_graph(graph: onnx.ModelProto, values: Iterable[str] = ()) -> Any:
-    """An ONNX Runtime session on a graph in memory; `values` become outputs, too."""
+    """Open an ONNX Runtime session on a graph in memory; `values` become additional outputs."""
     import onnx
     import onnxruntime as ort
 

@@ -1,4 +1,4 @@
-"""Parity of a graph's ends: from the camera's bytes to probabilities or labels, against PyTorch."""
+"""Parity with PyTorch of a graph that includes preprocessing or postprocessing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from segdeploy.proof.test_inputs import (
     random_bytes,
     random_images,
 )
-from segdeploy.runtime.late_upsampling import labels_of_small_map
+from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
 from segdeploy.runtime.postprocess import softmax
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ def check_ends(
     *,
     has_softmax: bool = False,
 ) -> list[Parity]:
-    """Run the finished graph on what its contract takes, and compare with PyTorch.
+    """Run the finished graph on the inputs of its contract and compare its outputs with PyTorch's.
 
-    It is shown noise of each shape, and the images that break things. Bytes are normalised in
-    float64 for PyTorch, scores turned into labels as our runtimes do. `has_softmax` says that the
-    network itself gives probabilities.
+    The inputs are noise of each shape and the edge-case images. Image bytes are normalized in
+    float64 for PyTorch. Low-resolution logits are turned into labels as segdeploy's runtimes do.
+    `has_softmax` states that the network itself outputs probabilities.
 
     Raises:
         CheckFailed: if ONNX Runtime cannot run the graph.
@@ -82,7 +82,7 @@ def _compared(
 def _inputs(
     contract: Contract, shapes: Iterable[Shape]
 ) -> Iterable[tuple[str, NDArray[Any], NDArray[np.float32]]]:
-    """Names, what the graph takes, and the same images as PyTorch takes them."""
+    """Yield the name of each input, the graph's input array, and the same images for PyTorch."""
     if contract.layout != "NHWC":
         for shape in shapes:
             images = random_images(shape)
@@ -90,7 +90,7 @@ def _inputs(
         for name, image in breaking_inputs(contract).items():
             yield name, image, image
         return
-    order = slice(None, None, -1) if contract.colour == "BGR" else slice(None)
+    order = slice(None, None, -1) if contract.color == "BGR" else slice(None)
     for batch, channels, height, width in shapes:
         given = random_bytes((batch, height, width, channels))
         yield NOISE, given, np.concatenate([normalized(i, contract) for i in given[..., order]])
@@ -103,4 +103,6 @@ def _labels(output: NDArray[Any], contract: Contract, size: tuple[int, int]) -> 
     if contract.upsampling is None:
         return output
     aligned = contract.upsampling == "align-corners"
-    return np.stack([labels_of_small_map(one, size, align_corners=aligned) for one in output])
+    return np.stack(
+        [labels_of_low_resolution_logits(one, size, align_corners=aligned) for one in output]
+    )

@@ -1,4 +1,4 @@
-"""Calls of operators, as PyTorch executes them and as a graph holds them."""
+"""Operator calls: as executed by PyTorch, and as contained in a graph."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConvCall:
-    """One convolution that ran: what it read, with which weight, and where it stood.
+    """One executed convolution: its module, geometry, weight, sources and spatial sizes.
 
-    `module` is the path of the module that made the call, and `label` the same with a number from
-    the second call on.
-    `geometry` holds the zeros that a constant pad put around the input, as the operator's own
-    padding. `sources` are the labels of the convolutions whose values reach this one without
-    another in between. `source` and `output` are the (H, W) of what it read, before any padding,
-    and of what it gave.
+    `module` is the path of the module that made the call. `label` is the same path, with a number
+    from the second call on. `geometry` counts the zeros of a preceding constant pad as the
+    operator's own padding. `sources` are the labels of the convolutions whose values reach this one
+    with no other convolution in between. `source` is the (H, W) of the input before any padding,
+    and `output` the (H, W) of the output.
     """
 
     label: str
@@ -37,7 +36,7 @@ class ConvCall:
 
     @property
     def live(self) -> ConvGeometry | None:
-        """The geometry without the taps that read padding alone at this size, if another."""
+        """The geometry without the taps that read only padding at this size; None if unchanged."""
         if self.geometry.transposed or len(self.geometry.kernel) != 2:
             return None
         live = self.geometry.without_dead_taps(self.source, self.output)
@@ -46,7 +45,7 @@ class ConvCall:
 
 @dataclass(frozen=True)
 class ResizeCall:
-    """One resize of a map that ran, the module that made the call, and what reaches it."""
+    """One executed resize: the module that made the call, its geometry and its sources."""
 
     label: str
     geometry: ResizeGeometry
@@ -55,11 +54,11 @@ class ResizeCall:
 
 @dataclass
 class Recording:
-    """The calls of one forward pass, in the order in which they ran.
+    """The operator calls of one forward pass, in execution order.
 
-    `joins` says for each concatenation which convolutions reach each of its parts. It is None, and
-    `sources` say nothing, where a value was written into a part of another one: memory is then
-    shared by values of different origin. `reached` are the sources of the output.
+    `joins` lists, for each concatenation, the convolutions that reach each of its inputs. `joins`
+    is None and `sources` are not reliable if a value was written into a part of another tensor: the
+    storage then holds values of different origin. `reached` are the sources of the output.
     """
 
     convolutions: list[ConvCall] = field(default_factory=list)
@@ -69,7 +68,7 @@ class Recording:
 
     @property
     def live(self) -> list[ConvCall]:
-        """The convolutions whose values reach the output, through others or at once."""
+        """The convolutions that reach the output, directly or through other convolutions."""
         calls = {call.label: call for call in self.convolutions}
         found: set[str] = set()
         waiting = set(self.reached)
@@ -83,10 +82,10 @@ class Recording:
 
 @dataclass(frozen=True)
 class NodeCall:
-    """A convolution of a graph: its geometry with the zeros of a Pad in front of it as padding.
+    """A convolution of a graph; its geometry counts the zeros of a preceding Pad as padding.
 
-    `sources` are the names of the convolutions whose values reach it without another in between.
-    `in_branch` says that it stands inside If, Loop or Scan.
+    `sources` are the names of the convolutions whose values reach this one with no other
+    convolution in between. `in_branch` is true for a node inside If, Loop or Scan.
     """
 
     node: onnx.NodeProto
@@ -97,15 +96,15 @@ class NodeCall:
 
     @property
     def name(self) -> str:
-        """The node's name, which is its own."""
+        """The node's unique name."""
         return self.node.name
 
 
 @dataclass(frozen=True)
 class GraphCalls:
-    """Convolutions, concatenations of their values, and resizes, in the order of the nodes.
+    """The convolutions, concatenations and resizes of a graph, in node order.
 
-    `joins` is None where a branch hides what reaches what.
+    `joins` is None if the graph has a branch (If, Loop, Scan), which hides the sources of values.
     """
 
     convolutions: list[NodeCall]

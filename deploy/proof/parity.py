@@ -1,4 +1,4 @@
-"""Numeric parity: the same input through PyTorch and through ONNX Runtime."""
+"""Numeric parity: compare the outputs of PyTorch and ONNX Runtime for the same inputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.calibration.difference import (
+    label_agreement,
+    max_abs,
+    over_range,
+    power,
+    snr_db,
+    value_range,
+)
 from segdeploy.proof.graph_session import Outputs, run_graph, runner
 from segdeploy.proof.test_inputs import Shape, random_images
 
@@ -18,28 +26,29 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-# Two float32 libraries sum in different orders; on these networks they differ by about 1e-6 of the
-# range. A wrong operator differs by 1e-2 and more.
+# Two float32 libraries sum in different orders. On these networks they differ by about 1e-6 of the
+# range. A wrong operator differs by 1e-2 or more.
 FP32_LIMIT = 1e-4
-# Where PyTorch's own rounding is larger, four times that is the limit, up to this one.
+# Where PyTorch's own rounding error is larger, the limit is four times that error, at most this.
 _LARGEST_LIMIT = 1e-2
 NOISE = "noise"
 _UNSTEADY = (
-    "PyTorch itself gives another output for the same image a second time: the network draws "
-    "random numbers or keeps a state (dropout that is not off in eval mode, a counter)"
+    "PyTorch itself gives another output for the same image in a second run: the network draws "
+    "random numbers or keeps a state (dropout that is active in eval mode, a counter)"
 )
-# A label may differ where the reference's two best classes are this near, of their mean distance.
+# Near tie: a label may differ where the reference's margin between the two best classes is below
+# this fraction of the mean margin.
 NEAR_TIE = 1e-2
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Difference from what is named by `against`; `max_rel` is `max_abs` over its range.
+    """Difference of an output from the reference that `against` names.
 
-    `wrong_labels` counts the pixels whose best class differs although the reference is sure of it:
-    one class that is far below all others makes the range large, and would hide them. `problem`
-    says why nothing could be compared: another shape, NaN or infinity. `image` names what was
-    shown.
+    `max_rel` is `max_abs` divided by the reference's range. `wrong_labels` counts the pixels whose
+    best class differs although it clearly leads in the reference. One class far below all others
+    makes the range large, so that `max_rel` alone would hide such pixels. `problem` states why the
+    outputs cannot be compared: another shape, NaN or infinity. `image` names the input image.
     """
 
     shape: tuple[int, ...]
@@ -55,11 +64,11 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is rounding."""
+        """Whether the difference is only rounding."""
         return not self.problem and self.max_rel <= self.limit and self.wrong_labels == 0
 
-    def complaint(self) -> str:
-        """One clause with the numbers."""
+    def failure(self) -> str:
+        """Return one clause with the figures."""
         shape = "x".join(map(str, self.shape))
         where = f"at input {shape}" + ("" if self.image == NOISE else f", {self.image},")
         if self.problem:
@@ -69,17 +78,18 @@ class Parity:
             by = f" by {self.max_rel:.2g} of its range (limit {self.limit:.0e})"
         return (
             f"{where} the output differs from {self.against}{by}: "
-            f"{self.wrong_labels} labels are wrong, near ties apart, and {self.agreement:.2%} "
-            "of all are equal"
+            f"{self.wrong_labels} labels are wrong (near ties excluded), and {self.agreement:.2%} "
+            "of all labels are equal"
         )
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What differences are measured by: the range of scores, and the mean lead of the best class.
+    """Lower bounds for normalizing differences: score range and mean margin of the best class.
 
-    An image without texture has hardly any of either, and rounding would look large beside it: what
-    noise gives is the least that counts. `rounding` is PyTorch's own, as far as it is known.
+    Both are almost zero for an image without texture, where rounding would look large in relation.
+    The values for noise are therefore the minimum. `rounding` is PyTorch's own rounding error, 0 if
+    unknown.
     """
 
     span: float = 0.0
@@ -88,9 +98,9 @@ class Scale:
 
     @classmethod
     def of(cls, reference: NDArray[np.float32]) -> Scale:
-        """The scale of logits `(N, C, H, W)`."""
+        """Return the scale of logits `(N, C, H, W)`."""
         margin = float(_margins(reference).mean()) if reference.shape[1] > 1 else 0.0
-        return cls(float(np.ptp(reference)), margin)
+        return cls(value_range(reference), margin)
 
 
 def compare(
@@ -100,31 +110,28 @@ def compare(
     against: str = "PyTorch",
     scale: Scale | None = None,
 ) -> Parity:
-    """Compare logits `(N, C, H, W)`; an output that is not finite or of another shape is infinite.
+    """Compare logits `(N, C, H, W)`.
 
-    The range is the reference's largest minus its smallest value, or `scale`'s if that is larger.
+    The range is the reference's largest minus its smallest value, or the range of `scale` if that
+    is larger. The difference is infinite if a value is not finite or the shapes differ.
     """
     problem = _problem(reference, output, against, reference.shape)
     if problem:
         return _incomparable(shape, reference, against, problem)
     least = scale or Scale()
-    max_abs = float(np.abs(output - reference).max())
-    span = max(float(np.ptp(reference)), least.span)
-    max_rel = max_abs / span if span else (float("inf") if max_abs else 0.0)
+    largest = max_abs(output, reference)
+    span = max(value_range(reference), least.span)
     different = output.argmax(1) != reference.argmax(1)
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    noise = float(np.square(output - reference, dtype=np.float64).sum())
-    snr = 10 * math.log10(signal / noise) if signal and noise else float("inf")
     rounding = max(4 * least.rounding, rounding_of(reference))
     limit = max(FP32_LIMIT, min(rounding / span, _LARGEST_LIMIT)) if span else FP32_LIMIT
     return Parity(
         shape,
-        max_abs,
-        max_rel,
-        float(1 - different.mean()),
+        largest,
+        over_range(largest, span),
+        label_agreement(output.argmax(1), reference.argmax(1)),
         int(_sure(reference, least)[different].sum()),
         limit=limit,
-        snr_db=snr,
+        snr_db=snr_db(power(reference), power(output - reference)),
         against=against,
     )
 
@@ -132,13 +139,13 @@ def compare(
 def _problem(
     reference: NDArray[Any], output: NDArray[Any], against: str, expected: tuple[int, ...]
 ) -> str:
-    """Why an output, whose shape is to be `expected`, cannot be compared; empty if it can."""
+    """Return why an output of required shape `expected` cannot be compared; empty if it can."""
     if not np.isfinite(reference).all():
-        return f"{against} itself gives NaN or infinity: its labels mean nothing there"
+        return f"{against} itself gives NaN or infinity, so its labels are meaningless"
     if output.shape != expected:
-        return f"the output has shape {output.shape}, and that of {against} {expected}"
+        return f"the output has shape {output.shape}, but that of {against} has shape {expected}"
     if not np.isfinite(output).all():
-        return f"the output is NaN or infinity where that of {against} is not"
+        return f"the output holds NaN or infinity, but that of {against} does not"
     return ""
 
 
@@ -161,14 +168,14 @@ def compare_labels(
 def _incomparable(
     shape: tuple[int, ...], reference: NDArray[np.float32], against: str, problem: str
 ) -> Parity:
-    """As far apart as can be."""
+    """Return the worst possible result, for outputs that cannot be compared."""
     worst = float("inf")
     labels = reference[:, 0].size
     return Parity(shape, worst, worst, 0.0, labels, snr_db=-worst, against=against, problem=problem)
 
 
 def _sure(reference: NDArray[np.float32], least: Scale) -> NDArray[np.bool_]:
-    """Pixels `(N, H, W)` whose best class is clearly ahead of the second."""
+    """Return a mask `(N, H, W)` of the pixels whose best class clearly leads the second."""
     if reference.shape[1] < 2:
         return np.zeros(reference[:, 0].shape, bool)
     margins = _margins(reference)
@@ -179,23 +186,23 @@ def _sure(reference: NDArray[np.float32], least: Scale) -> NDArray[np.bool_]:
 
 
 def rounding_of(reference: NDArray[np.float32]) -> float:
-    """What float32 rounds of values: where these are large beside their range, it shows."""
+    """Return a bound on float32 rounding error, which matters for large values in a small range."""
     return 16 * float(np.finfo(np.float32).eps) * float(np.abs(reference).max(initial=0))
 
 
 def _margins(reference: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far the best class leads the second, `(N, H, W)`."""
+    """Return the margin of the best class over the second, `(N, H, W)`."""
     best = np.partition(reference, -2, axis=1)[:, -2:]
     margins: NDArray[np.float32] = best[:, 1] - best[:, 0]
     return margins
 
 
 def reference_of(network: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What PyTorch gives for images `(N, C, H, W)`."""
+    """Return PyTorch's output for images `(N, C, H, W)`."""
     import torch
 
     with torch.inference_mode():
-        # A copy, since a network may write into what it is given.
+        # A copy, since a network may modify its input in place.
         logits: NDArray[np.float32] = network(torch.from_numpy(images.copy())).numpy()
     return logits
 
@@ -206,14 +213,14 @@ def check_parity(
     shapes: Iterable[Shape],
     images: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> list[Parity]:
-    """Run noise of each shape and the named `images` through both, and compare.
+    """Compare PyTorch and the graph on noise of each shape and on the named `images`.
 
-    Logits that are not of the input's size fail, whatever PyTorch gives. Of a batch, images are
-    also run alone and in another order, and must give what they gave in their place: builders have
-    been right for one image, and wrong for two (NVIDIA/TensorRT issue 4853).
+    Logits must have the input's size, even if PyTorch gives another size. The images of a batch are
+    also run alone and in another order, and must give the same outputs: builders have been right
+    for one image and wrong for two (NVIDIA/TensorRT issue 4853).
 
     Raises:
-        CheckFailed: if ONNX Runtime cannot run the graph at one of them.
+        CheckFailed: if ONNX Runtime cannot run the graph on one of these inputs.
     """
     run = runner(graph)
     results: list[Parity] = []
@@ -234,9 +241,10 @@ def check_parity(
 
 
 def check_steadiness(network: nn.Module, shape: Shape) -> list[Parity]:
-    """Run the same noise twice through PyTorch: a failure if it gives another output, else none.
+    """Run the same noise twice through PyTorch; return a failure if the outputs differ.
 
-    Threads may sum in another order. Outputs that are not finite are told by `check_parity`.
+    Differences by rounding are allowed, since threads may sum in another order. `check_parity`
+    reports outputs that are not finite.
     """
     noise = random_images(shape)
     reference = reference_of(network, noise)
@@ -258,7 +266,7 @@ def _compared(
 ) -> Parity:
     shape = images.shape
     if reference.shape[2:] != shape[2:]:
-        reference = reference[:, :, :0]  # logits are of the input's size
+        reference = reference[:, :, :0]  # fails the shape check: logits must have the input's size
     result = compare(shape, reference, output, scale=scale)
     if not result.holds and not result.problem:
         rounding = _own_rounding(network, images, reference)
@@ -269,15 +277,15 @@ def _compared(
 def _own_rounding(
     network: nn.Module, images: NDArray[np.float32], reference: NDArray[np.float32]
 ) -> float:
-    """How far PyTorch's float32 is from its float64.
+    """Return the largest difference between PyTorch's float32 and float64 outputs; 0 if unknown.
 
     A deep network that was not trained amplifies rounding, in PyTorch as in any other library.
     """
     try:
         exact = reference_of(copy.deepcopy(network).double(), images.astype(np.float64))
-    except Exception:  # of a network that asks for float32 itself
+    except Exception:  # raised by a network that requires float32
         return 0.0
-    rounding = float(np.abs(exact - reference).max())
+    rounding = max_abs(exact, reference)
     return rounding if math.isfinite(rounding) else 0.0
 
 
@@ -291,16 +299,16 @@ def _check_rows(
     order = np.roll(np.arange(len(images)), 1)
     return [
         compare(images.shape, alone, output[rows], "the same image alone"),
-        compare(images.shape, output[order], run(images[order]), "its place in another order"),
+        compare(images.shape, output[order], run(images[order]), "the batch in another order"),
     ]
 
 
 def compare_outputs(
     inputs: Sequence[NDArray[Any]], references: Sequence[Outputs], graph: onnx.ModelProto
 ) -> list[Parity]:
-    """Run inputs through a graph, and compare every output with what is given.
+    """Run inputs through a graph and compare every output with its reference.
 
-    The graph takes one input. An output is compared as `(N, C, ...)`, whatever it means.
+    The graph has one input. Every output is compared as `(N, C, ...)`, whatever its axes mean.
     """
     return [
         compare(given.shape, _as_map(one), _as_map(other), "the graph as given")

@@ -1,4 +1,4 @@
-"""What a graph computes, in the terms in which PyTorch's calls are recorded."""
+"""Operator calls of an ONNX graph, in the types that PyTorch's recorded calls are compared with."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from segdeploy.proof.operator_calls import GraphCalls, NodeCall
 if TYPE_CHECKING:
     import onnx
 
-# Their output does not hold values of the tensors named here, only of the others.
+# Input indices whose values do not reach the output: only their shape or type is used.
 _SHAPE_ONLY = {"Shape": (0,), "Size": (0,), "CastLike": (1,)}
 _SAME = ("Identity", "Cast")
 _IMAGE_RANK = 4
 
 
 def node_calls(graph: onnx.ModelProto, image: NDArray[np.float32]) -> GraphCalls:
-    """Read the convolutions of a graph, and what reaches them.
+    """Read a graph's convolutions, concatenations and resizes, each with its source convolutions.
 
-    What is computed from shapes, such as the amounts of a Pad, has the value that it has for
-    `image` `(N, C, H, W)`.
+    Values that depend on the input's shape, such as the amounts of a Pad, are computed for `image`
+    `(N, C, H, W)`.
 
     Raises:
-        CheckFailed: if ONNX Runtime cannot compute that.
+        CheckFailed: if ONNX Runtime cannot compute these values.
     """
     import onnx
 
@@ -84,7 +84,7 @@ def _convolution(
     *,
     in_branch: bool = False,
 ) -> NodeCall:
-    """Read a convolution; the zeros `around` its input are padding of its own."""
+    """Read a convolution; the zeros that a Pad puts `around` its input count as its own padding."""
     geometry, weight = node_geometry(node, graph), values.get(node.input[1])
     if not geometry.kernel and weight is not None:
         geometry = replace(geometry, kernel=weight.shape[2:])
@@ -95,12 +95,12 @@ def _convolution(
 
 
 def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes of a graph, and of the graphs inside it."""
+    """Return the nodes of a graph and of its subgraphs (If, Loop, Scan)."""
     return [node for one in all_graphs(graph) for node in one.node]
 
 
 def _values(graph: onnx.ModelProto, image: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-    """Weights and amounts of padding: constants, and what the graph computes for an image."""
+    """Return weights and Pad amounts by name: constants, or the values computed for `image`."""
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
@@ -124,7 +124,7 @@ def _values(graph: onnx.ModelProto, image: NDArray[np.float32]) -> Mapping[str, 
 def _zeros_around(
     node: onnx.NodeProto, values: Mapping[str, NDArray[Any]]
 ) -> tuple[int, ...] | None:
-    """The zeros that a Pad puts around a map (begin..., end...); None for any other padding."""
+    """Return the zeros (begin..., end...) of a spatial zero Pad; None for any other padding."""
     inputs = [values.get(name) if name else None for name in node.input]
     mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
     if mode != b"constant" or len(inputs) < 2 or inputs[1] is None:
@@ -136,7 +136,7 @@ def _zeros_around(
     if len(node.input) > 3 and node.input[3]:
         if inputs[3] is None:
             return None
-        rank = _IMAGE_RANK  # which a Pad that names its axes does not tell
+        rank = _IMAGE_RANK  # the amounts of a Pad with explicit axes do not reveal the rank
         axes = [axis % rank for axis in inputs[3].tolist()]
     begin, end = [0] * rank, [0] * rank
     for place, axis in enumerate(axes):

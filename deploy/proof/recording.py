@@ -1,9 +1,9 @@
-"""What PyTorch executes: the convolutions, resizes and concatenations of one forward pass.
+"""Recording of the convolutions, resizes and concatenations of one PyTorch forward pass.
 
-They are recorded at operator level, by a dispatch mode, so that nothing is asked of a module's
-attributes: a functional call, a module that is called several times, under several names or with
-another dilation each time, and padding that was set after construction are calls like any other.
-Modules are watched for their names alone, which serve messages.
+A dispatch mode records the calls at operator level and relies on no attributes of modules. The
+recording therefore covers functional calls, modules that are called several times, under several
+names or with a different dilation each time, and padding that was set after construction. Module
+hooks only provide the names for messages.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def record(network: nn.Module, run: nn.Module, image: Tensor) -> Recording:
-    """Run `image` `(N, C, H, W)` through `run`, and record what PyTorch executes.
+    """Run `image` `(N, C, H, W)` through `run` and record the operator calls.
 
-    `network` is what modules are named after: the network inside `run`.
+    `network` is the network inside `run`; module names are relative to it.
     """
     mode = _Recorder()
     output = _watched(network, run, image, mode)
@@ -39,10 +39,10 @@ def record(network: nn.Module, run: nn.Module, image: Tensor) -> Recording:
 def reaches_output(
     network: nn.Module, run: nn.Module, image: Tensor, labels: Collection[str]
 ) -> bool:
-    """Whether any of the convolutions `labels` changes what `run` gives.
+    """Return whether the output of `run` depends on any of the convolution calls `labels`.
 
-    Their outputs are replaced by NaN, which no operator of a network absorbs by rounding. What is
-    equal to the bit all the same does not depend on them.
+    The outputs of these calls are replaced by NaN, which no operator of a network absorbs by
+    rounding. If the output of `run` stays bit-identical, it does not depend on the calls.
     """
     plain = _watched(network, run, image, _Recorder())
     poisoned = _watched(network, run, image, _Recorder(poisoned=labels))
@@ -61,7 +61,7 @@ def _watched(network: nn.Module, run: nn.Module, image: Tensor, mode: _Recorder)
     for name, module in network.named_modules():
         hooks.append(module.register_forward_pre_hook(enter(name)))
         hooks.append(module.register_forward_hook(leave))
-    image = image.clone()  # a network may write into what it is given
+    image = image.clone()  # a network may modify its input in place
     mode.start(image)
     try:
         with torch.no_grad(), mode:
@@ -79,17 +79,17 @@ _RESIZES = {
     "upsample_bicubic2d": "cubic",
     "_upsample_bicubic2d_aa": "cubic",
 }
-# They take a tensor for its shape and type alone.
+# Operators that use only the shape and dtype of a tensor, by prefix.
 _SHAPE_ONLY = ("new_", "zeros_like", "ones_like", "full_like", "empty_like", "rand", "normal")
-# They give the value that they are given.
+# Operators whose output has the values of their input.
 _SAME = ("clone", "alias", "detach", "_to_copy", "contiguous")
-# What their first tensor held is gone.
+# Operators that overwrite all values of their first tensor.
 _OVERWRITING = ("copy_", "fill_", "zero_", "lift_fresh")
 
 
 @dataclass(frozen=True)
 class _Padded:
-    """Zeros around a map of size `source`: (begin..., end...), and the tensor that holds both."""
+    """A zero-padded tensor: pads (begin..., end...), size before padding, and its memory view."""
 
     pads: tuple[int, ...]
     source: tuple[int, ...]
@@ -97,7 +97,7 @@ class _Padded:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows values by the memory that holds them: an entry a storage, rewritten when it is."""
+    """Dispatch mode that tracks the sources of values by storage, one entry per storage."""
 
     supports_higher_order_operators = True
 
@@ -111,7 +111,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._pads: dict[int, _Padded] = {}
 
     def start(self, image: Tensor) -> None:
-        """Follow the image, which no operator made."""
+        """Register the input image as a source, since no recorded operator produces it."""
         self._sources[_memory(image)] = frozenset((IMAGE,))
 
     def __torch_dispatch__(
@@ -121,11 +121,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run one operator, and note what it was."""
+        """Run one operator and record it."""
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
             return self._run_branch(func, args, kwargs)
-        # Inside a branch, and in inference mode, composite operators arrive whole.
+        # Inside a branch and in inference mode, composite operators arrive undecomposed.
         with self:
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
@@ -134,20 +134,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = _tensors((args, kwargs))
         memories = {_memory(tensor) for tensor in given}
         sources = self.sources_of(given)
-        # Read before the call, since an operator may write what it reads.
+        # Read before the call, since an operator may overwrite its inputs.
         padded = self._padded(given[0]) if given else None
         result = func(*args, **kwargs)
-        if name.startswith(_SHAPE_ONLY):
-            sources = frozenset()
-        elif name == "cat" and self.recording.joins is not None:
-            self.recording.joins.append(tuple(self.sources_of([part]) for part in args[0]))
-        elif name in _RESIZES:
-            self._note_resize(name, func, args, kwargs, sources)
-        elif name == "convolution":
+        if name == "convolution":
             label = self._note_convolution(args, result, sources, padded)
             sources = frozenset((label,))
             if label in self._poisoned:
                 result = torch.full_like(result, float("nan"))
+        elif name.startswith(_SHAPE_ONLY):
+            sources = frozenset()
+        else:
+            self._note_join_or_resize(name, func, args, kwargs, sources)
         in_place = name.endswith("_")
         writes_part = in_place and _writes_part(given)
         if name.startswith("slice_scatter") or writes_part:
@@ -156,7 +154,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             sources = self.sources_of(given[1:])
         for tensor in _tensors(result):
             memory = _memory(tensor)
-            # It holds a new value, and is no view of another.
+            # The tensor holds new values and is not a view of an input.
             if in_place or name == "lift_fresh" or memory not in memories:
                 self._sources[memory] = sources
                 self._pads.pop(memory, None)
@@ -166,8 +164,21 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._pads[memory] = replace(padded, view=_view(tensor))
         return result
 
+    def _note_join_or_resize(
+        self,
+        name: str,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sources: frozenset[str],
+    ) -> None:
+        if name == "cat" and self.recording.joins is not None:
+            self.recording.joins.append(tuple(self.sources_of([part]) for part in args[0]))
+        elif name in _RESIZES:
+            self._note_resize(name, func, args, kwargs, sources)
+
     def _run_branch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Record the branch of a `torch.cond` that is taken, and not what it is wrapped in."""
+        """Run a higher-order operator; of a `torch.cond`, record only the taken branch."""
         self.recording.joins = None
         if func.__name__ != "cond":
             return func(*args, **kwargs)
@@ -176,12 +187,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return (when_true if condition else when_false)(*operands)
 
     def _padded(self, tensor: Tensor) -> _Padded | None:
-        """The pad that made a tensor, unless the tensor is a part of what it made."""
+        """Return the padding of a tensor; None if the tensor is not the whole result of a pad."""
         padded = self._pads.get(_memory(tensor))
         return padded if padded is not None and padded.view == _view(tensor) else None
 
     def sources_of(self, tensors: Iterable[Tensor]) -> frozenset[str]:
-        """The convolutions whose values reach any of `tensors` without another in between."""
+        """Return the convolutions that reach any of `tensors` with no other one in between."""
         found = (self._sources.get(_memory(tensor), frozenset()) for tensor in tensors)
         return frozenset().union(*found)
 
@@ -197,7 +208,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rank = image.ndim - 2
         if value != 0 or min(amounts) < 0 or any(amounts[2 * rank :]):
             return
-        # PyTorch begins with the last axis.
+        # PyTorch lists the amounts from the last axis to the first.
         amounts = [*amounts, *(0,) * (2 * rank - len(amounts))]
         added = (*amounts[0 : 2 * rank : 2][::-1], *amounts[1 : 2 * rank : 2][::-1])
         pads, size = (inner.pads, inner.source) if inner else ((0,) * 2 * rank, image.shape[2:])
@@ -266,12 +277,12 @@ def _view(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _writes_part(given: list[Tensor]) -> bool:
-    """Whether the first tensor, which an operator in place writes, is a part of its memory."""
+    """Return whether the first tensor, which an in-place operator writes, is part of a storage."""
     return bool(given) and given[0].numel() * given[0].element_size() < (
         given[0].untyped_storage().nbytes()
     )
 
 
 def _each(values: Any, rank: int) -> tuple[int, ...]:
-    """One number an axis; the operator takes one for all."""
+    """Return one number per axis; an operator may have one number for all axes."""
     return tuple(values) * (rank // len(values))

@@ -1,4 +1,4 @@
-"""How much several builds of one graph differ: TensorRT chooses kernels by timing them."""
+"""Differences between repeated builds of one graph; TensorRT selects kernels by timing them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.calibration.difference import mean_label_agreement
 from segdeploy.device import current_gpu
 from segdeploy.engine.manifest import Manifest, manifest_path
 from segdeploy.files import write_atomically
-from segdeploy.proof.accuracy import share_equal
 from segdeploy.runtime.predictor import Predictor
 from segdeploy.runtime.tensorrt_session import TensorRtSession
 
@@ -25,10 +25,12 @@ _RUNS = 50
 
 @dataclass(frozen=True)
 class Variation:
-    """Plans that differ in bytes, and what they compute where a GPU that runs them is at hand.
+    """Differences between several builds of one graph.
 
-    `least_agreement` is the smallest share of labels that any build has in common with the first,
-    0..1; `latency_ms` is each build's median.
+    `builds` is the number of plans, `distinct` the number of different plans, and `bytes` the size
+    of each plan. `least_agreement` is the lowest label agreement of any build with the first one,
+    in 0..1. `latency_ms` is the median latency of each build. The last two are measured only if
+    this host's GPU can run the plans.
     """
 
     builds: int
@@ -41,9 +43,12 @@ class Variation:
 def vary(
     plans: Sequence[bytes],
     manifest: Manifest,
-    pictures: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
 ) -> tuple[int, Variation]:
-    """Compare builds, and choose one: the fastest, or the first where none can be run here."""
+    """Compare builds; return the index of the chosen plan, and the variation.
+
+    The fastest plan is chosen, or the first one if this host cannot run the plans.
+    """
     variation = Variation(
         builds=len(plans),
         distinct=len({sha256(plan).digest() for plan in plans}),
@@ -54,25 +59,25 @@ def vary(
         return 0, variation
     labels, latencies = [], []
     for plan in plans:
-        found, latency = _run(plan, manifest, pictures)
+        found, latency = _run(plan, manifest, images)
         labels.append(found)
         latencies.append(latency)
-    agreements = [share_equal(labels[0], other) for other in labels]
+    agreements = [mean_label_agreement(labels[0], other) for other in labels]
     best = min(range(len(plans)), key=latencies.__getitem__)
     return best, replace(variation, least_agreement=min(agreements), latency_ms=tuple(latencies))
 
 
 def _run(
-    plan: bytes, manifest: Manifest, pictures: Sequence[NDArray[np.uint8]]
+    plan: bytes, manifest: Manifest, images: Sequence[NDArray[np.uint8]]
 ) -> tuple[list[NDArray[np.uint8]], float]:
-    """One build's labels, and its median latency in ms, transfers included."""
+    """Return one build's labels and its median latency in ms, including host-device transfers."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, manifest.engine)
         write_atomically(path, plan)
         own = replace(manifest, sha256=sha256(plan).hexdigest(), bytes=len(plan))
         write_atomically(manifest_path(path), own.to_json().encode())
         with Predictor(TensorRtSession(path)) as predictor:
-            labels = [predictor.predict(picture) for picture in pictures]
+            labels = [predictor.predict(image) for image in images]
             times = []
             for _ in range(_RUNS):
                 started = time.perf_counter()

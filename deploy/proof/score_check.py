@@ -1,4 +1,4 @@
-"""Class scores must be finite, also where a graph hides them behind an ArgMax."""
+"""Check that class scores are finite, even if a graph's output is their ArgMax."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 def check_scores(
     graph: onnx.ModelProto, contract: Contract, source: str, images: Mapping[str, NDArray[np.uint8]]
 ) -> None:
-    """Run named images `(H, W, 3) uint8` RGB, and look at the scores that labels are made of.
+    """Run named images `(H, W, 3) uint8` RGB and check the class scores that labels come from.
 
-    A label says nothing of NaN: ArgMax gives some class. The graph is run as it is written, so that
-    the overflow of FP16 shows on a CPU, too.
+    Labels do not reveal NaN, since ArgMax still returns a class. The graph is run by reference
+    execution, so that an FP16 overflow also shows on a CPU.
 
     Raises:
-        CheckFailed: naming the tensor and the image.
+        CheckFailed: if the scores are not finite; the message names the tensor and the image.
     """
-    from segdeploy.calibration.reference_execution import open_literal, scores_of
+    from segdeploy.calibration.reference_execution import open_reference_execution, scores_of
     from segdeploy.calibration.session import outputs_of
 
     tensor = scores_of(graph)
-    session = open_literal(graph, tensor)
+    session = open_reference_execution(graph, tensor)
     taken = session.get_inputs()[0]
     for name, image in images.items():
         array = preprocess(image, contract)
@@ -40,6 +40,6 @@ def check_scores(
         (scores,) = outputs_of(session, None, array)
         if not np.isfinite(scores).all():
             raise CheckFailed(
-                f"{source}: the scores '{tensor}' hold NaN or infinity for {name}: the labels mean "
-                "nothing there; look for a division by what may be zero, or values beyond FP16"
+                f"{source}: the scores '{tensor}' hold NaN or infinity for {name}, so its labels "
+                "are meaningless; look for a division by zero, or values beyond the FP16 range"
             )

@@ -1,4 +1,4 @@
-"""What a graph is compared on: input shapes, noise, and images that break things."""
+"""Inputs of the parity checks: input shapes, noise, and edge-case images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _PROBED_PIXELS = 1 << 20
 def probe_shapes(
     size: tuple[int, int], bounds: Bounds | None = None, channels: int = 3
 ) -> list[Shape]:
-    """Input shapes to compare at: the traced one and, within `bounds`, others it never saw.
+    """Return the input shapes to compare at: the traced shape and, within `bounds`, untraced ones.
 
-    They are half of it with batch 2, an odd size, batch 3, the largest batch at the smallest size,
-    and, so that code which branches on a large size shows, four times its sides or what of that is
-    within the largest size and a million pixels. All are multiples of the bounds' `multiple`.
+    The untraced shapes are half the size with batch 2, an odd size, batch 3, and the largest batch
+    at the smallest size. A larger shape reveals code that branches on large sizes: four times the
+    height and width, limited to the largest size and a million pixels. All heights and widths are
+    multiples of the bounds' `multiple`.
     """
     height, width = size
     if bounds is None:
@@ -48,22 +49,22 @@ def probe_shapes(
 
 
 def random_images(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Normal noise, another for each image of the batch, so that one that is mixed up shows."""
+    """Return normal noise, different for each image of a batch, so that swapped images show."""
     images: NDArray[np.float32] = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     return images
 
 
 def random_bytes(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Bytes of images, each another."""
+    """Return random image bytes, different for each image of a batch."""
     values: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     return values
 
 
 def breaking_images(size: tuple[int, int]) -> dict[str, NDArray[np.uint8]]:
-    """Images `(H, W, 3) uint8` on which networks and graphs fail that agree on noise, by name.
+    """Return edge-case images `(H, W, 3) uint8` by name; a graph may agree on noise and fail here.
 
-    Without texture a sum, a variance or a norm becomes zero; a hard edge and a saturated channel
-    give the largest values.
+    In an image without texture, a sum, a variance or a norm becomes zero. A hard edge and a
+    saturated channel give the largest values.
     """
     height, width = size
     noise = random_bytes((height, width, 3))
@@ -82,18 +83,18 @@ def breaking_images(size: tuple[int, int]) -> dict[str, NDArray[np.uint8]]:
 
 
 def normalized(image: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
-    """An RGB image `(H, W, 3) uint8` as the network takes it, `(1, 3, H, W) float32`.
+    """Return an RGB image `(H, W, 3) uint8` as network input `(1, 3, H, W) float32`.
 
-    In float64, so that a graph's own arithmetic is compared with better.
+    The normalization is computed in float64, so that it is more exact than the graph's own.
     """
     values = (image / 255 - np.array(contract.mean)) / np.array(contract.std)
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32)
 
 
 def breaking_inputs(contract: Contract) -> dict[str, NDArray[np.float32]]:
-    """`breaking_images` at the contract's size as the network takes them, `(1, 3, H, W) float32`.
+    """Return `breaking_images` at the contract's size as network inputs `(1, 3, H, W) float32`.
 
-    One more has a border of zeros, which is how images are padded once they are normalized.
+    An additional input has a border of zeros, as from padding after normalization.
     """
     inputs = {
         name: normalized(image, contract) for name, image in breaking_images(contract.size).items()

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class Closing:
-    """Calls `close` at the end of a `with` block."""
+    """A context manager that calls `close` at the end of a `with` block."""
 
     def close(self) -> None:
-        """Free what is held."""
+        """Free the held resources."""
 
     def __enter__(self) -> Self:
         return self

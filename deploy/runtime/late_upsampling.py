@@ -1,11 +1,12 @@
-"""Labels of an upsampled map without the upsampled map.
+"""Labels at the image's size from low-resolution logits, without the upsampled logits.
 
-Bilinear values are convex combinations of a cell's four corners. So a class that leads at all four
-corners leads in the whole cell, and only where corners disagree is anything interpolated, and there
-only the classes that reach, at some corner, what another class has at every corner.
+Bilinear values are convex combinations of a cell's four corners. A class that leads at all four
+corners therefore leads in the whole cell. Only cells whose corners disagree are interpolated, and
+only for candidate classes. A class is a candidate if its maximum over the corners reaches the
+largest minimum over the corners of any class.
 
-Equal to `F.interpolate(scores, size, mode="bilinear").argmax(1)`, but where two classes differ by
-less than float32 rounding.
+The labels equal `F.interpolate(scores, size, mode="bilinear").argmax(1)`, except where two classes
+differ by less than float32 rounding.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
 
-def labels_of_small_map(
+def labels_of_low_resolution_logits(
     scores: Floats, size: tuple[int, int], *, align_corners: bool
 ) -> NDArray[np.uint8]:
-    """Best class of each pixel, `(H, W) uint8`, for class scores `(C, h, w) float32`."""
+    """Return the best class of each pixel, `(H, W) uint8`, for scores `(C, h, w) float32`."""
     rows, columns = (_cells(scores.shape[axis + 1], size[axis], align_corners) for axis in (0, 1))
     best = scores.argmax(0).astype(np.uint8)
     top, bottom = best.take(rows.low, 0), best.take(rows.high, 0)
@@ -38,10 +39,10 @@ def labels_of_small_map(
 
 
 class _Cells:
-    """Along one axis: the cells between neighbouring source indices, and each cell's outputs.
+    """The cells between neighboring source indices along one axis, and each cell's output pixels.
 
-    A cell of no width lies before the first index and beyond the last: there, values are clamped.
-    Only cells that hold outputs are kept.
+    Before the first index and beyond the last lies a cell of zero width, where values are clamped.
+    Only cells with output pixels are kept.
     """
 
     def __init__(self, source: int, target: int, align_corners: bool):
@@ -61,12 +62,12 @@ class _Cells:
         self.low: Indices = np.maximum(held, 0)
         self.high: Indices = np.minimum(held + 1, source - 1)
         first = np.cumsum(counts) - counts
-        self.span: Indices = np.stack((first, first + counts), 1)  # outputs from, to
-        # Cells with fewer outputs repeat their last one.
+        self.span: Indices = np.stack((first, first + counts), 1)  # first output, last output + 1
+        # Cells with fewer outputs repeat their last output.
         steps = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
         share = np.clip(place - self.low[self.cell].astype(np.float32), 0, 1)
         share = share[first[:, None] + steps]
-        # The weights of a cell's two sides for its outputs, (cells, 2, outputs).
+        # Interpolation weights of a cell's two sides for each output, (cells, 2, outputs).
         self.weights: Floats = np.stack((1 - share, share), 1)
 
 
@@ -91,7 +92,7 @@ def _settle(
     corners = scores.reshape(len(scores), -1).take(places, 1)  # (C, 4, cells)
     rivals = corners.max(1) >= corners.min(1).max(0)
     counts = rivals.sum(0)
-    order = np.argsort(-counts)  # so that the cells that have a k-th rival are the first ones
+    order = np.argsort(-counts)  # the cells with a k-th rival come first
     counts, corners = counts[order], corners[:, :, order]
     cell_rows, cell_columns = cell_rows[order], cell_columns[order]
     ranked = np.argsort(~rivals[:, order], axis=0, kind="stable").astype(np.uint8)
@@ -101,14 +102,14 @@ def _settle(
     shape = (len(order), down.shape[1], across.shape[2])
     found = np.empty(shape, np.uint8)
     found[:] = ranked[0][:, None, None]
-    best, lead = np.zeros(shape, np.float32), np.empty(shape, np.float32)  # over the first class
+    best, lead = np.zeros(shape, np.float32), np.empty(shape, np.float32)  # over the first rival
     for k in range(1, counts[0]):
         n = int((counts > k).sum())
         ahead = (corners[ranked[k, :n], :, cells[:n]] - first[:n]).reshape(n, 2, 2)
         np.matmul(down[:n], ahead @ across[:n], out=lead[:n])
         change = ranked[k, :n, None, None] - found[:n]
         change *= lead[:n] > best[:n]
-        found[:n] += change  # modulo 256
+        found[:n] += change  # uint8 wraps modulo 256
         np.maximum(best[:n], lead[:n], out=best[:n])
     spans = zip(rows.span[cell_rows].tolist(), columns.span[cell_columns].tolist(), strict=True)
     for block, ((top, bottom), (start, end)) in zip(found, spans, strict=True):

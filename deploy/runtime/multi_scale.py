@@ -1,4 +1,4 @@
-"""Multi-scale inference as a loop over one session that takes any size."""
+"""Multi-scale and flip test-time augmentation as repeated runs of one session."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ Floats = NDArray[np.float32]
 def fused_logits(
     session: Session, image: Floats, scales: Sequence[float], *, flip: bool, fuse: str
 ) -> Floats:
-    """Logits `(C, H, W)` fused over scales of `(1, 3, H, W)`, and mirrored with `flip`.
+    """Return logits `(C, H, W)` of an image `(1, 3, H, W)`, fused over `scales`.
 
-    Equal to `models.multi_scale.MultiScaleInput` up to rounding: bilinear with aligned corners both
-    ways, sizes rounded down to the contract's multiple, `mean` or `max` of a class and pixel.
+    With `flip` the mirrored image of every scale is fused as well. The result equals that of
+    `models.multi_scale.MultiScaleInput` up to rounding. The image and the logits are resized
+    bilinearly with aligned corners. Scaled sizes are rounded down to the contract's multiple.
+    `fuse` is the `mean` or `max` per class and pixel.
 
     Raises:
-        InputError: for a session that cannot take other sizes or gives no logits, scales that are
-            not positive or shrink the image to nothing, or another fusion.
+        InputError: for a session that does not take the scaled sizes or gives no logits, scales
+            that are not positive or shrink the image to nothing, or another `fuse`.
     """
     size = (image.shape[2], image.shape[3])
     check_scales(session, size, scales)
@@ -36,7 +38,7 @@ def fused_logits(
         target = _scaled(size, scale, session.contract.multiple)
         scaled = upsample(image[0], target, align_corners=True)[None]
         logits = session.run(scaled)[0]
-        if flip:  # before the resize, which a maximum does not commute with
+        if flip:  # before the resize: resizing and maximum do not commute
             mirrored = session.run(np.ascontiguousarray(scaled[..., ::-1]))[0][..., ::-1]
             logits = np.maximum(logits, mirrored) if fuse == "max" else logits + mirrored
         maps = upsample(logits, size, align_corners=True)
@@ -51,11 +53,11 @@ def fused_logits(
 
 
 def check_scales(session: Session, size: tuple[int, int], scales: Sequence[float]) -> None:
-    """Refuse a session that cannot be run at these scales of `size` (H, W), without running it.
+    """Refuse a session that cannot run at these scales of `size` (H, W), without a run.
 
     Raises:
-        InputError: if it cannot take other sizes or gives no logits, or for scales that are not
-            positive or shrink the image to nothing.
+        InputError: if the session does not take the scaled sizes or gives no logits, or for scales
+            that are not positive or shrink the image to nothing.
     """
     contract = session.contract
     if contract.layout != "NCHW" or contract.output != "logits" or contract.upsampling:

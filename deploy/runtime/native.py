@@ -1,4 +1,4 @@
-"""Pre- and postprocessing by the C++ library, where it is installed: the same arrays, sooner."""
+"""Preprocessing and postprocessing by the C++ library, if installed: the same arrays, faster."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from segdeploy.errors import InputError
 from segdeploy.packages import versions
 
 LIBRARY_VARIABLE = "SEGDEPLOY_LIBRARY"
-"""Names the C++ library; empty, none is used. Without it, `libsegdeploy.so.0.1` is looked for."""
+"""Environment variable with the path of the C++ library; an empty value disables the library.
+
+Without the variable, `libsegdeploy.so.0.1` is searched for.
+"""
 _DEFAULT = "libsegdeploy.so.0.1"
 _LONGEST_SIDE = (1 << 16) - 1
 
 
 @lru_cache(maxsize=1)
 def native_library() -> ctypes.CDLL | None:
-    """The C++ library of this version, if it is installed.
+    """Return the C++ library of this package's version, or None if it is not installed.
 
     Raises:
-        InputError: if one was named that cannot be used.
+        InputError: if the environment variable names a library that cannot be used.
     """
     named = os.environ.get(LIBRARY_VARIABLE)
     if named == "":
@@ -43,8 +46,8 @@ def native_library() -> ctypes.CDLL | None:
     if version != wanted:
         if named:
             raise InputError(
-                f"{named}: is segdeploy {version}, and this package is {wanted}; build it of the "
-                f"same version, or set {LIBRARY_VARIABLE}="
+                f"{named}: is segdeploy {version}, but this package is {wanted}; build the library "
+                f"of the same version, or run without it: {LIBRARY_VARIABLE}="
             )
         return None
     _declare(library)
@@ -63,10 +66,10 @@ def _declare(library: ctypes.CDLL) -> None:
 
 
 class NativeStages:
-    """What comes before and after a network, by the C++ library. Safe to call from several threads.
+    """Preprocessing and postprocessing by the C++ library. Safe to call from several threads.
 
     Raises:
-        InputError: for a contract that it does not execute.
+        InputError: for a contract that the library does not support.
     """
 
     def __init__(self, library: ctypes.CDLL, contract: Contract):
@@ -75,25 +78,25 @@ class NativeStages:
         self._handles = threading.local()
         self._handle()
 
-    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
-        """The network's input for `(H, W, 3) uint8` RGB, as `preprocess` makes it."""
-        picture = np.ascontiguousarray(picture)
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return the network's input for `(H, W, 3) uint8` RGB, equal to that of `preprocess`."""
+        image = np.ascontiguousarray(image)
         kind = np.uint8 if self._contract.layout == "NHWC" else np.float32
-        made = np.empty((1, *self._contract.picture_shape), kind)
-        height, width = picture.shape[:2]
+        made = np.empty((1, *self._contract.image_shape), kind)
+        height, width = image.shape[:2]
         self._must(
             self._library.segdeploy_prepare(
-                self._handle(), picture.ctypes.data, height, width, made.ctypes.data
+                self._handle(), image.ctypes.data, height, width, made.ctypes.data
             )
         )
         return made
 
-    def takes(self, picture: NDArray[np.uint8]) -> bool:
-        """Whether the library takes a picture of this size, as nearly all are."""
-        return bool(max(picture.shape[:2]) <= _LONGEST_SIDE)
+    def takes(self, image: NDArray[np.uint8]) -> bool:
+        """Return whether the image is within the library's size limit of 65535 pixels a side."""
+        return bool(max(image.shape[:2]) <= _LONGEST_SIDE)
 
     def labels(self, scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Labels `(H, W) uint8` of scores `(C, h, w) float32`."""
+        """Return labels `(H, W) uint8` for scores `(C, h, w) float32`."""
         scores = np.ascontiguousarray(scores, np.float32)
         made = np.empty(size, np.uint8)
         _, height, width = scores.shape
@@ -116,7 +119,7 @@ class NativeStages:
 
 
 class _Handle:
-    """A contract that the library has read; freed with the thread that holds it."""
+    """The library's handle of a contract, freed with the thread that owns the handle."""
 
     def __init__(self, library: ctypes.CDLL, text: bytes):
         self._close = library.segdeploy_contract_close
@@ -129,11 +132,11 @@ class _Handle:
 
 
 def open_stages(contract: Contract) -> NativeStages | None:
-    """The library's stages for a contract; None where it is not installed, or reads it not."""
+    """Return the library's stages; None without the library or for an unsupported contract."""
     library = native_library()
     if library is None:
         return None
     try:
         return NativeStages(library, contract)
-    except InputError:  # of a size that Python alone takes
+    except InputError:  # a size that only the Python implementation takes
         return None

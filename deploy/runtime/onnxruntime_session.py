@@ -1,4 +1,4 @@
-"""ONNX Runtime, the embedded default."""
+"""ONNX Runtime, the default runtime of an ONNX file."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from segdeploy.profiles import profiles_of
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import (
     PROVIDERS,
-    TensorSpec,
     check_output,
     check_tensors,
     check_types,
 )
+from segdeploy.tensor_spec import TensorSpec
 
 _CPU = PROVIDERS["onnxruntime"]
 
 
 class OnnxRuntimeSession(Closing):
-    """An ONNX file under one of ONNX Runtime's providers. Safe to call from several threads.
+    """An ONNX file on one execution provider of ONNX Runtime. Safe to call from several threads.
 
-    `literal` runs the graph as TensorRT computes it: every graph optimisation is off, and half
-    values are rounded, which ONNX Runtime leaves out (`calibration.literal`). `threads` bounds the
-    threads inside an operator (all cores if None). `data` is the file's content where it is not
-    written yet.
+    `reference_execution` runs the graph node by node, as TensorRT computes: every graph
+    optimization is off, and FP16 and BF16 values are rounded, which ONNX Runtime omits
+    (`calibration.reference_execution`). `threads` limits the threads inside an operator (all cores
+    if None). `data` is the content of a file that is not written yet.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        literal: bool = False,
+        reference_execution: bool = False,
         threads: int | None = None,
         data: bytes | None = None,
         backend: str = "onnxruntime",
@@ -55,8 +55,8 @@ class OnnxRuntimeSession(Closing):
             ort.preload_dlls()  # CUDA's libraries, from PyTorch's wheels
         from segdeploy.calibration.session import session_options
 
-        options = session_options(literal=literal, threads=threads)
-        if literal:
+        options = session_options(reference_execution=reference_execution, threads=threads)
+        if reference_execution:
             data = _with_rounding(path, data)
         try:
             self._session = ort.InferenceSession(
@@ -64,7 +64,7 @@ class OnnxRuntimeSession(Closing):
                 options,
                 providers=[provider] if provider == _CPU else [provider, _CPU],
             )
-        except Exception as error:  # the binding's classes share no base below Exception
+        except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
             raise InputError(
                 f"{path}: ONNX Runtime cannot load it ({first_line(error)})"
             ) from error
@@ -72,11 +72,11 @@ class OnnxRuntimeSession(Closing):
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
             metadata = self._session.get_modelmeta().custom_metadata_map
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: a name in it is no text ({error})") from error
-        # A provider that cannot be loaded is left out without an error.
+            raise InputError(f"{path}: a name in the file is not valid text ({error})") from error
+        # ONNX Runtime drops a provider that it cannot load, without an error.
         if self._session.get_providers()[0] != provider:
             raise InputError(
-                f"{backend}: {provider} cannot be loaded here, and ONNX Runtime would go on with "
+                f"{backend}: {provider} cannot be loaded here, and ONNX Runtime would fall back to "
                 "the CPU; `segdeploy doctor` looks for the GPU and its libraries"
             )
         if len(inputs) != 1:
@@ -98,7 +98,9 @@ class OnnxRuntimeSession(Closing):
         self._path = path
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Run once on an array of the input's shape and dtype; half ends take and give float32.
+        """Run once on an array of the input's shape and dtype.
+
+        The array of an FP16 input or output is float32.
 
         Raises:
             InputError: if ONNX Runtime cannot run the graph on it.
@@ -108,7 +110,7 @@ class OnnxRuntimeSession(Closing):
         result: NDArray[Any]
         try:
             (result,) = self._session.run([self.output.name], {self.input.name: array})
-        except Exception as error:  # the binding's classes share no base below Exception
+        except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
             needs_memory = "bad_alloc" in str(error) or "allocate memory" in str(error)
             mend = "; give a smaller --size, or more memory" if needs_memory else ""
             raise InputError(
@@ -119,12 +121,12 @@ class OnnxRuntimeSession(Closing):
         return result.astype(np.float32) if result.dtype == np.float16 else result
 
     def close(self) -> None:
-        """Drop the session and its memory."""
+        """Free the session and its memory."""
         del self._session
 
 
 def _with_rounding(path: Path, data: bytes | None) -> bytes | None:
-    """The graph with what half types round, if it has any; else what was given."""
+    """Return the graph with explicit rounding if it has FP16 or BF16 values, else `data`."""
     import onnx
 
     from segdeploy.calibration.half_precision import is_half, rounded

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.errors import InputError
@@ -13,7 +14,19 @@ from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.packages import require
 from segdeploy.profiles import profiles_of
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.session import TensorSpec, check_output, check_tensors
+from segdeploy.runtime.session import check_output, check_tensors, check_types
+from segdeploy.tensor_spec import TensorSpec
+
+# OpenVINO's names of ONNX's types.
+_DTYPES = {
+    "f32": "float",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "u8": "uint8",
+    "i8": "int8",
+    "i32": "int32",
+    "i64": "int64",
+}
 
 
 class OpenVinoSession(Closing):
@@ -39,15 +52,21 @@ class OpenVinoSession(Closing):
         self.takes_any_size = isinstance(self.input.shape[2], str)
         self.profiles = profiles_of(self.contract)
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
+        check_types(path, self.contract, self.input.dtype, self.output.dtype)
         self._path = path
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Run once on an array of the input's shape and dtype."""
-        if not hasattr(self._requests, "own"):  # a request serves one thread
+        """Run once on an array of the input's shape and dtype.
+
+        The array of an FP16 input or output is float32.
+        """
+        if self.input.dtype == "float16":
+            array = array.astype(np.float16)
+        if not hasattr(self._requests, "own"):  # an infer request serves one thread
             self._requests.own = self._compiled.create_infer_request()
         result: NDArray[Any] = self._requests.own.infer([array])[0]
         check_output(self._path, self.contract, array.shape, result)
-        return result
+        return result.astype(np.float32) if result.dtype == np.float16 else result
 
     def close(self) -> None:
         """Drop the compiled model."""
@@ -56,4 +75,5 @@ class OpenVinoSession(Closing):
 
 def _spec(port: Any) -> TensorSpec:
     shape = tuple(d.get_length() if d.is_static else str(d) for d in port.get_partial_shape())
-    return TensorSpec(port.get_any_name(), shape, port.get_element_type().get_type_name())
+    dtype = port.get_element_type().get_type_name()
+    return TensorSpec(port.get_any_name(), shape, _DTYPES.get(dtype, dtype))

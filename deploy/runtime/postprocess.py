@@ -1,4 +1,4 @@
-"""From logits to labels of the picture's own size, and to an overlay."""
+"""Postprocessing: logits to labels at the image's own size, and labels to an overlay."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _BAND_VALUES = 1 << 22
 
 
 def labels_at(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Upsample logits `(C, h, w)` bilinearly to `size` (H, W), then take the best class a pixel.
+    """Upsample logits `(C, h, w)` bilinearly to `size` (H, W), then take the best class per pixel.
 
-    Logits are interpolated, never class ids: an id between two others means nothing. Equal to
-    `F.interpolate(..., mode="bilinear", align_corners=False).argmax(1)` up to rounding.
+    Logits are interpolated, never class ids: an id between two class ids has no meaning. The labels
+    equal `F.interpolate(..., mode="bilinear", align_corners=False).argmax(1)` up to rounding.
     """
     labels = np.empty(size, np.uint8)
     for rows in bands(size[0], len(logits) * max(logits.shape[2], size[1])):
@@ -24,9 +24,9 @@ def labels_at(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.
 
 
 def bands(rows: int, values: int) -> Iterator[slice]:
-    """Bands of rows, each of at most 4 Mi values where a row has `values`.
+    """Yield bands of rows of at most 4 Mi values each, where a row has `values` values.
 
-    Class scores at the size of a picture of 89 megapixels would take gigabytes.
+    Without bands, the class scores of an 89-megapixel image would take gigabytes.
     """
     step = max(1, _BAND_VALUES // max(1, values))
     for start in range(0, rows, step):
@@ -34,14 +34,14 @@ def bands(rows: int, values: int) -> Iterator[slice]:
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities `(C, H, W)` of logits of that shape."""
+    """Return probabilities `(C, H, W)` for logits of the same shape."""
     raised: NDArray[np.float32] = np.exp(logits - logits.max(0))
     raised /= raised.sum(0)
     return raised
 
 
 def nearest(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Nearest-neighbour resize of labels `(h, w)` to `(H, W)`, pixel centres at half."""
+    """Resize labels `(h, w)` to `(H, W)` by nearest neighbor, with half-pixel centers."""
     rows, columns = (
         ((np.arange(target) + 0.5) * source / target).astype(np.intp)
         for source, target in zip(labels.shape, size, strict=True)
@@ -57,9 +57,9 @@ def upsample(
     align_corners: bool = False,
     rows: slice = slice(None),
 ) -> NDArray[np.float32]:
-    """Bilinear resize of `(C, h, w)` to `(C, H, W)`, as `F.interpolate` without antialiasing.
+    """Resize `(C, h, w)` bilinearly to `(C, H, W)`, as `F.interpolate` without antialiasing.
 
-    Pixel centres lie at half (ONNX half_pixel) unless `align_corners`. Only the given `rows` of
+    Coordinates are half-pixel (ONNX half_pixel) unless `align_corners`. Only the given `rows` of
     the result are computed.
     """
     height, width = size
@@ -81,12 +81,12 @@ def _taps(
     source: int, target: int, align_corners: bool
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     if align_corners:
-        centres = np.arange(target) * ((source - 1) / max(target - 1, 1))
+        centers = np.arange(target) * ((source - 1) / max(target - 1, 1))
     else:
-        centres = (np.arange(target) + 0.5) * (source / target) - 0.5
-    centres = np.clip(centres, 0, source - 1)
-    low = np.floor(centres).astype(np.intp)
-    return low, np.minimum(low + 1, source - 1), (centres - low).astype(np.float32)
+        centers = (np.arange(target) + 0.5) * (source / target) - 0.5
+    centers = np.clip(centers, 0, source - 1)
+    low = np.floor(centers).astype(np.intp)
+    return low, np.minimum(low + 1, source - 1), (centers - low).astype(np.float32)
 
 
 def overlay(
@@ -95,14 +95,14 @@ def overlay(
     palette: Sequence[tuple[int, int, int]],
     opacity: float = 0.6,
 ) -> NDArray[np.uint8]:
-    """Lay the classes' colours over a picture; ids outside the palette leave it as it is.
+    """Blend the class colors over an image; a pixel with an id outside the palette is unchanged.
 
     `image` is `(H, W, 3) uint8` RGB, `labels` is `(H, W) uint8`.
     """
-    colours = np.zeros((256, 3), np.float32)
-    colours[: len(palette)] = palette
+    colors = np.zeros((256, 3), np.float32)
+    colors[: len(palette)] = palette
     mixed = np.empty_like(image)
     for rows in bands(len(image), 3 * image.shape[1]):
         painted = (labels[rows] < len(palette))[..., None] * np.float32(opacity)
-        mixed[rows] = image[rows] * (1 - painted) + colours[labels[rows]] * painted
+        mixed[rows] = image[rows] * (1 - painted) + colors[labels[rows]] * painted
     return mixed

@@ -1,4 +1,4 @@
-"""`segdeploy.load(...).predict(image)`: a session with the contract's pre- and postprocessing."""
+"""`segdeploy.load(...).predict(image)`: a session with preprocessing and postprocessing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segdeploy.models.images import of_pillow, read_image
 from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.late_upsampling import labels_of_small_map
+from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
 from segdeploy.runtime.native import open_stages
 from segdeploy.runtime.postprocess import labels_at, nearest, softmax, upsample
@@ -32,9 +32,9 @@ _MOST_BATCH = 8
 
 
 class Predictor(Closing):
-    """A network that takes pictures of any size and gives labels of the same size.
+    """A network that takes images of any size and returns labels of the same size.
 
-    Safe to call from several threads, as its sessions are.
+    Safe to call from several threads, like the sessions.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Predictor(Closing):
         self.session = session
         self._closed = False
         self.contract = session.contract
-        """What the network expects and gives; its size (H, W) and scales are those given here."""
+        """The session's contract, with the size (H, W) and scales of this predictor."""
         if size is not None and size != self.contract.size:
             if not session.takes_any_size:
                 height, width = self.contract.size
@@ -57,12 +57,12 @@ class Predictor(Closing):
             step = self.contract.multiple
             if any(side % step for side in size):
                 raise InputError(
-                    f"{session.backend}: the network takes multiples of {step}; "
-                    f"{size[0]}x{size[1]} is none"
+                    f"{session.backend}: the network takes only multiples of {step}; "
+                    f"{size[0]}x{size[1]} is not a multiple"
                 )
             self.contract = replace(self.contract, size=size)
         self.loop: tuple[float, ...] = ()
-        """The scales that are run one after the other outside the graph, if any."""
+        """The scales that run one after another outside the graph, if any."""
         if scales and tuple(scales) != self.contract.scales:
             self.loop = tuple(float(scale) for scale in scales)
             check_scales(session, self.contract.size, self.loop)
@@ -70,21 +70,21 @@ class Predictor(Closing):
         self._stages = open_stages(self.contract)
 
     def warm_up(self, runs: int = 3) -> None:
-        """Run a grey picture, so that what a runtime does at first is done."""
-        grey = np.full((*self.contract.size, 3), 127, np.uint8)
+        """Run a gray image `runs` times, to complete the runtime's one-time initialization."""
+        gray = np.full((*self.contract.size, 3), 127, np.uint8)
         for _ in range(runs):
-            self.run(self.prepare(grey))
+            self.run(self.prepare(gray))
 
-    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
-        """The network's input for `(H, W, 3) uint8` RGB, as `preprocess` says."""
-        if self._stages is not None and self._stages.takes(picture):
-            return self._stages.prepare(picture)
-        return preprocess(picture, self.contract)
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return the network's input for `(H, W, 3) uint8` RGB, as in `preprocess`."""
+        if self._stages is not None and self._stages.takes(pixels):
+            return self._stages.prepare(pixels)
+        return preprocess(pixels, self.contract)
 
     def run(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """The raw output of a prepared batch: one call, or the loop over this predictor's scales.
+        """Return the raw output of a prepared batch: one run, or a loop over the scales in `loop`.
 
-        The loop takes one picture `(1, 3, H, W) float32`, and gives `(1, C, H, W) float32`.
+        The loop takes one image `(1, 3, H, W) float32`, and returns `(1, C, H, W) float32`.
         """
         if not self.loop:
             return self.session.run(batch)
@@ -98,9 +98,9 @@ class Predictor(Closing):
         flip: bool = False,
         fuse: str = "mean",
     ) -> NDArray[np.float32]:
-        """Logits `(C, H', W') float32` at the contract's size for a picture.
+        """Return an image's logits `(C, H', W') float32` at the contract's size.
 
-        Fused over `scales` and the mirrored image where that is asked for.
+        The logits are fused over `scales` and, with `flip`, the mirrored image.
 
         Raises:
             InputError: if a logit is not finite, or the network gives no logits.
@@ -110,10 +110,10 @@ class Predictor(Closing):
                 f"{self.session.backend}: the graph gives {self.contract.output}, not logits; "
                 "export it without --output"
             )
-        picture = as_picture(image)
+        pixels = as_rgb(image)
         if not scales and not flip:
-            return self._run(picture)
-        batch = self.prepare(picture)
+            return self._run(pixels)
+        batch = self.prepare(pixels)
         logits = fused_logits(self.session, batch, scales or self.loop, flip=flip, fuse=fuse)
         return self.finite(logits)
 
@@ -126,37 +126,37 @@ class Predictor(Closing):
         fuse: str = "mean",
         tile: bool = False,
     ) -> NDArray[np.uint8]:
-        """Labels `(H, W) uint8` of the picture's own size.
+        """Return labels `(H, W) uint8` at the image's own size.
 
         `image` is `(H, W, 3) uint8` RGB, a Pillow image, or the path of a JPEG or PNG. `scales`,
-        `flip` and `fuse` (`mean` or `max`) run a dynamic network several times; `tile` leaves the
-        picture at its size and runs overlapping windows of the network's. Logits are upsampled to
-        the picture's size before the best class is taken; a graph that ends in labels can only be
-        enlarged by nearest neighbour.
+        `flip` and `fuse` (`mean` or `max`) run a dynamic network several times. `tile` keeps the
+        image at its own size and runs the network on overlapping windows. Logits are upsampled to
+        the image's size before the best class is taken. The labels of a graph that ends in labels
+        can only be enlarged by nearest neighbor.
 
         Raises:
             InputError, ModelInputError: for an array of another shape or dtype, or a bad file.
         """
-        picture = as_picture(image)
-        size = (picture.shape[0], picture.shape[1])
+        pixels = as_rgb(image)
+        size = (pixels.shape[0], pixels.shape[1])
         if not tile and not scales and not flip:
-            return self.labels_of(self._run(picture), size)
+            return self.labels_of(self._run(pixels), size)
         if tile:
             labels = np.empty(size, np.uint8)
-            for rows, found in self._tiled(picture, scales or flip or self.loop):
+            for rows, found in self._tiled(pixels, scales or flip or self.loop):
                 labels[rows] = found if found.ndim == 2 else found.argmax(0)
             return labels
-        return labels_at(self._scores(picture, scales, flip, fuse, tile), size)
+        return labels_at(self._scores(pixels, scales, flip, fuse, tile), size)
 
     def predict_batch(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
-        """Labels of each picture, run together as far as the network takes a batch."""
-        pictures = [as_picture(image) for image in images]
-        inputs = [self.prepare(picture) for picture in pictures]
+        """Return the labels of each image; images run in batches if the network takes batches."""
+        arrays = [as_rgb(image) for image in images]
+        inputs = [self.prepare(pixels) for pixels in arrays]
         labels: list[NDArray[np.uint8]] = []
         for start in range(0, len(inputs), self._batch):
             outputs = self.run(np.concatenate(inputs[start : start + self._batch]))
-            for picture, output in zip(pictures[start:], outputs, strict=False):
-                size = (picture.shape[0], picture.shape[1])
+            for pixels, output in zip(arrays[start:], outputs, strict=False):
+                size = (pixels.shape[0], pixels.shape[1])
                 labels.append(self.labels_of(self.finite(output), size))
         return labels
 
@@ -169,38 +169,38 @@ class Predictor(Closing):
         fuse: str = "mean",
         tile: bool = False,
     ) -> NDArray[np.float32]:
-        """Probabilities `(C, H, W) float32` of the picture's own size; they sum to 1 a pixel.
+        """Return probabilities `(C, H, W) float32` at the image's own size; each pixel sums to 1.
 
         Raises:
             InputError: if the graph ends in labels.
         """
-        picture = as_picture(image)
+        pixels = as_rgb(image)
         if self.contract.output == "labels":
             raise InputError(
                 f"{self.session.backend}: the graph gives labels; export it without --output"
             )
-        scores = self._scores(picture, scales, flip, fuse, tile)
-        scores = upsample(scores, (picture.shape[0], picture.shape[1]))
+        scores = self._scores(pixels, scales, flip, fuse, tile)
+        scores = upsample(scores, (pixels.shape[0], pixels.shape[1]))
         return softmax(scores) if self.contract.output == "logits" else scores
 
     def _scores(
         self,
-        picture: NDArray[np.uint8],
+        pixels: NDArray[np.uint8],
         scales: Sequence[float],
         flip: bool,
         fuse: str,
         tile: bool,
     ) -> NDArray[Any]:
-        """Scores `(C, h, w)` of one run, several fused, or tiles."""
+        """Return scores `(C, h, w)` of one run, of several fused runs, or of tiles."""
         if tile:
-            found = self._tiled(picture, scales or flip or self.loop)
+            found = self._tiled(pixels, scales or flip or self.loop)
             return np.concatenate([band for _, band in found], axis=-2)
         if scales or flip:
-            return self.logits(picture, scales=scales, flip=flip, fuse=fuse)
-        return self._run(picture)
+            return self.logits(pixels, scales=scales, flip=flip, fuse=fuse)
+        return self._run(pixels)
 
     def labels_of(self, output: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Labels at `size` (H, W) of one picture's raw output, as the contract says."""
+        """Convert one image's raw output to labels at `size` (H, W), as the contract specifies."""
         if self._stages is not None and output.ndim == 3:
             return self._stages.labels(output, size)
         return self._labels(output, size, self.contract)
@@ -212,16 +212,14 @@ class Predictor(Closing):
             return labels_at(output, size)
         if contract.upsampling is not None:
             aligned = contract.upsampling == "align-corners"
-            output = labels_of_small_map(output, contract.size, align_corners=aligned)
+            output = labels_of_low_resolution_logits(output, contract.size, align_corners=aligned)
         return nearest(output, size)
 
-    def _tiled(
-        self, picture: NDArray[np.uint8], fused: Any
-    ) -> Iterator[tuple[slice, NDArray[Any]]]:
+    def _tiled(self, pixels: NDArray[np.uint8], fused: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
         if fused:
             raise InputError("predict: tiles go with one scale, and without --flip")
         contract = self.contract
-        window = largest_window(self.session, contract, picture.shape[:2])
+        window = largest_window(self.session, contract, pixels.shape[:2])
         at_window = replace(contract, size=window)
 
         def run(part: NDArray[np.uint8]) -> NDArray[Any]:
@@ -230,25 +228,25 @@ class Predictor(Closing):
                 return self._labels(found, window, at_window)
             return found
 
-        return tiled(run, picture, window)
+        return tiled(run, pixels, window)
 
     @property
     def _batch(self) -> int:
-        """How many pictures one run takes."""
+        """The number of images that one run takes."""
         most = 1 if self.loop else self.session.input.shape[0]
         if isinstance(most, int):
             return most
         taking = [p.maximum[0] for p in self.session.profiles if p.takes((1, *self.contract.size))]
         return max(taking, default=_MOST_BATCH)
 
-    def _run(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
-        return self.finite(self.run(self.prepare(picture))[0])
+    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        return self.finite(self.run(self.prepare(pixels))[0])
 
     def finite(self, output: NDArray[Any]) -> NDArray[Any]:
-        """The output as it is.
+        """Return the output unchanged if all its values are finite.
 
         Raises:
-            InputError: if it holds NaN or infinity.
+            InputError: if the output holds NaN or infinity.
         """
         if not np.isfinite(output).all():
             raise InputError(
@@ -258,14 +256,14 @@ class Predictor(Closing):
         return output
 
     def close(self) -> None:
-        """Free the session; a second time does nothing."""
+        """Free the session; a second call does nothing."""
         if not self._closed:
             self.session.close()
         self._closed = True
 
 
-def as_picture(image: Image) -> NDArray[np.uint8]:
-    """Give `(H, W, 3) uint8` RGB of an array, a Pillow image or a path.
+def as_rgb(image: Image) -> NDArray[np.uint8]:
+    """Return `(H, W, 3) uint8` RGB for an array, a Pillow image or a path.
 
     Raises:
         InputError, ModelInputError: for an array of another shape or dtype, or a bad file.
@@ -291,7 +289,7 @@ def load(
     model: str | Path | ModelSpec,
     *,
     backend: str | None = None,
-    literal: bool = False,
+    reference_execution: bool = False,
     threads: int | None = None,
     size: tuple[int, int] | None = None,
     scales: Sequence[float] = (),
@@ -300,12 +298,12 @@ def load(
 ) -> Predictor:
     """Open an exported file, an engine, a checkpoint or a named network, ready to predict.
 
-    `size` (H, W) is what pictures are resized to, for a network that takes any. Every picture is
-    run at each of `scales`, and the means taken, unless the graph has them inside. `dataset` and
-    `default_size` complete a named network, as in `load_network`.
+    `size` (H, W) is the size that images are resized to, for a network that takes any size. Every
+    image runs at each of `scales`, and the logits are averaged, unless the graph contains the
+    scales. `dataset` and `default_size` complete a named network, as in `load_network`.
 
     Raises:
-        InputError, ModelInputError: if it cannot be found, read or run here.
+        InputError, ModelInputError: if the model cannot be found, read or run here.
     """
     spec = ModelSpec.of(model)
     path = Path(spec.model)
@@ -313,7 +311,9 @@ def load(
         spec.refuse_options()
         if path.suffix == ".onnx":
             check_graph(load_onnx(path), path, is_run_alone=True)
-        session = open_session(path, backend, literal=literal, threads=threads)
+        session = open_session(
+            path, backend, reference_execution=reference_execution, threads=threads
+        )
         return Predictor(session, size or spec.size, scales)
     if backend not in (None, "torch"):
         raise InputError(f"{spec.model}: a PyTorch network runs in torch; export it for {backend}")

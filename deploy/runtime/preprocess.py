@@ -1,4 +1,4 @@
-"""From a picture to the network's input, as the contract says."""
+"""Preprocessing of an image to the network's input, as the contract specifies."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from segdeploy.contract import Contract
 
 
 def preprocess(image: NDArray[np.uint8], contract: Contract) -> NDArray[Any]:
-    """Make the network's input of `(H, W, 3) uint8` RGB, as the contract says.
+    """Return the network's input for `(H, W, 3) uint8` RGB, as the contract specifies.
 
-    That is `(1, 3, H', W') float32`, scaled to 0..1 and normalised, or `(1, H', W', 3) uint8` where
-    the graph does the rest. `resize` is Pillow's bilinear filter, which averages when it shrinks
-    (antialiasing).
+    The input is `(1, 3, H', W') float32`, scaled to 0..1 and normalized, or `(1, H', W', 3) uint8`
+    if the graph normalizes. The contract's `resize` is Pillow's bilinear filter, which averages
+    when it shrinks (antialiasing).
     """
     height, width = contract.size
     if image.shape[:2] != (height, width):
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         image = np.asarray(resized)
-    if contract.colour == "BGR":
+    if contract.color == "BGR":
         image = image[:, :, ::-1]
     if contract.layout == "NHWC":
         return np.ascontiguousarray(image[None])
-    scale, shift = normalisation(contract)
-    normalised = image.astype(np.float32) * scale - shift
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
+    scale, shift = normalization(contract)
+    normalized = image.astype(np.float32) * scale - shift
+    return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None])
 
 
-def normalisation(contract: Contract) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What bytes are multiplied by, and what is then subtracted: both `(3,) float32`."""
+def normalization(contract: Contract) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the scale and the shift of `bytes * scale - shift`, both `(3,) float32`."""
     std = np.asarray(contract.std, np.float32)
     return np.float32(1) / (np.float32(255) * std), np.asarray(contract.mean, np.float32) / std

@@ -1,8 +1,7 @@
-"""The protocol that every backend keeps, and the door that opens one."""
+"""The `Session` protocol of all backends, and the function that opens a session."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -13,8 +12,9 @@ from segdeploy.contract import Contract
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
 from segdeploy.profiles import Profile
+from segdeploy.tensor_spec import TensorSpec
 
-# ONNX Runtime's execution providers, by our name for each.
+# ONNX Runtime's execution providers, by segdeploy's backend name.
 PROVIDERS = {
     "onnxruntime": "CPUExecutionProvider",
     "onnxruntime-cuda": "CUDAExecutionProvider",
@@ -23,15 +23,6 @@ PROVIDERS = {
 }
 BACKENDS = (*PROVIDERS, "openvino", "tensorrt", "tensorrt-rtx")
 ENGINE_SUFFIXES = (".engine", ".plan")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output: `shape` holds numbers, and names where a dimension is dynamic."""
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
 
 
 class Session(Protocol):
@@ -43,10 +34,10 @@ class Session(Protocol):
     output: TensorSpec
     takes_any_size: bool
     profiles: tuple[Profile, ...]
-    """The inputs that a dynamic network takes; () where nobody bounded them, or it is static."""
+    """The input ranges of a dynamic network; () for a network without bounds or a static one."""
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Run once; takes and gives what `input` and `output` say."""
+        """Run once; `input` and `output` describe the argument and the result."""
         ...
 
     def close(self) -> None:
@@ -69,14 +60,16 @@ def check_tensors(
     input_shape: tuple[int | str, ...],
     output_shape: tuple[int | str, ...],
 ) -> None:
-    """Refuse a graph whose tensors are not what its contract says; a name is any size.
+    """Refuse a graph whose input or output shape contradicts its contract.
+
+    A named dimension matches any size.
 
     Raises:
         InputError: with the contract's shape and the graph's.
     """
     if isinstance(input_shape[0], int) and input_shape[0] != 1:
         raise InputError(
-            f"{path}: takes batches of {input_shape[0]} alone; export it for one picture, or with "
+            f"{path}: takes batches of {input_shape[0]} alone; export it for one image, or with "
             "a dynamic batch"
         )
     height, width = contract.size
@@ -87,7 +80,7 @@ def check_tensors(
     elif contract.output == "labels":
         given = (height, width)
     expectations: tuple[tuple[str, tuple[int | str, ...], tuple[int | None, ...]], ...] = (
-        ("input", input_shape, contract.picture_shape),
+        ("input", input_shape, contract.image_shape),
         ("output", output_shape, given),
     )
     for what, shape, expected in expectations:
@@ -98,7 +91,7 @@ def check_tensors(
         if not fits:
             wanted = ", ".join("any" if side is None else str(side) for side in expected)
             raise InputError(
-                f"{path}: its {what} has shape {_told(shape)}, but its contract says "
+                f"{path}: its {what} has shape {_text(shape)}, but its contract says "
                 f"(N, {wanted}); export it again"
             )
 
@@ -106,10 +99,10 @@ def check_tensors(
 def check_output(
     path: Path, contract: Contract, taken: tuple[int, ...], output: NDArray[Any]
 ) -> None:
-    """Refuse an output that the contract does not say, for an input of shape `taken`.
+    """Refuse an output that contradicts the contract, for an input of shape `taken`.
 
-    A graph with open dimensions says its output's size only when it runs, and labels that name no
-    class would be counted or painted as another.
+    The output size of a dynamic graph is known only after a run. A label outside the contract's
+    classes would be counted or painted as another class.
 
     Raises:
         InputError: with both shapes, or the largest label.
@@ -135,10 +128,10 @@ def check_output(
 
 
 def check_types(path: Path, contract: Contract, taken: str, given: str) -> None:
-    """Refuse a graph whose ends have other types than its contract says; by ONNX's names.
+    """Refuse a graph whose input or output type contradicts its contract; types are ONNX names.
 
     Raises:
-        InputError: if one is neither bytes where the contract says so, nor float or half elsewhere.
+        InputError: unless bytes and labels are uint8, and all else float, float16 or bfloat16.
     """
     gives_labels = contract.output == "labels" and contract.upsampling is None
     for dtype, is_bytes in ((taken, contract.layout == "NHWC"), (given, gives_labels)):
@@ -149,18 +142,23 @@ def check_types(path: Path, contract: Contract, taken: str, given: str) -> None:
             )
 
 
-def _told(shape: tuple[int | str, ...]) -> str:
+def _text(shape: tuple[int | str, ...]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 
 def open_session(
-    path: Path, backend: str | None = None, *, literal: bool = False, threads: int | None = None
+    path: Path,
+    backend: str | None = None,
+    *,
+    reference_execution: bool = False,
+    threads: int | None = None,
 ) -> Session:
     """Open an exported file or an engine with its runtime.
 
-    An ONNX file runs in ONNX Runtime on the CPU unless `backend` names another; an engine in the
-    TensorRT that built it. With `literal` the graph is executed as written: no fusion, so that Q/DQ
-    nodes round exactly as TensorRT rounds, whatever integer kernels this CPU has.
+    An ONNX file runs in ONNX Runtime on the CPU unless `backend` names another runtime. An engine
+    runs in the TensorRT package that built it. With `reference_execution` the graph is executed
+    node by node, without fusion. Q/DQ nodes then round exactly as in TensorRT, whatever integer
+    kernels this CPU has.
 
     Raises:
         InputError: for a missing, damaged or foreign file, or a runtime that is not installed.
@@ -185,11 +183,14 @@ def open_session(
         from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
 
         return OnnxRuntimeSession(
-            path, literal=literal, threads=threads, backend=backend or "onnxruntime"
+            path,
+            reference_execution=reference_execution,
+            threads=threads,
+            backend=backend or "onnxruntime",
         )
     if backend == "openvino":
-        if literal:
-            raise InputError("openvino: cannot execute a graph literally; use onnxruntime")
+        if reference_execution:
+            raise InputError("openvino: does not support reference execution; use onnxruntime")
         from segdeploy.runtime.openvino_session import OpenVinoSession
 
         return OpenVinoSession(path, threads=threads)

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines: PyTorch holds the device's memory and streams."""
+"""Session of a TensorRT or TensorRT-RTX engine, on device memory and streams of PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from segdeploy.device import current_gpu
 from segdeploy.engine.bindings import Bindings, open_bindings
-from segdeploy.engine.compatibility import check_place, check_version
+from segdeploy.engine.compatibility import check_host, check_version
 from segdeploy.engine.deserialization import open_engine
 from segdeploy.engine.manifest import Manifest, read_engine
 from segdeploy.errors import InputError
@@ -26,18 +26,19 @@ from segdeploy.files import write_atomically
 from segdeploy.packages import require
 from segdeploy.profiles import route
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.session import TensorSpec, check_output, check_tensors
+from segdeploy.runtime.session import check_output, check_tensors
+from segdeploy.tensor_spec import TensorSpec
 
 MOST_CONTEXTS = 8
 _MOST_SHAPES = 4
 
 
 class TensorRtSession(Closing):
-    """An engine that is proven to be for this machine. Safe to call from several threads.
+    """An engine that passed the compatibility check. Safe to call from several threads.
 
-    Each thread that runs at the same time has an execution context, a stream and buffers of its
-    own, up to `contexts`. A static engine is replayed as a CUDA graph from its second run on. RTX
-    keeps the kernels that it compiles on this GPU in `NAME.engine.cache`.
+    Each concurrent thread uses its own execution context, stream and buffers, up to `contexts`. A
+    static TensorRT engine is replayed as a CUDA graph from the second run on. TensorRT-RTX keeps
+    the kernels that it compiles on this GPU in `NAME.engine.cache`.
     """
 
     def __init__(self, path: Path, *, backend: str | None = None, contexts: int = MOST_CONTEXTS):
@@ -49,12 +50,12 @@ class TensorRtSession(Closing):
             )
         bindings = open_bindings(manifest.backend)
         check_version(manifest, path, bindings)
-        check_place(manifest, path, current_gpu())
+        check_host(manifest, path, current_gpu())
         torch = require("torch")
         if not torch.cuda.is_available():
             raise InputError(
-                f"{path}: runs through PyTorch's memory and streams, and this PyTorch "
-                f"{torch.__version__} sees no GPU; install one with CUDA"
+                f"{path}: the engine needs PyTorch's device memory and streams, but this PyTorch "
+                f"{torch.__version__} sees no GPU; install PyTorch with CUDA"
             )
         engine = open_engine(bindings, manifest, path, plan)
         self._start(bindings, manifest, engine, path, contexts)
@@ -64,10 +65,10 @@ class TensorRtSession(Closing):
         self, bindings: Bindings, manifest: Manifest, engine: Any, path: Path, contexts: int
     ) -> None:
         self.backend, self.contract, self._path = manifest.backend, manifest.contract, path
-        # Which device is current is each thread's own: all work on that of the engine.
+        # CUDA's current device is per thread: every thread must use the engine's device.
         self.device = require("torch").cuda.current_device()
-        # One thread at a time makes contexts and buffers, or captures: a capture must not see
-        # another thread's allocation.
+        # Only one thread at a time creates contexts and buffers, or captures a CUDA graph: another
+        # thread must not allocate during a capture.
         self.setting_up = threading.RLock()
         self.profiles = manifest.profiles
         self._bindings, self._manifest, self._engine = bindings, manifest, engine
@@ -78,61 +79,65 @@ class TensorRtSession(Closing):
         outputs = [name for name in names if name not in inputs]
         if len(inputs) != 1 or len(outputs) != 1:
             raise InputError(
-                f"{path}: has {len(inputs)} inputs and {len(outputs)} outputs, not one"
+                f"{path}: has {len(inputs)} inputs and {len(outputs)} outputs, not one of each"
             )
         self.input, self.output = (self._spec(name) for name in (inputs[0], outputs[0]))
         self.takes_any_size = bool(manifest.profiles)
-        self._idle: queue.LifoQueue[_Lane] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[_ContextSlot] = queue.LifoQueue()
         self._may_open = threading.Semaphore(contexts)
 
     def _spec(self, name: str) -> TensorSpec:
         shape = tuple("any" if side < 0 else side for side in self._engine.get_tensor_shape(name))
         dtype = self._engine.get_tensor_dtype(name).name.lower()
-        return TensorSpec(name, shape, {"float": "float", "half": "float16"}.get(dtype, dtype))
+        return TensorSpec(name, shape, {"half": "float16", "bf16": "bfloat16"}.get(dtype, dtype))
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Run once on an array of the input's shape; half ends take and give float32.
+        """Run once on an array of the input's shape.
+
+        The array of an FP16 or BF16 input or output is float32.
 
         Raises:
             InputError: for a shape that no profile takes, or if the GPU fails.
         """
-        lane = self._lane()
+        slot = self._slot()
         try:
-            result = lane.run(np.ascontiguousarray(array))
+            result = slot.run(np.ascontiguousarray(array))
         finally:
-            self._idle.put(lane)
+            self._idle.put(slot)
         check_output(self._path, self.contract, array.shape, result)
         return result
 
     def run_timed(self, array: NDArray[Any]) -> tuple[NDArray[Any], dict[str, float]]:
-        """Run once; beside the output the seconds of copies and computation, by the GPU's clock."""
-        lane = self._lane()
+        """Run once; return the output, and the seconds of copies and computation by CUDA events."""
+        slot = self._slot()
         marks = [require("torch").cuda.Event(enable_timing=True) for _ in range(4)]
         try:
-            output = lane.run(np.ascontiguousarray(array), marks)
+            output = slot.run(np.ascontiguousarray(array), marks)
         finally:
-            self._idle.put(lane)
+            self._idle.put(slot)
         names = ("host to device", "compute", "device to host")
         spans = [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
         return output, dict(zip(names, spans, strict=True))
 
-    def _lane(self) -> _Lane:
+    def _slot(self) -> _ContextSlot:
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
         if self._may_open.acquire(blocking=False):
             try:
                 with self.setting_up:
-                    return _Lane(self)
+                    return _ContextSlot(self)
             except BaseException:
                 self._may_open.release()
                 raise
         return self._idle.get()
 
     def new_context(self) -> Any:
-        """An execution context; RTX is told to capture graphs, and where its kernels are.
+        """Return a new execution context.
+
+        For TensorRT-RTX, the context captures CUDA graphs and uses the runtime cache.
 
         Raises:
-            InputError: if the GPU has no room for one.
+            InputError: if the GPU has no room for an execution context.
         """
         if self._cache is None:
             context = self._engine.create_execution_context()
@@ -150,29 +155,29 @@ class TensorRtSession(Closing):
 
     @property
     def captures_graphs(self) -> bool:
-        """Whether runs are replayed as a CUDA graph of ours: RTX has its own."""
+        """Whether runs are replayed as this session's CUDA graph; TensorRT-RTX captures its own."""
         return not self._manifest.profiles and not self._bindings.is_rtx
 
     def profile_for(self, shape: tuple[int, ...]) -> int | None:
-        """The profile to run an input (N, 3, H, W) or (N, H, W, 3) with; None if it is static."""
+        """Return the profile of an input (N, 3, H, W) or (N, H, W, 3); None for a static engine."""
         profiles = self._manifest.profiles
         if not profiles:
             if tuple(shape) != self.input.shape:
-                raise InputError(f"the engine takes {self.input.shape}, and not {tuple(shape)}")
+                raise InputError(f"the engine takes only {self.input.shape}, not {tuple(shape)}")
             return None
         height, width = shape[1:3] if self.contract.layout == "NHWC" else shape[2:4]
         return route(profiles, (shape[0], height, width))
 
     def close(self) -> None:
-        """Free contexts, buffers and the engine, and keep what RTX compiled."""
+        """Save TensorRT-RTX's compiled kernels, and free the contexts, buffers and engine."""
         if self._cache is not None:
             self._cache.save()
         self._idle = queue.LifoQueue()
         self._engine = None
 
 
-class _Lane:
-    """One thread's way through an engine: context, stream, and buffers for each shape."""
+class _ContextSlot:
+    """One thread's execution context, stream, and buffers for each input shape."""
 
     def __init__(self, session: TensorRtSession):
         self._torch = require("torch")
@@ -181,11 +186,11 @@ class _Lane:
             self._context = session.new_context()
             self._stream = self._torch.cuda.Stream()
         self._profile = 0
-        # The last shapes that were run: a tiled picture of another size is another shape.
+        # The most recent input shapes: tiles of another image size can have another shape.
         self._buffers: OrderedDict[tuple[int, ...], _Buffers] = OrderedDict()
 
     def run(self, array: NDArray[Any], marks: Sequence[Any] = ()) -> NDArray[Any]:
-        """Copy to the device, execute, copy back; four events mark where each begins and ends."""
+        """Copy to the device, execute, copy back; four events in `marks` delimit the steps."""
         torch, stream = self._torch, self._stream
         marked = iter(marks)
 
@@ -201,7 +206,7 @@ class _Lane:
                 self._profile = profile
                 stream.synchronize()
             buffers = self._bound(array.shape)
-            # PyTorch warns of arrays that are read-only, as those of pictures are.
+            # PyTorch warns about read-only arrays, such as those of images.
             array = array if array.flags.writeable else array.copy()
             buffers.host_input.copy_(torch.from_numpy(array))
             mark()
@@ -214,10 +219,10 @@ class _Lane:
         stream.synchronize()
         found = buffers.host_output
         result: NDArray[Any] = (found.float() if found.is_floating_point() else found).numpy()
-        return np.array(result)  # the buffer is another run's next
+        return np.array(result)  # the next run reuses the buffer
 
     def _bound(self, shape: tuple[int, ...]) -> _Buffers:
-        """The buffers for an input's shape, at addresses that the context knows."""
+        """Return the buffers for an input shape, bound to the context."""
         context, session = self._context, self._session
         self._must(context.set_input_shape(session.input.name, shape), f"take the shape {shape}")
         if shape in self._buffers:
@@ -241,17 +246,17 @@ class _Lane:
             buffers.graph.replay()
             return
         self._enqueue()
-        # The first run set things up, and what it left is captured for those that follow.
+        # The first run initializes the context; a CUDA graph is then captured for later runs.
         if not buffers.was_tried and self._session.captures_graphs:
             buffers.was_tried = True
             self._stream.synchronize()
             buffers.graph = self._captured()
 
     def _captured(self) -> Any:
-        """A CUDA graph of one run; None where it cannot be captured, which costs only time."""
+        """Return a CUDA graph of one run; None if the capture fails, which costs only time."""
         torch = self._torch
         graph = torch.cuda.CUDAGraph()
-        mode = "thread_local"  # other threads go on with their own streams
+        mode = "thread_local"  # other threads keep using their own streams
         try:
             with (
                 self._session.setting_up,
@@ -298,7 +303,7 @@ class _Buffers:
 
 
 class _RuntimeCache:
-    """What RTX compiled for this GPU, in a file beside the engine; a foreign one is left unread."""
+    """The cache of TensorRT-RTX's kernels, a file beside the engine; a foreign file is ignored."""
 
     def __init__(self, engine: Any, path: Path):
         self._path = path.with_name(f"{path.name}.cache")
@@ -311,7 +316,7 @@ class _RuntimeCache:
                 self._held = held
 
     def save(self) -> None:
-        """Write it where it has grown; a folder that cannot be written to costs only time."""
+        """Write the cache if it changed; a folder that cannot be written to costs only time."""
         content = bytes(self.cache.serialize())
         if content != self._held:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Pictures larger than the network's input, in overlapping windows that are blended."""
+"""Inference on images larger than the network's input, in blended overlapping windows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from segdeploy.contract import Contract
 from segdeploy.runtime.session import Session
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 OVERLAP = 1 / 3
 
 
 def starts(length: int, window: int) -> list[int]:
-    """Where windows of `window` begin along `length` pixels: evenly, overlapping by a third.
+    """Return the starts of evenly spaced windows along `length` pixels; they overlap by a third.
 
-    The last one ends with the picture; a shorter picture has one window.
+    The last window ends at the edge of the image. A shorter image has one window.
     """
     if length <= window:
         return [0]
@@ -28,9 +28,10 @@ def starts(length: int, window: int) -> list[int]:
 
 
 def largest_window(session: Session, contract: Contract, size: tuple[int, int]) -> tuple[int, int]:
-    """The largest piece of a picture of `size` (H, W) that one run takes: all of it, if it fits.
+    """Return the largest window of an image of `size` (H, W) that one run takes.
 
-    Rounded up to the contract's multiple: a picture that nearly fits is one window then.
+    The window covers the whole image if possible. The image's sides are rounded up to the
+    contract's multiple, so that an image that nearly fits is still one window.
     """
     profiles = session.profiles if session.takes_any_size else ()
     if not profiles:
@@ -44,15 +45,15 @@ def largest_window(session: Session, contract: Contract, size: tuple[int, int]) 
 
 
 def tiled(
-    run: Callable[[Picture], NDArray[Any]], image: Picture, window: tuple[int, int]
+    run: Callable[[Pixels], NDArray[Any]], image: Pixels, window: tuple[int, int]
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Run every window of `(H, W, 3)`, and join what they give at the picture's own size.
+    """Run every window of an image `(H, W, 3)`, and blend the outputs at the image's own size.
 
-    Yields bands of rows from top to bottom, each when no window behind it reaches it any more, so
-    that the scores of a large picture are never held as a whole. Scores `(C, rows, W) float32` are
-    averaged, each pixel weighted by its distance from the window's edge; of labels `(rows, W)`,
-    which cannot be averaged, a pixel has those of the window in whose middle it lies most. Where
-    the picture is smaller than a window, its edge is repeated.
+    Yields bands of rows from top to bottom. A band is yielded once no later window overlaps it, so
+    that the scores of a large image are never held as a whole. Scores `(C, rows, W) float32` are
+    averaged, each pixel weighted by its distance from the window's edge. Labels `(rows, W)` cannot
+    be averaged: a pixel takes its label from the window with the largest weight. An image smaller
+    than a window is padded by repeating its edge.
     """
     height, width = image.shape[:2]
     margins = [max(0, window[0] - height), max(0, window[1] - width)]
@@ -82,12 +83,12 @@ def tiled(
             band /= weights[:done, :width]
         if top < height:
             yield slice(top, min(following, height)), band[..., : height - top, :]
-        for buffer in (joined, weights):  # up by the rows that are done
+        for buffer in (joined, weights):  # shift up by the finished rows
             buffer[..., : window[0] - done, :] = buffer[..., done:, :].copy()
             buffer[..., window[0] - done :, :] = 0
 
 
 def _tent(length: int) -> NDArray[np.float32]:
-    """1 at both ends of a window, growing to its middle."""
+    """Return weights that grow from 1 at both ends of a window to its middle."""
     index = np.arange(length)
     return (np.minimum(index, length - 1 - index) + 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""PyTorch itself: the reference that the others are compared with."""
+"""PyTorch session, the reference that the other backends are compared with."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from segdeploy.contract import Contract
 from segdeploy.packages import require
 from segdeploy.profiles import Profile
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.session import TensorSpec
+from segdeploy.tensor_spec import TensorSpec
 
 if TYPE_CHECKING:
     from segdeploy.models.network import Network
 
 
 class TorchSession(Closing):
-    """A PyTorch network in eval mode, in float32, on the device where it lies."""
+    """A PyTorch network in eval mode, in float32, on the device of its parameters."""
 
     backend = "torch"
     takes_any_size = True

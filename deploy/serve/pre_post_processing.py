@@ -1,4 +1,4 @@
-"""What stands before and behind a network on a server, as graphs of their own."""
+"""ONNX graphs of the preprocessing and the argmax that a server runs around a network."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
-from segdeploy.runtime.preprocess import normalisation
+from segdeploy.runtime.preprocess import normalization
 
 if TYPE_CHECKING:
     import onnx
 
 
 def preprocessing_graph(contract: Contract) -> onnx.ModelProto:
-    """`bytes` `(N, H, W, 3) uint8` RGB to `image` `(N, 3, H, W) float32`, as `preprocess` does.
+    """Return the graph that normalizes images as `preprocess` does, without the resize.
 
-    The bytes have the network's size already: a server's resize would be another than Pillow's.
+    It maps `bytes` `(N, H, W, 3) uint8` RGB to `image` `(N, 3, H, W) float32`. The client resizes
+    the images to the network's size, because a server's resize would differ from Pillow's.
     """
     from onnx import TensorProto, helper, numpy_helper
 
     height, width = contract.size
-    scale, shift = normalisation(contract)
+    scale, shift = normalization(contract)
     constants: dict[str, NDArray[Any]] = {"scale": scale, "shift": shift}
     nodes = [helper.make_node("Cast", ["bytes"], ["values"], to=TensorProto.FLOAT)]
-    if contract.colour == "BGR":
+    if contract.color == "BGR":
         constants["order"] = np.array([2, 1, 0])
         nodes = [
             helper.make_node("Gather", ["bytes", "order"], ["ordered"], axis=3),
@@ -33,8 +34,8 @@ def preprocessing_graph(contract: Contract) -> onnx.ModelProto:
         ]
     nodes += [
         helper.make_node("Mul", ["values", "scale"], ["scaled"]),
-        helper.make_node("Sub", ["scaled", "shift"], ["normalised"]),
-        helper.make_node("Transpose", ["normalised"], ["image"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["scaled", "shift"], ["normalized"]),
+        helper.make_node("Transpose", ["normalized"], ["image"], perm=[0, 3, 1, 2]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -47,7 +48,7 @@ def preprocessing_graph(contract: Contract) -> onnx.ModelProto:
 
 
 def labels_graph(contract: Contract) -> onnx.ModelProto:
-    """`scores` `(N, C, H, W) float32` to `labels` `(N, H, W) uint8`: the best class."""
+    """Return the argmax graph: `scores` `(N, C, H, W) float32` to `labels` `(N, H, W) uint8`."""
     from onnx import TensorProto, helper
 
     classes, (height, width) = len(contract.classes), contract.size

@@ -1,4 +1,4 @@
-// minimal MODEL HEIGHT WIDTH < frame.rgb: how much of a frame of RGB bytes each class takes.
+// minimal MODEL HEIGHT WIDTH < frame.rgb: print the percentage of each class in an RGB frame.
 #include <segdeploy/segdeploy.hpp>
 
 #include <cstdio>

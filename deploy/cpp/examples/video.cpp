@@ -1,8 +1,9 @@
-// video MODEL HEIGHT WIDTH: frames of RGB bytes from stdin, with the classes' colours to stdout.
+// video MODEL HEIGHT WIDTH: read frames of RGB bytes from stdin, blend the class colors over them,
+// and write them to stdout.
 //     ffmpeg -i road.mp4 -f rawvideo -pix_fmt rgb24 - | video road.engine 720 960 |
 //       ffplay -f rawvideo -pixel_format rgb24 -video_size 960x720 -
-// One thread reads and submits, the other waits for labels and writes: while a frame is segmented, the
-// next ones are read, and the one before is painted.
+// One thread reads and submits frames. The other thread waits for labels and writes. While a frame
+// is segmented, the next frames are read, and the previous frame is painted.
 #include <segdeploy/segdeploy.hpp>
 
 #include <condition_variable>
@@ -16,19 +17,19 @@
 
 namespace {
 
-constexpr std::size_t kMostFrames = 4;  // on their way at once: more would be older, not faster
+constexpr std::size_t kMaxFrames = 4;  // in flight; more frames add latency, not throughput
 
 struct Frame {
   std::vector<std::uint8_t> rgb;
   std::future<segdeploy::Labels> labels;
 };
 
-// Frames in their order; an empty one ends them.
+// A queue of frames in their order. An empty frame marks the end.
 class Queue {
  public:
   void push(Frame frame) {
     std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait(lock, [&] { return frames_.size() < kMostFrames; });
+    changed_.wait(lock, [&] { return frames_.size() < kMaxFrames; });
     frames_.push_back(std::move(frame));
     changed_.notify_all();
   }
@@ -48,7 +49,7 @@ class Queue {
   std::deque<Frame> frames_;
 };
 
-// Reads until the stream ends; a frame that cannot be submitted ends it, too.
+// Read frames until the stream ends, or until a frame cannot be submitted.
 void read_frames(const segdeploy::Model& model, int height, int width, Queue& queue) {
   for (bool is_sound = true; is_sound;) {
     Frame frame;
@@ -62,7 +63,7 @@ void read_frames(const segdeploy::Model& model, int height, int width, Queue& qu
       frame.labels = failed.get_future();
       is_sound = false;
     }
-    queue.push(std::move(frame));  // the bytes stay where they are
+    queue.push(std::move(frame));  // the address of the bytes stays the same
   }
   queue.push({});
 }
@@ -85,7 +86,7 @@ int main(int count, char** words) try {
                          painted.data());
       std::fwrite(painted.data(), 1, painted.size(), stdout);
     } catch (...) {
-      failure = std::current_exception();  // the reader is served to its end
+      failure = std::current_exception();  // keep emptying the queue until the reader ends
     }
   }
   reader.join();

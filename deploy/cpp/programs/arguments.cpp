@@ -56,20 +56,20 @@ double Arguments::number(const std::string& name, double otherwise) const {
 Options Arguments::options() const {
   Options options;
   const auto count = [&](const char* name, int otherwise, int most) {
-    const std::string told = text(name, std::to_string(otherwise));
+    const std::string given = text(name, std::to_string(otherwise));
     char* end = nullptr;
-    const long value = std::strtol(told.c_str(), &end, 10);
+    const long value = std::strtol(given.c_str(), &end, 10);
     if (values_.count(name) != 0 && (*end != '\0' || value < 1 || value > most)) {
-      throw Error(std::string(name) + " " + told + ": is 1 to " + std::to_string(most));
+      throw Error(std::string(name) + " " + given + ": is 1 to " + std::to_string(most));
     }
     return static_cast<int>(value);
   };
   options.threads = count("--threads", options.threads, 1024);
   options.contexts = count("--contexts", options.contexts, 64);
   options.provider = text("--provider", "");
-  const std::string place = text("--pictures-on", "gpu");
-  if (place != "cpu" && place != "gpu") throw Error("--pictures-on " + place + ": is cpu or gpu");
-  options.pictures_on_gpu = place == "gpu";
+  const std::string place = text("--preprocess-on", "gpu");
+  if (place != "cpu" && place != "gpu") throw Error("--preprocess-on " + place + ": is cpu or gpu");
+  options.gpu_preprocessing = place == "gpu";
   return options;
 }
 

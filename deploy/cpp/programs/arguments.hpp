@@ -1,4 +1,4 @@
-// What the programs are told: options with values, flags, and other words.
+// Command-line arguments of the programs: options with values, flags, and positional arguments.
 #pragma once
 
 #include <map>
@@ -10,23 +10,25 @@
 
 namespace segdeploy {
 
-// The text with control characters as escapes: a name in a file must not drive a terminal.
+// Return the text with control characters escaped: a name from a file must not control a terminal.
 std::string printable(const std::string& text);
 
 class Arguments {
  public:
-  // Throws Error, which ends with `usage`, for an option that is neither in `valued` nor `flags`.
+  // Throws Error for an option that is neither in `valued` nor in `flags`, or that lacks its value.
+  // The message ends with `usage`.
   Arguments(int count, char** words, const std::set<std::string>& valued,
             const std::set<std::string>& flags, const std::string& usage);
 
   bool has(const std::string& name) const { return flags_.count(name) != 0; }
   bool names(const std::string& option) const { return values_.count(option) != 0; }
   std::string text(const std::string& name, const std::string& otherwise) const;
-  // A positive number. Throws Error for anything else.
+  // Return a positive number. Throws Error for any other value.
   double number(const std::string& name, double otherwise) const;
   const std::vector<std::string>& others() const { return others_; }
 
-  // --model, and what --threads, --provider, --contexts and --pictures-on say of how to open it.
+  // Return the model's path (--model), and the options for opening it, which --threads, --provider,
+  // --contexts and --preprocess-on set.
   std::string model() const { return text("--model", ""); }
   Options options() const;
 

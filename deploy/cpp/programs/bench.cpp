@@ -1,7 +1,8 @@
-// segdeploy-bench --model M: what a call costs here, in C++, by the protocol of `segdeploy bench`: a
-// warm-up until calls are steady, then short rounds, and of each the median. --out FILE keeps it as
-// JSON that `segdeploy bench FILE --reference ...` takes as a candidate: it starts this program
-// with --serve, and gives it its turns between those of the others.
+// segdeploy-bench --model M: measure the latency of a call in C++, by the protocol of `segdeploy
+// bench`: a warm-up until the latency is stable, then short rounds, and the median of each round.
+// --out FILE writes the result as JSON. `segdeploy bench FILE --reference ...` takes that file as a
+// candidate: it starts this program with --serve, and interleaves its rounds with those of the
+// other candidates.
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
@@ -31,11 +32,12 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: segdeploy-bench --model MODEL [--out FILE.json] [--seconds S] [--threads N] "
-    "[--contexts N] [--provider cpu|cuda|tensorrt] [--pictures-on cpu|gpu]";
-constexpr int kSchema = 2;
+    "[--contexts N] [--provider cpu|cuda|tensorrt] [--preprocess-on cpu|gpu]";
+constexpr int kSchema = 3;
 constexpr int kRounds = 50;
-constexpr int kFewestCalls = 2;
-// Warming up ends when the median of a few calls no longer moves, or after so many seconds.
+constexpr int kMinCalls = 2;
+// The warm-up ends when the median of kWindow calls changes by less than kMoved (a fraction), or
+// after kWarmUpSeconds.
 constexpr int kWindow = 5;
 constexpr double kMoved = 0.05;
 constexpr double kWarmUpSeconds = 8;
@@ -55,7 +57,7 @@ double quantile(std::vector<double> values, double share) {
   return values[low] + (values[high] - values[low]) * (place - static_cast<double>(low));
 }
 
-// Stamps the end of the network's call, and makes the labels.
+// Records the time at which the network's run ends, then computes the labels.
 class TimingReader final : public Reader {
  public:
   TimingReader(const Inference& inference, const ImageView& image, Workspace& work,
@@ -76,22 +78,23 @@ class TimingReader final : public Reader {
   std::vector<std::uint8_t>& labels_;
 };
 
-// A model, and a picture of its own size, as in Python.
+// A model, and an image of the network's input size, as in Python.
 class Bench {
  public:
   Bench(const std::string& path, const Options& options) : inference_(path, options) {
     const Contract& contract = inference_.contract();
     std::mt19937 random(0);
-    picture_.resize(static_cast<std::size_t>(contract.height * contract.width) * 3);
-    for (auto& byte : picture_) byte = static_cast<std::uint8_t>(random());
-    image_ = {picture_.data(), contract.height, contract.width};
-    labels_.resize(picture_.size() / 3);
+    pixels_.resize(static_cast<std::size_t>(contract.height * contract.width) * 3);
+    for (auto& byte : pixels_) byte = static_cast<std::uint8_t>(random());
+    image_ = {pixels_.data(), contract.height, contract.width};
+    labels_.resize(pixels_.size() / 3);
     is_on_gpu_ = inference_.backend().label(image_, labels_.data());
   }
 
   const Inference& inference() const { return inference_; }
 
-  // One call from a picture's bytes to its labels. On a GPU it is one stage.
+  // Time one call from an image's bytes to its labels. With processing on the GPU, the call is one
+  // stage.
   void call(Times& times) {
     const double began = now();
     if (is_on_gpu_) {
@@ -106,9 +109,9 @@ class Bench {
 
   Times burst(double seconds) {
     Times aside, times;
-    call(aside);  // caches and sleeping threads are another candidate's still
+    call(aside);  // untimed: the caches still hold another candidate's data
     const double end = now() + seconds;
-    for (int calls = 0; calls < kFewestCalls || now() < end; ++calls) call(times);
+    for (int calls = 0; calls < kMinCalls || now() < end; ++calls) call(times);
     return times;
   }
 
@@ -124,10 +127,10 @@ class Bench {
     return false;
   }
 
-  // Runs an input of another shape once.
+  // Run an input of another shape once.
   void run_shape(const Shape& shape) const {
     const Input sized{nullptr, shape};
-    const std::vector<float> zeros(sized.values());  // enough for bytes, too
+    const std::vector<float> zeros(sized.values());  // also enough for byte input
     struct Ignoring final : Reader {
       void read(const OutputView&) override {}
     } ignoring;
@@ -143,7 +146,7 @@ class Bench {
 
   Inference inference_;
   Workspace work_;
-  std::vector<std::uint8_t> picture_, labels_;
+  std::vector<std::uint8_t> pixels_, labels_;
   ImageView image_;
   bool is_on_gpu_ = false;
 };
@@ -160,27 +163,27 @@ long peak_mib() {
 
 void say(const json& answer) { std::cout << answer.dump() << std::endl; }
 
-json answered(Bench& bench, const json& asked) {
-  if (asked.contains("end")) return {{"peak_mib", peak_mib()}};
+json answered(Bench& bench, const json& request) {
+  if (request.contains("end")) return {{"peak_mib", peak_mib()}};
   try {
-    if (asked.contains("shape")) {
-      bench.run_shape(asked.at("shape").get<Shape>());
+    if (request.contains("shape")) {
+      bench.run_shape(request.at("shape").get<Shape>());
       return json::object();
     }
-    if (asked.value("batch", 1) != 1 || asked.value("clients", 1) != 1 ||
-        !asked.value("fps", json()).is_null()) {
+    if (request.value("batch", 1) != 1 || request.value("clients", 1) != 1 ||
+        !request.value("fps", json()).is_null()) {
       return {
           {"refused", "segdeploy-bench times one client's calls at batch 1, one after another"}};
     }
     const double began = now();
-    const Times times = bench.burst(asked.at("seconds").get<double>());
+    const Times times = bench.burst(request.at("seconds").get<double>());
     return {{"times", times}, {"wall", now() - began}};
   } catch (const Error& error) {
     return {{"refused", error.what()}};
   }
 }
 
-// Answers lines of `segdeploy bench` until there are none.
+// Answer the request lines of `segdeploy bench` until the input ends.
 int serve(const std::string& model, Options options) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);  // a network that never returns must not outlive the bench
   std::string line;
@@ -205,7 +208,7 @@ int serve(const std::string& model, Options options) {
          {"scales", json::object()}});
     while (std::getline(std::cin, line)) say(answered(bench, json::parse(line)));
   } catch (const std::exception& error) {
-    say({{"error", error.what()}, {"is_elsewhere", false}});
+    say({{"error", error.what()}, {"is_incompatible", false}});
     return 2;
   }
   return 0;
@@ -216,21 +219,22 @@ std::string sha256_of(const std::string& path) {
   return sha256(content.data(), content.size());
 }
 
-// How the model was opened. Which program and which library ran it is not in the file: whoever reads
-// it decides that.
-json settings(const Arguments& asked) {
+// Return the options with which the model was opened. The file does not state the program and the
+// library that ran the model: the reader of the file chooses them.
+json settings(const Arguments& request) {
   json found = json::object();
-  const Options options = asked.options();
+  const Options options = request.options();
   if (options.threads != 0) found["threads"] = options.threads;
-  if (asked.names("--contexts")) found["contexts"] = options.contexts;
+  if (request.names("--contexts")) found["contexts"] = options.contexts;
   if (!options.provider.empty()) found["provider"] = options.provider;
-  if (asked.names("--pictures-on")) found["pictures_on"] = options.pictures_on_gpu ? "gpu" : "cpu";
+  if (request.names("--preprocess-on"))
+    found["preprocess_on"] = options.gpu_preprocessing ? "gpu" : "cpu";
   return found;
 }
 
-int measure(const Arguments& asked) {
-  const double seconds = asked.number("--seconds", 5);
-  Bench bench(asked.model(), asked.options());
+int measure(const Arguments& request) {
+  const double seconds = request.number("--seconds", 5);
+  Bench bench(request.model(), request.options());
   const bool is_stable = bench.warm_up();
   Times all;
   std::vector<double> medians;
@@ -244,9 +248,9 @@ int measure(const Arguments& asked) {
   const auto& calls = all["network"];
   const long peak = peak_mib();  // before the file is read for its hash
   json found = {{"schema", kSchema},
-                {"settings", settings(asked)},
-                {"model", std::filesystem::absolute(asked.model()).string()},
-                {"model_sha256", sha256_of(asked.model())},
+                {"settings", settings(request)},
+                {"model", std::filesystem::absolute(request.model()).string()},
+                {"model_sha256", sha256_of(request.model())},
                 {"runtime", bench.inference().backend().name()},
                 {"calls", calls.size()},
                 {"stable", is_stable},
@@ -256,7 +260,7 @@ int measure(const Arguments& asked) {
                 {"round_medians_ms", medians},
                 {"peak_mib", peak}};
   for (const auto& [stage, taken] : all) found["stages_ms"][stage] = 1e3 * quantile(taken, 0.5);
-  const std::string out = asked.text("--out", "");
+  const std::string out = request.text("--out", "");
   if (!out.empty()) write_whole(out, found.dump(2) + "\n");
   const auto& stages = found["stages_ms"];
   std::printf("%s: %zu calls, median %.3f ms (p90 %.3f, p99 %.3f); before %.3f ms, after %.3f ms\n",
@@ -273,13 +277,13 @@ int measure(const Arguments& asked) {
 int main(int count, char** words) {
   using namespace segdeploy;
   try {
-    const Arguments asked(
-        count, words,
-        {"--model", "--out", "--seconds", "--threads", "--provider", "--pictures-on", "--contexts"},
-        {"--serve"}, kUsage);
-    if (asked.model().empty() || !asked.others().empty()) throw Error(kUsage);
-    if (asked.has("--serve")) return serve(asked.model(), asked.options());
-    return measure(asked);
+    const Arguments request(count, words,
+                            {"--model", "--out", "--seconds", "--threads", "--provider",
+                             "--preprocess-on", "--contexts"},
+                            {"--serve"}, kUsage);
+    if (request.model().empty() || !request.others().empty()) throw Error(kUsage);
+    if (request.has("--serve")) return serve(request.model(), request.options());
+    return measure(request);
   } catch (const std::bad_alloc&) {
     std::fputs("error: out of memory; give smaller images, or fewer --threads\n", stderr);
     return 2;

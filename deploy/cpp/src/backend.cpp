@@ -7,7 +7,7 @@ namespace {
 
 constexpr std::int64_t kAny = -1;
 
-std::string told(const Sides& sides) {
+std::string text_of(const Sides& sides) {
   std::string text;
   for (const Side& side : sides) {
     text += (text.empty() ? "" : ", ") + (side.is_open() ? side.name : std::to_string(side.size));
@@ -15,10 +15,10 @@ std::string told(const Sides& sides) {
   return "(" + text + ")";
 }
 
-// What the contract says of one picture's output.
+// Return the output shape of one image, as the contract states it.
 std::vector<std::int64_t> output_of(const Contract& contract) {
   const auto classes = static_cast<std::int64_t>(contract.classes.size());
-  if (contract.gives_small_map) return {classes, kAny, kAny};
+  if (contract.gives_low_resolution_logits) return {classes, kAny, kAny};
   if (contract.output == Output::labels) return {contract.height, contract.width};
   return {classes, contract.height, contract.width};
 }
@@ -34,7 +34,7 @@ void check_sides(const std::string& path, const char* what, const Sides& sides,
     fits = side.is_open() || (wanted[at] == kAny ? side.size > 0 : side.size == wanted[at]);
   }
   if (!fits) {
-    throw Error(path + ": its " + what + " has shape " + told(sides) +
+    throw Error(path + ": its " + what + " has shape " + text_of(sides) +
                 ", but its contract says (N" + expected + "); export it again");
   }
 }
@@ -45,7 +45,7 @@ void check_tensors(const std::string& path, const Contract& contract, const Side
                    const Sides& output) {
   if (!input.empty() && !input[0].is_open() && input[0].size != 1) {
     throw Error(path + ": takes batches of " + std::to_string(input[0].size) +
-                " alone; export it for one picture, or with a dynamic batch");
+                " alone; export it for one image, or with a dynamic batch");
   }
   const std::int64_t height = contract.height, width = contract.width;
   check_sides(path, "input", input,
@@ -63,10 +63,11 @@ void check_output(const std::string& path, const Contract& contract, const Outpu
   if (fits) {
     const std::int64_t high = output.shape[output.sides - 2];
     const std::int64_t wide = output.shape[output.sides - 1];
-    fits = contract.gives_small_map ? high > 0 && wide > 0 : high == height && wide == width;
+    fits = contract.gives_low_resolution_logits ? high > 0 && wide > 0
+                                                : high == height && wide == width;
   }
   if (!fits) {
-    throw Error(path + ": gave an output of shape " + told(output) + " for an input of " +
+    throw Error(path + ": gave an output of shape " + text_of(output) + " for an input of " +
                 std::to_string(height) + "x" + std::to_string(width) +
                 ", which its contract does not say; export it again");
   }
@@ -84,7 +85,7 @@ void check_labels(const std::string& path, const Contract& contract, const std::
   }
 }
 
-std::string told(const OutputView& output) {
+std::string text_of(const OutputView& output) {
   std::string text;
   for (std::size_t side = 0; side < output.sides; ++side) {
     text += (side == 0 ? "" : "x") + std::to_string(output.shape[side]);

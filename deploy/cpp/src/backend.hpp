@@ -1,4 +1,4 @@
-// A runtime behind the library: pictures in, one output.
+// The interface of an inference runtime: prepared images in, one output tensor out.
 #pragma once
 
 #include <array>
@@ -14,7 +14,7 @@
 
 namespace segdeploy {
 
-// What a network is run on: (N, 3, H, W) floats, or (N, H, W, 3) bytes.
+// The network's input: (N, 3, H, W) floats, or (N, H, W, 3) bytes.
 struct Input {
   const void* data;
   Shape shape;
@@ -24,7 +24,7 @@ struct Input {
   }
 };
 
-// The output of one run. Its memory is the runtime's, and lives as long as the call that reads it.
+// The output of one run. The runtime owns the memory, which is valid during Reader::read only.
 struct OutputView {
   const float* scores = nullptr;         // (N, classes, H, W), or
   const std::uint8_t* labels = nullptr;  // (N, H, W)
@@ -38,14 +38,14 @@ struct OutputView {
   }
 };
 
-// What is done with an output, while it is there.
+// Receives an output while its memory is valid.
 class Reader {
  public:
   virtual ~Reader() = default;
   virtual void read(const OutputView& output) = 0;
 };
 
-// Calls a function with the output; std::function would allocate.
+// Passes the output to a callable. A template, because std::function would allocate.
 template <typename Call>
 class CallingReader final : public Reader {
  public:
@@ -56,23 +56,25 @@ class CallingReader final : public Reader {
   Call call_;
 };
 
-// Refuses a network whose tensors are not what its contract says, in Python's words. A contract that
-// does not fit would be read beyond its memory, or fail at the first image. Throws Error.
+// Refuse a network whose input or output does not match its contract, with Python's message. A
+// contract that does not match would cause a read out of bounds, or an error at the first image.
+// Throws Error.
 void check_tensors(const std::string& path, const Contract& contract, const Sides& input,
                    const Sides& output);
-// The same of an output that was given for an input of height x width: open sides have sizes now.
+// Refuse an output that does not match its contract, for an input of height x width. At run time
+// the open dimensions have sizes. Throws Error.
 void check_output(const std::string& path, const Contract& contract, const OutputView& output,
                   int height, int width, int count = 1);
-// Refuses labels that name no class. Throws Error.
+// Refuse labels that are not class ids of the contract. Throws Error.
 void check_labels(const std::string& path, const Contract& contract, const std::uint8_t* labels,
                   std::size_t count);
 
-// The output's shape, as 1x11x360x480.
-std::string told(const OutputView& output);
+// Return the output's shape as text, such as 1x11x360x480.
+std::string text_of(const OutputView& output);
 
 [[noreturn]] void refuse_not_finite(const std::string& path);
 
-// Safe to run from several threads.
+// A network that is loaded in a runtime. May be used from several threads.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -81,17 +83,18 @@ class Backend {
   virtual std::string name() const = 0;
   virtual bool takes_any_size() const = 0;
   virtual bool takes_batches() const = 0;
-  // Runs the input, and hands the output to `reader`.
+  // Run the network on the input, and pass the output to `reader`.
   virtual void run(const Input& input, Reader& reader) const = 0;
 
-  // Labels of a picture's own size, made on the device; false where this runtime has no way to.
+  // Compute labels at the image's own size on the device. Returns false if this runtime cannot.
   virtual bool label(const ImageView&, std::uint8_t*) const { return false; }
-  // Runs one prepared picture from device memory into device memory, on a stream of the caller's.
+  // Run the network on one prepared image, from device memory to device memory, on the caller's
+  // stream.
   virtual void enqueue(const void* input, void* output, void* stream) const;
 };
 
 std::unique_ptr<Backend> open_onnxruntime(const std::string& path, const Options& options);
-// Throws Error where this library was built without TensorRT's headers.
+// Throws Error if this library was built without TensorRT's headers.
 std::unique_ptr<Backend> open_tensorrt(const std::string& path, const Options& options);
 
 }  // namespace segdeploy

@@ -14,7 +14,8 @@ struct segdeploy_model {
   segdeploy::Model model;
 };
 
-// A contract, and what its pictures pass through: one thread's at a time.
+// A contract with the state of its preprocessing and postprocessing. Only one thread may use it at
+// a time.
 struct segdeploy_contract {
   explicit segdeploy_contract(const char* json)
       : contract(segdeploy::read_contract(json, "the contract")), preprocessor(contract) {}
@@ -27,7 +28,8 @@ struct segdeploy_contract {
 
 namespace {
 
-// A thread's last error. It needs no memory of its own: there may be none.
+// Return the buffer of the thread's last error message. Its size is fixed, because out of memory is
+// one of the errors.
 char* last_error() {
   thread_local char message[2048] = "";
   return message;
@@ -35,7 +37,7 @@ char* last_error() {
 
 void keep(const char* message) noexcept { std::snprintf(last_error(), 2048, "%s", message); }
 
-// Runs `call`; what it throws becomes the thread's error, and `failed` the result.
+// Run `call`. If it throws, keep the message as the thread's last error, and return `failed`.
 template <typename Result, typename Call>
 Result guarded(Result failed, Call call) noexcept {
   try {

@@ -10,16 +10,17 @@ namespace segdeploy {
 namespace {
 
 constexpr int kSchema = 1;
-constexpr std::size_t kMostPixels = 100'000'000;
-constexpr int kLongestSide = 1 << 16;
-// Of mean and std: what float arithmetic can go on with.
+constexpr std::size_t kMaxPixels = 100'000'000;
+constexpr int kMaxSide = 1 << 16;
+// Limits of mean and std within which float32 arithmetic works.
 constexpr double kLargestNumber = 1e9;
 constexpr float kSmallestDeviation = 1e-9F;
 constexpr std::ptrdiff_t kLongestName = 100;
-constexpr std::size_t kMostClasses = 255;  // a label is a byte, and one value means "ignored"
+constexpr std::size_t kMaxClasses = 255;  // a label is a byte, and one value means "ignored"
 
-// Whether a name would end a line, move a cursor, or show itself as another text: control characters,
-// and marks of direction or of lines (U+200E/F, U+2028 to 202E, U+2066 to 2069, U+FEFF), in UTF-8.
+// Return whether a UTF-8 name is safe to print. Control characters and marks of direction or of
+// lines (U+200E/F, U+2028 to 202E, U+2066 to 2069, U+FEFF) would end a line, move the cursor, or
+// make the name look like another text.
 bool is_printable(const std::string& name) {
   const auto byte = [&](std::size_t at) {
     return at < name.size() ? static_cast<unsigned char>(name[at]) : 0U;
@@ -37,7 +38,8 @@ bool is_printable(const std::string& name) {
   return true;
 }
 
-// Class names as in dataset.json: printable, of 1 to 100 characters, no two of them equal.
+// Return whether all class names are valid, as in dataset.json: printable, 1 to 100 characters,
+// unique, and not only spaces.
 bool are_names(const std::vector<std::string>& names) {
   return std::all_of(names.begin(), names.end(), [&](const std::string& name) {
     const auto letters = std::count_if(name.begin(), name.end(), [](char letter) {
@@ -49,7 +51,7 @@ bool are_names(const std::vector<std::string>& names) {
   });
 }
 
-// One entry of the contract, or a refusal that names it.
+// Access to the contract's entries. A missing or wrong entry is refused by its name.
 class Entries {
  public:
   Entries(const json& values, const std::string& source) : values_(values), source_(source) {}
@@ -87,8 +89,7 @@ class Entries {
   std::array<int, 2> size(const json& pair, const char* name) const {
     try {
       if (!pair.is_array() || pair.size() != 2) refuse(name);
-      return {whole_number<int>(pair[0], 1, kLongestSide),
-              whole_number<int>(pair[1], 1, kLongestSide)};
+      return {whole_number<int>(pair[0], 1, kMaxSide), whole_number<int>(pair[1], 1, kMaxSide)};
     } catch (const json::exception&) {
       refuse(name);
     }
@@ -105,11 +106,11 @@ class Entries {
   std::vector<std::array<std::uint8_t, 3>> palette(const char* name, std::size_t length) const {
     std::vector<std::array<std::uint8_t, 3>> found;
     try {
-      for (const json& colour : get_list(name, length)) {
-        if (!colour.is_array() || colour.size() != 3) refuse(name);
-        found.push_back({whole_number<std::uint8_t>(colour[0], 0, 255),
-                         whole_number<std::uint8_t>(colour[1], 0, 255),
-                         whole_number<std::uint8_t>(colour[2], 0, 255)});
+      for (const json& color : get_list(name, length)) {
+        if (!color.is_array() || color.size() != 3) refuse(name);
+        found.push_back({whole_number<std::uint8_t>(color[0], 0, 255),
+                         whole_number<std::uint8_t>(color[1], 0, 255),
+                         whole_number<std::uint8_t>(color[2], 0, 255)});
       }
     } catch (const json::exception&) {
       refuse(name);
@@ -121,9 +122,10 @@ class Entries {
   const json& operator[](const char* name) const { return values_[name]; }
 
   [[noreturn]] void refuse(const char* name) const {
-    throw Error(source_ + ": the contract's '" + name +
-                "' is missing, wrong, or of a kind that this version does not execute; export the "
-                "network again");
+    const std::string entry = source_ + ": the contract's '" + name + "' is ";
+    if (!values_.contains(name)) throw Error(entry + "missing; export the network again");
+    throw Error(entry +
+                "wrong, or of a kind that this version does not execute; export the network again");
   }
 
  private:
@@ -145,7 +147,7 @@ Profile read_bounds(const Entries& entries, int height, int width) {
   const auto high = entries.size(bounds[1], "bounds");
   if (low[0] > high[0] || low[1] > high[1]) entries.refuse("bounds");
   try {
-    const int most = whole_number<int>(bounds[2], 1, kLongestSide);
+    const int most = whole_number<int>(bounds[2], 1, kMaxSide);
     return {{1, low[0], low[1]}, {1, height, width}, {most, high[0], high[1]}};
   } catch (const json::exception&) {
     entries.refuse("bounds");
@@ -169,7 +171,7 @@ Contract contract_of(const json& values, const std::string& source) {
   }
   Contract contract;
   contract.classes = entries.get<std::vector<std::string>>("classes");
-  if (contract.classes.empty() || contract.classes.size() > kMostClasses ||
+  if (contract.classes.empty() || contract.classes.size() > kMaxClasses ||
       !are_names(contract.classes)) {
     entries.refuse("classes");
   }
@@ -183,7 +185,9 @@ Contract contract_of(const json& values, const std::string& source) {
   for (const float deviation : contract.std) {
     if (!(deviation > kSmallestDeviation)) entries.refuse("std");
   }
-  contract.is_bgr = entries.one_of<bool>("colour", {{"RGB", false}, {"BGR", true}});
+  const char* color =
+      entries.has("colour") ? "colour" : "color";  // the spelling of earlier versions
+  contract.is_bgr = entries.one_of<bool>(color, {{"RGB", false}, {"BGR", true}});
   contract.takes_bytes = entries.one_of<bool>("layout", {{"NCHW", false}, {"NHWC", true}});
   entries.one_of<bool>("resize", {{"pillow-bilinear", true}});
   contract.precision = entries.one_of<std::string>(
@@ -201,15 +205,16 @@ Contract contract_of(const json& values, const std::string& source) {
   if (entries.has("fuse")) entries.one_of<bool>("fuse", {{"mean", true}, {"max", true}});
   contract.fuses = entries.get<std::vector<double>>("scales") != std::vector<double>{1.0} ||
                    entries.get<bool>("flip");
-  // Scores that are not made labels of are enlarged as they are.
+  // Only a labels contract sets `upsampling`. Other low-resolution scores are resized like any
+  // scores.
   if (entries.has("upsampling")) {
     const auto upsampling = entries.one_of<Upsampling>(
         "upsampling",
         {{"align-corners", Upsampling::align_corners}, {"half-pixel", Upsampling::half_pixel}});
     if (contract.output == Output::labels) contract.upsampling = upsampling;
-    contract.gives_small_map = true;
+    contract.gives_low_resolution_logits = true;
   }
-  if (entries.has("multiple")) contract.multiple = entries.whole("multiple", 1, kLongestSide);
+  if (entries.has("multiple")) contract.multiple = entries.whole("multiple", 1, kMaxSide);
   if (entries.has("bounds")) {
     contract.profiles.push_back(read_bounds(entries, contract.height, contract.width));
   }
@@ -218,9 +223,9 @@ Contract contract_of(const json& values, const std::string& source) {
     largest = {contract.profiles[0].maximum[1], contract.profiles[0].maximum[2]};
   }
   for (const auto& [height, width] : {size, largest}) {
-    if (area(height, width) > kMostPixels) {
+    if (area(height, width) > kMaxPixels) {
       throw Error(source + ": the contract's input is " + std::to_string(height) + "x" +
-                  std::to_string(width) + ", more than " + std::to_string(kMostPixels) +
+                  std::to_string(width) + ", more than " + std::to_string(kMaxPixels) +
                   " pixels; export the network for a smaller size");
     }
   }

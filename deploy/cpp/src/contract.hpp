@@ -1,4 +1,4 @@
-// What a network expects and gives, as the Python side wrote it into the file.
+// A network's contract: its input, output and classes, as Python wrote them into the file.
 #pragma once
 
 #include <array>
@@ -22,20 +22,20 @@ struct Contract {
   std::array<float, 3> mean{};
   std::array<float, 3> std{};
   bool is_bgr = false;
-  bool takes_bytes = false;  // NHWC uint8: the graph normalises
+  bool takes_bytes = false;  // NHWC uint8 input: the graph normalizes
   Output output = Output::logits;
   std::string precision;
-  Upsampling upsampling = Upsampling::none;  // of a labels graph that leaves it to the host
-  bool gives_small_map = false;              // scores of any size, which the host enlarges
-  bool fuses = false;             // the graph runs several scales, or the mirrored picture, itself
-  int multiple = 1;               // of which height and width are multiples, at every scale
-  std::vector<Profile> profiles;  // of a dynamic graph with bounds: one; of an engine any
+  Upsampling upsampling = Upsampling::none;  // how the host upsamples before it computes labels
+  bool gives_low_resolution_logits = false;  // scores of any size, which the host upsamples
+  bool fuses = false;                        // the graph itself runs several scales or flips
+  int multiple = 1;                          // divides height and width at every scale
+  std::vector<Profile> profiles;             // a dynamic graph with bounds has one, an engine any
 
-  // Whether the network's own output is labels, and not scores.
+  // Return whether the network itself outputs labels, not scores.
   bool gives_labels() const { return output == Output::labels && upsampling == Upsampling::none; }
 };
 
-// Parses and checks a contract that stood in `source`. Throws Error.
+// Parse and check a contract. `source` names its file in error messages. Throws Error.
 Contract read_contract(const std::string& text, const std::string& source);
 Contract contract_of(const nlohmann::json& values, const std::string& source);
 

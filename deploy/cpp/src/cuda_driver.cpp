@@ -10,7 +10,7 @@ namespace segdeploy {
 namespace {
 
 #define SEGDEPLOY_TEXT(name) #name
-// cuda.h's names are macros for those of their last version, which are the symbols.
+// A function's name in cuda.h is a macro for its latest version, which is the symbol's name.
 #define SEGDEPLOY_SYMBOL(name) SEGDEPLOY_TEXT(name)
 
 bool find_functions(Cuda::Functions& call) {

@@ -1,5 +1,5 @@
-// The NVIDIA driver, opened at run time: memory, streams, graphs and kernels of one GPU. The library
-// needs no CUDA library to start, and runs where there is no GPU.
+// The CUDA driver API, loaded at run time: memory, streams, graphs and kernels of one GPU. The
+// segdeploy library links no CUDA library, and also runs on a host without a GPU.
 #pragma once
 
 #include <cuda.h>
@@ -14,7 +14,8 @@ namespace segdeploy {
 
 class Cuda {
  public:
-  // The GPU of this thread's CUDA context, or the first; null without a driver or a GPU.
+  // Open the GPU of this thread's CUDA context, or else the first GPU. Returns null without a
+  // driver or a GPU.
   static std::shared_ptr<const Cuda> open();
 
   ~Cuda();
@@ -23,10 +24,10 @@ class Cuda {
 
   const Gpu& gpu() const { return gpu_; }
   CUcontext context() const { return context_; }
-  // Throws Error, which says what failed and the driver's reason.
+  // Throw Error with the failed operation and the driver's reason, unless `result` is a success.
   void check(CUresult result, const char* what) const;
 
-  // Functions of the driver, by their names in cuda.h.
+  // Function pointers into the driver, named as in cuda.h.
   struct Functions {
     // clang-format off
 #define SEGDEPLOY_CUDA_FUNCTIONS(apply) \
@@ -60,7 +61,7 @@ class Cuda {
 
 using CudaPointer = std::shared_ptr<const Cuda>;
 
-// Makes the GPU's context the thread's own, until the scope ends.
+// Makes the GPU's context current in this thread until the scope ends.
 class CudaScope {
  public:
   explicit CudaScope(const Cuda& cuda);
@@ -72,7 +73,8 @@ class CudaScope {
   const Cuda& cuda_;
 };
 
-// Memory that grows, and is kept: `device` on the GPU, else pinned, which copies without waiting.
+// A buffer that grows and keeps its memory: device memory, or pinned host memory for asynchronous
+// copies.
 class CudaMemory {
  public:
   CudaMemory(CudaPointer cuda, bool is_pinned) : cuda_(std::move(cuda)), is_pinned_(is_pinned) {}
@@ -80,7 +82,8 @@ class CudaMemory {
   CudaMemory(const CudaMemory&) = delete;
   CudaMemory& operator=(const CudaMemory&) = delete;
 
-  // Room for `size` bytes; says whether it lies elsewhere now. What it held is lost then.
+  // Ensure room for `size` bytes. Returns whether the buffer was reallocated, which loses its
+  // content.
   bool grow(std::size_t size);
   CUdeviceptr device() const { return device_; }
   void* data() const { return is_pinned_ ? host_ : reinterpret_cast<void*>(device_); }
@@ -95,7 +98,7 @@ class CudaMemory {
   void* host_ = nullptr;
 };
 
-// A stream of its own, which waits for nobody's.
+// A CUDA stream that does not wait for any other stream.
 class CudaStream {
  public:
   explicit CudaStream(CudaPointer cuda);

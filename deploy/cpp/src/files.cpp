@@ -34,7 +34,7 @@ std::string content_of(const std::string& path) {
 
 void write_whole(const std::string& path, const std::string& content) {
   std::error_code error;
-  const fs::path target = fs::weakly_canonical(path, error);  // through a link, to its target
+  const fs::path target = fs::weakly_canonical(path, error);  // follows links
   if (error) throw Error(path + ": cannot be written (" + error.message() + ")");
   if (fs::exists(target) && !fs::is_regular_file(target)) {
     throw Error(path + ": is not a regular file, and is never replaced; give another name");

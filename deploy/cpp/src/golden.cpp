@@ -12,9 +12,11 @@
 namespace segdeploy {
 namespace {
 
-constexpr std::size_t kLengthBytes = 8;  // of the header, little-endian, before it
-constexpr std::size_t kMostPictures = 64;
-constexpr std::size_t kMostBytes = std::size_t{1} << 30;
+constexpr const char* kKey = "segdeploy.golden";
+constexpr int kSchema = 2;
+constexpr std::size_t kLengthBytes = 8;  // the header's length, little-endian, before the header
+constexpr std::size_t kMaxImages = 64;
+constexpr std::size_t kMaxBytes = std::size_t{1} << 30;
 
 class File {
  public:
@@ -32,7 +34,17 @@ class File {
 
   bool has(const std::string& name) const { return header_.contains(name); }
 
-  // The values of an array, and its shape. Every number in the header is checked.
+  // What the header says of the vectors.
+  json described() const {
+    try {
+      const auto text = header_.at("__metadata__").at(kKey).get<std::string>();
+      return parse_json(text.data(), text.size());
+    } catch (const json::exception&) {
+      refuse("no header of this schema");
+    }
+  }
+
+  // Return the values of an array, and set its shape. Every number in the header is checked.
   template <typename Value>
   std::vector<Value> values(const std::string& name, const char* type,
                             std::vector<std::size_t>& shape) const {
@@ -70,21 +82,39 @@ class File {
   json header_;
 };
 
+std::map<std::string, Tolerance> tolerances_of(const json& described) {
+  std::map<std::string, Tolerance> found;
+  for (const auto& [precision, one] : described.items()) {
+    found[precision] = {one.at("labels").get<float>(), one.at("scores").get<float>()};
+  }
+  return found;
+}
+
 }  // namespace
 
-std::vector<GoldenVector> read_golden(const std::string& path) {
-  std::error_code missing;  // content_of says it
-  if (std::filesystem::file_size(path, missing) > kMostBytes && !missing) {
+Golden read_golden(const std::string& path) {
+  std::error_code missing;  // content_of reports it
+  if (std::filesystem::file_size(path, missing) > kMaxBytes && !missing) {
     throw Error(path + ": is larger than any golden vectors");
   }
   return golden_of(content_of(path), path);
 }
 
-std::vector<GoldenVector> golden_of(std::string bytes, const std::string& source) {
+Golden golden_of(std::string bytes, const std::string& source) {
   const File file(std::move(bytes), source);
-  std::vector<GoldenVector> found;
-  while (found.size() < kMostPictures) {
-    const std::string index = "_" + std::to_string(found.size());
+  Golden found;
+  try {
+    const json described = file.described();
+    if (described.at("schema").get<int>() != kSchema) file.refuse("no header of this schema");
+    const json& tolerances = described.at("tolerances");
+    found.input = tolerances.at("input").get<float>();
+    found.graph = tolerances_of(tolerances.at("graph"));
+    found.engine = tolerances_of(tolerances.at("engine"));
+  } catch (const json::exception&) {
+    file.refuse("its header is damaged");
+  }
+  while (found.vectors.size() < kMaxImages) {
+    const std::string index = "_" + std::to_string(found.vectors.size());
     if (!file.has("image" + index)) break;
     GoldenVector vector;
     std::vector<std::size_t> shape, labels, samples;
@@ -94,13 +124,13 @@ std::vector<GoldenVector> golden_of(std::string bytes, const std::string& source
     vector.output = file.values<float>("output" + index, "F32", samples);
     if (shape.size() != 3 || shape[2] != 3 || labels.size() != 2 || labels[0] != shape[0] ||
         labels[1] != shape[1]) {
-      file.refuse("its pictures and labels have other shapes");
+      file.refuse("its images and labels have other shapes");
     }
     vector.height = static_cast<int>(shape[0]);
     vector.width = static_cast<int>(shape[1]);
-    found.push_back(std::move(vector));
+    found.vectors.push_back(std::move(vector));
   }
-  if (found.empty()) file.refuse("it has no picture");
+  if (found.vectors.empty()) file.refuse("it has no image");
   return found;
 }
 

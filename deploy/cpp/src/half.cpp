@@ -14,7 +14,8 @@ std::uint16_t half_of(float value) {
   if (size > 0x7F800000) return static_cast<std::uint16_t>(sign | 0x7E00);   // NaN
   if (size >= 0x47800000) return static_cast<std::uint16_t>(sign | 0x7C00);  // too large
   if (size < 0x38800000) {
-    // Subnormal: adding a half of that exponent leaves the rounded value in the lowest bits.
+    // Subnormal: adding 0.5 rounds to a multiple of 2^-24, the step of FP16 subnormals, and leaves
+    // the result in the lowest bits.
     float magnitude;
     std::memcpy(&magnitude, &size, sizeof magnitude);
     magnitude += 0.5F;

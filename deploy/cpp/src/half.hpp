@@ -1,4 +1,4 @@
-// Half precision (IEEE binary16) from and to float32, rounded to the nearest, ties to even.
+// Conversion between FP16 (IEEE binary16) and float32, rounded to nearest, ties to even.
 #pragma once
 
 #include <cstddef>

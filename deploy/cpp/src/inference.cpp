@@ -10,28 +10,27 @@
 namespace segdeploy {
 namespace {
 
-constexpr int kMostContexts = 64;
-constexpr int kMostThreads = 1024;
-constexpr int kMostQueued = 1 << 16;
-constexpr int kMostPictures = 8;  // of one run, where nobody says
+constexpr int kMaxContexts = 64;
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxQueued = 1 << 16;
+constexpr int kMaxImages = 8;  // per run, if no profile sets a limit
 
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 std::unique_ptr<Backend> open(const std::string& path, const Options& options) {
-  if (options.contexts < 1 || options.contexts > kMostContexts) {
+  if (options.contexts < 1 || options.contexts > kMaxContexts) {
     throw Error("contexts " + std::to_string(options.contexts) + ": must be 1 to " +
-                std::to_string(kMostContexts));
+                std::to_string(kMaxContexts));
   }
-  if (options.threads < 0 || options.threads > kMostThreads) {
+  if (options.threads < 0 || options.threads > kMaxThreads) {
     throw Error("threads " + std::to_string(options.threads) +
-                ": must be 0, which leaves them to the runtime, to " +
-                std::to_string(kMostThreads));
+                ": must be 0, which leaves them to the runtime, to " + std::to_string(kMaxThreads));
   }
-  if (options.queue < 1 || options.queue > kMostQueued) {
+  if (options.queue < 1 || options.queue > kMaxQueued) {
     throw Error("queue " + std::to_string(options.queue) + ": must be 1 to " +
-                std::to_string(kMostQueued));
+                std::to_string(kMaxQueued));
   }
   check_regular(path);
   if (ends_with(path, ".onnx")) return open_onnxruntime(path, options);
@@ -40,7 +39,7 @@ std::unique_ptr<Backend> open(const std::string& path, const Options& options) {
 }
 
 SEGDEPLOY_VECTORS bool is_finite(const float* values, std::size_t count) {
-  constexpr std::uint32_t kExponent = 0x7F800000;  // all ones in NaN and infinity alone
+  constexpr std::uint32_t kExponent = 0x7F800000;  // all set in NaN and infinity only
   std::uint32_t found = 0;
   for (std::size_t at = 0; at < count; ++at) {
     std::uint32_t bits;
@@ -50,8 +49,8 @@ SEGDEPLOY_VECTORS bool is_finite(const float* values, std::size_t count) {
   return found == 0;
 }
 
-// One picture of an output.
-OutputView picture_of(const OutputView& output, std::size_t index) {
+// Return a view of one image of a batched output.
+OutputView image_of(const OutputView& output, std::size_t index) {
   const std::size_t size = output.values() / static_cast<std::size_t>(output.shape[0]);
   OutputView one = output;
   one.shape[0] = 1;
@@ -106,7 +105,7 @@ std::vector<Labels> Inference::predict(const std::vector<ImageView>& images) con
   for (std::size_t at = 0; at < images.size(); ++at) {
     fit(labels[at], images[at]);
   }
-  const auto most = static_cast<std::size_t>(most_pictures());
+  const auto most = static_cast<std::size_t>(most_images());
   for (std::size_t start = 0; start < images.size(); start += most) {
     const std::size_t count = std::min(most, images.size() - start);
     if (count == 1) {
@@ -118,8 +117,8 @@ std::vector<Labels> Inference::predict(const std::vector<ImageView>& images) con
   return labels;
 }
 
-// How many pictures of the network's size one run takes.
-int Inference::most_pictures() const {
+// Return the largest batch size for images of the network's size.
+int Inference::most_images() const {
   if (!backend_->takes_batches()) return 1;
   int most = 0;
   for (const Profile& profile : contract().profiles) {
@@ -127,7 +126,7 @@ int Inference::most_pictures() const {
       most = std::max(most, profile.maximum[0]);
     }
   }
-  return most > 0 ? most : kMostPictures;
+  return most > 0 ? most : kMaxImages;
 }
 
 void Inference::predict_together(const ImageView* images, int count, Labels* labels) const {
@@ -148,10 +147,11 @@ void Inference::predict_together(const ImageView* images, int count, Labels* lab
                                  : static_cast<const void*>(work->floats.data());
   CallingReader reader([&](const OutputView& output) {
     if (output.shape[0] != count) {
-      throw Error(path_ + ": gave " + told(output) + " for " + std::to_string(count) + " pictures");
+      throw Error(path_ + ": gave " + text_of(output) + " for " + std::to_string(count) +
+                  " images");
     }
     for (int at = 0; at < count; ++at) {
-      read(picture_of(output, static_cast<std::size_t>(at)), images[at], *work,
+      read(image_of(output, static_cast<std::size_t>(at)), images[at], *work,
            labels[at].data.data());
     }
   });
@@ -160,18 +160,19 @@ void Inference::predict_together(const ImageView* images, int count, Labels* lab
 
 void Inference::read(const OutputView& output, const ImageView& image, Workspace& work,
                      std::uint8_t* labels) const {
-  const Contract& said = contract();
-  check_output(path_, said, output, said.height, said.width);
+  const Contract& network_contract = contract();
+  check_output(path_, network_contract, output, network_contract.height, network_contract.width);
   const int height = static_cast<int>(output.shape[output.sides - 2]);
   const int width = static_cast<int>(output.shape[output.sides - 1]);
   if (output.scores == nullptr) {
-    check_labels(path_, said, output.labels, area(height, width));
+    check_labels(path_, network_contract, output.labels, area(height, width));
     resize_nearest(output.labels, height, width, image.height, image.width, labels);
     return;
   }
-  const Scores scores{output.scores, static_cast<int>(said.classes.size()), height, width};
+  const Scores scores{output.scores, static_cast<int>(network_contract.classes.size()), height,
+                      width};
   check_finite(scores.data, static_cast<std::size_t>(scores.classes) * area(height, width));
-  label_scores(said, scores, image.height, image.width, work.labeller, labels);
+  label_scores(network_contract, scores, image.height, image.width, work.labeller, labels);
 }
 
 void Inference::check_finite(const float* values, std::size_t count) const {

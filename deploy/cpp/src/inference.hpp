@@ -1,4 +1,4 @@
-// A network with its contract's pre- and postprocessing.
+// A network with the preprocessing and postprocessing of its contract.
 #pragma once
 
 #include <memory>
@@ -6,23 +6,23 @@
 #include <vector>
 
 #include "backend.hpp"
+#include "class_scores.hpp"
 #include "labels.hpp"
-#include "maps.hpp"
 #include "pool.hpp"
 #include "preprocess.hpp"
 #include "segdeploy/segdeploy.hpp"
 
 namespace segdeploy {
 
-// What one call works with.
+// The buffers of one call.
 struct Workspace {
   Prepared prepared;
   Labeller labeller;
-  std::vector<std::uint8_t> bytes;  // of several pictures
+  std::vector<std::uint8_t> bytes;  // inputs of several images, batched
   std::vector<float> floats;
 };
 
-// Makes room for the labels of a view, which is checked first. Throws Error.
+// Check a view, and resize `labels` to its size. Throws Error.
 void fit(Labels& labels, const ImageView& image);
 
 class Inference {
@@ -32,30 +32,31 @@ class Inference {
   const Contract& contract() const { return backend_->contract(); }
   const Backend& backend() const { return *backend_; }
 
-  // Labels of the picture's own size, into height x width bytes.
+  // Write labels at the image's own size into height x width bytes.
   void predict(const ImageView& image, std::uint8_t* labels) const;
   void predict(const ImageView& image, Labels& labels) const;
   std::vector<Labels> predict(const std::vector<ImageView>& images) const;
-  Labels predict(const ImageView& image, const Passes& passes) const;
-  Maps probabilities(const ImageView& image, const Passes& passes) const;
+  Labels predict(const ImageView& image, const InferenceOptions& options) const;
+  ClassScores probabilities(const ImageView& image, const InferenceOptions& options) const;
 
-  // Runs one picture on the CPU's way: what the network was given stays in `work`.
+  // Run one image with preprocessing on the CPU. The network's input stays in `work`.
   void run(const ImageView& image, Workspace& work, Reader& reader) const;
-  // The same; gives what `clock` said when the network's input was ready.
+  // As above. Returns the value of `clock` at the time when the network's input was ready.
   double run(const ImageView& image, Workspace& work, Reader& reader, double (*clock)()) const;
-  // Makes labels of one picture's output.
+  // Compute labels from one image's output.
   void read(const OutputView& output, const ImageView& image, Workspace& work,
             std::uint8_t* labels) const;
 
  private:
-  int most_pictures() const;
+  int most_images() const;
   void predict_together(const ImageView* images, int count, Labels* labels) const;
-  Maps scores(const ImageView& image, const Passes& passes, Workspace& work) const;
-  Maps fused(const ImageView& image, const Passes& passes, Workspace& work) const;
-  Maps run_maps(const Input& input) const;
-  void check_scales(const Passes& passes) const;
-  void tile(const ImageView& image, const Passes& passes, Workspace& work, Labels* labels,
-            Maps* scores) const;
+  ClassScores scores(const ImageView& image, const InferenceOptions& options,
+                     Workspace& work) const;
+  ClassScores fused(const ImageView& image, const InferenceOptions& options, Workspace& work) const;
+  ClassScores run_scores(const Input& input) const;
+  void check_scales(const InferenceOptions& options) const;
+  void tile(const ImageView& image, const InferenceOptions& options, Workspace& work,
+            Labels* labels, ClassScores* scores) const;
   std::array<int, 2> window(int height, int width) const;
   void check_finite(const float* values, std::size_t count) const;
 

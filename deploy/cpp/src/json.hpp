@@ -1,4 +1,4 @@
-// JSON of a file that anybody may have written.
+// JSON parsing for files that are not trusted.
 #pragma once
 
 #include <cstddef>
@@ -9,11 +9,12 @@ namespace segdeploy {
 
 using nlohmann::json;
 
-// What the text holds; a discarded value, which is no object, where it is no JSON, or nested so deep
-// that copies of it would exhaust the stack.
+// Parse a text. Returns a discarded value, which is not an object, if the text is not JSON, or if
+// it is nested so deeply that copying the value would exhaust the stack.
 json parse_json(const char* text, std::size_t size);
 
-// A whole number within limits, which get<int> would cut or wrap. Throws json::type_error.
+// Return an integer within limits. Throws json::type_error for other values, which get<int> would
+// truncate or wrap.
 template <typename Value>
 Value whole_number(const json& value, std::int64_t low, std::int64_t high) {
   const bool is_large =

@@ -1,9 +1,9 @@
-// What is done before and after a network on the GPU, with the arithmetic of the CPU's code to the
-// last bit: compile without fused multiply-add (-fmad=false).
+// Preprocessing and postprocessing kernels. Their results equal those of the CPU code to the last
+// bit, which requires compilation without fused multiply-add (-fmad=false).
 
 extern "C" {
 
-// One output of a resize along one axis; as in resize.hpp.
+// The filter taps of one output of a resize along one axis, laid out as Filter::Tap in resize.hpp.
 struct Tap {
   int first;
   int count;
@@ -17,7 +17,7 @@ __device__ unsigned char rounded(int sum) {
   return static_cast<unsigned char>(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
-// (height, width, 3) to (height, to_width, 3): one thread an output byte.
+// Resize (height, width, 3) to (height, to_width, 3), with one thread per output byte.
 __global__ void resize_columns(const unsigned char* source, int height, int width,
                                unsigned char* target, int to_width, const Tap* taps,
                                const int* weights) {
@@ -31,7 +31,7 @@ __global__ void resize_columns(const unsigned char* source, int height, int widt
   target[static_cast<size_t>(y) * to_width * 3 + x] = rounded(sum);
 }
 
-// (height, width, 3) to (to_height, width, 3).
+// Resize (height, width, 3) to (to_height, width, 3), with one thread per output byte.
 __global__ void resize_rows(const unsigned char* source, int width, unsigned char* target,
                             int to_height, const Tap* taps, const int* weights) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x;
@@ -46,8 +46,9 @@ __global__ void resize_rows(const unsigned char* source, int width, unsigned cha
   target[static_cast<size_t>(y) * line + x] = rounded(sum);
 }
 
-// (pixels, 3) bytes to 3 planes of floats, by what each byte becomes: `table` is (3, 256).
-__global__ void normalise(const unsigned char* bytes, int pixels, int is_bgr, const float* table,
+// Convert (pixels, 3) bytes to 3 planes of floats. `table` (3, 256) holds the normalized value of
+// each byte per channel.
+__global__ void normalize(const unsigned char* bytes, int pixels, int is_bgr, const float* table,
                           float* planes) {
   const int at = blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= pixels) return;
@@ -57,7 +58,7 @@ __global__ void normalise(const unsigned char* bytes, int pixels, int is_bgr, co
   }
 }
 
-// (pixels, 3) bytes in the network's order of colours.
+// Copy (pixels, 3) bytes in the network's channel order.
 __global__ void reorder(const unsigned char* bytes, int pixels, int is_bgr, unsigned char* out) {
   const int at = blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= pixels) return;
@@ -66,7 +67,7 @@ __global__ void reorder(const unsigned char* bytes, int pixels, int is_bgr, unsi
   }
 }
 
-// Sets the flag if a score is NaN or infinity.
+// Set the flag if a score is NaN or infinity.
 __global__ void find_not_finite(const float* scores, unsigned long long count, int* flag) {
   const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * blockDim.x;
   for (unsigned long long at = blockIdx.x * blockDim.x + threadIdx.x; at < count; at += step) {
@@ -80,17 +81,18 @@ struct Near {
   float share;
 };
 
-// numpy's arithmetic: places in float64, shares in float32.
+// As in numpy's arithmetic, positions are float64 and weights are float32.
 __device__ Near tap_of(int place, int source, int target) {
   if (source == target) return {place, place, 0.0f};
   const double scale = static_cast<double>(source) / target;
-  double centre = (place + 0.5) * scale - 0.5;
-  centre = centre < 0.0 ? 0.0 : centre > source - 1.0 ? source - 1.0 : centre;
-  const int low = static_cast<int>(floor(centre));
-  return {low, low + 1 < source ? low + 1 : source - 1, static_cast<float>(centre - low)};
+  double center = (place + 0.5) * scale - 0.5;
+  center = center < 0.0 ? 0.0 : center > source - 1.0 ? source - 1.0 : center;
+  const int low = static_cast<int>(floor(center));
+  return {low, low + 1 < source ? low + 1 : source - 1, static_cast<float>(center - low)};
 }
 
-// The best class of (classes, height, width) scores, upsampled bilinearly: one thread a pixel.
+// Find the best class of bilinearly upsampled scores (classes, height, width), with one thread per
+// output pixel.
 __global__ void best_classes(const float* scores, int classes, int height, int width,
                              unsigned char* labels, int to_height, int to_width) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x;
@@ -119,7 +121,7 @@ __global__ void best_classes(const float* scores, int classes, int height, int w
   labels[static_cast<size_t>(y) * to_width + x] = static_cast<unsigned char>(found);
 }
 
-// PyTorch's arithmetic, in float32.
+// As in PyTorch's arithmetic, all values are float32.
 __device__ Near cell_of(int place, int source, int target, int align_corners) {
   float scale = static_cast<float>(source) / static_cast<float>(target);
   if (align_corners) {
@@ -136,11 +138,13 @@ __device__ Near cell_of(int place, int source, int target, int align_corners) {
                          : share};
 }
 
-// The best class of scores of a small map, of the network's size (to_height, to_width), at the
-// pixels of a picture (high, wide): its nearest ones. As Labeller::best_classes_of_small_map.
-__global__ void best_classes_of_small_map(const float* scores, int classes, int height, int width,
-                                          int to_height, int to_width, int align_corners,
-                                          unsigned char* labels, int high, int wide) {
+// Find the best class of low-resolution logits, upsampled to the network's size (to_height,
+// to_width), for the pixels of an image (high, wide) by nearest neighbor. The arithmetic is that of
+// Labeller::best_classes_of_low_resolution.
+__global__ void best_classes_of_low_resolution(const float* scores, int classes, int height,
+                                               int width, int to_height, int to_width,
+                                               int align_corners, unsigned char* labels, int high,
+                                               int wide) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x;
   const int y = blockIdx.y;
   if (x >= wide || y >= high) return;
@@ -197,7 +201,7 @@ __global__ void best_classes_of_small_map(const float* scores, int classes, int 
   labels[static_cast<size_t>(y) * wide + x] = static_cast<unsigned char>(found);
 }
 
-// Nearest neighbour of labels (height, width), pixel centres at half.
+// Resize labels (height, width) by nearest neighbor with half-pixel centers.
 __global__ void nearest(const unsigned char* source, int height, int width, unsigned char* labels,
                         int high, int wide) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x;

@@ -15,18 +15,18 @@ constexpr std::size_t kBlock = 8;
 
 void Labeller::prepare_taps(Axis& axis, int source, int target) {
   if (axis.source == source && axis.target == target) return;
-  axis.target = 0;  // until all of it is there
+  axis.target = 0;  // invalid until the taps are complete
   fill_taps(source, target, /*align_corners=*/false, axis.taps);
   axis.source = source;
   axis.target = target;
 }
 
-// PyTorch's arithmetic, in float32.
+// As in PyTorch's arithmetic, all values are float32.
 void Labeller::prepare_cells(Axis& axis, int source, int target, bool align_corners) {
   if (axis.source == source && axis.target == target && axis.align_corners == align_corners) return;
-  axis.target = 0;  // until all of it is there
+  axis.target = 0;  // invalid until the cells are complete
   axis.cells.clear();
-  axis.shares.resize(static_cast<std::size_t>(target) + kBlock);  // a block may read behind the end
+  axis.shares.resize(static_cast<std::size_t>(target) + kBlock);  // a block may read past the end
   float scale = static_cast<float>(source) / static_cast<float>(target);
   if (align_corners) {
     scale = target > 1 ? static_cast<float>(source - 1) / static_cast<float>(target - 1) : 0.0F;
@@ -50,7 +50,7 @@ void Labeller::prepare_cells(Axis& axis, int source, int target, bool align_corn
   axis.target = target;
 }
 
-// The best class of each pixel of the small map; the first of several that are equal.
+// Find the best class of each pixel of the low-resolution logits. The first class wins a tie.
 SEGDEPLOY_VECTORS void Labeller::find_leaders(const Scores& scores) {
   const std::size_t pixels = area(scores.height, scores.width);
   best_.assign(scores.data, scores.data + pixels);
@@ -68,7 +68,7 @@ SEGDEPLOY_VECTORS void Labeller::find_leaders(const Scores& scores) {
   for (std::size_t at = 0; at < pixels; ++at) leaders_[at] = static_cast<std::uint8_t>(found[at]);
 }
 
-void Labeller::find_rivals(const Scores& scores, const std::array<std::size_t, 4>& places) {
+void Labeller::find_candidates(const Scores& scores, const std::array<std::size_t, 4>& places) {
   const std::size_t pixels = area(scores.height, scores.width);
   corners_.resize(static_cast<std::size_t>(scores.classes));
   const float* plane = scores.data;
@@ -79,7 +79,7 @@ void Labeller::find_rivals(const Scores& scores, const std::array<std::size_t, 4
                      std::min(std::min(corners[0], corners[1]), std::min(corners[2], corners[3])));
     plane += pixels;
   }
-  rivals_.clear();
+  candidates_.clear();
   const std::array<float, 4>* first = nullptr;
   for (std::size_t id = 0; id < corners_.size(); ++id) {
     const auto& corners = corners_[id];
@@ -87,25 +87,27 @@ void Labeller::find_rivals(const Scores& scores, const std::array<std::size_t, 4
       continue;
     }
     if (first == nullptr) first = &corners;
-    Rival rival{static_cast<std::uint8_t>(id), {}};
+    Candidate rival{static_cast<std::uint8_t>(id), {}};
     for (std::size_t corner = 0; corner < 4; ++corner) {
       rival.lead[corner] = corners[corner] - (*first)[corner];
     }
-    rivals_.push_back(rival);
+    candidates_.push_back(rival);
   }
 }
 
-SEGDEPLOY_VECTORS void Labeller::settle(const Cell& row, const Cell& column, int width,
-                                        std::uint8_t* labels) {
+SEGDEPLOY_VECTORS void Labeller::interpolate_cell(const Cell& row, const Cell& column, int width,
+                                                  std::uint8_t* labels) {
   const auto wide = static_cast<std::size_t>(column.to - column.from);
   const float* across = cell_columns_.shares.data() + column.from;
-  // Cells are a few pixels wide: blocks of a fixed length, the last one cut off, keep vectors full.
+  // Cells are only a few pixels wide. Blocks of a fixed length, of which the last is cut,
+  // fill the SIMD vectors.
   for (std::size_t begin = 0; begin < wide; begin += kBlock) {
     const std::size_t count = std::min(kBlock, wide - begin);
-    // Along the block's upper and lower edge, for each rival but the first, whose lead is nothing.
-    edges_.resize(2 * rivals_.size() * kBlock);
-    for (std::size_t k = 1; k < rivals_.size(); ++k) {
-      const float* lead = rivals_[k].lead;
+    // Interpolate along the block's upper and lower edges, for each candidate but the first, whose
+    // lead is 0.
+    edges_.resize(2 * candidates_.size() * kBlock);
+    for (std::size_t k = 1; k < candidates_.size(); ++k) {
+      const float* lead = candidates_[k].lead;
       float* upper = edges_.data() + 2 * k * kBlock;
       float* lower = upper + kBlock;
       for (std::size_t x = 0; x < kBlock; ++x) {
@@ -119,11 +121,11 @@ SEGDEPLOY_VECTORS void Labeller::settle(const Cell& row, const Cell& column, int
       const float down = cell_rows_.shares[static_cast<std::size_t>(y)];
       float best[kBlock] = {};
       std::int32_t found[kBlock];
-      for (auto& id : found) id = rivals_[0].id;
-      for (std::size_t k = 1; k < rivals_.size(); ++k) {
+      for (auto& id : found) id = candidates_[0].id;
+      for (std::size_t k = 1; k < candidates_.size(); ++k) {
         const float* upper = edges_.data() + 2 * k * kBlock;
         const float* lower = upper + kBlock;
-        const std::int32_t id = rivals_[k].id;
+        const std::int32_t id = candidates_[k].id;
         for (std::size_t x = 0; x < kBlock; ++x) {
           const float value = upper[x] * (1 - down) + lower[x] * down;
           found[x] = value > best[x] ? id : found[x];
@@ -181,9 +183,9 @@ SEGDEPLOY_VECTORS void Labeller::best_classes(const Scores& scores, int height, 
   }
 }
 
-SEGDEPLOY_VECTORS void Labeller::best_classes_of_small_map(const Scores& scores, int height,
-                                                           int width, bool align_corners,
-                                                           std::uint8_t* labels) {
+SEGDEPLOY_VECTORS void Labeller::best_classes_of_low_resolution(const Scores& scores, int height,
+                                                                int width, bool align_corners,
+                                                                std::uint8_t* labels) {
   prepare_cells(cell_rows_, scores.height, height, align_corners);
   prepare_cells(cell_columns_, scores.width, width, align_corners);
   find_leaders(scores);
@@ -191,24 +193,24 @@ SEGDEPLOY_VECTORS void Labeller::best_classes_of_small_map(const Scores& scores,
     const std::size_t upper = area(row.low, scores.width);
     const std::size_t lower = area(row.high, scores.width);
     std::uint8_t* line = labels + area(row.from, width);
-    mixed_.clear();
+    cells_to_interpolate_.clear();
     for (const Cell& column : cell_columns_.cells) {
       const std::uint8_t first = leaders_[upper + static_cast<std::size_t>(column.low)];
       std::fill(line + column.from, line + column.to, first);
       if (first != leaders_[upper + static_cast<std::size_t>(column.high)] ||
           first != leaders_[lower + static_cast<std::size_t>(column.low)] ||
           first != leaders_[lower + static_cast<std::size_t>(column.high)]) {
-        mixed_.push_back(&column);
+        cells_to_interpolate_.push_back(&column);
       }
     }
     for (int y = row.from + 1; y < row.to; ++y) {
       std::copy(line, line + width, labels + area(y, width));
     }
-    for (const Cell* column : mixed_) {
+    for (const Cell* column : cells_to_interpolate_) {
       const auto low = static_cast<std::size_t>(column->low);
       const auto high = static_cast<std::size_t>(column->high);
-      find_rivals(scores, {upper + low, upper + high, lower + low, lower + high});
-      settle(row, *column, width, labels);
+      find_candidates(scores, {upper + low, upper + high, lower + low, lower + high});
+      interpolate_cell(row, *column, width, labels);
     }
   }
 }
@@ -221,12 +223,12 @@ void label_scores(const Contract& contract, const Scores& scores, int height, in
   }
   const bool align_corners = contract.upsampling == Upsampling::align_corners;
   if (height == contract.height && width == contract.width) {
-    labeller.best_classes_of_small_map(scores, height, width, align_corners, labels);
+    labeller.best_classes_of_low_resolution(scores, height, width, align_corners, labels);
     return;
   }
   labeller.small.resize(area(contract.height, contract.width));
-  labeller.best_classes_of_small_map(scores, contract.height, contract.width, align_corners,
-                                     labeller.small.data());
+  labeller.best_classes_of_low_resolution(scores, contract.height, contract.width, align_corners,
+                                          labeller.small.data());
   resize_nearest(labeller.small.data(), contract.height, contract.width, height, width, labels);
 }
 

@@ -1,4 +1,4 @@
-// From the network's output to labels of the picture's own size.
+// Postprocessing: from the network's output to labels at the image's own size.
 #pragma once
 
 #include <array>
@@ -6,12 +6,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "class_scores.hpp"
 #include "contract.hpp"
-#include "maps.hpp"
 
 namespace segdeploy {
 
-// Scores (classes, height, width) of one picture.
+// Scores (classes, height, width) of one image.
 struct Scores {
   const float* data;
   int classes;
@@ -19,25 +19,27 @@ struct Scores {
   int width;
 };
 
-// Labels are written where the caller has room for them: height x width bytes.
+// Computes labels, and writes them into the caller's memory: height x width bytes.
 //
-// Keeps what belongs to the last sizes, and its memory: the next picture allocates nothing.
+// The tables for the last sizes and all buffers are kept, so that the next image of the same sizes
+// allocates nothing.
 class Labeller {
  public:
-  // Upsamples bilinearly, pixel centres at half, then takes the best class: (height, width).
+  // Upsample bilinearly with half-pixel centers, then take the best class: (height, width).
   void best_classes(const Scores& scores, int height, int width, std::uint8_t* labels);
 
-  // The same without the upsampled map. Bilinear values are convex combinations of a cell's four
-  // corners: a class that leads at all four leads in the cell, and only other cells are
-  // interpolated, for the classes that reach at some corner what another has at every corner.
-  void best_classes_of_small_map(const Scores& scores, int height, int width, bool align_corners,
-                                 std::uint8_t* labels);
+  // As best_classes, without computing the upsampled scores. A bilinear value is a convex
+  // combination of the four corners of its cell, so a class that leads at all four corners leads in
+  // the whole cell. Only other cells are interpolated, and only for the candidate classes: those
+  // whose largest corner score reaches the smallest corner score of every class.
+  void best_classes_of_low_resolution(const Scores& scores, int height, int width,
+                                      bool align_corners, std::uint8_t* labels);
 
-  std::vector<std::uint8_t> small;  // labels on their way to another size
+  std::vector<std::uint8_t> small;  // labels at the contract's size, before their resize
 
  private:
-  // Along one axis, a run of outputs between the same two neighbours. Before the first index and
-  // beyond the last, values are clamped: there both neighbours are one.
+  // A run of outputs along one axis between the same two neighbors. Before the first index and
+  // beyond the last index, values are clamped: both neighbors are the same index.
   struct Cell {
     int low;
     int high;
@@ -50,10 +52,10 @@ class Labeller {
     bool align_corners = false;
     std::vector<Tap> taps;
     std::vector<Cell> cells;
-    std::vector<float> shares;  // of the second neighbour, by output
+    std::vector<float> shares;  // weight of the second neighbor, per output
   };
-  // A class that may win somewhere in a cell, by its lead over the first such class at each corner.
-  struct Rival {
+  // A candidate class of a cell, with its lead over the first candidate at each corner.
+  struct Candidate {
     std::uint8_t id;
     float lead[4];  // upper left, upper right, lower left, lower right
   };
@@ -61,23 +63,24 @@ class Labeller {
   static void prepare_taps(Axis& axis, int source, int target);
   static void prepare_cells(Axis& axis, int source, int target, bool align_corners);
   void find_leaders(const Scores& scores);
-  void find_rivals(const Scores& scores, const std::array<std::size_t, 4>& places);
-  void settle(const Cell& row, const Cell& column, int width, std::uint8_t* labels);
+  void find_candidates(const Scores& scores, const std::array<std::size_t, 4>& places);
+  void interpolate_cell(const Cell& row, const Cell& column, int width, std::uint8_t* labels);
 
   Axis tap_rows_, tap_columns_, cell_rows_, cell_columns_;
   std::vector<float> line_, values_, best_, edges_;
   std::vector<std::int32_t> found_;
   std::vector<std::uint8_t> leaders_;
   std::vector<std::array<float, 4>> corners_;
-  std::vector<Rival> rivals_;
-  std::vector<const Cell*> mixed_;
+  std::vector<Candidate> candidates_;
+  std::vector<const Cell*> cells_to_interpolate_;
 };
 
-// Labels of a picture (height, width), as the contract says: of scores of its size, or of a small map.
+// Compute the labels of an image (height, width) as the contract states: from scores, or from
+// low-resolution logits.
 void label_scores(const Contract& contract, const Scores& scores, int height, int width,
                   Labeller& labeller, std::uint8_t* labels);
 
-// Nearest neighbour, pixel centres at half, of labels (height, width).
+// Resize labels (height, width) by nearest neighbor with half-pixel centers.
 void resize_nearest(const std::uint8_t* labels, int height, int width, int to_height, int to_width,
                     std::uint8_t* resized);
 

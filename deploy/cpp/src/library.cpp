@@ -14,7 +14,8 @@ Library::Library(const std::string& name, const std::string& advice)
   }
 }
 
-// Runtimes keep threads and exit handlers: closing them under a program that ends is a known crash.
+// The library is never closed. Runtimes keep threads and exit handlers, and closing a runtime while
+// the program exits is a known crash.
 Library::~Library() = default;
 
 void* Library::find(const char* name) const {

@@ -7,7 +7,7 @@ namespace segdeploy {
 
 class Library {
  public:
-  // Opens a library by name or path. Throws Error, which says how to get it.
+  // Open a library by name or path. Throws Error with `advice` on how to provide it.
   Library(const std::string& name, const std::string& advice);
   ~Library();
   Library(const Library&) = delete;

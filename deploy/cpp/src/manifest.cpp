@@ -19,9 +19,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kSchema = 2;
-constexpr std::size_t kLargest = std::size_t{64} << 20;  // bytes; ours are a few kilobytes
+constexpr std::size_t kLargest = std::size_t{64} << 20;  // bytes; manifests usually have a few KB
 constexpr int kAmpere = 80;
-constexpr std::int64_t kLongestSide = 1 << 16;
+constexpr std::int64_t kMaxSide = 1 << 16;
 
 [[noreturn]] void refuse(const std::string& source, const std::string& name) {
   throw Error(source + ": the manifest's '" + name +
@@ -37,7 +37,7 @@ Value get(const json& values, const char* name, const std::string& source) {
   }
 }
 
-// A name in the manifest's own folder, and no way out of it.
+// Return whether a name is a plain file name, which cannot lead out of the manifest's folder.
 bool is_file_name(const std::string& name) {
   return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos;
 }
@@ -45,7 +45,7 @@ bool is_file_name(const std::string& name) {
 Shape shape_of(const json& sides) {
   Shape shape{};
   for (std::size_t side = 0; side < shape.size(); ++side) {
-    shape[side] = whole_number<int>(sides.at(side), 1, kLongestSide);
+    shape[side] = whole_number<int>(sides.at(side), 1, kMaxSide);
   }
   return shape;
 }
@@ -66,7 +66,7 @@ std::vector<Profile> read_profiles(const json& listed, const std::string& source
   return found;
 }
 
-TensorInfo read_end(const json& values, const char* name, const std::string& source) {
+TensorInfo read_tensor_info(const json& values, const char* name, const std::string& source) {
   const json end = get<json>(values, name, source);
   if (!end.is_object() || !end.contains("name")) refuse(source, name);
   TensorInfo found;
@@ -84,7 +84,7 @@ TensorInfo read_end(const json& values, const char* name, const std::string& sou
   return found;
 }
 
-// A word as a shell takes it, quoted where it has to be.
+// Return a word quoted for a shell, if it needs quotes.
 std::string shell_word(const std::string& word) {
   const bool is_plain = std::all_of(word.begin(), word.end(), [](unsigned char letter) {
     return std::isalnum(letter) != 0 ||
@@ -96,7 +96,7 @@ std::string shell_word(const std::string& word) {
   return text + "'";
 }
 
-std::string told(const Shape& shape) {
+std::string text_of(const Shape& shape) {
   return std::to_string(shape[0]) + "x" + std::to_string(shape[1]) + "x" + std::to_string(shape[2]);
 }
 
@@ -121,7 +121,8 @@ std::vector<int> parts_of(const std::string& version) {
   return parts;
 }
 
-// Operating system and processor, which an engine is bound to: `linux-x86_64`.
+// Return the platform (operating system and processor) that an engine is bound to, such as
+// `linux-x86_64`.
 std::string host_platform() {
   utsname names;
   if (uname(&names) != 0) return "unknown";
@@ -162,8 +163,8 @@ Manifest manifest_of(const std::string& text, const std::string& source) {
   found.platform = get<std::string>(values, "platform", source);
   found.compute_capabilities =
       get<std::vector<std::string>>(values, "compute_capabilities", source);
-  found.input = read_end(values, "input", source);
-  found.output = read_end(values, "output", source);
+  found.input = read_tensor_info(values, "input", source);
+  found.output = read_tensor_info(values, "output", source);
   const auto profiles = read_profiles(get<json>(values, "profiles", source), source);
   const json options = get<json>(values, "options", source);
   if (!options.is_object()) refuse(source, "options");
@@ -181,7 +182,7 @@ Manifest manifest_of(const std::string& text, const std::string& source) {
   const json contract = get<json>(values, "contract", source);
   if (!contract.is_object()) refuse(source, "contract");
   found.contract = contract_of(contract, source);
-  found.contract.profiles = profiles;  // what was built, and not what the graph takes
+  found.contract.profiles = profiles;  // of the engine, not of the graph
   return found;
 }
 
@@ -197,9 +198,9 @@ std::string Manifest::rebuild(const std::string& target) const {
     for (const auto& one : targets) add("--target", one);
   }
   for (const Profile& profile : contract.profiles) {
-    add("--min", told(profile.minimum));
-    add("--opt", told(profile.optimum));
-    add("--max", told(profile.maximum));
+    add("--min", text_of(profile.minimum));
+    add("--opt", text_of(profile.optimum));
+    add("--max", text_of(profile.maximum));
   }
   if (weights == "refittable" || weights == "stripped") add("--" + weights, "");
   if (version_compatible) add("--version-compatible", "");
@@ -216,7 +217,7 @@ Engine read_engine(const std::string& path) {
   if (!fs::is_regular_file(engine)) throw Error(path + ": no such file");
   if (!fs::is_regular_file(beside)) {
     throw Error(path + ": has no manifest " + beside.filename().string() +
-                ", and nobody can tell what it is for; copy the manifest with it, build it again "
+                ", which describes the engine; copy the manifest with it, build it again "
                 "with `segdeploy build-engine`, or say what it is with `segdeploy adopt`");
   }
   Engine found{manifest_of(content_of(beside.string()), beside.string()), {}};
@@ -228,12 +229,12 @@ Engine read_engine(const std::string& path) {
   found.plan = content_of(path);
   if (found.plan.size() != manifest.bytes) {
     throw Error(path + ": has " + with_commas(found.plan.size()) +
-                " bytes, and its manifest tells of " + with_commas(manifest.bytes) +
+                " bytes, and its manifest states " + with_commas(manifest.bytes) +
                 ": it was cut off or replaced; copy it again, or build it: " + manifest.rebuild());
   }
   if (sha256(found.plan.data(), found.plan.size()) != manifest.sha256) {
     throw Error(path +
-                ": its bytes are not those that its manifest tells of: it was changed or "
+                ": its bytes are not those that its manifest states: it was changed or "
                 "replaced; copy both again, or build it: " +
                 manifest.rebuild());
   }
@@ -248,7 +249,7 @@ void check_version(const Manifest& manifest, const std::string& path, const std:
               " is installed; a plan runs with the version that built it: " + manifest.rebuild());
 }
 
-void check_place(const Manifest& manifest, const std::string& path, const Gpu* gpu) {
+void check_host(const Manifest& manifest, const std::string& path, const Gpu* gpu) {
   const auto host = host_platform();
   if (manifest.platform != host) {
     throw Error(path + ": was built for " + manifest.platform + ", and this is " + host +

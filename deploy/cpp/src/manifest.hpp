@@ -1,4 +1,4 @@
-// `NAME.engine.json`: what an engine is, what it was made from, and where it may run.
+// The manifest of an engine, `NAME.engine.json`: its properties, its origin, and where it may run.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,13 @@
 
 namespace segdeploy {
 
-// A GPU: its name, and its compute capability as `sm86`.
+// A GPU: its name and its compute capability, such as `sm86`.
 struct Gpu {
   std::string name;
   std::string compute_capability;
 };
 
-// An end of the network; `name` is empty where nobody said it.
+// An input or output tensor of the network. `name` is empty if the manifest does not state it.
 struct TensorInfo {
   std::string name;
   std::string dtype;
@@ -37,27 +37,29 @@ struct Manifest {
   bool version_compatible = false;
   bool hardware_compatible = false;
   std::optional<std::int64_t> workspace_mib;
-  std::string parent;  // empty if nobody said it
+  std::string parent;  // the ONNX file; empty if the manifest does not state it
   Contract contract;
 
-  // The command that builds the engine again, for another GPU if one is named.
+  // Return the command that rebuilds the engine, for the compute capability `target` if given.
   std::string rebuild(const std::string& target = "") const;
 };
 
-// Parses and checks a manifest that stood in `source`. Throws Error.
+// Parse and check a manifest. `source` names its file in error messages. Throws Error.
 Manifest manifest_of(const std::string& text, const std::string& source);
 
-// An engine's manifest and its bytes, which are those that the manifest tells of. Throws Error.
+// An engine's manifest and its plan, whose size and SHA-256 match the manifest.
 struct Engine {
   Manifest manifest;
   std::string plan;
 };
+// Read an engine and the manifest beside it. Throws Error.
 Engine read_engine(const std::string& path);
 
-// Refuses an engine that another version of TensorRT built. Throws Error.
+// Refuse an engine that was built by an incompatible version of TensorRT. Throws Error.
 void check_version(const Manifest& manifest, const std::string& path, const std::string& here);
 
-// Refuses an engine that was built for another platform or GPU; null where there is none.
-void check_place(const Manifest& manifest, const std::string& path, const Gpu* gpu);
+// Refuse an engine that was built for another platform or GPU. `gpu` is null if the host has no
+// GPU. Throws Error.
+void check_host(const Manifest& manifest, const std::string& path, const Gpu* gpu);
 
 }  // namespace segdeploy

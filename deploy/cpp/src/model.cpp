@@ -27,7 +27,7 @@ struct Model::Impl {
   }
 
   Inference inference;
-  Workers workers;  // ends before what it works with
+  Workers workers;  // last: destroyed before `inference`, which it uses
 };
 
 Model::Model(const std::string& path, const Options& options)
@@ -42,8 +42,8 @@ Labels Model::predict(const ImageView& image) const {
   return labels;
 }
 
-Labels Model::predict(const ImageView& image, const Passes& passes) const {
-  return impl_->inference.predict(image, passes);
+Labels Model::predict(const ImageView& image, const InferenceOptions& options) const {
+  return impl_->inference.predict(image, options);
 }
 
 void Model::predict(const ImageView& image, Labels& labels) const {
@@ -77,8 +77,8 @@ std::future<Labels> Model::submit(Image image) const {
   });
 }
 
-Probabilities Model::probabilities(const ImageView& image, const Passes& passes) const {
-  Maps maps = impl_->inference.probabilities(image, passes);
+Probabilities Model::probabilities(const ImageView& image, const InferenceOptions& options) const {
+  ClassScores maps = impl_->inference.probabilities(image, options);
   return {maps.classes, maps.height, maps.width, std::move(maps.data)};
 }
 

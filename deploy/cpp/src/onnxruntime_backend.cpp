@@ -17,20 +17,20 @@ namespace {
 
 constexpr const char* kContractKey = "segdeploy.contract";
 constexpr const char* kRejectedKey = "segdeploy.rejected";
-constexpr std::size_t kMostReason = 300;
+constexpr std::size_t kMaxReason = 300;
 constexpr const char* kAdvice =
     "give the path of ONNX Runtime's library in SEGDEPLOY_ONNXRUNTIME or Options::onnxruntime";
 
-// ONNX Runtime's table of functions is one for the whole process: the first library that is opened
-// stays.
+// Load ONNX Runtime, and return its version. Its function table is global to the process, so the
+// first library that is opened stays.
 const std::string& runtime_version(const Options& options) {
   static std::mutex opening;
   static std::optional<std::string> version;
   static std::string opened;
   const std::lock_guard<std::mutex> lock(opening);
-  const char* told = std::getenv("SEGDEPLOY_ONNXRUNTIME");
+  const char* value = std::getenv("SEGDEPLOY_ONNXRUNTIME");
   std::string name = options.onnxruntime;
-  if (name.empty()) name = told != nullptr && *told != '\0' ? told : "libonnxruntime.so.1";
+  if (name.empty()) name = value != nullptr && *value != '\0' ? value : "libonnxruntime.so.1";
   if (version) {
     if (name != opened) {
       throw Error(name + ": a process has one ONNX Runtime, and this one opened " + opened +
@@ -52,7 +52,7 @@ const std::string& runtime_version(const Options& options) {
   return *version;
 }
 
-// What runs the graph's nodes; the CPU takes those that a provider leaves.
+// Add an execution provider. Nodes that the provider does not support run on the CPU.
 void add_provider(Ort::SessionOptions& settings, const std::string& provider) {
   const OrtApi& api = Ort::GetApi();
   if (provider.empty() || provider == "cpu") return;
@@ -83,7 +83,8 @@ class OnnxRuntime final : public Backend {
         environment_(ORT_LOGGING_LEVEL_ERROR) {
     try {
       Ort::SessionOptions settings;
-      // They change numbers beyond rounding: see calibration/session.py, which says the same.
+      // These optimizers change results beyond rounding. calibration/session.py disables the same
+      // optimizers, and gives the reasons.
       settings.AddConfigEntry("optimization.disable_specified_optimizers",
                               "WeightBiasQuantization;DoubleQDQPairsRemover");
       if (options.threads > 0) settings.SetIntraOpNumThreads(options.threads);
@@ -91,7 +92,7 @@ class OnnxRuntime final : public Backend {
       session_ = Ort::Session(environment_, path.c_str(), settings);
       memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
       read_contract_of_file();
-      check_ends();
+      check_io();
     } catch (const Ort::Exception& error) {
       throw Error(path + ": ONNX Runtime cannot load it (" + error.what() + ")");
     }
@@ -126,8 +127,8 @@ class OnnxRuntime final : public Backend {
     try {
       const Ort::Value tensor = Ort::Value::CreateTensor(memory_, const_cast<void*>(data), size,
                                                          is_bytes ? bytes : floats, 4, fed_);
-      Ort::Value found{nullptr};  // the runtime makes it
-      // Running does not change a session, and several threads may: its method is not const.
+      Ort::Value found{nullptr};  // allocated by the runtime
+      // Session::Run is thread-safe and does not change the session, but it is not const.
       auto& session = const_cast<Ort::Session&>(session_);
       session.Run(Ort::RunOptions{nullptr}, inputs, &tensor, 1, outputs, &found, 1);
       const auto information = found.GetTensorTypeAndShapeInfo();
@@ -136,7 +137,7 @@ class OnnxRuntime final : public Backend {
       if (view.sides > view.shape.size()) {
         throw Error(path_ + ": gave " + std::to_string(view.sides) + " dimensions");
       }
-      // The wrapper's own call gives a vector, and would allocate.
+      // The wrapper's method returns a vector, which would allocate.
       Ort::ThrowOnError(Ort::GetApi().GetDimensions(information, view.shape.data(), view.sides));
       if (contract_.gives_labels()) {
         view.labels = found.GetTensorData<std::uint8_t>();
@@ -161,7 +162,7 @@ class OnnxRuntime final : public Backend {
     if (const auto reason = metadata.LookupCustomMetadataMapAllocated(kRejectedKey, allocator)) {
       throw Error(path_ +
                   ": failed its proof when it was exported, and is kept to be looked at alone (" +
-                  std::string(reason.get()).substr(0, kMostReason) +
+                  std::string(reason.get()).substr(0, kMaxReason) +
                   "); mend the network, and export again");
     }
     const auto text = metadata.LookupCustomMetadataMapAllocated(kContractKey, allocator);
@@ -191,7 +192,7 @@ class OnnxRuntime final : public Backend {
     return sides;
   }
 
-  void check_ends() {
+  void check_io() {
     const auto given = session_.GetOutputTypeInfo(0);
     const auto taken = session_.GetInputTypeInfo(0);
     if (given.GetONNXType() != ONNX_TYPE_TENSOR || taken.GetONNXType() != ONNX_TYPE_TENSOR) {

@@ -8,7 +8,7 @@
 namespace segdeploy {
 namespace {
 
-// Copies the picture as RGB, also onto itself: where the two overlap, its bytes are set aside first.
+// Copy the image as RGB. If source and target overlap, the image's bytes are saved first.
 void gather_apart(const ImageView& image, std::uint8_t* rgb) {
   const std::size_t bytes = extent(image);
   const std::less<const std::uint8_t*> is_before;
@@ -36,13 +36,13 @@ void overlay(const ImageView& image, const Labels& labels,
                 std::to_string(labels.width) + ", and the image is " +
                 std::to_string(image.height) + "x" + std::to_string(image.width));
   }
-  if (rgb == nullptr) throw Error("overlay: there is no memory for the picture");
+  if (rgb == nullptr) throw Error("overlay: there is no memory for the image");
   if (!(opacity >= 0 && opacity <= 1)) throw Error("overlay: the opacity must be 0 to 1");
   gather_apart(image, rgb);
   for (const std::uint8_t id : labels.data) {
     if (id < palette.size()) {
       for (std::size_t channel = 0; channel < 3; ++channel) {
-        // numpy's order: each product and the sum rounded to float32, then cut off.
+        // As in numpy: round each product and the sum to float32, then truncate.
         const float below = static_cast<float>(rgb[channel]) * (1.0F - opacity);
         const float above = static_cast<float>(palette[id][channel]) * opacity;
         rgb[channel] = static_cast<std::uint8_t>(below + above);

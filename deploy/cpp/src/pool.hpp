@@ -1,4 +1,4 @@
-// Things that calls work with, such as buffers: as many as calls run at once, up to a limit.
+// A pool of objects that calls need, such as buffers: one per concurrent call, up to a limit.
 #pragma once
 
 #include <condition_variable>
@@ -12,8 +12,8 @@
 
 namespace segdeploy {
 
-// Idle ones are kept, so that calls allocate nothing. Beyond `most`, a call waits for another's. What a
-// call worked with when it failed is thrown away: it may be half made.
+// Idle objects are kept, so that calls allocate nothing. A call waits while all `most` objects are
+// in use. The object of a failed call is discarded, because it may be half set up.
 template <typename Thing>
 class Pool {
  public:
@@ -22,7 +22,7 @@ class Pool {
   explicit Pool(Make make, std::size_t most = static_cast<std::size_t>(-1))
       : make_(std::move(make)), most_(most) {}
 
-  // One of them, for as long as a call runs.
+  // Holds one object for the duration of a call.
   class Lease {
    public:
     explicit Lease(Pool& owner) : owner_(owner), held_(owner.take()) {}
@@ -46,7 +46,7 @@ class Pool {
     std::unique_lock<std::mutex> lock(mutex_);
     returned_.wait(lock, [&] { return !idle_.empty() || made_ < most_; });
     if (idle_.empty()) {
-      idle_.reserve(made_ + 1);  // giving back must not fail
+      idle_.reserve(made_ + 1);  // `give` must not fail
       ++made_;
       lock.unlock();
       try {

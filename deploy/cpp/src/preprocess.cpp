@@ -8,7 +8,7 @@
 namespace segdeploy {
 namespace {
 
-constexpr int kLongestSide = (1 << 16) - 1;  // as far as a GPU counts rows
+constexpr int kMaxSide = (1 << 16) - 1;  // the limit of a CUDA grid in y
 
 int channels_of(Format format) {
   switch (format) {
@@ -27,8 +27,8 @@ int channels_of(Format format) {
 
 void check_view(const ImageView& image) {
   const auto channels = static_cast<std::size_t>(channels_of(image.format));
-  if (image.data == nullptr || image.height < 1 || image.width < 1 || image.height > kLongestSide ||
-      image.width > kLongestSide) {
+  if (image.data == nullptr || image.height < 1 || image.width < 1 || image.height > kMaxSide ||
+      image.width > kMaxSide) {
     throw Error("predict: the image is " + std::to_string(image.height) + "x" +
                 std::to_string(image.width) + (image.data ? "" : " at no address") +
                 "; give a view of 1x1 to 65535x65535 pixels");
@@ -71,10 +71,10 @@ void gather(const ImageView& image, std::uint8_t* rgb) {
   }
 }
 
-NormalisedBytes normalised_bytes(const Contract& contract) {
-  NormalisedBytes values{};
+NormalizedBytes normalized_bytes(const Contract& contract) {
+  NormalizedBytes values{};
   for (std::size_t channel = 0; channel < 3; ++channel) {
-    // The order of Python's operations, each rounded to float32.
+    // The operations have Python's order, and each is rounded to float32.
     const float divisor = 255.0F * contract.std[channel];
     const float scale = 1.0F / divisor;
     const float shift = contract.mean[channel] / contract.std[channel];
@@ -91,7 +91,7 @@ Preprocessor::Preprocessor(const Contract& contract)
       width_(contract.width),
       is_bgr_(contract.is_bgr),
       takes_bytes_(contract.takes_bytes),
-      normalised_(normalised_bytes(contract)) {}
+      normalized_(normalized_bytes(contract)) {}
 
 void Preprocessor::run(const ImageView& image, Prepared& prepared) const {
   run(image, prepared, height_, width_);
@@ -113,9 +113,9 @@ void Preprocessor::run(const ImageView& image, Prepared& prepared, int height, i
                      prepared.floats.data() + 2 * pixels};
   const std::uint8_t* byte = bytes.data();
   for (std::size_t at = 0; at < pixels; ++at, byte += 3) {
-    planes[0][at] = normalised_[0][byte[0]];
-    planes[1][at] = normalised_[1][byte[1]];
-    planes[2][at] = normalised_[2][byte[2]];
+    planes[0][at] = normalized_[0][byte[0]];
+    planes[1][at] = normalized_[1][byte[1]];
+    planes[2][at] = normalized_[2][byte[2]];
   }
 }
 

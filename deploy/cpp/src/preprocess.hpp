@@ -1,4 +1,4 @@
-// From a picture to the network's input, as the contract says.
+// Preprocessing: from an image to the network's input, as the contract states.
 #pragma once
 
 #include <array>
@@ -11,22 +11,23 @@
 
 namespace segdeploy {
 
-// Throws Error for a view of nothing, or one whose rows overlap.
+// Throw Error for an invalid view: without pixels, too large, of an unknown format, or with
+// overlapping rows.
 void check_view(const ImageView& image);
 
-// Bytes from a view's first to its last.
+// Return the number of bytes from a view's first byte to its last byte.
 std::size_t extent(const ImageView& image);
-// Writes (height, width, 3) bytes without gaps in RGB order, of a view that was checked.
+// Copy a checked view to contiguous (height, width, 3) bytes in RGB order.
 void gather(const ImageView& image, std::uint8_t* rgb);
 
-// A byte has 256 values: what each becomes, by channel of the network.
-using NormalisedBytes = std::array<std::array<float, 256>, 3>;
-NormalisedBytes normalised_bytes(const Contract& contract);
+// The normalized value of each of the 256 byte values, per channel of the network.
+using NormalizedBytes = std::array<std::array<float, 256>, 3>;
+NormalizedBytes normalized_bytes(const Contract& contract);
 
-// What a picture passes through; its memory is used again for the next one.
+// The buffers of one image's preprocessing. They are reused for the next image.
 struct Prepared {
   std::vector<std::uint8_t> rgb;
-  std::vector<std::uint8_t> bytes;  // (H, W, 3), for a graph that normalises
+  std::vector<std::uint8_t> bytes;  // (H, W, 3), for a graph that normalizes
   std::vector<float> floats;        // (3, H, W)
   Resizer resizer;
 };
@@ -35,11 +36,11 @@ class Preprocessor {
  public:
   explicit Preprocessor(const Contract& contract);
 
-  // Fills `bytes`, and `floats` where the network takes those, of its size or another one. Throws
-  // Error for a bad view.
+  // Fill `bytes`, and `floats` if the network takes floats, at the network's size or at a given
+  // size. Throws Error for an invalid view.
   void run(const ImageView& image, Prepared& prepared) const;
   void run(const ImageView& image, Prepared& prepared, int height, int width) const;
-  // Which of the two the network takes.
+  // Return the buffer that the network takes, `bytes` or `floats`.
   const void* input(const Prepared& prepared) const {
     if (takes_bytes_) return prepared.bytes.data();
     return prepared.floats.data();
@@ -50,7 +51,7 @@ class Preprocessor {
   int width_;
   bool is_bgr_;
   bool takes_bytes_;
-  NormalisedBytes normalised_;
+  NormalizedBytes normalized_;
 };
 
 }  // namespace segdeploy

@@ -9,7 +9,8 @@ namespace segdeploy {
 namespace {
 
 constexpr int kChannels = 3;
-// Pillow's fixed point: 8 bits of the byte and 2 of head room leave 22 for a weight.
+// Pillow's fixed-point format: 8 bits for the byte and 2 bits of headroom leave 22 bits for a
+// weight.
 constexpr int kBits = 22;
 constexpr std::int32_t kHalf = 1 << (kBits - 1);
 
@@ -25,19 +26,19 @@ bool is_down_first(int height, int width, int to_height, int to_width) {
 
 bool Filter::prepare(int from, int to) {
   if (source == from && target == to) return false;
-  source = target = 0;  // until all of it is there
+  source = target = 0;  // invalid until the filter is complete
   taps.clear();
   weights.clear();
   const double scale = static_cast<double>(from) / to;
-  const double reach = std::max(scale, 1.0);  // a triangle, as wide as an output is in the source
+  const double reach = std::max(scale, 1.0);  // half the width of the triangle filter
   for (int place = 0; place < to; ++place) {
-    const double centre = (place + 0.5) * scale;
-    const int first = std::max(0, static_cast<int>(centre - reach + 0.5));
-    const int last = std::min(from, static_cast<int>(centre + reach + 0.5));
+    const double center = (place + 0.5) * scale;
+    const int first = std::max(0, static_cast<int>(center - reach + 0.5));
+    const int last = std::min(from, static_cast<int>(center + reach + 0.5));
     shares_.clear();
     double total = 0;
     for (int at = first; at < last; ++at) {
-      const double away = std::abs((at - centre + 0.5) * (1.0 / reach));
+      const double away = std::abs((at - center + 0.5) * (1.0 / reach));
       shares_.push_back(away < 1.0 ? 1.0 - away : 0.0);
       total += shares_.back();
     }

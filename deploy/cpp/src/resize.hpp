@@ -1,4 +1,4 @@
-// Pillow's bilinear resize of bytes, to the last bit. Where it shrinks, it averages (antialiasing).
+// Bilinear resize of bytes, equal to Pillow's to the last bit. Downscaling averages (antialiasing).
 #pragma once
 
 #include <cstddef>
@@ -7,33 +7,35 @@
 
 namespace segdeploy {
 
-// Along one axis: the first source place of each output, and its weights in fixed point.
+// The filter along one axis: the first source index and the fixed-point weights of each output.
 struct Filter {
   struct Tap {
     int first;
     int count;
-    std::size_t weights;  // where they begin
+    std::size_t weights;  // index of the first weight
   };
   int source = 0;
   int target = 0;
   std::vector<Tap> taps;
   std::vector<std::int32_t> weights;
 
-  // Keeps what it has where the lengths are the last ones; says whether they are others.
+  // Compute the filter, unless the lengths are unchanged. Returns whether it was computed.
   bool prepare(int from, int to);
 
  private:
   std::vector<double> shares_;
 };
 
-// Each pass rounds to bytes, so their order counts. Pillow 13 shrinks the rows first where that saves
-// more (found by trying 876 sizes; earlier versions always begin with the columns).
+// Return whether the vertical pass runs first. Each pass rounds to bytes, so the order of the
+// passes affects the result. Pillow 13 reduces the number of rows first if that saves more
+// (determined by trying 876 sizes). Earlier versions always begin with the columns.
 bool is_down_first(int height, int width, int to_height, int to_width);
 
-// Keeps the weights of the last size, and its memory: a second picture of one size allocates nothing.
+// Keeps the weights of the last size and all buffers, so that a second image of the same size
+// allocates nothing.
 class Resizer {
  public:
-  // `source` is (height, width, 3) bytes without gaps; `target` becomes (to_height, to_width, 3).
+  // Resize `source`, contiguous (height, width, 3) bytes, to `target` (to_height, to_width, 3).
   void run(const std::vector<std::uint8_t>& source, int height, int width,
            std::vector<std::uint8_t>& target, int to_height, int to_width);
 

@@ -1,4 +1,4 @@
-// Does this host give what the reference gave? Stage by stage, by golden vectors.
+// Self-test: compare this host with the reference by golden vectors, stage by stage.
 #pragma once
 
 #include <string>

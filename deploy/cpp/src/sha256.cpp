@@ -19,7 +19,9 @@ constexpr std::uint32_t kRounds[64] = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
-std::uint32_t turned(std::uint32_t word, int by) { return (word >> by) | (word << (32 - by)); }
+std::uint32_t rotate_right(std::uint32_t word, int by) {
+  return (word >> by) | (word << (32 - by));
+}
 
 void take_block(std::array<std::uint32_t, 8>& state, const unsigned char* block) {
   std::uint32_t words[64];
@@ -30,15 +32,16 @@ void take_block(std::array<std::uint32_t, 8>& state, const unsigned char* block)
   for (int at = 16; at < 64; ++at) {
     const std::uint32_t early = words[at - 15];
     const std::uint32_t late = words[at - 2];
-    words[at] = words[at - 16] + (turned(early, 7) ^ turned(early, 18) ^ (early >> 3)) +
-                words[at - 7] + (turned(late, 17) ^ turned(late, 19) ^ (late >> 10));
+    words[at] = words[at - 16] + (rotate_right(early, 7) ^ rotate_right(early, 18) ^ (early >> 3)) +
+                words[at - 7] + (rotate_right(late, 17) ^ rotate_right(late, 19) ^ (late >> 10));
   }
   auto [a, b, c, d, e, f, g, h] = state;
   for (int at = 0; at < 64; ++at) {
-    const std::uint32_t first = h + (turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)) +
+    const std::uint32_t first = h +
+                                (rotate_right(e, 6) ^ rotate_right(e, 11) ^ rotate_right(e, 25)) +
                                 ((e & f) ^ (~e & g)) + kRounds[at] + words[at];
-    const std::uint32_t second =
-        (turned(a, 2) ^ turned(a, 13) ^ turned(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+    const std::uint32_t second = (rotate_right(a, 2) ^ rotate_right(a, 13) ^ rotate_right(a, 22)) +
+                                 ((a & b) ^ (a & c) ^ (b & c));
     h = g;
     g = f;
     f = e;
@@ -60,7 +63,7 @@ std::string sha256(const char* data, std::size_t size) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(data);
   const std::size_t whole = size / kBlock * kBlock;
   for (std::size_t at = 0; at < whole; at += kBlock) take_block(state, bytes + at);
-  // What is left, a one bit, and the length in bits at the end of the last block.
+  // Padding: the remaining bytes, a one bit, and the length in bits at the end of the last block.
   unsigned char tail[2 * kBlock] = {};
   const std::size_t left = size - whole;
   if (left > 0) std::memcpy(tail, bytes + whole, left);

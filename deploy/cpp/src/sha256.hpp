@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4), which a manifest names its engine's bytes by.
+// SHA-256 (FIPS 180-4), by which a manifest identifies the bytes of its engine.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 
 namespace segdeploy {
 
-// The hash in hexadecimal digits.
+// Return the hash in hexadecimal digits.
 std::string sha256(const char* data, std::size_t size);
 
 }  // namespace segdeploy

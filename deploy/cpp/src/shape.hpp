@@ -1,4 +1,4 @@
-// Sizes of pictures and inputs.
+// Sizes of images and inputs.
 #pragma once
 
 #include <array>
@@ -9,13 +9,13 @@
 
 namespace segdeploy {
 
-using Shape = std::array<int, 3>;  // pictures, height, width
+using Shape = std::array<int, 3>;  // batch size, height, width
 
 inline std::size_t area(int height, int width) {
   return static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
 }
 
-// An optimisation profile: the inputs that a dynamic network takes.
+// An optimization profile: the range of input shapes that a dynamic network takes.
 struct Profile {
   Shape minimum{};
   Shape optimum{};
@@ -29,7 +29,7 @@ struct Profile {
   }
 };
 
-// A side of a network's input or output: its size, or the name of one that is open.
+// A dimension of a network's input or output: its size, or its name if the size is open.
 struct Side {
   std::int64_t size = -1;
   std::string name = "any";

@@ -1,11 +1,11 @@
-// TensorRT and TensorRT-RTX engines behind the library.
+// The backend for TensorRT and TensorRT-RTX engines.
 #include <exception>
 #include <mutex>
 
 #include "backend.hpp"
+#include "execution_context_slot.hpp"
 #include "pool.hpp"
 #include "tensorrt_engine.hpp"
-#include "tensorrt_lane.hpp"
 
 namespace segdeploy {
 namespace {
@@ -14,21 +14,22 @@ class TensorRt final : public Backend {
  public:
   TensorRt(const std::string& path, const Options& options)
       : engine_(path, options),
-        lanes_(std::make_unique<Pool<TensorRtLane>>(
-            [this] { return std::make_unique<TensorRtLane>(engine_); },
+        slots_(std::make_unique<Pool<ExecutionContextSlot>>(
+            [this] { return std::make_unique<ExecutionContextSlot>(engine_); },
             static_cast<std::size_t>(options.contexts))) {}
 
-  // What lies on the GPU is freed in its context; a context that is gone has freed it.
+  // GPU resources are freed while their context is current. A destroyed context has already freed
+  // them.
   ~TensorRt() override {
     try {
       const CudaScope scope(*engine_.cuda);
       wait_for_last();
       if (last_ != nullptr) engine_.cuda->call.cuEventDestroy(last_);
       shared_.reset();
-      lanes_.reset();
+      slots_.reset();
       engine_.kernels.reset();
       engine_.engine.reset();
-    } catch (const Error&) {  // the driver has no way into the context any more
+    } catch (const Error&) {  // the context no longer exists
     }
   }
 
@@ -42,9 +43,10 @@ class TensorRt final : public Backend {
   bool takes_any_size() const override { return !contract().profiles.empty(); }
   bool takes_batches() const override { return takes_any_size(); }
 
-  // What a reader refuses is no fault of the lane, which is kept.
+  // An exception of the reader is rethrown after the slot was given back. The pool would discard
+  // the slot of a failed call, but this slot is intact.
   void run(const Input& input, Reader& reader) const override {
-    engine_.profile_for(input.shape);  // an input that none takes is refused before
+    engine_.profile_for(input.shape);  // refuse an unsupported shape before taking a slot
     std::exception_ptr failure;
     CallingReader guarded([&](const OutputView& output) {
       try {
@@ -55,8 +57,8 @@ class TensorRt final : public Backend {
     });
     {
       const CudaScope scope(*engine_.cuda);
-      const Pool<TensorRtLane>::Lease lane(*lanes_);
-      lane->run(input, guarded);
+      const Pool<ExecutionContextSlot>::Lease slot(*slots_);
+      slot->run(input, guarded);
     }
     if (failure) std::rethrow_exception(failure);
   }
@@ -66,8 +68,8 @@ class TensorRt final : public Backend {
     bool is_finite = false;
     {
       const CudaScope scope(*engine_.cuda);
-      const Pool<TensorRtLane>::Lease lane(*lanes_);
-      is_finite = lane->label(image, labels);
+      const Pool<ExecutionContextSlot>::Lease slot(*slots_);
+      is_finite = slot->label(image, labels);
     }
     if (!is_finite) refuse_not_finite(engine_.path);
     if (contract().gives_labels()) {
@@ -76,13 +78,14 @@ class TensorRt final : public Backend {
     return true;
   }
 
-  // One context serves all callers: a stream waits for what the last one queued.
+  // One execution context serves all callers. A caller's stream waits for the run that was queued
+  // last.
   void enqueue(const void* input, void* output, void* stream) const override {
     const CudaScope scope(*engine_.cuda);
     const std::lock_guard<std::mutex> lock(queueing_);
     const auto& cuda = *engine_.cuda;
     const auto theirs = static_cast<CUstream>(stream);
-    if (!shared_) shared_ = std::make_unique<TensorRtLane>(engine_);
+    if (!shared_) shared_ = std::make_unique<ExecutionContextSlot>(engine_);
     if (last_ == nullptr) {
       cuda.check(cuda.call.cuEventCreate(&last_, CU_EVENT_DISABLE_TIMING), "make an event");
     } else {
@@ -99,15 +102,15 @@ class TensorRt final : public Backend {
   }
 
  private:
-  // A context must not be destroyed while what it queued still runs.
+  // An execution context must not be destroyed while a run that it queued is in progress.
   void wait_for_last() const {
     if (last_ != nullptr) engine_.cuda->call.cuEventSynchronize(last_);
   }
 
   TensorRtEngine engine_;
-  std::unique_ptr<Pool<TensorRtLane>> lanes_;
+  std::unique_ptr<Pool<ExecutionContextSlot>> slots_;
   mutable std::mutex queueing_;
-  mutable std::unique_ptr<TensorRtLane> shared_;
+  mutable std::unique_ptr<ExecutionContextSlot> shared_;
   mutable CUevent last_ = nullptr;
 };
 

@@ -11,7 +11,7 @@ namespace {
 
 using nvinfer1::DataType;
 
-// By ONNX's name of it; what is neither is refused by what the contract says.
+// Return the data type of an ONNX type name. Other types become kINT32, which find_tensors refuses.
 DataType type_of(const std::string& name) {
   if (name == "float") return DataType::kFLOAT;
   if (name == "float16") return DataType::kHALF;
@@ -21,11 +21,12 @@ DataType type_of(const std::string& name) {
 
 [[noreturn]] void refuse(const std::string& path, const Shape& shape, const Shape& low,
                          const Shape& high) {
-  const auto told = [](const Shape& one) {
+  const auto text_of = [](const Shape& one) {
     return std::to_string(one[0]) + "x" + std::to_string(one[1]) + "x" + std::to_string(one[2]);
   };
-  throw Error(path + ": the engine takes no input of " + told(shape) + "; it was built for " +
-              told(low) + " to " + told(high) + "; build it with another --min, --opt and --max");
+  throw Error(path + ": the engine takes no input of " + text_of(shape) + "; it was built for " +
+              text_of(low) + " to " + text_of(high) +
+              "; build it with another --min, --opt and --max");
 }
 
 std::string without_stripped(Manifest manifest) {
@@ -47,7 +48,7 @@ TensorRtEngine::TensorRtEngine(const std::string& given, const Options& options)
   library = std::make_unique<TensorRtLibrary>(manifest.backend, options);
   check_version(manifest, path, library->version());
   cuda = Cuda::open();
-  check_place(manifest, path, cuda ? &cuda->gpu() : nullptr);
+  check_host(manifest, path, cuda ? &cuda->gpu() : nullptr);
   if (manifest.weights == "stripped") {
     throw Error(path +
                 ": holds no weights, and this library cannot give it any; build it without "
@@ -63,10 +64,11 @@ TensorRtEngine::TensorRtEngine(const std::string& given, const Options& options)
   try {
     find_tensors();
   } catch (...) {
-    engine.reset();  // in its context
+    engine.reset();  // while its CUDA context is current
     throw;
   }
-  if (options.pictures_on_gpu && output_type != DataType::kHALF && input_type != DataType::kHALF) {
+  if (options.gpu_preprocessing && output_type != DataType::kHALF &&
+      input_type != DataType::kHALF) {
     kernels = Kernels::load(cuda);
   }
   captures_graphs = options.cuda_graph && contract().profiles.empty();
@@ -92,7 +94,8 @@ int TensorRtEngine::profile_for(const Shape& shape) const {
   return found;
 }
 
-// Names and types are the manifest's; the engine is asked where nobody wrote them down.
+// Take the tensors' names and types from the manifest, or from the engine if the manifest does not
+// state them.
 void TensorRtEngine::find_tensors() {
   input = manifest.input.name;
   output = manifest.output.name;
@@ -102,7 +105,7 @@ void TensorRtEngine::find_tensors() {
   const auto is_float = [](DataType type) {
     return type == DataType::kFLOAT || type == DataType::kHALF;
   };
-  // A contract that does not fit its engine would be read beyond its memory.
+  // A contract that does not match its engine would cause a read out of bounds.
   const bool takes = contract().takes_bytes ? input_type == DataType::kUINT8 : is_float(input_type);
   const bool gives =
       contract().gives_labels() ? output_type == DataType::kUINT8 : is_float(output_type);

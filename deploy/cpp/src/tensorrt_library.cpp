@@ -7,11 +7,11 @@
 namespace segdeploy {
 namespace {
 
-// RTX counts its own versions, in its headers as in its library.
+// TensorRT-RTX has its own version numbers, both in its headers and in its library.
 constexpr int family_of(int major, int minor) {
   return major == 1 ? (minor >= 5 ? 11 : 10) : major;
 }
-constexpr std::uintptr_t kLowestAddress = 1 << 16;  // what lies below is never mapped
+constexpr std::uintptr_t kLowestAddress = 1 << 16;  // lower addresses are never mapped
 constexpr int kFamily = family_of(NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR);
 
 bool is_rtx(const std::string& backend) { return backend == "tensorrt-rtx"; }
@@ -22,8 +22,8 @@ const char* variable_of(const std::string& backend) {
 
 std::string name_of(const std::string& backend, const Options& options) {
   if (!options.tensorrt.empty()) return options.tensorrt;
-  const char* told = std::getenv(variable_of(backend));
-  if (told != nullptr && *told != '\0') return told;
+  const char* value = std::getenv(variable_of(backend));
+  if (value != nullptr && *value != '\0') return value;
   return is_rtx(backend) ? "libtensorrt_rtx.so.1" : "libnvinfer.so." + std::to_string(kFamily);
 }
 
@@ -44,7 +44,7 @@ void TensorRtLog::log(Severity severity, const char* message) noexcept {
   const std::lock_guard<std::mutex> lock(mutex_);
   try {
     if (errors_.size() < 2) errors_.emplace_back(message);
-  } catch (...) {  // without memory there is no reason to tell
+  } catch (...) {  // out of memory: drop the message
   }
 }
 
@@ -83,8 +83,8 @@ std::unique_ptr<nvinfer1::ICudaEngine> TensorRtLibrary::read(const std::string& 
                                                              const std::string& what) {
   using Create = void* (*)(void*, std::int32_t);
   const auto create = library_.symbol<Create>("createInferRuntime_INTERNAL");
-  // Where CUDA cannot start, TensorRT 10.15 to 11.4 return a small number instead of null, and every
-  // use of it, deletion too, is a crash: nothing may own it before it was looked at.
+  // If CUDA cannot start, TensorRT 10.15 to 11.4 return a small number instead of null. Every use
+  // of that pointer crashes, including its deletion, so it is checked before it gets an owner.
   void* const made = create(log_.get(), NV_TENSORRT_VERSION);
   if (reinterpret_cast<std::uintptr_t>(made) < kLowestAddress) {
     throw Error(what + ": " + backend_ + " " + version_ + " makes no runtime here (" +

@@ -1,4 +1,4 @@
-// NVIDIA's runtime, TensorRT or TensorRT-RTX, opened at run time.
+// NVIDIA's inference runtime, TensorRT or TensorRT-RTX, loaded at run time.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -13,11 +13,11 @@
 
 namespace segdeploy {
 
-// What TensorRT says, kept for a message of ours.
+// Keeps TensorRT's error messages for the messages of segdeploy.
 class TensorRtLog final : public nvinfer1::ILogger {
  public:
   void log(Severity severity, const char* message) noexcept override;
-  // The errors since the last call; "no reason given" without any.
+  // Return the errors since the last call, or "no reason given" if there are none.
   std::string reason();
 
  private:
@@ -25,20 +25,20 @@ class TensorRtLog final : public nvinfer1::ILogger {
   std::vector<std::string> errors_;
 };
 
-// TensorRT's tables of functions differ between families: headers 10 fit TensorRT 10 and RTX 1.0 to
-// 1.4, headers 11 fit TensorRT 11 and RTX from 1.5. A library of another family would answer with
-// garbage, or crash, so its version is asked by plain functions first.
+// TensorRT's function tables differ between families. Headers 10 fit TensorRT 10 and TensorRT-RTX
+// 1.0 to 1.4. Headers 11 fit TensorRT 11 and TensorRT-RTX 1.5 and later. A library of another
+// family would return garbage or crash, so its version is first read through plain C functions.
 class TensorRtLibrary {
  public:
   // `backend` is tensorrt or tensorrt-rtx. Throws Error for a library of another family.
   TensorRtLibrary(const std::string& backend, const Options& options);
 
   const std::string& version() const { return version_; }
-  // Whether ICudaEngine's table is the headers', too: RTX 1.0 to 1.4 lack two functions of it, so
-  // that all behind createExecutionContext lie elsewhere there.
+  // Return whether the function table of ICudaEngine matches the headers. TensorRT-RTX 1.0 to 1.4
+  // lack two of its functions, so that all functions after createExecutionContext are shifted.
   bool describes_engines() const { return !is_early_rtx_; }
 
-  // Reads a plan; `what` names it in an error. Throws Error with TensorRT's reason.
+  // Deserialize a plan. `what` names it in an error message. Throws Error with TensorRT's reason.
   std::unique_ptr<nvinfer1::ICudaEngine> read(const std::string& plan, bool with_host_code,
                                               const std::string& what);
   TensorRtLog& log() const { return *log_; }

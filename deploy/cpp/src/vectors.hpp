@@ -1,5 +1,5 @@
-// Loops that gain from wider vectors than every processor has: compiled for AVX2, too, and chosen when
-// the library is loaded. The arithmetic stays the same to the last bit.
+// Marks functions that gain from AVX2. They are compiled twice, with and without AVX2, and one
+// version is selected when the library is loaded. The results are equal to the last bit.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \

@@ -16,7 +16,7 @@ Workers::~Workers() {
 void Workers::give(std::function<void()> work) {
   std::unique_lock<std::mutex> lock(mutex_);
   has_room_.wait(lock, [this] { return waiting_.size() < queue_; });
-  // First the thread: should there be none to have, the work is not left behind.
+  // Start the thread before queueing: if that fails, no work is left in the queue.
   if (idle_ <= waiting_.size() && threads_.size() < most_) {
     threads_.emplace_back([this] { serve(); });
   }
@@ -37,7 +37,7 @@ void Workers::serve() {
       has_room_.notify_one();
       lock.unlock();
       work();
-    }  // what it holds is freed before the next is taken
+    }  // the task is freed before the next task is taken
     lock.lock();
   }
 }

@@ -1,4 +1,4 @@
-// Threads that take work in the order in which it comes.
+// A thread pool that runs tasks in the order of their submission.
 #pragma once
 
 #include <condition_variable>
@@ -12,15 +12,15 @@ namespace segdeploy {
 
 class Workers {
  public:
-  // At most so many threads, and so much work that waits for one.
+  // Run at most `most` threads, and keep at most `queue` waiting tasks.
   Workers(int most, int queue)
       : most_(static_cast<std::size_t>(most)), queue_(static_cast<std::size_t>(queue)) {}
-  // Finishes what was given, and ends the threads.
+  // Finish all submitted tasks, and join the threads.
   ~Workers();
   Workers(const Workers&) = delete;
   Workers& operator=(const Workers&) = delete;
 
-  // Takes work, or waits while the queue is full.
+  // Submit a task. Blocks while the queue is full.
   void give(std::function<void()> work);
 
  private:

@@ -9,7 +9,7 @@
 #include <string>
 
 #include "check.hpp"
-#include "pictures.hpp"
+#include "image_file.hpp"
 
 namespace {
 
@@ -31,7 +31,7 @@ void* allocated(std::size_t size, const void* caller) {
 
 }  // namespace
 
-// ONNX Runtime calls these, too; only callers inside our library are counted.
+// ONNX Runtime also calls these operators. Only calls from the segdeploy library are counted.
 void* operator new(std::size_t size) { return allocated(size, __builtin_return_address(0)); }
 void* operator new[](std::size_t size) { return allocated(size, __builtin_return_address(0)); }
 void operator delete(void* memory) noexcept { std::free(memory); }
@@ -46,12 +46,12 @@ int main() {
     is_counting = true;
     allocations = 0;
     const segdeploy::Model model(entry.path().string());
-    CHECK(allocations > 0);  // or nothing is counted at all
-    const auto picture = segdeploy::read_picture((folder / "pictures" / "0_odd.png").string());
+    CHECK(allocations > 0);  // otherwise nothing is counted at all
+    const auto image = segdeploy::read_image((folder / "images" / "0_odd.png").string());
     segdeploy::Labels labels;
-    for (int run = 0; run < 2; ++run) model.predict(picture.view(), labels);
+    for (int run = 0; run < 2; ++run) model.predict(image.view(), labels);
     allocations = 0;
-    for (int run = 0; run < 5; ++run) model.predict(picture.view(), labels);
+    for (int run = 0; run < 5; ++run) model.predict(image.view(), labels);
     if (allocations != 0) {
       std::cerr << entry.path() << ": " << allocations << " allocations in 5 calls\n";
       return 1;

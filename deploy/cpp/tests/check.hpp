@@ -1,4 +1,4 @@
-// What the tests share: a check that says where it failed, and what an error must say.
+// Shared by the tests: a check that reports its location, and a check of error messages.
 #pragma once
 
 #include <cstdlib>
@@ -15,14 +15,14 @@
     }                                                                              \
   } while (false)
 
-// Where tests/test_cpp.py put the files that the tests run on.
+// Return the folder of the test files that tests/test_cpp.py made.
 inline std::string test_files() {
-  const char* told = std::getenv("SEGDEPLOY_TEST_FILES");
-  if (told == nullptr) {
+  const char* folder = std::getenv("SEGDEPLOY_TEST_FILES");
+  if (folder == nullptr) {
     std::cerr << "set SEGDEPLOY_TEST_FILES; tests/test_cpp.py makes them, and calls ctest\n";
     std::exit(1);
   }
-  return told;
+  return folder;
 }
 
 template <typename Call>

@@ -1,4 +1,4 @@
-// A contract is read whole or refused with the name of what is wrong.
+// A contract is read completely, or refused with the name of the wrong entry.
 #include "contract.hpp"
 
 #include <nlohmann/json.hpp>
@@ -13,7 +13,7 @@ nlohmann::json sound() {
           {"size", {48, 64}},
           {"mean", {0, 0, 0}},
           {"std", {1, 1, 1}},
-          {"colour", "RGB"},
+          {"color", "RGB"},
           {"layout", "NCHW"},
           {"resize", "pillow-bilinear"},
           {"output", "logits"},
@@ -31,17 +31,21 @@ int main() {
   CHECK(contract.classes.size() == 2);
   CHECK(contract.height == 48 && contract.width == 64);
   CHECK(contract.output == segdeploy::Output::logits);
-  const auto whole = sound();  // what items() looks into
+  const auto whole = sound();  // must outlive items()
   for (const auto& item : whole.items()) {
-    if (item.key() == "upsampling") continue;  // older files have none
+    if (item.key() == "upsampling") continue;  // older files lack this entry
     auto damaged = sound();
     damaged.erase(item.key());
-    check_refused("m.onnx: the contract's '" + item.key() + "' is missing, wrong",
+    check_refused("m.onnx: the contract's '" + item.key() + "' is missing; export",
                   [&] { segdeploy::read_contract(damaged.dump(), "m.onnx"); });
     damaged[item.key()] = nlohmann::json::object();
     check_refused("'" + item.key() + "'",
                   [&] { segdeploy::read_contract(damaged.dump(), "m.onnx"); });
   }
+  auto earlier = sound();  // spelled the color order in the British way
+  earlier.erase("color");
+  earlier["colour"] = "BGR";
+  CHECK(segdeploy::read_contract(earlier.dump(), "m.onnx").is_bgr);
   auto later = sound();
   later["schema"] = 2;
   check_refused("has schema 2, this segdeploy reads 1",
@@ -55,7 +59,7 @@ int main() {
     bounded["bounds"] = nlohmann::json::parse(bounds);
     check_refused("'bounds'", [&] { segdeploy::read_contract(bounded.dump(), "m.onnx"); });
   }
-  // What a cast would cut, wrap or take for a number.
+  // Values that a cast would truncate, wrap, or take for a number, and other wrong values.
   const std::pair<const char*, const char*> bent[] = {
       {"size", "[8.7, 8]"},     {"size", "[4294967304, 8]"},
       {"size", "[-1, 8]"},      {"palette", "[[300,-1,0],[0,0,0]]"},
@@ -70,7 +74,8 @@ int main() {
   const std::string deep(200000, '[');
   check_refused("is not a JSON object",
                 [&] { segdeploy::read_contract("{\"arguments\": " + deep, "m.onnx"); });
-  // Scores that are not made labels of are enlarged as they are.
+  // Only a labels contract sets `upsampling`. Other low-resolution scores are resized like any
+  // scores.
   auto scores = sound();
   scores["upsampling"] = "half-pixel";
   CHECK(segdeploy::read_contract(scores.dump(), "m").upsampling == segdeploy::Upsampling::none);

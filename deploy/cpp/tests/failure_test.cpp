@@ -1,20 +1,20 @@
-// A call that fails leaves nothing half made: memory that runs out at any allocation of a call does not
-// change the labels of the next one.
+// A failed call leaves no partial state: running out of memory at any allocation of a call does not
+// change the labels of the next call.
 #include <cmath>
 #include <cstdlib>
 #include <new>
 #include <vector>
 
 #include "check.hpp"
+#include "class_scores.hpp"
 #include "labels.hpp"
-#include "maps.hpp"
 #include "pool.hpp"
 #include "preprocess.hpp"
 #include "workers.hpp"
 
 namespace {
 
-long until_failure = -1;  // allocations that are left; negative: no end
+long until_failure = -1;  // remaining allocations; negative: unlimited
 
 }  // namespace
 
@@ -50,14 +50,13 @@ Contract contract_of(Upsampling upsampling) {
 void check_failures(Upsampling upsampling) {
   const Contract contract = contract_of(upsampling);
   const Preprocessor preprocessor(contract);
-  std::vector<std::uint8_t> picture(50 * 41 * 3);
+  std::vector<std::uint8_t> image(50 * 41 * 3);
   std::vector<float> scores(5 * 7 * 9);
-  for (std::size_t at = 0; at < picture.size(); ++at)
-    picture[at] = static_cast<std::uint8_t>(at * 7);
+  for (std::size_t at = 0; at < image.size(); ++at) image[at] = static_cast<std::uint8_t>(at * 7);
   for (std::size_t at = 0; at < scores.size(); ++at) scores[at] = std::sin(static_cast<float>(at));
   std::vector<std::uint8_t> labels(50 * 41);
   const auto run = [&](Work& work) {
-    preprocessor.run({picture.data(), 50, 41}, work.prepared);
+    preprocessor.run({image.data(), 50, 41}, work.prepared);
     label_scores(contract, {scores.data(), 5, 7, 9}, 50, 41, work.labeller, labels.data());
   };
   Work sound;
@@ -66,7 +65,7 @@ void check_failures(Upsampling upsampling) {
   const auto wanted_input = sound.prepared.floats;
   int failures = 0;
   for (long limit = 0; limit < 200; ++limit) {
-    Work work;  // the same one fails, and is used again
+    Work work;  // the same object fails, and is used again
     until_failure = limit;
     try {
       run(work);
@@ -84,7 +83,7 @@ void check_failures(Upsampling upsampling) {
   CHECK(failures > 5);
 }
 
-// What a failed call held is thrown away, and its place is free again.
+// The object of a failed call is discarded, and its place in the pool is free again.
 void check_pool() {
   int made = 0;
   Pool<int> pool([&] { return std::make_unique<int>(++made); }, 1);
@@ -105,7 +104,7 @@ void check_pool() {
 }
 
 void check_maximum() {
-  Maps total{1, 1, 3, {1, NAN, 3}};
+  ClassScores total{1, 1, 3, {1, NAN, 3}};
   take_larger(total, {1, 1, 3, {NAN, 2, 4}});
   CHECK(std::isnan(total.data[0]) && std::isnan(total.data[1]) && total.data[2] == 4);
 }

@@ -1,4 +1,5 @@
-// Files, options and memory that somebody else chose: refused, or taken whole, and never a crash.
+// Files, options and memory from outside are refused or handled completely, and never cause a
+// crash.
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -9,7 +10,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "pictures.hpp"
+#include "image_file.hpp"
 #include "segdeploy/segdeploy.hpp"
 #include "segdeploy/segdeploy_c.h"
 
@@ -18,11 +19,11 @@ namespace {
 namespace fs = std::filesystem;
 using namespace segdeploy;
 
-// Graphs whose outputs are not what their contract says: Python's words, at open where it can be
-// known there.
+// Graphs whose outputs do not match their contract are refused with Python's message, already when
+// the model is opened if the mismatch is known then.
 void check_graphs(const fs::path& folder) {
   std::ifstream file(folder / "foreign" / "cases.json");
-  const Picture picture = read_picture((folder / "pictures" / "1_own.png").string());
+  const RgbImage image = read_image((folder / "images" / "1_own.png").string());
   int cases = 0;
   for (const auto& one : nlohmann::json::parse(file)) {
     const std::string path = (folder / "foreign" / one.at("graph").get<std::string>()).string();
@@ -31,11 +32,11 @@ void check_graphs(const fs::path& folder) {
       check_refused(words, [&] { Model{path}; });
     } else {
       const Model model(path);
-      check_refused(words, [&] { model.predict(picture.view()); });
-      Passes tiled;
+      check_refused(words, [&] { model.predict(image.view()); });
+      InferenceOptions tiled;
       tiled.tile = true;
-      check_refused(words, [&] { model.predict(picture.view(), tiled); });
-      check_refused(words, [&] { model.submit(picture.view()).get(); });
+      check_refused(words, [&] { model.predict(image.view(), tiled); });
+      check_refused(words, [&] { model.submit(image.view()).get(); });
     }
     ++cases;
   }
@@ -65,9 +66,9 @@ void check_options(const std::string& path) {
   check_refused("is a folder, not a file", [&] { Model{fs::path(path).parent_path().string()}; });
 }
 
-// An image that is gone before its labels are asked for, futures that nobody keeps, an exception in
-// a task, a queue that is full, and a model that ends before all of them.
-void check_submit(const std::string& path, const Picture& picture) {
+// An image that is freed before its labels are requested, discarded futures, an exception while a
+// task is pending, a full queue, and a model that is destroyed before its futures are read.
+void check_submit(const std::string& path, const RgbImage& image) {
   Options options;
   options.contexts = 2;
   options.queue = 1;
@@ -76,11 +77,11 @@ void check_submit(const std::string& path, const Picture& picture) {
   Labels wanted;
   {
     const Model model(path, options);
-    wanted = model.predict(picture.view());
+    wanted = model.predict(image.view());
     for (int round = 0; round < 6; ++round) {
-      Image image{picture.rgb, picture.height, picture.width, 0, Format::rgb};
-      kept.push_back(model.submit(std::move(image)));
-      (void)model.submit(Image{picture.rgb, picture.height, picture.width, 0, Format::rgb});
+      Image owned{image.rgb, image.height, image.width, 0, Format::rgb};
+      kept.push_back(model.submit(std::move(owned)));
+      (void)model.submit(Image{image.rgb, image.height, image.width, 0, Format::rgb});
     }
     check_refused("the image has 10 bytes, and", [&] {
       (void)model.submit(Image{std::vector<std::uint8_t>(10), 4, 4, 0, Format::rgb});
@@ -90,13 +91,13 @@ void check_submit(const std::string& path, const Picture& picture) {
   for (auto& future : kept) CHECK(future.get().data == wanted.data);
   try {
     const Model model(path, options);
-    (void)model.submit(Image{picture.rgb, picture.height, picture.width, 0, Format::rgb});
+    (void)model.submit(Image{image.rgb, image.height, image.width, 0, Format::rgb});
     throw Error("an exception beside what was submitted");
   } catch (const Error&) {
   }
 }
 
-// Onto the picture itself, for every format: as onto memory of its own.
+// An overlay onto the image itself equals an overlay into separate memory, for every format.
 void check_overlay() {
   const std::vector<std::array<std::uint8_t, 3>> palette = {{200, 10, 30}, {0, 90, 250}};
   const int height = 5, width = 7;
@@ -122,11 +123,11 @@ void check_overlay() {
     }
   }
   const std::vector<std::uint8_t> rgb(height * width * 3);
-  check_refused("there is no memory for the picture",
+  check_refused("there is no memory for the image",
                 [&] { overlay({rgb.data(), height, width}, labels, palette, nullptr); });
 }
 
-// The C interface keeps a long message, and says where memory ran out.
+// The C interface keeps a long message, and reports a wrong option.
 void check_c() {
   const std::string path = "/nowhere/" + std::string(5000, 'x') + ".onnx";
   CHECK(segdeploy_open(path.c_str(), nullptr) == nullptr);
@@ -142,7 +143,7 @@ void check_c() {
 int main() {
   const fs::path folder(test_files());
   const std::string path = (folder / "logits.onnx").string();
-  check_submit(path, read_picture((folder / "pictures" / "0_odd.png").string()));
+  check_submit(path, read_image((folder / "images" / "0_odd.png").string()));
   check_options(path);
   check_graphs(folder);
   check_overlay();

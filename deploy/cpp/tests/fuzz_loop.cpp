@@ -1,6 +1,7 @@
-// Runs the fuzz target on damaged copies of sound files, the same ones every time:
+// Run the fuzz target on damaged copies of valid files. Every run makes the same copies:
 //     fuzz_target [ROUNDS]
-// Seeds are SEGDEPLOY_TEST_FILES/seeds, whose names begin with the target's first byte (0, 1 or 2).
+// The seeds are the files in SEGDEPLOY_TEST_FILES/seeds. The first character of a file's name is
+// the first byte of the target's input (0, 1 or 2).
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -19,9 +20,9 @@ using Bytes = std::vector<std::uint8_t>;
 
 std::vector<Bytes> read_seeds() {
   std::vector<Bytes> seeds = {{0, '{', '}'}, {1, '{', '}'}, {2, 2, 0, 0, 0, 0, 0, 0, 0, '{', '}'}};
-  const char* told = std::getenv("SEGDEPLOY_TEST_FILES");
-  if (told == nullptr || !fs::is_directory(fs::path(told) / "seeds")) return seeds;
-  for (const auto& entry : fs::directory_iterator(fs::path(told) / "seeds")) {
+  const char* folder = std::getenv("SEGDEPLOY_TEST_FILES");
+  if (folder == nullptr || !fs::is_directory(fs::path(folder) / "seeds")) return seeds;
+  for (const auto& entry : fs::directory_iterator(fs::path(folder) / "seeds")) {
     std::ifstream file(entry.path(), std::ios::binary);
     Bytes seed = {static_cast<std::uint8_t>(entry.path().filename().string()[0] - '0')};
     seed.insert(seed.end(), std::istreambuf_iterator<char>(file), {});
@@ -30,7 +31,7 @@ std::vector<Bytes> read_seeds() {
   return seeds;
 }
 
-// Bytes changed, cut out, repeated or cut off; digits turned into others, which JSON still reads.
+// Change, remove, repeat or cut off bytes, or replace digits, which often keeps the JSON readable.
 void damage(Bytes& bytes, std::mt19937& random) {
   const auto place = [&] { return bytes.size() < 2 ? 0 : 1 + random() % (bytes.size() - 1); };
   for (unsigned change = 1 + random() % 4; change > 0 && bytes.size() > 2; --change) {

@@ -1,5 +1,5 @@
-// What a file may hold must be read or refused, and never read beyond: contracts, manifests and golden
-// vectors, by the first byte.
+// Every content of a file must be parsed or refused, without a read out of bounds. The first byte
+// selects the parser: of contracts, manifests or golden vectors.
 #include <cstddef>
 #include <cstdint>
 #include <string>

@@ -1,5 +1,5 @@
-// What only a GPU can tell, for each engine NAME.engine in SEGDEPLOY_TEST_FILES: kernels against the
-// CPU's code, device memory in and out, and threads. Prints what it compared.
+// Tests that need a GPU, for each engine NAME.engine in SEGDEPLOY_TEST_FILES: kernels against the
+// CPU code, runs on device memory, and several threads. Prints the comparisons.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -11,7 +11,7 @@
 
 #include "check.hpp"
 #include "cuda_driver.hpp"
-#include "gpu_pictures.hpp"
+#include "gpu_processing.hpp"
 #include "inference.hpp"
 #include "labels.hpp"
 
@@ -49,7 +49,8 @@ Contract some_contract(int classes) {
   return contract;
 }
 
-// The kernels' input and labels against those of the CPU, bit for bit.
+// Compare the kernels' network input and labels with those of the CPU code, bit for bit. Returns
+// the number of label comparisons.
 int check_kernels(const CudaPointer& cuda, const KernelsPointer& kernels) {
   const CudaStream stream(cuda);
   int compared = 0;
@@ -66,20 +67,20 @@ int check_kernels(const CudaPointer& cuda, const KernelsPointer& kernels) {
     const auto bytes = noise(shape[0], shape[1], 4);
     const ImageView view{bytes.data(), shape[0], shape[1], static_cast<std::size_t>(shape[1]) * 4,
                          formats[round % 4]};
-    GpuPictures pictures(cuda, kernels, contract);
+    GpuProcessor images(cuda, kernels, contract);
     const Preprocessor preprocessor(contract);
     Prepared prepared;
     preprocessor.run(view, prepared);
     CudaMemory input(cuda, false);
     const std::size_t values = 48 * 64 * 3;
     input.grow(values * sizeof(float));
-    pictures.prepare(view, stream, input.device());
+    images.prepare(view, stream, input.device());
     if (contract.takes_bytes) {
       CHECK(downloaded<std::uint8_t>(cuda, stream, input, values) == prepared.bytes);
     } else {
       CHECK(downloaded<float>(cuda, stream, input, values) == prepared.floats);
     }
-    // Scores of three kinds of end, some with ties.
+    // Scores for each kind of upsampling, some with ties.
     for (const auto upsampling :
          {Upsampling::none, Upsampling::align_corners, Upsampling::half_pixel}) {
       contract.output = upsampling == Upsampling::none ? Output::logits : Output::labels;
@@ -98,16 +99,16 @@ int check_kernels(const CudaPointer& cuda, const KernelsPointer& kernels) {
       std::memcpy(pinned.data(), scores.data(), scores.size() * sizeof(float));
       stream.upload(pinned, output, scores.size() * sizeof(float));
       std::vector<std::uint8_t> ours(static_cast<std::size_t>(shape[0] * shape[1])), theirs(ours);
-      GpuPictures labelling(cuda, kernels, contract);
-      CHECK(labelling.label(view, stream, output.device(), high, wide, ours.data()));
+      GpuProcessor labeling(cuda, kernels, contract);
+      CHECK(labeling.label(view, stream, output.device(), high, wide, ours.data()));
       Labeller labeller;
       const Scores cpu{scores.data(), static_cast<int>(contract.classes.size()), high, wide};
       if (upsampling == Upsampling::none) {
         labeller.best_classes(cpu, shape[0], shape[1], theirs.data());
       } else {
         std::vector<std::uint8_t> own(48 * 64);
-        labeller.best_classes_of_small_map(cpu, 48, 64, upsampling == Upsampling::align_corners,
-                                           own.data());
+        labeller.best_classes_of_low_resolution(
+            cpu, 48, 64, upsampling == Upsampling::align_corners, own.data());
         resize_nearest(own.data(), 48, 64, shape[0], shape[1], theirs.data());
       }
       CHECK(ours == theirs);
@@ -115,13 +116,13 @@ int check_kernels(const CudaPointer& cuda, const KernelsPointer& kernels) {
       scores[scores.size() / 2] = NAN;
       std::memcpy(pinned.data(), scores.data(), scores.size() * sizeof(float));
       stream.upload(pinned, output, scores.size() * sizeof(float));
-      CHECK(!labelling.label(view, stream, output.device(), high, wide, ours.data()));
+      CHECK(!labeling.label(view, stream, output.device(), high, wide, ours.data()));
     }
   }
   return compared;
 }
 
-// An engine's raw output through memory of the caller's, against the same by its own way.
+// Keeps a copy of the raw output.
 class Keeping final : public Reader {
  public:
   void read(const OutputView& output) override {
@@ -135,13 +136,14 @@ class Keeping final : public Reader {
   std::vector<std::uint8_t> bytes;
 };
 
+// Compare an engine's raw output in the caller's device memory with that of the normal path.
 void check_device_memory(const CudaPointer& cuda, const std::string& path) {
   const Inference inference(path, {});
   const Contract& contract = inference.contract();
-  const auto picture = noise(contract.height, contract.width, 3);
+  const auto image = noise(contract.height, contract.width, 3);
   Workspace work;
   Keeping wanted;
-  inference.run({picture.data(), contract.height, contract.width}, work, wanted);
+  inference.run({image.data(), contract.height, contract.width}, work, wanted);
   const auto& prepared = work.prepared;
   const void* from = prepared.floats.data();
   std::size_t size = prepared.floats.size() * sizeof(float);
@@ -160,7 +162,7 @@ void check_device_memory(const CudaPointer& cuda, const std::string& path) {
     stream.upload(pinned, input, size);
     inference.backend().enqueue(input.data(), output.data(), stream.get());
     const auto found = downloaded<std::uint8_t>(cuda, stream, output, wanted.bytes.size());
-    // TensorRT-RTX replaces the kernels of a dynamic engine while it runs, and then rounds otherwise.
+    // TensorRT-RTX replaces the kernels of a dynamic engine at run time, which changes rounding.
     CHECK(found == wanted.bytes || inference.backend().takes_any_size());
   }
 }
@@ -172,31 +174,32 @@ std::size_t differing(const std::vector<std::uint8_t>& a, const std::vector<std:
   return count;
 }
 
-// How far two openings of an engine are apart: TensorRT may choose other kernels for each.
+// Print how far the outputs of one engine, loaded twice, differ: TensorRT may choose other kernels
+// each time.
 void tell_contexts(const std::string& path) {
   Keeping outputs[2];
   const std::vector<std::uint8_t>* bytes[2];
   for (int at = 0; at < 2; ++at) {
     const Inference inference(path, {});
     const Contract& contract = inference.contract();
-    const auto picture = noise(contract.height, contract.width, 3);
+    const auto image = noise(contract.height, contract.width, 3);
     Workspace work;
-    inference.run({picture.data(), contract.height, contract.width}, work, outputs[at]);
+    inference.run({image.data(), contract.height, contract.width}, work, outputs[at]);
     bytes[at] = &outputs[at].bytes;
   }
   std::cout << "two openings differ in " << differing(*bytes[0], *bytes[1]) << " of "
             << bytes[0]->size() << " bytes; ";
 }
 
-// Every way of an engine gives the same labels, also from several threads.
+// All execution paths of an engine give the same labels, also from several threads.
 void check_ways(const std::string& path) {
   Options plain;
-  plain.cuda_graph = plain.pictures_on_gpu = false;
+  plain.cuda_graph = plain.gpu_preprocessing = false;
   const Model slow(path, plain), fast(path);
-  const auto picture = noise(90, 117, 3);
-  const ImageView view{picture.data(), 90, 117};
+  const auto image = noise(90, 117, 3);
+  const ImageView view{image.data(), 90, 117};
   const auto wanted = slow.predict(view).data;
-  for (int run = 0; run < 5; ++run) {  // set up, captured, replayed
+  for (int run = 0; run < 5; ++run) {  // first run, graph capture, graph replays
     CHECK(slow.predict(view).data == wanted);
     CHECK(fast.predict(view).data == wanted);
   }
@@ -216,7 +219,7 @@ void check_ways(const std::string& path) {
   auto pending = fast.submit(view);
   CHECK(pending.get().data == wanted);
   for (const auto& labels : fast.predict(std::vector<ImageView>{view, view, view})) {
-    CHECK(differing(labels.data, wanted) * 100 <= wanted.size());  // a batch is another kernel
+    CHECK(differing(labels.data, wanted) * 100 <= wanted.size());  // a batch may use other kernels
   }
 }
 

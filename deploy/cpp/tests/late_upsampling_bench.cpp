@@ -1,6 +1,6 @@
-// Labels of a small map with and without the upsampled map, in turns:
+// Time the labels of low-resolution logits with and without upsampled logits, in turns:
 //     late_upsampling_bench [SCORES CLASSES HEIGHT WIDTH TO_HEIGHT TO_WIDTH]
-// SCORES is a file of raw floats, a network's own; without it smooth random maps are taken.
+// SCORES is a file of raw floats from a network. Without it, smooth random logits are used.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -27,7 +27,8 @@ double timed(Call call) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Waves a few cells long: regions of one class, with boundaries between them.
+// Return waves that are a few cells long. They give regions of one class, with boundaries between
+// the regions.
 std::vector<float> smooth(int classes, int height, int width) {
   std::mt19937 random(0);
   std::uniform_real_distribution<float> phase(0.0F, 6.28F);
@@ -55,7 +56,7 @@ int compare(const std::vector<float>& maps, int classes, int height, int width, 
     plain_times.push_back(
         timed([&] { labeller.best_classes(scores, to_height, to_width, plain.data()); }));
     late_times.push_back(timed([&] {
-      labeller.best_classes_of_small_map(scores, to_height, to_width, false, late.data());
+      labeller.best_classes_of_low_resolution(scores, to_height, to_width, false, late.data());
     }));
   }
   std::size_t differ = 0;

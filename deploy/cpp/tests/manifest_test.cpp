@@ -1,5 +1,5 @@
-// An engine is opened by its manifest, or refused in Python's words: tests/test_cpp.py made the
-// engine in SEGDEPLOY_TEST_FILES, and Python's messages for damaged ones beside it.
+// An engine is opened by its manifest, or refused with Python's message. tests/test_cpp.py made the
+// engine in SEGDEPLOY_TEST_FILES, damaged engines, and Python's messages for them.
 #include "manifest.hpp"
 
 #include <cstdlib>
@@ -20,7 +20,7 @@ void check_hashes() {
         "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
   CHECK(segdeploy::sha256("abc", 3) ==
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-  // Ends of every length in a block.
+  // Cover every length of the last block.
   std::string all;
   for (std::size_t size = 0; size < 130; ++size) {
     const std::string text(size, 'a');
@@ -30,21 +30,21 @@ void check_hashes() {
         "c665ed20ef30f158e90c7e921d8182bc0943c4b087a82f64a18d417bcdfadce7");
 }
 
-// What opening an engine says, with a GPU that is not there, or a version that is not.
-std::string told(const nlohmann::json& one, const std::string& path) {
+// Return the message of opening an engine with a simulated GPU or version; empty if it opens.
+std::string message_of(const nlohmann::json& one, const std::string& path) {
   try {
     const auto engine = segdeploy::read_engine(path);
     const segdeploy::Gpu gpu{one.value("gpu", ""), one.value("capability", "")};
     segdeploy::check_version(engine.manifest, path,
                              one.value("version", engine.manifest.backend_version));
-    segdeploy::check_place(engine.manifest, path, gpu.name.empty() ? nullptr : &gpu);
+    segdeploy::check_host(engine.manifest, path, gpu.name.empty() ? nullptr : &gpu);
     return "";
   } catch (const segdeploy::Error& error) {
     return error.what();
   }
 }
 
-// Nested brackets would exhaust the stack of whoever copies them.
+// Copying deeply nested JSON would exhaust the stack.
 void check_depth() {
   const std::string closed = std::string(200000, '[') + std::string(200000, ']');
   for (const char* name : {"options", "contract", "input", "profiles", "parent"}) {
@@ -59,12 +59,12 @@ int main() {
   check_hashes();
   check_depth();
   const fs::path folder = fs::path(test_files()) / "manifests";
-  if (!fs::is_directory(folder)) return 0;  // a few files for the sanitizers hold none
+  if (!fs::is_directory(folder)) return 0;  // some sets of test files have no such cases
   int cases = 0;
   std::ifstream file(folder / "cases.json");
   for (const auto& one : nlohmann::json::parse(file)) {
     const auto path = (folder / one.at("engine").get<std::string>()).string();
-    const auto found = told(one, path);
+    const auto found = message_of(one, path);
     const auto wanted = one.at("message").get<std::string>();
     ++cases;
     if (found == wanted) continue;

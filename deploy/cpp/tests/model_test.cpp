@@ -1,4 +1,4 @@
-// The library against the labels that Python gave, in every pixel format, and from many threads.
+// Compare the library's labels with Python's, in every pixel format and from several threads.
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "pictures.hpp"
+#include "image_file.hpp"
 
 namespace {
 
@@ -17,16 +17,16 @@ using segdeploy::Format;
 using segdeploy::ImageView;
 using segdeploy::Labels;
 using segdeploy::Model;
-using segdeploy::Picture;
+using segdeploy::RgbImage;
 
-// The picture with `channels` bytes a pixel, and some bytes after each row that are nobody's.
-std::vector<std::uint8_t> laid_out(const Picture& picture, Format format, int channels,
+// Return the image with `channels` bytes per pixel, and with padding bytes after each row.
+std::vector<std::uint8_t> laid_out(const RgbImage& image, Format format, int channels,
                                    std::size_t stride) {
-  std::vector<std::uint8_t> bytes(stride * static_cast<std::size_t>(picture.height), 201);
-  for (int row = 0; row < picture.height; ++row) {
-    for (int column = 0; column < picture.width; ++column) {
-      const auto at = static_cast<std::size_t>(row * picture.width + column) * 3;
-      const std::uint8_t* from = picture.rgb.data() + at;
+  std::vector<std::uint8_t> bytes(stride * static_cast<std::size_t>(image.height), 201);
+  for (int row = 0; row < image.height; ++row) {
+    for (int column = 0; column < image.width; ++column) {
+      const auto at = static_cast<std::size_t>(row * image.width + column) * 3;
+      const std::uint8_t* from = image.rgb.data() + at;
       std::uint8_t* to = bytes.data() + static_cast<std::size_t>(row) * stride +
                          static_cast<std::size_t>(column * channels);
       std::copy(from, from + 3, to);
@@ -36,18 +36,18 @@ std::vector<std::uint8_t> laid_out(const Picture& picture, Format format, int ch
   return bytes;
 }
 
-void check_formats(const Model& model, const Picture& picture, const Labels& wanted) {
+void check_formats(const Model& model, const RgbImage& image, const Labels& wanted) {
   const struct {
     Format format;
     int channels;
   } kinds[] = {{Format::rgb, 3}, {Format::bgr, 3}, {Format::rgba, 4}};
   for (const auto& kind : kinds) {
-    const auto stride = static_cast<std::size_t>(picture.width * kind.channels + 5);
-    const auto bytes = laid_out(picture, kind.format, kind.channels, stride);
-    const ImageView view{bytes.data(), picture.height, picture.width, stride, kind.format};
+    const auto stride = static_cast<std::size_t>(image.width * kind.channels + 5);
+    const auto bytes = laid_out(image, kind.format, kind.channels, stride);
+    const ImageView view{bytes.data(), image.height, image.width, stride, kind.format};
     CHECK(model.predict(view).data == wanted.data);
   }
-  Picture gray = picture;
+  RgbImage gray = image;
   std::vector<std::uint8_t> one;
   for (std::size_t at = 0; at < gray.rgb.size(); at += 3) {
     one.push_back(gray.rgb[at]);
@@ -57,14 +57,14 @@ void check_formats(const Model& model, const Picture& picture, const Labels& wan
   CHECK(model.predict(view).data == model.predict(gray.view()).data);
 }
 
-void check_threads(const Model& model, const Picture& picture, const Labels& wanted) {
+void check_threads(const Model& model, const RgbImage& image, const Labels& wanted) {
   std::vector<int> equal(4, 0);
   std::vector<std::thread> threads;
   for (int& count : equal) {
     threads.emplace_back([&] {
       Labels labels;
       for (int run = 0; run < 5; ++run) {
-        model.predict(picture.view(), labels);
+        model.predict(image.view(), labels);
         count += labels.data == wanted.data ? 1 : 0;
       }
     });
@@ -96,19 +96,19 @@ int main() {
     if ((kind != ".onnx" && kind != ".engine") || entry.path().stem() == "text") continue;
     ++graphs;
     const Model model(entry.path().string());
-    int pictures = 0;
+    int images = 0;
     for (const auto& wanted : fs::directory_iterator(folder / entry.path().stem())) {
-      ++pictures;
-      const Picture picture =
-          segdeploy::read_picture((folder / "pictures" / wanted.path().filename()).string());
-      const Picture ids = segdeploy::read_picture(wanted.path().string());
+      ++images;
+      const RgbImage image =
+          segdeploy::read_image((folder / "images" / wanted.path().filename()).string());
+      const RgbImage ids = segdeploy::read_image(wanted.path().string());
       Labels labels;
       for (std::size_t at = 0; at < ids.rgb.size(); at += 3) labels.data.push_back(ids.rgb[at]);
-      CHECK(model.predict(picture.view()).data == labels.data);
-      check_formats(model, picture, labels);
-      if (kind == ".onnx") check_threads(model, picture, labels);  // engines: gpu_test
+      CHECK(model.predict(image.view()).data == labels.data);
+      check_formats(model, image, labels);
+      if (kind == ".onnx") check_threads(model, image, labels);  // gpu_test does it for engines
     }
-    CHECK(pictures > 0);
+    CHECK(images > 0);
     Model first(entry.path().string());
     const Model second = std::move(first);
     CHECK(!second.classes().empty());

@@ -1,5 +1,6 @@
-// What the library adds to ONNX Runtime: `predict` against a bare session with the same graph and
-// input, in turns, each in a process of its own: idle threads of the one would disturb the other.
+// Measure the overhead of the library over ONNX Runtime: `predict` against a bare session with the
+// same graph and input, in turns. Each runs in its own process, because idle threads would disturb
+// the other.
 //     overhead_bench MODEL.onnx THREADS [ROUNDS]
 #include <sys/wait.h>
 #include <unistd.h>
@@ -32,23 +33,23 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-constexpr int kCalls = 4;  // of a turn, after one that does not count
+constexpr int kCalls = 4;  // timed calls per turn, after an untimed call
 
-// Serves turns: reads a byte, and writes the median of the turn's calls.
+// Serve turns: read a byte, time the calls of a turn, and write their median.
 template <typename Call>
-void serve(int asked, int told, Call call) {
-  for (char byte; read(asked, &byte, 1) == 1;) {
+void serve(int request_fd, int reply_fd, Call call) {
+  for (char byte; read(request_fd, &byte, 1) == 1;) {
     call();
     std::vector<double> times;
     for (int at = 0; at < kCalls; ++at) times.push_back(milliseconds(call));
     const double found = median(times);
-    if (write(told, &found, sizeof found) != sizeof found) break;
+    if (write(reply_fd, &found, sizeof found) != sizeof found) break;
   }
 }
 
-void serve_library(const segdeploy::Inference& inference, int asked, int told);
-void serve_bare(const segdeploy::Inference& inference, const char* path, int threads, int asked,
-                int told);
+void serve_library(const segdeploy::Inference& inference, int request_fd, int reply_fd);
+void serve_bare(const segdeploy::Inference& inference, const char* path, int threads,
+                int request_fd, int reply_fd);
 
 class Child {
  public:
@@ -70,11 +71,11 @@ class Child {
     }
     close(to[0]);
     close(from[1]);
-    asked_ = to[1];
-    told_ = from[0];
+    request_fd_ = to[1];
+    reply_fd_ = from[0];
   }
   ~Child() {
-    close(asked_);
+    close(request_fd_);
     wait(nullptr);
   }
   Child(const Child&) = delete;
@@ -82,39 +83,38 @@ class Child {
 
   double turn() const {
     double found = 0;
-    if (write(asked_, "t", 1) != 1 || read(told_, &found, sizeof found) != sizeof found)
+    if (write(request_fd_, "t", 1) != 1 || read(reply_fd_, &found, sizeof found) != sizeof found)
       std::exit(2);
     return found;
   }
 
  private:
-  int asked_ = 0;
-  int told_ = 0;
+  int request_fd_ = 0;
+  int reply_fd_ = 0;
 };
 
 std::vector<std::uint8_t> noise(const segdeploy::Contract& contract) {
-  std::vector<std::uint8_t> picture(static_cast<std::size_t>(contract.height * contract.width * 3));
+  std::vector<std::uint8_t> image(static_cast<std::size_t>(contract.height * contract.width * 3));
   std::mt19937 random(0);
-  for (auto& byte : picture) byte = static_cast<std::uint8_t>(random());
-  return picture;
+  for (auto& byte : image) byte = static_cast<std::uint8_t>(random());
+  return image;
 }
 
-void serve_library(const segdeploy::Inference& inference, int asked, int told) {
-  const auto picture = noise(inference.contract());
-  const segdeploy::ImageView view{picture.data(), inference.contract().height,
+void serve_library(const segdeploy::Inference& inference, int request_fd, int reply_fd) {
+  const auto image = noise(inference.contract());
+  const segdeploy::ImageView view{image.data(), inference.contract().height,
                                   inference.contract().width};
-  std::vector<std::uint8_t> labels(picture.size() / 3);
-  serve(asked, told, [&] { inference.predict(view, labels.data()); });
+  std::vector<std::uint8_t> labels(image.size() / 3);
+  serve(request_fd, reply_fd, [&] { inference.predict(view, labels.data()); });
 }
 
-// The library has opened the runtime; its own session sleeps.
-void serve_bare(const segdeploy::Inference& inference, const char* path, int threads, int asked,
-                int told) {
+// `inference` has loaded ONNX Runtime. Its own session stays idle.
+void serve_bare(const segdeploy::Inference& inference, const char* path, int threads,
+                int request_fd, int reply_fd) {
   const auto& contract = inference.contract();
-  const auto picture = noise(contract);
+  const auto image = noise(contract);
   segdeploy::Prepared prepared;
-  segdeploy::Preprocessor(contract).run({picture.data(), contract.height, contract.width},
-                                        prepared);
+  segdeploy::Preprocessor(contract).run({image.data(), contract.height, contract.width}, prepared);
   Ort::Env environment(ORT_LOGGING_LEVEL_ERROR);
   Ort::SessionOptions settings;
   settings.SetIntraOpNumThreads(threads);
@@ -126,7 +126,7 @@ void serve_bare(const segdeploy::Inference& inference, const char* path, int thr
   const char* outputs[] = {output.get()};
   const std::int64_t shape[] = {1, 3, contract.height, contract.width};
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-  serve(asked, told, [&] {
+  serve(request_fd, reply_fd, [&] {
     const auto tensor = Ort::Value::CreateTensor<float>(memory, prepared.floats.data(),
                                                         prepared.floats.size(), shape, 4);
     session.Run(Ort::RunOptions{nullptr}, inputs, &tensor, 1, outputs, 1);

@@ -1,5 +1,6 @@
-// NVIDIA's runtime without a GPU: it loads, and refuses what is no plan. SEGDEPLOY_TEST_RTX is the
-// library of the headers' family, SEGDEPLOY_TEST_OTHER_RTX one of another family.
+// NVIDIA's runtime on a host without a GPU: the library loads, and refuses data that is no plan.
+// SEGDEPLOY_TEST_RTX names a TensorRT-RTX library of the headers' family, SEGDEPLOY_TEST_OTHER_RTX
+// a TensorRT-RTX library of another family.
 #include "tensorrt_library.hpp"
 
 #include <cstdlib>
@@ -10,19 +11,19 @@
 
 namespace {
 
-std::string told(const char* name) {
+std::string variable(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? "" : value;
 }
 
-// TensorRT's lean runtime of the headers' family, on a machine where CUDA cannot start: what it gives
-// instead of a runtime is never used. Another family is refused before that.
+// TensorRT's lean runtime of the headers' family, on a host where CUDA cannot start: the invalid
+// pointer that it returns is never used. A library of another family is refused before that.
 void check_lean() {
   segdeploy::Options options;
-  options.tensorrt = told("SEGDEPLOY_TEST_LEAN");
+  options.tensorrt = variable("SEGDEPLOY_TEST_LEAN");
   if (options.tensorrt.empty()) return;
   segdeploy::TensorRtLibrary library("tensorrt", options);
-  CHECK(library.version() == told("SEGDEPLOY_TEST_LEAN_VERSION"));
+  CHECK(library.version() == variable("SEGDEPLOY_TEST_LEAN_VERSION"));
   const std::string garbage(2000, 'x');
   for (int times = 0; times < 2; ++times) {
     check_refused("garbage.engine: tensorrt " + library.version() + " makes no runtime here (",
@@ -30,7 +31,7 @@ void check_lean() {
   }
   check_refused("CUDA initialization failure",
                 [&] { library.read(garbage, true, "garbage.engine"); });
-  options.tensorrt = told("SEGDEPLOY_TEST_LEAN_OTHER");
+  options.tensorrt = variable("SEGDEPLOY_TEST_LEAN_OTHER");
   check_refused("and this library was compiled for TensorRT 10",
                 [&] { segdeploy::TensorRtLibrary("tensorrt", options); });
 }
@@ -40,17 +41,17 @@ void check_lean() {
 int main() {
   check_lean();
   segdeploy::Options options;
-  options.tensorrt = told("SEGDEPLOY_TEST_RTX");
+  options.tensorrt = variable("SEGDEPLOY_TEST_RTX");
   if (options.tensorrt.empty()) return 0;
   segdeploy::TensorRtLibrary library("tensorrt-rtx", options);
-  CHECK(library.version() == told("SEGDEPLOY_TEST_RTX_VERSION"));
+  CHECK(library.version() == variable("SEGDEPLOY_TEST_RTX_VERSION"));
   const std::string garbage =
       "this is no plan, but it is long enough to be read as the head of one";
   check_refused("garbage.engine: tensorrt-rtx " + library.version() + " cannot open it (",
                 [&] { library.read(garbage, false, "garbage.engine"); });
   check_refused("Serialization assertion", [&] { library.read(garbage, false, "garbage.engine"); });
   check_refused("cannot open it", [&] { library.read("", false, "empty.engine"); });
-  const std::string plan_path = told("SEGDEPLOY_TEST_PLAN");
+  const std::string plan_path = variable("SEGDEPLOY_TEST_PLAN");
   if (!plan_path.empty()) {
     std::ifstream file(plan_path, std::ios::binary);
     const std::string plan((std::istreambuf_iterator<char>(file)), {});
@@ -60,12 +61,12 @@ int main() {
                     [&] { library.read(plan.substr(0, size), false, "cut.engine"); });
     }
   }
-  // RTX is not TensorRT, and neither is another family.
+  // TensorRT-RTX is refused as TensorRT, and so is a library of another family.
   check_refused("is TensorRT-RTX " + library.version() +
                     ", and this library was compiled for "
                     "TensorRT 10",
                 [&] { segdeploy::TensorRtLibrary("tensorrt", options); });
-  options.tensorrt = told("SEGDEPLOY_TEST_OTHER_RTX");
+  options.tensorrt = variable("SEGDEPLOY_TEST_OTHER_RTX");
   if (options.tensorrt.empty()) return 0;
   check_refused("and this library was compiled for TensorRT-RTX 1.0 to 1.4",
                 [&] { segdeploy::TensorRtLibrary("tensorrt-rtx", options); });

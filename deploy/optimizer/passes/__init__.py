@@ -1,1 +1,1 @@
-"""The exact rewrites, one file each."""
+"""The exact rewrite passes, one per file."""

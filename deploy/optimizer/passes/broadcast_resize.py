@@ -1,8 +1,8 @@
-"""Replace the Resize of a 1x1 map by a broadcast.
+"""Replace the Resize of a 1x1 feature map by a broadcast.
 
-1. Where the result is added to, or multiplied with, a map of the full size, the operator broadcasts
-   by itself and the Resize goes.
-2. Elsewhere it becomes an Expand, a copy instead of an interpolation.
+1. Where every reader is an Add, Sub, Mul or Div with a feature map of the full size, the reader
+   broadcasts by itself and the Resize is removed.
+2. Elsewhere the Resize becomes an Expand, which copies instead of interpolating.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import onnx_ir as ir
 
 from segdeploy.optimizer.convolution import enlarges_one_pixel
 from segdeploy.optimizer.editing import Names, add_integers, remove_dead, replace
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 
 _BROADCASTING = ("Add", "Mul", "Sub", "Div")
 
 
-def broadcast_resizes(model: ir.Model) -> Outcome:
-    """Rewrite every Resize of a 1x1 map in `model`, in place."""
-    outcome = Outcome()
+def broadcast_resizes(model: ir.Model) -> PassResult:
+    """Rewrite every Resize of a 1x1 feature map in `model`, in place."""
+    result = PassResult()
     for node in list(model.graph):
         if not enlarges_one_pixel(node):
             continue
-        said = _rewrite(model.graph, node)
-        (outcome.rewrites if said else outcome.refusals).append(
-            said or f"{node.name}: enlarges a 1x1 map to a size that is not known"
+        text = _rewrite(model.graph, node)
+        (result.rewrites if text else result.skipped).append(
+            text or f"{node.name}: resizes a 1x1 map to a size that is not static"
         )
     remove_dead(model.graph)
-    return outcome
+    return result
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node) -> str | None:
@@ -41,7 +41,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> str | None:
     ):
         for use in readers:
             use.node.replace_input_with(use.idx, source)
-        return f"{node.name}: a broadcast 1x1 map, read as it is by {readers[0].node.name}"
+        return f"{node.name}: a broadcast 1x1 map, now read directly by {readers[0].node.name}"
     names = Names(graph)
     sizes = node.inputs[3] if len(node.inputs) > 3 else None
     if sizes is None:
@@ -53,11 +53,11 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> str | None:
     new = ir.Node("", "Expand", [source, sizes], name=node.name, outputs=[expanded])
     new.metadata_props.update(node.metadata_props)
     replace(graph, node, [new])
-    return f"{node.name}: a broadcast 1x1 map, expanded"
+    return f"{node.name}: a broadcast 1x1 map, now an Expand"
 
 
 def _broadcasts(reader: ir.Node, value: ir.Value) -> bool:
-    """Whether a reader gives the same if `value` is 1x1: its other operand has the full size."""
+    """Return whether a reader broadcasts a 1x1 `value`: its other operand has the full size."""
     if reader.op_type not in _BROADCASTING:
         return False
     others = [other for other in reader.inputs if other is not value]

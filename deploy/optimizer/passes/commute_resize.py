@@ -1,13 +1,14 @@
 """Move a 1x1 convolution to the side of a bilinear resize where it costs less.
 
-The weights of a bilinear (or nearest) resize sum to one, so that it commutes with a 1x1 convolution
-and with its bias:
+The interpolation weights of a bilinear (or nearest) resize sum to one. The resize therefore
+commutes with a 1x1 convolution and its bias:
 
-1. Enlarged, then convolved: convolve the small map, and enlarge what comes out.
-2. Convolved, then shrunk: shrink first.
+1. Enlarge, then convolve: becomes convolve at low resolution, then enlarge.
+2. Convolve, then shrink: becomes shrink, then convolve.
 
-It is done where multiply-accumulates and the resize's own work (four a value that it gives) fall;
-both sizes must be known, and the value between the two must have no other reader.
+The two are swapped if this reduces the sum of the multiply-accumulates and the resize's own
+operations (four per output value). Both sizes must be static, and the value between the two nodes
+must have no other reader.
 """
 
 from __future__ import annotations
@@ -28,33 +29,33 @@ from segdeploy.optimizer.editing import (
     remove_dead,
     replace,
 )
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 
 _WORK_OF_RESIZE = 4
 
 
-def commute_resizes(model: ir.Model) -> Outcome:
-    """Swap every pair of `model` that is cheaper the other way round, in place."""
-    outcome = Outcome()
+def commute_resizes(model: ir.Model) -> PassResult:
+    """Swap, in place, every resize and 1x1 convolution that are cheaper in the other order."""
+    result = PassResult()
     for node in list(model.graph):
         before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if before is None or not _are_pair(before, node):
             continue
         if not is_private(before.outputs[0]):
-            outcome.refusals.append(f"{node.name}: {before.name} before it has another reader")
+            result.skipped.append(f"{node.name}: its input {before.name} has another reader")
             continue
         small, large = pixels_of(before.inputs[0]), pixels_of(node.outputs[0])
         batch = node.outputs[0].shape
         if small is None or large is None or batch is None or not batch.is_static():
-            outcome.refusals.append(f"{node.name}: the sizes at {before.name} are not static")
+            result.skipped.append(f"{node.name}: the sizes at {before.name} are not static")
         elif saved := _saving(before, node, small, large):
             _swap(model.graph, before, node)
-            outcome.rewrites.append(
+            result.rewrites.append(
                 f"{node.name} before {before.name}: {small[0]}x{small[1]} to "
                 f"{large[0]}x{large[1]}, {saved:,} operations saved"
             )
     remove_dead(model.graph)
-    return outcome
+    return result
 
 
 def _are_pair(before: ir.Node, after: ir.Node) -> bool:
@@ -66,21 +67,21 @@ def _are_pair(before: ir.Node, after: ir.Node) -> bool:
 def _saving(
     before: ir.Node, after: ir.Node, source: tuple[int, int], target: tuple[int, int]
 ) -> int:
-    """Operations saved by swapping, at batch 1; 0 if there is nothing to save."""
+    """Return the operations saved by swapping at batch 1; 0 if none are saved."""
     own = weights_of(before if is_pointwise(before) else after)
     assert own is not None
     wide, narrow = (int(channels) for channels in own[0].shape[:2])
     small, large = source[0] * source[1], target[0] * target[1]
     resized_first = narrow * (_WORK_OF_RESIZE + wide) * large
     convolved_first = wide * (narrow * small + _WORK_OF_RESIZE * large)
-    # Multiply-accumulates are weighed against a resize's work, but must not rise for it.
+    # The resize's operations count, too, but the multiply-accumulates must not increase.
     if is_pointwise(after):
         return max(0, resized_first - convolved_first) if small <= large else 0
     return max(0, convolved_first - resized_first) if large <= small else 0
 
 
 def _swap(graph: ir.Graph, before: ir.Node, after: ir.Node) -> None:
-    """Emit copies of both in the other order, and remove the originals."""
+    """Insert copies of both nodes in the other order, and remove the originals."""
     source, output = before.inputs[0], after.outputs[0]
     assert source is not None
     assert source.shape is not None
@@ -97,7 +98,7 @@ def _swap(graph: ir.Graph, before: ir.Node, after: ir.Node) -> None:
     first = copy_of(after, [source, *after.inputs[1:]], middle)
     second = copy_of(before, [middle, *before.inputs[1:]], final)
     resize = second if is_average(before) else first
-    if len(resize.inputs) > 3 and resize.inputs[3] is not None:  # it is told its output's sizes
+    if len(resize.inputs) > 3 and resize.inputs[3] is not None:  # it has explicit output sizes
         shape = resize.outputs[0].shape
         assert shape is not None
         new = add_integers(graph, f"{resize.name}_sizes", shape.numpy())

@@ -1,12 +1,12 @@
-"""Let what is linear happen to the small map, and enlarge once, last.
+"""Apply linear operations to low-resolution logits, and enlarge once, last.
 
-A bilinear resize is linear, the same for every channel, and symmetric. So behind it, where both
-sizes are known and it does not shrink the map:
+A bilinear resize is linear, the same for every channel, and symmetric. If both sizes are static and
+the resize does not shrink the feature map, these rules hold:
 
-1. A resize to the size that the map has is the map itself.
-2. Mirroring rows or columns, or a scalar's multiplication, commutes with it.
-3. The sum of two maps that were enlarged alike is the enlarged sum: a mirrored second run
-   (`--flip`) is added before both are enlarged, once instead of twice.
+1. A resize to the size of its input is the identity.
+2. A flip of rows or columns, and a multiplication or division by a scalar, commute with the resize.
+3. The sum of two feature maps that were enlarged alike is the enlarged sum. The flipped second run
+   of test-time augmentation (`--flip`) is added at low resolution, and enlarged once, not twice.
 """
 
 from __future__ import annotations
@@ -16,48 +16,48 @@ import onnx_ir as ir
 
 from segdeploy.optimizer.convolution import bilinear_alignment, pixels_of
 from segdeploy.optimizer.editing import Names, copy_of, is_private, remove_dead, replace
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 
 
-def delay_resizes(model: ir.Model) -> Outcome:
-    """Move every bilinear resize of `model` behind what is linear, in place."""
-    outcome = Outcome()
+def delay_resizes(model: ir.Model) -> PassResult:
+    """Move every bilinear resize of `model` behind the linear operations after it, in place."""
+    result = PassResult()
     resizes = [node for node in model.graph if bilinear_alignment(node)]
     while resizes:
         node = resizes.pop(0)
-        if node.graph is None:  # gone with another's move
+        if node.graph is None:  # removed by the move of another resize
             continue
-        moved = _move(model.graph, node, outcome)
+        moved = _move(model.graph, node, result)
         if moved is not None:
             resizes.append(moved)
     remove_dead(model.graph)
-    return outcome
+    return result
 
 
-def _move(graph: ir.Graph, node: ir.Node, outcome: Outcome) -> ir.Node | None:
-    """Apply the first rule that fits; returns the resize that now comes later."""
+def _move(graph: ir.Graph, node: ir.Node, result: PassResult) -> ir.Node | None:
+    """Apply the first rule that fits; return the moved resize, or None."""
     source, output = node.inputs[0], node.outputs[0]
     assert source is not None
     small, large = pixels_of(source), pixels_of(output)
     reader = next((use.node for use in output.uses()), None)
     if small is None or large is None:
         if reader is not None and _kind(reader, output):
-            outcome.refusals.append(f"{node.name}: its sizes are not static")
+            result.skipped.append(f"{node.name}: its sizes are not static")
         return None
     if small == large:
         if output.is_graph_output() and (source.is_graph_input() or source.is_graph_output()):
             return None
         _skip(graph, node)
-        outcome.rewrites.append(f"{node.name}: resizes {small[0]}x{small[1]} to itself")
+        result.rewrites.append(f"{node.name}: resizes {small[0]}x{small[1]} to itself")
         return None
     if reader is None or reader.graph is not graph or not (kind := _kind(reader, output)):
         return None
     if not is_private(output) or small[0] > large[0] or small[1] > large[1]:
-        outcome.refusals.append(f"{node.name}: shrinks, or another node reads it, too")
+        result.skipped.append(f"{node.name}: shrinks, or another node reads it, too")
         return None
     if kind == "sum":
-        return _sum(graph, reader, outcome)
-    outcome.rewrites.append(f"{node.name} behind {reader.name}, which works on the small map")
+        return _sum(graph, reader, result)
+    result.rewrites.append(f"{node.name} behind {reader.name}, which now runs at low resolution")
     return _swap(graph, node, reader, [source, *reader.inputs[1:]])
 
 
@@ -80,7 +80,7 @@ def _scalar(reader: ir.Node, value: ir.Value) -> ir.Value | None:
 
 
 def _mirrors(node: ir.Node) -> bool:
-    """Whether a Slice turns whole rows or columns round: from the last to before the first."""
+    """Return whether a Slice flips whole rows or columns, from the last to the first."""
     if len(node.inputs) != 5:
         return False
     constants = [None if v is None else v.const_value for v in node.inputs[1:]]
@@ -95,11 +95,11 @@ def _mirrors(node: ir.Node) -> bool:
     )
 
 
-def _sum(graph: ir.Graph, reader: ir.Node, outcome: Outcome) -> ir.Node | None:
-    """Add the sources and enlarge the sum, if the other operand was enlarged alike."""
+def _sum(graph: ir.Graph, reader: ir.Node, result: PassResult) -> ir.Node | None:
+    """Add the low-resolution sources and enlarge the sum, if both operands were enlarged alike."""
     first, second = (v.producer() if v is not None else None for v in reader.inputs)
     if first is None or second is None or not all(map(bilinear_alignment, (first, second))):
-        return None  # the other may become a resize when it has moved
+        return None  # a later move may put a resize at the other operand
     a, b = first.inputs[0], second.inputs[0]
     assert a is not None
     assert b is not None
@@ -110,16 +110,16 @@ def _sum(graph: ir.Graph, reader: ir.Node, outcome: Outcome) -> ir.Node | None:
         and all(is_private(n.outputs[0]) for n in (first, second))
     )
     if not alike:
-        outcome.refusals.append(f"{reader.name}: its two maps are not enlarged alike")
+        result.skipped.append(f"{reader.name}: its two maps are not enlarged alike")
         return None
-    outcome.rewrites.append(f"{first.name} and {second.name} as one, behind {reader.name}")
+    result.rewrites.append(f"{first.name} and {second.name} as one resize behind {reader.name}")
     return _swap(graph, first, reader, [a, b])
 
 
 def _swap(
     graph: ir.Graph, resize: ir.Node, reader: ir.Node, inputs: list[ir.Value | None]
 ) -> ir.Node:
-    """Emit `reader` on the small `inputs` and the resize behind it, in the reader's place."""
+    """Replace `reader` by a copy on the low-resolution `inputs`, followed by the resize."""
     names, output, source = Names(graph), reader.outputs[0], inputs[0]
     assert source is not None
     small = ir.Value(name=names.new(f"{output.name}_small"), type=output.type, shape=source.shape)

@@ -1,13 +1,13 @@
-"""Compute once what does not depend on the image: shapes, constants, derived weights.
+"""Fold all values that do not depend on the image: shapes, constants, derived weights.
 
 1. A node whose inputs are all constants becomes a constant, unless that would make the file larger.
-   A weight that is computed from parameters (weight norm, weight standardization) is one.
-2. The shape of a map whose size is known is a constant.
-3. A Cast, Reshape, Expand or Concat that changes nothing, and an Identity, are left out.
-4. Equal constants become one, and what nothing reads is removed.
+   This includes weights that are computed from parameters (weight norm, weight standardization).
+2. The shape of a feature map with a static size becomes a constant.
+3. An Identity, and a Cast, Reshape, Expand or Concat without effect, are removed.
+4. Equal constants are merged, and unused nodes and constants are removed.
 
-The work is onnxscript's and onnx-ir's. Their rules that compare constants within a tolerance
-(`x + 0`, `x * 1`) are not among them: `x + 1e-9` is not `x`.
+onnxscript and onnx-ir do the folding. Their rules that compare constants within a tolerance
+(`x + 0`, `x * 1`) are not used, since `x + 1e-9` is not `x`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from onnx_ir.passes.common import (
     RemoveUnusedOpsetsPass,
 )
 
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 from segdeploy.packages import require
 
-# Larger constants are folded, too, where they take the place of others as large.
+# A larger result is folded, too, if it replaces constants that are as large.
 _SMALL = 4096
 _ANY_SIZE = 1 << 40
 
 
-def fold_constants(model: ir.Model) -> Outcome:
+def fold_constants(model: ir.Model) -> PassResult:
     """Fold every constant expression of `model` in place."""
     optimizer = require("onnxscript.optimizer")
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
@@ -56,13 +56,13 @@ def fold_constants(model: ir.Model) -> Outcome:
     )(model)
     after = _counts(model)
     if before == after:
-        return Outcome()
-    said = "{} nodes with {} constants"
-    return Outcome([f"constants: {said.format(*before)} became {said.format(*after)}"])
+        return PassResult()
+    text = "{} nodes with {} constants"
+    return PassResult([f"constants: {text.format(*before)} became {text.format(*after)}"])
 
 
 def _lay_out(model: ir.Model) -> None:
-    """Give constants that were transposed memory of their own, which hashing them needs."""
+    """Copy transposed constants into contiguous memory, which hashing requires."""
     for value in model.graph.initializers.values():
         constant = value.const_value
         if isinstance(constant, ir.Tensor) and not constant.numpy().flags.c_contiguous:

@@ -1,17 +1,17 @@
-"""Fold a linear head: parallel branches, Concat, 1x1 convolutions become one sum of branches.
+"""Fold a linear head of parallel branches, Concat and 1x1 convolutions into a sum of branches.
 
-With no nonlinearity between them, branches -> Concat -> 1x1 combine -> 1x1 classifier is one
-linear map. Each branch's weights are multiplied by the part of the combined 1x1 weights that
-belongs to it, so that the branch emits class scores, and the scores are added:
+Without a nonlinearity in between, branches -> Concat -> 1x1 combine -> 1x1 classifier is one linear
+function. Each branch's weights are multiplied by its part of the combined 1x1 weights. The branch
+then gives class scores, and the scores are added:
 
 1. A 1x1 convolution of a convolution is one convolution: weights `W2 W1`, bias `W2 b1 + b2`.
 2. A 1x1 convolution of a Concat is the sum of its slices' convolutions.
 3. A 1x1 convolution of a sum is the sum of the convolutions.
-4. A bilinear Resize of a 1x1 map is a broadcast, so the pooled branch is added as it is.
+4. A bilinear Resize of a 1x1 feature map is a broadcast, so the pooled branch needs no Resize.
 
-Nothing is folded where that would cost more multiply-accumulates, where a value has another
-consumer or is a graph output, or where a weight is not a constant. Exact up to rounding: the
-products are formed in float64.
+A head is not folded if that would need more multiply-accumulates, if a value has another reader or
+is a graph output, or if a weight is not constant. The fold is exact up to rounding: the products
+are computed in float64.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from segdeploy.optimizer.convolution import (
     weights_of,
 )
 from segdeploy.optimizer.editing import Names, add_constant, remove_dead
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 
 
 @dataclass
 class _Term:
-    """One summand: a convolution (or, without one, the value itself) under a 1x1 matrix."""
+    """One summand: the output of a convolution, or a plain value, multiplied by a 1x1 matrix."""
 
     source: ir.Value
     convolution: ir.Node | None
     weight: Matrix  # (out, in, kH, kW)
-    is_map: bool  # False for a 1x1 map that is broadcast
+    is_map: bool  # False for a 1x1 feature map that is broadcast
 
 
 @dataclass
 class _Folding:
-    """What a root 1x1 convolution unfolds to, and the convolutions that it replaces."""
+    """The terms that a root 1x1 convolution unfolds to, and the convolutions that they replace."""
 
     terms: list[_Term] = field(default_factory=list)
     bias: Matrix | None = None
     absorbed: list[ir.Node] = field(default_factory=list)
-    work_before: int = 0  # multiply-accumulates a pixel of the head's map
-    pooled_before: int = 0  # and of 1x1 maps, which have one pixel
+    work_before: int = 0  # multiply-accumulates per pixel of the head's feature map
+    pooled_before: int = 0  # multiply-accumulates on 1x1 feature maps, which have one pixel
 
     def add_bias(self, bias: Matrix) -> None:
         self.bias = bias if self.bias is None else self.bias + bias
@@ -64,15 +64,15 @@ class _Folding:
         return sum(term.weight.size for term in self.terms if term.is_map)
 
     def saves(self, pixels: int) -> bool:
-        """Whether a head on a map of so many pixels becomes cheaper."""
+        """Return whether folding makes a head on a feature map of `pixels` pixels cheaper."""
         pooled = sum(term.weight.size for term in self.terms if not term.is_map)
         return pixels * (self.work_before - self.work_after) > pooled - self.pooled_before
 
 
-def fold_linear_heads(model: ir.Model) -> Outcome:
+def fold_linear_heads(model: ir.Model) -> PassResult:
     """Fold every linear head of `model` in place."""
-    outcome = Outcome()
-    # From the output inwards, so that a chain is folded at its outermost 1x1 convolution.
+    result = PassResult()
+    # From the output backwards, so that a chain is folded at its last 1x1 convolution.
     for node in reversed(list(model.graph)):
         if node.graph is None or not is_pointwise(node):
             continue
@@ -82,17 +82,17 @@ def fold_linear_heads(model: ir.Model) -> Outcome:
             continue
         size = pixels_of(node.outputs[0]) or (1, 1)
         if folding.work_after < folding.work_before and folding.saves(size[0] * size[1]):
-            outcome.rewrites.append(_replace(model.graph, node, folding))
+            result.rewrites.append(_replace(model.graph, node, folding))
         else:
-            outcome.refusals.append(
-                f"{node.name}: folded, its {folding.work_before:,} multiply-accumulates a pixel "
-                f"would be {folding.work_after:,}"
+            result.skipped.append(
+                f"{node.name}: folding would turn its {folding.work_before:,} multiply-accumulates "
+                f"per pixel into {folding.work_after:,}"
             )
-    return outcome
+    return result
 
 
 def _unfold(value: ir.Value, matrix: Matrix | None, folding: _Folding, *, is_map: bool) -> None:
-    """Write `matrix` applied to `value` as terms; None is the identity, at the root."""
+    """Append `matrix` applied to `value` as terms; None stands for the identity at the root."""
     node = value.producer()
     if node is not None and (matrix is None or _is_private(value, is_map=is_map)):
         if node.op_type == "Conv" and (own := weights_of(node)) is not None:
@@ -142,18 +142,18 @@ def _unfold_convolution(
     if is_pointwise(node):
         _unfold(source, composed[:, :, 0, 0], folding, is_map=is_map)
         if folding.terms[-1].source is source and folding.terms[-1].convolution is None:
-            folding.terms[-1].convolution = node  # its name and module live on
+            folding.terms[-1].convolution = node  # keeps its name and module
     else:
         folding.terms.append(_Term(source, node, composed, is_map))
 
 
 def _replace(graph: ir.Graph, root: ir.Node, folding: _Folding) -> str:
-    """Put the sum of terms in the root's place, and remove what nothing reads any more."""
+    """Replace the root by the sum of the terms, remove unused nodes, and describe the rewrite."""
     name = module_of(root)
     names = Names(graph)
     kept = {id(term.convolution) for term in folding.terms}
     gone = [module_of(node) for node in folding.absorbed if id(node) not in kept]
-    # The broadcast branches come last: adding them costs least once the map is summed.
+    # Broadcast branches come last: adding them costs least once the feature maps are summed.
     terms = sorted(folding.terms, key=lambda term: not term.is_map)
     new: list[ir.Node] = []
     total: ir.Value | None = None
@@ -178,7 +178,7 @@ def _replace(graph: ir.Graph, root: ir.Node, folding: _Folding) -> str:
     remove_dead(graph)
     return (
         f"linear head {name}: {len(terms)} branches emit its {len(terms[0].weight)} "
-        f"channels, {', '.join(gone)} folded in; {before:,} multiply-accumulates a pixel "
+        f"channels, {', '.join(gone)} folded in; {before:,} multiply-accumulates per pixel "
         f"become {after:,}"
     )
 
@@ -223,10 +223,11 @@ def _add(root: ir.Node, left: ir.Value, right: ir.Value, names: Names) -> ir.Val
 
 
 def _is_private(value: ir.Value, *, is_map: bool) -> bool:
-    """Whether only the head reads a value, so that nothing is computed twice after folding.
+    """Return whether only the head reads a value, so that folding computes nothing twice.
 
-    In a dynamic graph the size to resize a 1x1 map to is put together from its own Shape; that
-    node dies with the Resize, and if it does not, a 1x1 map costs nothing.
+    A Shape that reads a 1x1 feature map does not count. In a dynamic graph it gives the target size
+    of the Resize and is removed with it. If the Shape remains, computing a 1x1 feature map twice
+    costs almost nothing.
     """
     readers = [use.node.op_type for use in value.uses()]
     if not is_map:
@@ -238,6 +239,6 @@ def _same_shapes(node: ir.Node) -> bool:
     left, right = node.inputs
     if left is None or right is None or left.shape is None or right.shape is None:
         return False
-    if left.shape.has_unknown_dim():  # two unknown sides are not equal
+    if left.shape.has_unknown_dim():  # two dynamic dimensions may differ
         return False
     return left.shape == right.shape and left.const_value is None and right.const_value is None

@@ -1,11 +1,12 @@
-"""Let a convolution pad by itself what a Pad node before it pads with zeros.
+"""Fold a Pad with zeros into the padding of the convolution behind it.
 
-1. Pad with zeros, of rows and columns alone, then Conv: the amounts are added to the convolution's
-   own padding.
-2. Another reader of the padded map keeps the Pad.
+1. A Pad that adds zeros to rows and columns only, then Conv: the amounts are added to the
+   convolution's own padding.
+2. If the padded feature map has another reader, the Pad stays for that reader.
 
-Exact: the convolution's own padding is zeros, too (ONNX operator Conv). Any other value, mode or
-axis, an amount that is negative or not constant, and `auto_pad` are left as they are.
+The fold is exact, since the convolution also pads with zeros (ONNX operator Conv). A Pad with any
+other value, mode or axis, or with an amount that is negative or not constant, stays. A convolution
+with `auto_pad` is not changed.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from segdeploy.optimizer.editing import remove_dead
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 
 
-def fold_pads(model: ir.Model) -> Outcome:
-    """Fold every such Pad of `model` in place."""
-    outcome = Outcome()
+def fold_pads(model: ir.Model) -> PassResult:
+    """Fold every Pad of `model` with spatial zeros into the convolution behind it, in place."""
+    result = PassResult()
     for node in model.graph:
         pad = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if node.op_type != "Conv" or pad is None or pad.op_type != "Pad":
@@ -26,20 +27,20 @@ def fold_pads(model: ir.Model) -> Outcome:
         amounts = _zeros_around(pad)
         automatic = node.attributes.get("auto_pad")
         if amounts is None or (automatic is not None and automatic.as_string() != "NOTSET"):
-            outcome.refusals.append(f"{node.name}: {pad.name} is no constant padding with zeros")
+            result.skipped.append(f"{node.name}: {pad.name} is no constant padding with zeros")
             continue
         own = node.attributes.get("pads")
         pads = [0] * len(amounts) if own is None else list(own.as_ints())
         total = [one + other for one, other in zip(pads, amounts, strict=True)]
         node.attributes["pads"] = ir.AttrInt64s("pads", total)
         node.replace_input_with(0, pad.inputs[0])
-        outcome.rewrites.append(f"{node.name} pads by {total} what {pad.name} padded")
+        result.rewrites.append(f"{node.name} pads by {total}, with {pad.name} folded in")
     remove_dead(model.graph)
-    return outcome
+    return result
 
 
 def _zeros_around(pad: ir.Node) -> list[int] | None:
-    """Amounts (begin..., end...) of rows and columns; None for any other padding."""
+    """Return the zeros (begin..., end...) of a spatial zero Pad; None for any other padding."""
     mode = pad.attributes.get("mode")
     source = pad.inputs[0]
     if (mode is not None and mode.as_string() != "constant") or source is None:

@@ -1,16 +1,17 @@
-"""Multiply into a convolution what scales and shifts its channels.
+"""Fold scales and shifts per channel into the preceding convolution.
 
-Behind a plain or transposed convolution whose value nothing else reads, with weights `W`, `b`:
+For a plain or transposed convolution with weight `W` and bias `b`, whose output has no other
+reader:
 
 1. BatchNormalization is `y * f + s` with `f = scale / sqrt(var + epsilon)`, `s = bias - mean * f`
    (ONNX operator BatchNormalization).
-2. Mul or Div by a constant a channel, or by one for all, is `y * f` (the LayerScale of ConvNeXt,
-   Liu et al. 2022, arXiv 2201.03545, among them).
+2. Mul or Div by one constant per channel, or by one constant for all channels, is `y * f`. The
+   LayerScale of ConvNeXt (Liu et al. 2022, arXiv 2201.03545) is an example.
 3. Add or Sub of such a constant is `y + s`.
 
-`(W x + b) f + s` is one convolution with weights `f W` and bias `f b + s`. The products are formed
-in float64. Exact up to rounding, and left as it is where float32 cannot hold the result: a product
-that underflows, and a shift that vanishes beside the bias (`+ 1e-9`).
+`(W x + b) f + s` is one convolution with weight `f W` and bias `f b + s`. The products are computed
+in float64. The fusion is exact up to rounding. It is skipped if float32 cannot hold the result: a
+product that underflows, or a shift that vanishes beside the bias (`+ 1e-9`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import onnx_ir as ir
 from segdeploy.contract import MODULE_KEY
 from segdeploy.optimizer.convolution import Matrix
 from segdeploy.optimizer.editing import add_constant, is_private, remove_dead
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 
 _ROUNDING = 1e-6
 
@@ -37,9 +38,9 @@ class _Affine:
     shift: Matrix
 
 
-def fuse_channel_affine(model: ir.Model) -> Outcome:
-    """Fuse every such node of `model` into the convolution before it, in place."""
-    outcome = Outcome()
+def fuse_channel_affine(model: ir.Model) -> PassResult:
+    """Fuse every scale or shift per channel of `model` into the convolution before it, in place."""
+    result = PassResult()
     for node in list(model.graph):
         place, convolution = _convolution_before(node)
         if convolution is None:
@@ -48,17 +49,20 @@ def fuse_channel_affine(model: ir.Model) -> Outcome:
         if affine is None:
             continue
         if not is_private(convolution.outputs[0]):
-            outcome.refusals.append(f"{node.name}: {convolution.name} has another reader")
+            result.skipped.append(f"{node.name}: {convolution.name} has another reader")
         elif _fuse(model.graph, convolution, node, affine):
-            outcome.rewrites.append(f"{node.name} into {convolution.name}")
+            result.rewrites.append(f"{node.name} into {convolution.name}")
         else:
-            outcome.refusals.append(f"{node.name}: float32 cannot hold it inside the weights")
+            result.skipped.append(f"{node.name}: float32 cannot hold it inside the weights")
     remove_dead(model.graph)
-    return outcome
+    return result
 
 
 def _convolution_before(node: ir.Node) -> tuple[int, ir.Node | None]:
-    """Which input a convolution with constant float32 weights gives, and that convolution."""
+    """Return the index of the input that a convolution produces, and that convolution or None.
+
+    The convolution's weights must be float32 constants.
+    """
     if node.op_type not in ("BatchNormalization", "Mul", "Div", "Add", "Sub"):
         return 0, None
     for place, value in enumerate(node.inputs[:2]):
@@ -88,7 +92,7 @@ def _values(value: ir.Value | None) -> Matrix:
 
 
 def _affine(node: ir.Node, place: int, channels: int) -> _Affine | None:
-    """What a node does to the channels of its input at `place`."""
+    """Return the scale and shift that a node applies to the channels of its input at `place`."""
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op_type == "BatchNormalization":
         if place != 0 or any(v is None or v.const_value is None for v in node.inputs[1:5]):
@@ -112,7 +116,7 @@ def _affine(node: ir.Node, place: int, channels: int) -> _Affine | None:
 
 
 def _a_channel(other: ir.Value | None, given: ir.Value | None, channels: int) -> Matrix | None:
-    """A constant that has one value a channel of the map `given`, or one for all."""
+    """Return a constant as one value per channel of the feature map `given`, or None."""
     if other is None or other.const_value is None or other.dtype != ir.DataType.FLOAT:
         return None
     values = _values(other)
@@ -126,7 +130,7 @@ def _a_channel(other: ir.Value | None, given: ir.Value | None, channels: int) ->
 
 
 def _fuse(graph: ir.Graph, convolution: ir.Node, node: ir.Node, affine: _Affine) -> bool:
-    """Put the convolution with other weights in a node's place, if float32 can hold them."""
+    """Fuse a node into the convolution's weights; return False if float32 cannot hold them."""
     weight, given = _values(convolution.inputs[1]), convolution.inputs[2:3]
     has_bias = bool(given) and given[0] is not None
     bias = _values(given[0]) if has_bias else np.zeros(len(affine.shift))
@@ -146,7 +150,7 @@ def _fuse(graph: ir.Graph, convolution: ir.Node, node: ir.Node, affine: _Affine)
     output.replace_all_uses_with(own, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     own.name = name
-    # What the convolution gives now is what that node gave.
+    # The convolution now computes the output of that node.
     notes = node.metadata_props
     if MODULE_KEY in notes:
         convolution.metadata_props[MODULE_KEY] = notes[MODULE_KEY]
@@ -154,16 +158,16 @@ def _fuse(graph: ir.Graph, convolution: ir.Node, node: ir.Node, affine: _Affine)
 
 
 def _stem(convolution: ir.Node) -> str:
-    """What the constants of a convolution are named after."""
+    """Return the name prefix of a convolution's constants."""
     weight = convolution.inputs[1]
     name = (weight.name if weight is not None else None) or convolution.name or "convolution"
     return re.sub(r"(\.weight)?(_folded\d*)?$", "", name)
 
 
 def _put(graph: ir.Graph, node: ir.Node, place: int, name: str, values: Matrix) -> None:
-    """Give an input another value: in the constant itself if nothing else reads, or has read, it.
+    """Replace the constant at an input, in place if nothing else reads or has read it.
 
-    What several convolutions share is shared afterwards, too.
+    A constant that several convolutions share is still shared afterwards.
     """
     old = node.inputs[place]
     alone = old is not None and is_private(old) and not old.is_graph_input()
@@ -174,7 +178,7 @@ def _put(graph: ir.Graph, node: ir.Node, place: int, name: str, values: Matrix) 
 
 
 def _along_outputs(convolution: ir.Node, factor: Matrix, weight: Matrix) -> Matrix:
-    """A factor an output channel, in the shape of the weight that it multiplies.
+    """Reshape one factor per output channel to broadcast over the weight that it multiplies.
 
     A weight is `(out, in / groups, kH, kW)`, and `(in, out / groups, kH, kW)` if transposed.
     """

@@ -1,9 +1,10 @@
-"""Take a broadcast 1x1 map out of a Concat before a 1x1 convolution.
+"""Take a broadcast 1x1 feature map out of a Concat before a 1x1 convolution.
 
-Image pooling (Chen et al. 2017, arXiv 1706.05587, section 3.3) resizes a 1x1 map to the others'
-size and joins it with them. The 1x1 convolution behind the Concat is the sum of its slices'
-convolutions, and that of a broadcast map is a broadcast: the 1x1 map is convolved by its slice, one
-pixel of work, and added.
+Image pooling (Chen et al. 2017, arXiv 1706.05587, section 3.3) resizes a 1x1 feature map to the
+size of the other branches and concatenates it with them. The 1x1 convolution behind the Concat is
+the sum of the convolutions of its slices. The convolution of a broadcast feature map is itself a
+broadcast. So the 1x1 feature map is convolved with its slice of the weight, at one pixel, and
+added.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from segdeploy.optimizer.convolution import (
     weights_of,
 )
 from segdeploy.optimizer.editing import Names, add_constant, is_private, remove_dead, replace
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 
 
-def project_pooled_branches(model: ir.Model) -> Outcome:
-    """Rewrite every such convolution of `model` in place."""
-    outcome = Outcome()
+def project_pooled_branches(model: ir.Model) -> PassResult:
+    """Rewrite every 1x1 convolution of `model` that reads a Concat with such a branch, in place."""
+    result = PassResult()
     for node in list(model.graph):
         if not is_pointwise(node) or node.inputs[0] is None:
             continue
@@ -36,11 +37,11 @@ def project_pooled_branches(model: ir.Model) -> Outcome:
         if not pooled or len(pooled) == len(join.inputs):
             continue
         if not is_private(node.inputs[0]):
-            outcome.refusals.append(f"{node.name}: {join.name} before it has another reader")
+            result.skipped.append(f"{node.name}: its input {join.name} has another reader")
             continue
-        outcome.rewrites.append(_rewrite(model.graph, node, join))
+        result.rewrites.append(_rewrite(model.graph, node, join))
     remove_dead(model.graph)
-    return outcome
+    return result
 
 
 def _is_broadcast(part: ir.Value) -> bool:
@@ -104,6 +105,6 @@ def _rewrite(graph: ir.Graph, node: ir.Node, join: ir.Node) -> str:
         total = emit("Add", [total, share], value("sum", output.shape), node)
     replace(graph, node, new)
     return (
-        f"{node.name}: {sum(len(columns) for _, columns in shares)} of its {start} channels are a "
-        "broadcast 1x1 map, convolved once and added"
+        f"{node.name}: {sum(len(columns) for _, columns in shares)} of its {start} input channels "
+        "are a broadcast 1x1 map, now convolved at one pixel and added"
     )

@@ -1,15 +1,17 @@
 """Remove the taps of a dilated kernel that can only read padding.
 
-On a 20x20 map a 3x3 kernel of rate 24 has eight taps that lie outside the map wherever its centre
-stands: they multiply zeros. Along each axis:
+On a 20x20 feature map, eight taps of a 3x3 kernel with dilation 24 lie outside the feature map at
+every position of the kernel. These taps multiply zeros. Along each axis:
 
-1. Tap t of output o reads row `o * stride + t * dilation - pad`; it is dead if that is outside the
-   map for every o. The taps that live are neighbours, since their rows move on by `dilation`.
-2. The kernel is cut to them: 3x3 becomes 3x1, 1x3 or 1x1. The padding at the front gives up what
-   the dead front taps covered, that at the end is what the output's size then needs. One tap alone
-   has no dilation.
+1. Tap t of output o reads row `o * stride + t * dilation - pad`. The tap is dead if this row is
+   outside the feature map for every o. The live taps are neighbors, since the rows of consecutive
+   taps are `dilation` apart.
+2. The kernel is cut to the live taps: 3x3 becomes 3x1, 1x3 or 1x1. The padding at the front shrinks
+   by the extent of the removed front taps. The padding at the end is set to what the output size
+   needs. A kernel of one tap gets dilation 1.
 
-Exact: what is removed was multiplied by zero. It needs a static map size and explicit padding.
+The rewrite is exact, since the removed taps multiplied zeros. It needs a static size of the feature
+map and explicit padding.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ import onnx_ir as ir
 from segdeploy.contract import MODULE_KEY
 from segdeploy.optimizer.convolution import module_of, pixels_of
 from segdeploy.optimizer.editing import Names, add_constant, remove_dead, replace
-from segdeploy.optimizer.pass_result import Outcome
+from segdeploy.optimizer.pass_result import PassResult
 
 _GEOMETRY = ("auto_pad", "pads", "kernel_shape", "dilations")
 
 
-def remove_dead_taps(model: ir.Model) -> Outcome:
-    """Cut the kernel of every convolution of `model` to the taps that read the map, in place."""
-    outcome = Outcome()
+def remove_dead_taps(model: ir.Model) -> PassResult:
+    """Cut the kernel of every convolution of `model` to its live taps, in place."""
+    result = PassResult()
     for node in list(model.graph):
         if node.op_type == "Conv" and _is_wide(node):
-            _cut(model.graph, node, outcome)
+            _cut(model.graph, node, result)
     remove_dead(model.graph)
-    return outcome
+    return result
 
 
 def _is_wide(node: ir.Node) -> bool:
@@ -40,18 +42,20 @@ def _is_wide(node: ir.Node) -> bool:
     return dilations is not None and max(dilations.as_ints()) > 1
 
 
-def _cut(graph: ir.Graph, node: ir.Node, outcome: Outcome) -> None:
+def _cut(graph: ir.Graph, node: ir.Node, result: PassResult) -> None:
     source, output, weight = node.inputs[0], node.outputs[0], node.inputs[1]
     before, after = pixels_of(source), pixels_of(output)
     if before is None or after is None:
-        outcome.refusals.append(f"{node.name}: its map has no static size, so every tap may live")
+        result.skipped.append(f"{node.name}: its map has no static size, so every tap may live")
         return
     assert weight is not None
     constant = weight.const_value
     automatic = node.attributes.get("auto_pad")
     explicit = automatic is None or automatic.as_string() in ("NOTSET", "VALID")
     if not explicit or constant is None or weight.dtype != ir.DataType.FLOAT:
-        outcome.refusals.append(f"{node.name}: its padding or float32 weight is not constant")
+        result.skipped.append(
+            f"{node.name}: its padding or float32 weight is not an explicit constant"
+        )
         return
     values = constant.numpy()
     axes = [
@@ -83,14 +87,14 @@ def _cut(graph: ir.Graph, node: ir.Node, outcome: Outcome) -> None:
     new.metadata_props.setdefault(MODULE_KEY, module_of(node))
     new.outputs[0].shape = output.shape
     replace(graph, node, [new])
-    outcome.rewrites.append(
-        f"dead taps of {node.name}: its {values.shape[2]}x{values.shape[3]} kernel reads padding "
-        f"alone beyond {cut.shape[2]}x{cut.shape[3]} taps on a {before[0]}x{before[1]} map"
+    result.rewrites.append(
+        f"dead taps of {node.name}: its {values.shape[2]}x{values.shape[3]} kernel has only "
+        f"{cut.shape[2]}x{cut.shape[3]} live taps on a {before[0]}x{before[1]} feature map"
     )
 
 
 def _geometry(node: ir.Node, axis: int) -> tuple[int, int, int]:
-    """Dilation, stride and front padding along an axis."""
+    """Return dilation, stride and front padding along an axis."""
 
     def at(name: str, default: int) -> int:
         attribute = node.attributes.get(name)
@@ -102,15 +106,15 @@ def _geometry(node: ir.Node, axis: int) -> tuple[int, int, int]:
 def live_taps(
     kernel: int, dilation: int, stride: int, pad: int, source: int, output: int
 ) -> tuple[int, int, int, int]:
-    """The taps first..last (last excluded) that read the map, and the padding that they need.
+    """Return the live taps first..last (last excluded), and the front and end padding they need.
 
-    If none does, the last one stays. Where the padding would have to be negative, because the
-    kernel would begin or end inside the map, taps that are dead stay too.
+    If no tap is live, the last tap stays. Dead taps also stay if the padding would otherwise be
+    negative, because the kernel would begin or end inside the feature map.
     """
 
     def lives(tap: int) -> bool:
         row = tap * dilation - pad
-        nearest = max(0, -(row // stride))  # the first output for which it is not before the map
+        nearest = max(0, -(row // stride))  # the first output whose row is not before the map
         return nearest < output and row + nearest * stride < source
 
     live = [tap for tap in range(kernel) if lives(tap)] or [kernel - 1]

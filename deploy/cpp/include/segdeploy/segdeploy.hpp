@@ -1,10 +1,11 @@
-// segdeploy: a segmentation network behind one call. The file says the rest: its ONNX metadata, or
-// the manifest beside an engine, hold the size, the normalisation, the classes and the output.
+// segdeploy: semantic-segmentation inference behind one call. The input size, the normalization,
+// the classes and the output type come with the model: from the metadata of the ONNX file, or from
+// the manifest beside the engine.
 //
 //     segdeploy::Model model("road.engine");             // or road.onnx
 //     segdeploy::Labels labels = model.predict({pixels, height, width});
 //
-// No type of ONNX Runtime, CUDA or TensorRT is needed to use this header.
+// This header uses no type of ONNX Runtime, CUDA or TensorRT.
 #pragma once
 
 #include <array>
@@ -16,12 +17,12 @@
 #include <string>
 #include <vector>
 
-// What the library exports; all else in it is hidden.
+// Marks an exported symbol. All other symbols of the library are hidden.
 #define SEGDEPLOY_API __attribute__((visibility("default")))
 
 namespace segdeploy {
 
-// What cannot be used: the message says what, where, and how to mend it.
+// The library's exception. The message states what is wrong, where, and how to fix it.
 class SEGDEPLOY_API Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -29,8 +30,8 @@ class SEGDEPLOY_API Error : public std::runtime_error {
 
 enum class Format { rgb, bgr, rgba, gray };
 
-// Bytes of a picture that somebody else owns. `stride` is the distance of two rows in bytes; 0 where
-// they lie one behind the other.
+// A view of image bytes that the caller owns. `stride` is the distance between the starts of two
+// rows in bytes; 0 means that the rows are contiguous.
 struct ImageView {
   const std::uint8_t* data = nullptr;
   int height = 0;
@@ -39,7 +40,7 @@ struct ImageView {
   Format format = Format::rgb;
 };
 
-// A picture that owns its bytes, laid out as an ImageView's.
+// An image that owns its bytes. The layout is that of ImageView.
 struct Image {
   std::vector<std::uint8_t> data;
   int height = 0;
@@ -48,7 +49,7 @@ struct Image {
   Format format = Format::rgb;
 };
 
-// The best class of each pixel, row by row.
+// The id of the best class of each pixel, in row-major order (height, width).
 struct Labels {
   int height = 0;
   int width = 0;
@@ -60,7 +61,7 @@ struct Labels {
   }
 };
 
-// Of each class a map (classes, height, width); they sum to 1 a pixel.
+// Class probabilities (classes, height, width). They sum to 1 at each pixel.
 struct Probabilities {
   int classes = 0;
   int height = 0;
@@ -70,45 +71,48 @@ struct Probabilities {
 
 enum class Fuse { mean, max };
 
-// Several runs for one picture. A dynamic network that ends in logits takes `scales` and `flip`
-// (the mirrored picture too), which are fused; `tile` leaves the picture at its size, and runs
-// overlapping windows of the network's.
-struct Passes {
+// Several runs of the network per image. `scales` and `flip` (run the mirrored image too) are
+// test-time augmentation for a dynamic network with logits output; `fuse` combines the logits.
+// `tile` keeps the image at its own size, and runs overlapping windows of the network's input size.
+struct InferenceOptions {
   std::vector<double> scales;
   bool flip = false;
   Fuse fuse = Fuse::mean;
   bool tile = false;
 };
 
-// What a host makes of golden vectors: the largest difference of the network's input, that of its
-// raw output over the reference's range, and the share of equal labels, picture by picture.
+// The result of comparing this host with golden vectors. Per image: the largest difference of the
+// network's input, the largest difference of its raw output divided by the range of the reference
+// output, and the fraction of labels that equal the reference.
 struct SelfTest {
-  struct Picture {
+  struct Difference {
     float input = 0;
     float output = 0;
     float agreement = 0;
   };
-  std::vector<Picture> pictures;
-  std::string complaint;  // the first stage that differs; empty if it holds
+  std::vector<Difference> images;
+  std::string failure_message;  // the first stage that differs; empty if none does
 };
 
 struct Options {
-  // Path or name of ONNX Runtime's library; empty: SEGDEPLOY_ONNXRUNTIME, then libonnxruntime.so.1.
+  // Path or name of the ONNX Runtime library. If empty: the environment variable
+  // SEGDEPLOY_ONNXRUNTIME, then libonnxruntime.so.1.
   std::string onnxruntime;
-  // Who runs an .onnx in ONNX Runtime: cpu (also if empty), cuda or tensorrt.
+  // Execution provider of ONNX Runtime for an .onnx file: cpu (also if empty), cuda or tensorrt.
   std::string provider;
-  // Path or name of TensorRT's library; empty: SEGDEPLOY_TENSORRT or SEGDEPLOY_TENSORRT_RTX, then
-  // where the loader looks.
+  // Path or name of the TensorRT library. If empty: the environment variable SEGDEPLOY_TENSORRT or
+  // SEGDEPLOY_TENSORRT_RTX, then the search path of the dynamic loader.
   std::string tensorrt;
-  int threads = 0;              // inside an operator of ONNX Runtime; 0 leaves it to the runtime
-  int contexts = 4;             // calls of an engine that run at once, and threads of `submit`
-  int queue = 16;               // images that wait for a thread of `submit`; the next one blocks
-  bool cuda_graph = true;       // replay a static engine as a CUDA graph
-  bool pictures_on_gpu = true;  // of an engine: pre- and postprocess on the GPU, too
+  int threads = 0;                // intra-op threads of ONNX Runtime; 0: the runtime's default
+  int contexts = 4;               // concurrent calls of an engine, and threads of `submit`
+  int queue = 16;                 // images waiting for a `submit` thread; the next one blocks
+  bool cuda_graph = true;         // replay a static engine as a CUDA graph
+  bool gpu_preprocessing = true;  // for an engine: preprocess and postprocess on the GPU
 };
 
-// A network that is ready to run. Safe to call from several threads. Its functions throw Error, or what
-// the standard library throws, std::bad_alloc say. One that was moved from may only be assigned to.
+// A network that is ready to run. Its functions may be called from several threads. They throw
+// Error, or exceptions of the standard library such as std::bad_alloc. A Model that was moved from
+// may only be assigned to or destroyed.
 class SEGDEPLOY_API Model {
  public:
   explicit Model(const std::string& path, const Options& options = {});
@@ -116,39 +120,41 @@ class SEGDEPLOY_API Model {
   Model& operator=(Model&&) noexcept;
   ~Model();
 
-  // Labels of the picture's own size.
+  // Return labels at the image's own size.
   Labels predict(const ImageView& image) const;
-  Labels predict(const ImageView& image, const Passes& passes) const;
-  // The same into memory that is there: a `Labels` that grows where it must, or height x width bytes.
+  Labels predict(const ImageView& image, const InferenceOptions& options) const;
+  // Write the labels into existing memory: a `Labels` that grows if needed, or height x width
+  // bytes.
   void predict(const ImageView& image, Labels& labels) const;
   void predict(const ImageView& image, std::uint8_t* labels) const;
-  // Of several pictures, run together as far as the network takes a batch.
+  // Return the labels of several images, batched as far as the network supports batches.
   std::vector<Labels> predict(const std::vector<ImageView>& images) const;
-  // Starts, and returns: `get` waits for the labels, or throws what `predict` would. It waits itself
-  // while `Options::queue` images wait. The model's destructor waits until every image that was
-  // submitted is done, also where nobody kept its future; a future may be read afterwards.
-  // The bytes of a view must live until `get` returns.
+  // Queue an image for a background thread, and return a future. `get` waits for the labels, or
+  // throws what `predict` would throw. `submit` blocks while `Options::queue` images are waiting.
+  // The model's destructor waits for all submitted images, even if their futures were discarded.
+  // A future may be read after the model is destroyed. The bytes of a view must live until `get`
+  // returns.
   [[nodiscard]] std::future<Labels> submit(const ImageView& image) const;
-  // The same of an image that is kept until its labels are there.
+  // As above, for an image that the model keeps until its labels are computed.
   [[nodiscard]] std::future<Labels> submit(Image image) const;
 
-  // Probabilities of the picture's own size. Not of a network that ends in labels.
-  Probabilities probabilities(const ImageView& image, const Passes& passes = {}) const;
+  // Return probabilities at the image's own size. Throws Error for a network with labels output.
+  Probabilities probabilities(const ImageView& image, const InferenceOptions& options = {}) const;
 
-  // For pipelines that sit on the GPU: runs an engine from the network's input to its raw output,
-  // both in device memory, on the caller's `stream` (a cudaStream_t). Returns when it is queued.
-  // The model waits for what was queued before it ends; the memory must live as long.
-  // The input is (1, 3, H, W), normalised, or (1, H, W, 3) bytes, as the engine's contract says.
+  // Run an engine on device memory, for pipelines that stay on the GPU: from the network's input to
+  // its raw output, on the caller's `stream` (a cudaStream_t). Returns once the run is queued.
+  // The input is (1, 3, H, W), normalized, or (1, H, W, 3) bytes, as the engine's contract states.
+  // Both buffers must live until the run is done. The model's destructor waits for queued runs.
   void enqueue(const void* input, void* output, void* stream) const;
 
-  // Runs the golden vectors of a file, and compares each stage with the reference's.
+  // Run the golden vectors of a file, and compare each stage with the reference.
   SelfTest self_test(const std::string& golden) const;
 
   const std::vector<std::string>& classes() const;
-  const std::vector<std::array<std::uint8_t, 3>>& palette() const;  // RGB, by class
-  int height() const;                                               // of the network's input
+  const std::vector<std::array<std::uint8_t, 3>>& palette() const;  // RGB, by class id
+  int height() const;                                               // network input, in pixels
   int width() const;
-  // The runtime and its version, such as "onnxruntime 1.32.0".
+  // Return the runtime and its version, such as "onnxruntime 1.32.0".
   std::string runtime() const;
 
  private:
@@ -156,13 +162,13 @@ class SEGDEPLOY_API Model {
   std::unique_ptr<Impl> impl_;
 };
 
-// Lays the classes' colours over a picture, into height x width x 3 bytes of RGB; ids outside the
-// palette leave it as it is.
+// Blend the class colors over an image, and write height x width x 3 bytes of RGB. Pixels whose
+// class id is outside the palette keep their color.
 SEGDEPLOY_API void overlay(const ImageView& image, const Labels& labels,
                            const std::vector<std::array<std::uint8_t, 3>>& palette,
                            std::uint8_t* rgb, float opacity = 0.6F);
 
-// The version of this library.
+// Return the version of this library.
 SEGDEPLOY_API const char* version();
 
 }  // namespace segdeploy

@@ -1,7 +1,8 @@
-/* segdeploy for other languages: the C++ library behind a C interface.
+/* The C interface of the segdeploy C++ library, for use from other languages.
  *
- * No exception leaves it. A function that fails returns a null pointer or a number other than 0, and
- * segdeploy_error() says, for the calling thread, what, where and how to mend it.
+ * No exception leaves this interface. A function that fails returns a null pointer or a number
+ * other than 0. segdeploy_error() then returns the calling thread's message: what is wrong, where,
+ * and how to fix it.
  */
 #ifndef SEGDEPLOY_C_H
 #define SEGDEPLOY_C_H
@@ -23,8 +24,9 @@ enum segdeploy_format {
   SEGDEPLOY_GRAY = 3
 };
 
-/* How to open a file; zero and null are the defaults. `library` is the path of the runtime's library,
- * ONNX Runtime's or TensorRT's; `provider` who runs an .onnx (cpu, cuda, tensorrt). */
+/* Options for opening a file. Zero and null select the defaults. `library` is the path of the
+ * runtime library (ONNX Runtime or TensorRT). `provider` is the execution provider for an .onnx
+ * file (cpu, cuda or tensorrt). */
 typedef struct segdeploy_options {
   const char* library;
   const char* provider;
@@ -32,44 +34,47 @@ typedef struct segdeploy_options {
   int contexts;
 } segdeploy_options;
 
-/* Opens an .onnx file or an engine. `options` may be null. */
+/* Open an .onnx file or an engine. `options` may be null. */
 segdeploy_model* segdeploy_open(const char* path, const segdeploy_options* options);
 void segdeploy_close(segdeploy_model* model);
 
-/* Labels of the picture's own size into `labels`, which holds height * width bytes. `stride` is the
- * distance of two rows in bytes, 0 where they lie one behind the other. Safe from several threads. */
+/* Write labels at the image's own size into `labels`, which holds height * width bytes. `stride` is
+ * the distance between the starts of two rows in bytes; 0 means that the rows are contiguous. May
+ * be called from several threads. */
 int segdeploy_predict(const segdeploy_model* model, const uint8_t* data, int height, int width,
                       size_t stride, enum segdeploy_format format, uint8_t* labels);
 
-/* Runs an engine between device memory, on the caller's stream: as Model::enqueue. */
+/* Run an engine on device memory, on the caller's stream, as Model::enqueue does. */
 int segdeploy_enqueue(const segdeploy_model* model, const void* input, void* output, void* stream);
 
-/* How many classes there are, and each one's name: it lives as long as the model. */
+/* Return the number of classes, and the name of a class. The name lives as long as the model. */
 int segdeploy_classes(const segdeploy_model* model);
 const char* segdeploy_class(const segdeploy_model* model, int id);
-/* Size of the network's input. */
+/* Return the height and the width of the network's input, in pixels. */
 int segdeploy_height(const segdeploy_model* model);
 int segdeploy_width(const segdeploy_model* model);
 
-/* Pre- and postprocessing without a network, for a host that has a runtime of its own. */
+/* Preprocessing and postprocessing without a network, for a host with its own runtime. */
 
-/* A contract, as it stands in an ONNX file's metadata (segdeploy.contract). One thread's at a time. */
+/* A contract, parsed from the entry segdeploy.contract of an ONNX file's metadata. Only one thread
+ * may use a contract at a time. */
 typedef struct segdeploy_contract segdeploy_contract;
 segdeploy_contract* segdeploy_contract_open(const char* json);
 void segdeploy_contract_close(segdeploy_contract* contract);
 
-/* The network's input for a picture of RGB rows without gaps: height x width of the contract, as
- * float (1, 3, H, W), or as bytes (1, H, W, 3) where the contract says so. */
+/* Write the network's input for an RGB image (height, width) with contiguous rows. The input has
+ * the contract's size: float (1, 3, H, W), or bytes (1, H, W, 3) if the contract says so. */
 int segdeploy_prepare(segdeploy_contract* contract, const uint8_t* rgb, int height, int width,
                       void* input);
 
-/* Labels (height, width) of the scores (classes, map_height, map_width) of one picture: upsampled
- * bilinearly, then the best class. Of a contract that leaves upsampling to the host (a small map),
- * the labels are made at the contract's size, and taken to the picture's by nearest neighbour. */
+/* Write the labels (height, width) of one image's scores (classes, map_height, map_width): upsample
+ * the scores bilinearly, then take the best class. If the contract leaves upsampling to the host
+ * (low-resolution logits), the labels are computed at the contract's size, then resized to the
+ * image's size by nearest neighbor. */
 int segdeploy_label(segdeploy_contract* contract, const float* scores, int map_height,
                     int map_width, int height, int width, uint8_t* labels);
 
-/* What failed last in this thread; "" if nothing has. */
+/* Return the calling thread's last error message, or "" if nothing has failed. */
 const char* segdeploy_error(void);
 const char* segdeploy_version(void);
 

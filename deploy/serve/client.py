@@ -1,0 +1,28 @@
+"""The client script that `serve-repo` writes beside a model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segdeploy.contract import Contract
+from segdeploy.models import image_file
+from segdeploy.templates import render
+
+
+def client_source(name: str, contract: Contract, version: int) -> str:
+    """Return the Python source of a client for version `version` of the model `name`.
+
+    The script contains the source of `image_file`, so it reads images by the same rule and needs
+    no segdeploy.
+    """
+    source = Path(image_file.__file__).read_text(encoding="utf-8")
+    height, width = contract.size
+    return render(
+        "client.py.j2",
+        name=name,
+        version=version,
+        height=height,
+        width=width,
+        classes=len(contract.classes),
+        reader=f"from __future__{source.split('from __future__', 1)[1]}",  # without its docstring
+    )

@@ -1,0 +1,130 @@
+"""Files that were made elsewhere, and what their user states of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import segdeploy
+from segdeploy.commands.adopt import Statement
+from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD
+from segdeploy.engine.manifest import manifest_path, read_manifest
+from segdeploy.errors import InputError
+from segdeploy.models.dataset import open_dataset
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx
+
+from .conftest import SIZE, check_one_line
+
+STATED = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+@pytest.fixture
+def bare(graph: Path, tmp_path: Path) -> Path:
+    """The graph as another exporter leaves it: without contract or module names."""
+    model = onnx.load(graph)
+    del model.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    path = tmp_path / "bare.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_adopt_what_lacks_a_contract_says_so_and_how_to_state_one(
+    run, bare: Path, dataset: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    for command in (
+        ("calibrate", bare, "--data", dataset, "-o", tmp_path / "o.onnx"),
+        ("build-engine", bare, "--target", "sm86", "-o", tmp_path / "o.engine"),
+        ("predict", bare, dataset / "x.png", "-o", tmp_path / "o.png"),
+    ):
+        if command[0] != "predict":
+            check_one_line(run(*command), "carries no segdeploy contract", "`segdeploy adopt`")
+
+
+def test_adopt_a_bare_graph_is_adopted_and_goes_the_whole_way(
+    run, bare: Path, graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx: object
+) -> None:  # fmt: skip
+    mine = tmp_path / "mine.onnx"
+    numbers = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+    ran = run("adopt", bare, "--data", dataset, *numbers, "-o", mine)
+    assert ran.code == 0, ran.err
+    contract = contract_of(load_onnx(mine), mine)
+    assert (contract.size, contract.classes) == (SIZE, open_dataset(dataset).classes)
+    frame = open_dataset(dataset).frames("val")[0].read()[0]
+    with segdeploy.load(mine) as ours, segdeploy.load(graph) as theirs:
+        assert np.array_equal(ours.predict(frame), theirs.predict(frame))
+    int8 = segdeploy.calibrate(mine, dataset, tmp_path / "int8.onnx", limit=4).path
+    report = segdeploy.build_engine(int8, tmp_path / "m.engine", targets=["sm86"])
+    assert report.int8 > 5
+
+
+def test_adopt_like_takes_the_contract_of_another_file(
+    bare: Path, graph: Path, tmp_path: Path
+) -> None:
+    path = segdeploy.adopt(bare, Statement(like=graph), out=tmp_path / "mine.onnx")
+    ours, theirs = contract_of(load_onnx(path), path), contract_of(load_onnx(graph), graph)
+    assert ours == replace(theirs, provenance=ours.provenance)
+    assert "parent_sha256" not in ours.provenance  # it was not made from that file's parent
+
+
+def test_adopt_quantized_by_another_tool_it_is_int8(int8_graph: Path, tmp_path: Path) -> None:
+    model = onnx.load(int8_graph)
+    del model.metadata_props[:]
+    path = tmp_path / "q.onnx"
+    onnx.save(model, path)
+    statement = Statement(num_classes=8, **STATED)
+    adopted = segdeploy.adopt(path, statement, out=tmp_path / "mine.onnx")
+    assert contract_of(load_onnx(adopted), adopted).precision == "int8"
+
+
+def test_adopt_too_little_or_wrong_statements_are_refused(
+    bare: Path, graph: Path, dynamic_graph: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "o.onnx"
+
+    def refuse(said: str, file: Path = bare, **stated: object) -> None:
+        with pytest.raises(InputError, match=said):
+            segdeploy.adopt(file, Statement(**stated), out=out)
+        assert not out.exists()
+
+    refuse("its classes are unknown; give --like FILE, --data DIR or --num-classes N")
+    refuse("its normalization is unknown; give --mean and --std", num_classes=8)
+    refuse("its contract says \\(N, 3, 48, 64\\)|has shape", num_classes=9, **STATED)
+    of_bytes = {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}
+    refuse("--mean 123.7,.* must be of RGB in 0..1; divide it by 255", num_classes=8, **of_bytes)
+    refuse("--std 0,0,0: .* above 0", num_classes=8, mean=IMAGENET_MEAN, std=(0, 0, 0))
+    refuse("input has shape", num_classes=8, size=(50, 60), **STATED)
+    refuse("its input size is unknown; give --size", dynamic_graph, num_classes=8, **STATED)
+    refuse("leave --data and --num-classes out", like=graph, num_classes=8)
+    with pytest.raises(InputError, match="give it a name with --out"):
+        segdeploy.adopt(bare, Statement(like=graph))
+    with pytest.raises(InputError, match="is the input itself"):
+        segdeploy.adopt(bare, Statement(like=graph), out=bare)
+    with pytest.raises(InputError, match="apply only to an engine"):
+        segdeploy.adopt(bare, Statement(like=graph), out=out, targets=["sm86"])
+
+
+def test_adopt_an_engine_from_elsewhere_gets_a_manifest_that_says_so(
+    run, graph: Path, tmp_path: Path, tensorrt_rtx: object
+) -> None:  # fmt: skip
+    engine = tmp_path / "theirs.engine"
+    segdeploy.build_engine(graph, engine, targets=["sm86"])
+    manifest_path(engine).unlink()
+    said = ("--backend", "tensorrt-rtx", "--target", "sm86")
+    check_one_line(run("adopt", engine, "--like", graph), "name the engine's builder")
+    check_one_line(run("adopt", engine, "--like", graph, *said[:2]), "name the compute capability")
+    odd = (*said[:2], "--target", "banana")
+    check_one_line(run("adopt", engine, "--like", graph, *odd), "--target banana")
+    assert run("adopt", engine, "--like", graph, *said).code == 0
+    manifest = read_manifest(engine)
+    assert manifest.adopted
+    assert manifest.compute_capabilities == ("sm86",)
+    assert (manifest.input.shape, manifest.output.shape) == ((1, 3, 48, 64), (1, 8, 48, 64))
+    assert manifest.input.name is None
+    check_one_line(run("adopt", engine, "--like", graph, *said), "has a manifest already")
+    check_one_line(run("self-test", engine), "was built without golden vectors; give --golden")

@@ -1,0 +1,160 @@
+"""The contract: round trips, and whatever else is put in its place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segdeploy.contract import placeholder_classes, read_contract
+from segdeploy.errors import InputError
+
+from .conftest import CONTRACT
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+def test_contract_a_contract_reads_back_as_it_was() -> None:
+    assert read_contract(CONTRACT.to_json(), "file") == CONTRACT
+
+
+def test_contract_a_derived_contract_names_its_parent_and_keeps_the_rest() -> None:
+    derived = CONTRACT.derived("ab" * 32, {"onnx": "1.23"}, precision="int8")
+    assert derived.provenance == {"torch": "2", "onnx": "1.23", "parent_sha256": "ab" * 32}
+    assert replace(derived, provenance=CONTRACT.provenance, precision="fp32") == CONTRACT
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not JSON"),
+        ("[1]", "is not a JSON object"),
+        ("{}", "has schema None, this segdeploy reads 1"),
+        ('{"schema": 2}', "has schema 2, this segdeploy reads 1"),
+        ('{"schema": 1}', "'architecture' is missing; export"),
+    ],
+)
+def test_contract_what_is_no_contract_is_told(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_contract(text, "file")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", [0, 4]),
+        ("size", [4]),
+        ("size", [True, 4]),
+        ("std", [1, 0, 1]),
+        ("mean", [1, 2, 1e300]),
+        ("mean", [1, 2, 10**18]),
+        ("std", [1, 1e-300, 1]),
+        ("classes", ["road", "sky\n"]),
+        ("classes", ["road", "\x1b[2J"]),
+        ("classes", ["road", "\u202e"]),
+        ("classes", ["road", "road"]),
+        ("classes", ["road", ""]),
+        ("architecture", "a\nb"),
+        ("provenance", {"torch": "2\x07"}),
+        ("provenance", {"to\nrch": "2"}),
+        ("ignore_index", 256),
+        ("palette", [[1, 2]]),
+        ("output", "boxes"),
+        ("color", "YUV"),
+        ("layout", "HWC"),
+        ("flip", 1),
+        ("scales", [0.5, 0]),
+        ("resize", "nearest"),
+        ("fuse", "median"),
+        ("upsampling", "cubic"),
+        ("scales", []),
+    ],
+)
+def test_contract_a_wrong_field_is_named(field: str, value: object) -> None:
+    text = json.dumps({**json.loads(CONTRACT.to_json()), field: value})
+    with pytest.raises(InputError, match=f"file: the contract's '{field}' is wrong, or of a kind"):
+        read_contract(text, "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"mean": NaN}', "NaN is not a JSON number"),
+        ('{"mean": 1e999}', "the number 1e999 is beyond what a float holds"),
+        (f'{{"mean": {10**400}}}', "an integer of 401 characters is beyond 64 bits"),
+        (f'{{"mean": {"9" * 10_000}}}', "an integer of 10000 characters is beyond 64 bits"),
+        ('{"classes": ["\\ud800"]}', "a lone surrogate is not a character"),
+    ],
+)
+def test_contract_what_is_not_strict_json_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"^file: its segdeploy contract is not JSON .*{reason}"
+                       if text != "{" else reason):  # fmt: skip
+        read_contract(text, "file")
+
+
+def test_contract_of_an_earlier_version_spells_color_in_the_british_way() -> None:
+    values = json.loads(CONTRACT.to_json())
+    values["colour"] = values.pop("color")
+    assert read_contract(json.dumps(values), "file") == CONTRACT
+
+
+def test_contract_more_classes_than_a_label_has_values() -> None:
+    values = json.loads(CONTRACT.to_json())
+    values |= {"classes": [f"c{i}" for i in range(256)], "palette": [[0, 0, 0]] * 256}
+    with pytest.raises(InputError, match="'classes' is wrong, or of a kind"):
+        read_contract(json.dumps(values), "file")
+    with pytest.raises(InputError, match=r"260 classes: labels are uint8"):
+        placeholder_classes(260)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": [65536, 65536]},
+        {"size": [20000, 20000]},
+        {"bounds": [[32, 32], [20000, 20000], 1]},
+    ],
+)
+def test_contract_an_input_that_nothing_could_hold(changes: dict) -> None:
+    text = json.dumps({**json.loads(CONTRACT.to_json()), **changes})
+    with pytest.raises(InputError, match=r"0x[0-9]+, more than 100000000 pixels|65536x65536, more"):
+        read_contract(text, "file")
+
+
+def test_contract_another_number_of_colors_than_classes() -> None:
+    text = json.dumps({**json.loads(CONTRACT.to_json()), "classes": ["a"]})
+    with pytest.raises(InputError, match="numbers of colors and classes differ"):
+        read_contract(text, "file")
+
+
+@given(st.sampled_from(sorted(json.loads(CONTRACT.to_json()))), JSON)
+def test_contract_no_value_in_a_field_escapes_as_another_error(field: str, value: object) -> None:
+    text = json.dumps({**json.loads(CONTRACT.to_json()), field: value})
+    try:
+        contract = read_contract(text, "file")
+    except InputError as error:
+        assert str(error).startswith("file: ")
+    else:
+        assert read_contract(contract.to_json(), "again") == contract
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200).map(lambda b: b.decode("latin-1")))
+def test_contract_no_text_escapes_as_another_error(text: str) -> None:
+    with pytest.raises(InputError):
+        read_contract(text, "file")
+
+
+def test_contract_placeholder_colors_differ() -> None:
+    names, palette = placeholder_classes(40)
+    assert names[39] == "class_39"
+    assert palette[0] == (0, 0, 0)
+    assert len(set(palette)) == 40
