@@ -99,7 +99,7 @@ def load_network(
         InputError, ModelInputError: if MODEL cannot be found or built, or its weights cannot be
             loaded.
     """
-    require("torch", "torchvision", "safetensors")
+    require("torch", "safetensors")
     if spec.is_file:
         spec = _checkpoint_spec(spec)
     build = builder(spec.model)

@@ -10,25 +10,32 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import resnet50, resnet101
-from torchvision.models import segmentation as torchvision_segmentation
 
 from segdeploy.models.context_network import DilatedVGGFrontEnd
-from segdeploy.models.deeplab_v2 import DeepLabV2ResNet101, DeepLabV2VGG16
 from segdeploy.models.deeplabv3 import DeepLabV3, MemoryEfficientDeepLabV3
-from segdeploy.models.deeplabv3_resnet import DeepLabV3PlusResNet, DeepLabV3ResNet
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.memory import free_memory
 from segdeploy.models.semantic_segmentation_model import SemanticSegmentationModel
 
+Build = Callable[..., nn.Module]
+
 
 @dataclass(frozen=True)
 class Architecture:
-    """A registered network; `build(num_classes, **arguments)` creates it with random weights."""
+    """A registered network.
+
+    `load` returns the class or function that builds the network. It imports torchvision for the
+    networks that are made of torchvision's, since that import takes a second.
+    """
 
     name: str
-    build: Callable[..., nn.Module]
+    load: Callable[[], Build]
     about: str
+
+    @property
+    def build(self) -> Build:
+        """`build(num_classes, **arguments)` creates the network with random weights."""
+        return self.load()
 
     def accepted_arguments(self) -> dict[str, str]:
         """Return the keyword-only options of `build`, each with its annotation."""
@@ -53,51 +60,78 @@ _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
 }
 
 
-def _torchvision(name: str, num_classes: int) -> nn.Module:
-    build = getattr(torchvision_segmentation, name)
-    network: nn.Module = build(
-        weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=None
-    )
-    return network
+def _torchvision(name: str) -> Build:
+    from torchvision.models import segmentation
+
+    def build(num_classes: int) -> nn.Module:
+        network: nn.Module = getattr(segmentation, name)(
+            weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=None
+        )
+        return network
+
+    return build
+
+
+def _deeplab_v2(name: str) -> Build:
+    from segdeploy.models import deeplab_v2
+
+    build: Build = getattr(deeplab_v2, name)
+    return build
+
+
+def _on_resnet(name: str, backbone: str) -> Build:
+    from torchvision.models import resnet
+
+    from segdeploy.models import deeplabv3_resnet
+
+    return partial(getattr(deeplabv3_resnet, name), getattr(resnet, backbone))
 
 
 _ENTRIES = (
     Architecture(
         "semantic_segmentation_model",
-        SemanticSegmentationModel,
+        lambda: SemanticSegmentationModel,
         "dilated residual blocks, context module (slides)",
     ),
-    Architecture("deeplabv3", DeepLabV3, "dilated residual blocks, ASPP (slides)"),
+    Architecture("deeplabv3", lambda: DeepLabV3, "dilated residual blocks, ASPP (slides)"),
     Architecture(
         "memory_efficient_deeplabv3",
-        MemoryEfficientDeepLabV3,
+        lambda: MemoryEfficientDeepLabV3,
         "deeplabv3 with gradient checkpointing (slides)",
     ),
     Architecture(
-        "dilated_vgg16", DilatedVGGFrontEnd, "front end; context=basic, large (arXiv 1511.07122)"
+        "dilated_vgg16",
+        lambda: DilatedVGGFrontEnd,
+        "front end; context=basic, large (arXiv 1511.07122)",
     ),
     Architecture(
-        "deeplabv2_vgg16", DeepLabV2VGG16, "LargeFOV; rates=[6,12,18,24] is ASPP-L (1606.00915)"
+        "deeplabv2_vgg16",
+        partial(_deeplab_v2, "DeepLabV2VGG16"),
+        "LargeFOV; rates=[6,12,18,24] is ASPP-L (1606.00915)",
     ),
-    Architecture("deeplabv2_resnet101", DeepLabV2ResNet101, "ASPP-L, summed (arXiv 1606.00915)"),
+    Architecture(
+        "deeplabv2_resnet101",
+        partial(_deeplab_v2, "DeepLabV2ResNet101"),
+        "ASPP-L, summed (arXiv 1606.00915)",
+    ),
     Architecture(
         "deeplabv3_multigrid_resnet50",
-        partial(DeepLabV3ResNet, resnet50),
+        partial(_on_resnet, "DeepLabV3ResNet", "resnet50"),
         "multi-grid, output_stride=8 or 16 (arXiv 1706.05587)",
     ),
     Architecture(
         "deeplabv3_multigrid_resnet101",
-        partial(DeepLabV3ResNet, resnet101),
+        partial(_on_resnet, "DeepLabV3ResNet", "resnet101"),
         "multi-grid, output_stride=8 or 16 (arXiv 1706.05587)",
     ),
     Architecture(
         "deeplabv3plus_resnet50",
-        partial(DeepLabV3PlusResNet, resnet50),
+        partial(_on_resnet, "DeepLabV3PlusResNet", "resnet50"),
         "with decoder (arXiv 1802.02611)",
     ),
     Architecture(
         "deeplabv3plus_resnet101",
-        partial(DeepLabV3PlusResNet, resnet101),
+        partial(_on_resnet, "DeepLabV3PlusResNet", "resnet101"),
         "with decoder (arXiv 1802.02611)",
     ),
     *(
@@ -155,7 +189,13 @@ def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Modul
     """
     check_name(name)
     entry = ARCHITECTURES[name]
-    accepted = entry.accepted_arguments()
+    try:
+        accepted = entry.accepted_arguments()
+    except ImportError as error:
+        raise ModelInputError(
+            f"{name}: needs torchvision, which cannot be imported ({error}); "
+            "pip install 'segdeploy[torch]'"
+        ) from error
     for argument, value in arguments.items():
         if argument not in accepted:
             takes = f"it takes {', '.join(accepted)}" if accepted else "it takes none"

@@ -27,6 +27,7 @@ from segdeploy.benchmark.serialization import to_json, to_junit, to_markdown
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
+from segdeploy.models.errors import ModelInputError
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
 
 from .conftest import check_one_line
@@ -248,6 +249,19 @@ def broken(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("broken") / "nan.onnx"
     onnx.save(model, path)
     return path
+
+
+def test_bench_a_broken_frame_is_refused_before_anything_is_timed(
+    graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(dataset, tmp_path / "set"))
+    last = open_dataset(root).frames("val")[-1]
+    last.mask.unlink()
+    bursts: list[int] = []
+    with pytest.raises(ModelInputError, match=f"{last.mask.name}: no such mask"):
+        segdeploy.bench([graph], reference=graph, data=root, protocol=BRIEF,
+                        on_burst=lambda done, total: bursts.append(done))  # fmt: skip
+    assert bursts == []
 
 
 def briefly(reference: Path, dataset: Path, limit: int) -> tuple[object, ...]:

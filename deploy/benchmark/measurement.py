@@ -111,11 +111,11 @@ class Measuring:
     on_burst: Progress
 
     def check(self, single: Sequence[Candidate], fused: Sequence[Candidate]) -> None:
-        """Refuse candidates and limits that cannot be compared, before the long measurements.
+        """Refuse frames, candidates and limits that cannot be used, before the long measurements.
 
         Raises:
-            InputError: for a contract that differs, an mIoU limit without masks, or a reference
-                that cannot run the scales.
+            InputError, ModelInputError: for an image or a mask that cannot be read, a contract that
+                differs, an mIoU limit without masks, or a reference that cannot run the scales.
         """
         scene, scales = self.scene, self.protocol.scales
         if self.limits.max_miou_drop is not None:
@@ -131,6 +131,8 @@ class Measuring:
             truth = Predictor(scene.truth.session, None, scales)
             for one in fused:
                 check_contract(one, truth)
+        for frame in scene.frames:
+            frame.read()
 
     def at_one_scale(self, named: Sequence[Candidate]) -> Measured:
         """Measure the single-scale candidates, with the layer comparison if requested."""
