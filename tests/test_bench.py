@@ -19,7 +19,9 @@ from onnx import numpy_helper
 
 import segdeploy
 from segdeploy.benchmark.comparison import compare_verdicts
+from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.latency import measure_latencies
+from segdeploy.benchmark.layers import compare_layers
 from segdeploy.benchmark.process import Candidate
 from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.report import write_report
@@ -376,13 +378,16 @@ def test_bench_a_corrupted_layer_is_named(
 def test_bench_layers_that_cannot_be_followed_say_why(
     graph: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    from segdeploy.benchmark.layers import compare_layers
-
     image = np.zeros((1, 3, 48, 64), np.float32)
     with segdeploy.load(checkpoint) as network, segdeploy.load(graph) as other:
-        assert "an engine exposes no intermediate tensors" in compare_layers(
-            network.session, tmp_path / "m.engine", image
-        )
-        assert "needs a PyTorch network" in compare_layers(other.session, graph, image)
+        engine = compare_layers(network.session, tmp_path / "m.engine", image)
+        no_torch = compare_layers(other.session, graph, image)
         several = segdeploy.export(checkpoint, tmp_path / "s.onnx", scales=(0.5, 1.0)).path
-        assert "of one scale" in compare_layers(network.session, several, image)
+        two_scales = compare_layers(network.session, several, image)
+    for found, reason in (
+        (engine, "an engine exposes no intermediate tensors"),
+        (no_torch, "needs a PyTorch network"),
+        (two_scales, "of one scale"),
+    ):
+        assert isinstance(found, Failure)
+        assert reason in found.reason

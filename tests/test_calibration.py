@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from onnxruntime.quantization.calibrate import HistogramCollector
 from PIL import Image
 from torch import nn
 
@@ -146,6 +147,44 @@ def test_calibration_thresholds_clip_the_tail_and_keep_the_body() -> None:
     assert found["percentile"] == pytest.approx(exact, abs=2 * 512 / BINS)
     assert 2 < found["entropy"] < 40
     assert 3 < found["mse"] < 300  # one square of 300 weighs as much as the body
+
+
+def drawn(distribution: str) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    parameters = {"normal": (0, 1), "laplace": (0, 1), "standard_t": (4,)}[distribution]
+    return getattr(rng, distribution)(*parameters, 200_000).astype(np.float32)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "laplace", "standard_t"])
+def test_calibration_entropy_agrees_with_onnxruntime(distribution: str) -> None:
+    """A quarter apart at most, since ONNX Runtime's own threshold moves that much with the bins.
+
+    It has bins for both signs, and rounds the counts of each level down to integers.
+    """
+    values = drawn(distribution)
+    largest = np.abs(values).max()
+    bins, levels = 2049, 255
+    counts, edges = np.histogram(values, bins, (-largest, largest))
+    collector = HistogramCollector("entropy", True, bins, levels, None, None)
+    low, high = collector.get_entropy_threshold(
+        (counts, edges.astype(np.float32), values.min(), values.max(), largest), levels
+    )
+    ours = statistics(histogram(values)).thresholds["entropy"]
+    assert ours == pytest.approx(max(-low, high), rel=0.25)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "laplace", "standard_t"])
+def test_calibration_squared_error_is_least_by_torchs_fake_quantization(distribution: str) -> None:
+    values = drawn(distribution)
+    tensor = torch.from_numpy(values)
+
+    def error(threshold: float) -> float:
+        rounded = torch.fake_quantize_per_tensor_affine(tensor, threshold / 127, 0, -127, 127)
+        return float((rounded - tensor).double().square().mean())
+
+    every = np.abs(values).max() * np.linspace(0.02, 1, 100)
+    found = statistics(histogram(values)).thresholds["mse"]
+    assert error(found) <= min(error(float(threshold)) for threshold in every) * 1.01
 
 
 @settings(deadline=None, max_examples=50)

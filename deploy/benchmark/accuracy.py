@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from segdeploy.benchmark.agreement import Agreement, AgreementCount, margin
 from segdeploy.benchmark.bootstrap import ConfidenceIntervals, confidence_intervals
+from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
 from segdeploy.errors import InputError
 from segdeploy.ledger import Ledger
@@ -75,7 +76,7 @@ class _Tally:
     """Running counts of one network, which stop at the first frame where the network fails."""
 
     def __init__(self, classes: int, ignore_index: int):
-        self.failure: str | None = None
+        self.failure: Failure | None = None
         self.counts: list[NDArray[np.int64]] = []
         self._whole = ConfusionMatrix(classes, ignore_index)
         self._agreement = AgreementCount()
@@ -85,7 +86,7 @@ class _Tally:
     def take(self, found: dict[str, Any]) -> None:
         """Add the counts of one frame, as `_count` returns them."""
         if "failure" in found:
-            self.failure = found["failure"]
+            self.failure = Failure(found["failure"])
             return
         self.counts.append(np.array(found["counts"], np.int64))
         self._whole.counts += self.counts[-1]
@@ -120,11 +121,11 @@ def evaluate(
     identity: str,
     ece: bool = False,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Evaluation, list[Evaluation | str]]:
+) -> tuple[Evaluation, list[Evaluation | Failure]]:
     """Run every frame through the reference and all contestants; one frame is held at a time.
 
-    Returns the reference's evaluation, and the contestants', or why one failed. Counts that the
-    ledger holds are not made again; `identity` names the reference there.
+    Returns the reference's evaluation, and an evaluation or the failure of each contestant. Counts
+    that the ledger holds are not made again; `identity` names the reference there.
 
     Raises:
         InputError, ModelInputError: for a frame that cannot be used, or if the reference fails.
@@ -152,7 +153,7 @@ def evaluate(
                 ledger.put(f"{place} {contestant.identity}", found)
             tally.take(found)
         on_frame(index + 1, len(frames))
-    evaluated: list[Evaluation | str] = [
+    evaluated: list[Evaluation | Failure] = [
         tally.failure or tally.evaluation(dataset.classes, own.counts) for tally in tallies
     ]
     return own.evaluation(dataset.classes, None), evaluated

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.benchmark.process import Candidate, Failure, Process, started
+from segdeploy.benchmark.failure import Failure
+from segdeploy.benchmark.process import Candidate, Process, started
 from segdeploy.benchmark.rounds import Answers, burst, first_error, take_turns
 from segdeploy.benchmark.worker import STAGES
 from segdeploy.errors import InputError

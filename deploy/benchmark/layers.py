@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.benchmark.failure import Failure
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.proof.divergence import LayerError, layer_errors
 from segdeploy.runtime.session import Session
@@ -34,21 +35,25 @@ class LayerReport:
 
 def compare_layers(
     reference: Session, model: Path, image: NDArray[np.float32]
-) -> LayerReport | str:
+) -> LayerReport | Failure:
     """Compare the output of each module of the reference with the matching tensor of the graph.
 
-    `image` is the network's input `(1, 3, H, W) float32`. Returns the reason as text if there is no
+    `image` is the network's input `(1, 3, H, W) float32`. Returns the reason if there is no
     comparison: an engine exposes no intermediate tensors, and a graph with several scales or uint8
     input has no matching layers.
     """
     if not isinstance(reference, TorchSession):
-        return "a layer comparison needs a PyTorch network as reference"
+        return Failure("a layer comparison needs a PyTorch network as reference")
     if model.suffix != ".onnx":
-        return "an engine exposes no intermediate tensors; compare the .onnx that it was built from"
+        return Failure(
+            "an engine exposes no intermediate tensors; compare the .onnx that it was built from"
+        )
     graph = load_onnx(model)
     contract = contract_of(graph, model)
     if contract.layout != "NCHW" or contract.scales != (1.0,) or contract.flip:
-        return "layers can only be compared in a graph of one scale with float input, without flip"
+        return Failure(
+            "layers can only be compared in a graph of one scale with float input, without flip"
+        )
     network = reference.network
     found = layer_errors(network.module, network, graph, image)
     layers = tuple(layer for layer in found if not layer.is_moved)

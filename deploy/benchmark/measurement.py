@@ -17,10 +17,11 @@ from segdeploy.benchmark.candidates import (
     open_candidate,
 )
 from segdeploy.benchmark.environment import describe_environment
+from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.image_folder import is_image_folder, open_image_folder
 from segdeploy.benchmark.latency import Latency, measure_latencies
 from segdeploy.benchmark.layers import compare_layers
-from segdeploy.benchmark.process import Candidate, Failure
+from segdeploy.benchmark.process import Candidate
 from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.supported_shapes import check_supported_shapes
 from segdeploy.benchmark.sweep import Point, run_sweep
@@ -166,7 +167,7 @@ class Measuring:
             made = export_fused(
                 self.export, scene.spec, scene.labeled, scales, backends, Path(folder)
             )
-            notes = [made] if isinstance(made, str) else []
+            notes = [made.reason] if isinstance(made, Failure) else []
             named = []
             for one in single:
                 if one.program:
@@ -282,10 +283,10 @@ def ledger_key(scene: Scene, protocol: Protocol) -> str:
 def _row(
     candidate: Candidate,
     contestant: Contestant | None,
-    evaluation: Evaluation | str | None,
+    evaluation: Evaluation | Failure | None,
     latency: Latency | Failure,
 ) -> Row:
-    failure = evaluation if isinstance(evaluation, str) else None
+    failure = evaluation.reason if isinstance(evaluation, Failure) else None
     if isinstance(latency, Failure):
         failure = latency.reason
     return Row(

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.worker import START, spec_to_json
 from segdeploy.errors import IncompatibleDevice, InputError
 from segdeploy.model_spec import ModelSpec
@@ -36,17 +37,6 @@ class Candidate:
     scales: tuple[float, ...] = ()
     program: tuple[str, ...] = ()
     build: str = ""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a candidate has no latency: its process could not load or run it, or has ended.
-
-    `is_incompatible` marks a valid engine that was built for another machine.
-    """
-
-    reason: str
-    is_incompatible: bool = False
 
 
 class Process:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from segdeploy.benchmark.process import Failure, Process
+from segdeploy.benchmark.failure import Failure
+from segdeploy.benchmark.process import Process
 from segdeploy.errors import InputError
 from segdeploy.ledger import Ledger
 

@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from segdeploy.benchmark.agreement import MARGINS, QUANTILES
+from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.layers import LayerReport
 from segdeploy.benchmark.verdict import Row, Verdict, miou_drop
 from segdeploy.models.names import escaped
@@ -76,7 +77,7 @@ def describe_row(row: Row, reference: Row) -> dict[str, Any]:
         "expected_calibration_error": None,
         "supported_shapes": [asdict(checked) for checked in row.supported_shapes],
         "roofline": asdict(row.roofline) if row.roofline else None,
-        "layers": asdict(row.layers) if isinstance(row.layers, LayerReport) else row.layers,
+        "layers": _layers(row.layers),
     }
     if evaluation is not None:
         confidence_intervals = evaluation.confidence_intervals
@@ -104,6 +105,12 @@ def describe_row(row: Row, reference: Row) -> dict[str, Any]:
         if latency.ratio is not None:
             values["latency"]["ratio"]["is_clear"] = latency.ratio.is_clear
     return values
+
+
+def _layers(found: LayerReport | Failure | None) -> dict[str, Any] | str | None:
+    if isinstance(found, Failure):
+        return found.reason
+    return asdict(found) if found else None
 
 
 def to_markdown(verdict: Verdict) -> str:

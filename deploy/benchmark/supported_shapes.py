@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.benchmark.accuracy import Contestant
-from segdeploy.benchmark.process import Candidate, Failure, Process, start
+from segdeploy.benchmark.failure import Failure
+from segdeploy.benchmark.process import Candidate, Process, start
 from segdeploy.calibration.difference import label_agreement, max_abs, over_range, value_range
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import Frame

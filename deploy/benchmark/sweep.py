@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segdeploy.benchmark.process import Candidate, Failure, Process, started
+from segdeploy.benchmark.failure import Failure
+from segdeploy.benchmark.process import Candidate, Process, started
 from segdeploy.benchmark.rounds import Answers, burst, first_error, take_turns
 from segdeploy.errors import InputError
 from segdeploy.ledger import Ledger

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from segdeploy.benchmark.candidates import contract_of_file
+from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.process import Candidate
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import CheckFailed, InputError
@@ -66,18 +67,18 @@ def export_fused(
     scales: tuple[float, ...],
     backends: Sequence[str],
     folder: Path,
-) -> list[Candidate] | str:
+) -> list[Candidate] | Failure:
     """Export the reference with the scales in its graph, and return one candidate per runtime.
 
-    Returns the reason as text if the export is not possible. `export` is `segdeploy.export`.
+    Returns the reason if the export is not possible. `export` is `segdeploy.export`.
     """
     if Path(spec.model).suffix in (".onnx", *ENGINE_SUFFIXES):
-        return "no fused graph: the reference is not a PyTorch network"
+        return Failure("no fused graph: the reference is not a PyTorch network")
     path = folder / "fused.onnx"
     try:
         export(spec, path, data=data, scales=scales)
     except (InputError, CheckFailed) as error:
-        return f"no fused graph: {first_line(error)}"
+        return Failure(f"no fused graph: {first_line(error)}")
     return [
         Candidate(
             "fused graph" if len(backends) == 1 else f"fused graph ({backend})",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from segdeploy.benchmark.accuracy import Evaluation, Sample
 from segdeploy.benchmark.environment import Environment
+from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.latency import Latency
 from segdeploy.benchmark.layers import LayerReport
 from segdeploy.benchmark.peak_performance import Peak
@@ -76,7 +77,7 @@ class Row:
     latency: Latency | None
     failure: str | None = None
     skipped: bool = False
-    layers: LayerReport | str | None = None
+    layers: LayerReport | Failure | None = None
     supported_shapes: tuple[ShapeCheck, ...] = ()
     roofline: Roofline | None = None
     failures: tuple[str, ...] = ()

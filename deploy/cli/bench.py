@@ -267,6 +267,8 @@ _HEAD = (
 
 
 def _print(verdict: Verdict) -> None:
+    from segdeploy.benchmark.failure import Failure
+
     print_table(
         _HEAD,
         [_row(row, verdict.reference) for row in verdict.rows],
@@ -295,8 +297,8 @@ def _print(verdict: Verdict) -> None:
             )
     _print_costs(verdict)
     for row in verdict.rows:
-        if isinstance(row.layers, str):
-            say(f"{row.name}: {row.layers}")
+        if isinstance(row.layers, Failure):
+            say(f"{row.name}: {row.layers.reason}")
         elif row.layers is not None:
             print_table(
                 ("layer", "node", "max rel beyond rounding"),
