@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from segdeploy.errors import InputError
 from segdeploy.models.names import are_names, is_line
@@ -26,7 +26,9 @@ CALL_KEY = "segdeploy.call"
 FOLDED_KEY = "segdeploy.folded"
 
 SCHEMA = 1
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
+# Decided when a file is written, checked when the file is read. "mixed" is INT8 and a float type.
+Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OUTPUTS = ("logits", "probabilities", "labels")
 MOST_PIXELS = 100_000_000  # limit of H * W of an input, equal to the limit of an image file
 MOST_CLASSES = 255  # a label is a byte, and one value of it means "ignored"
@@ -65,7 +67,7 @@ class Contract:
     layout: str = "NCHW"
     resize: str = "pillow-bilinear"
     output: str = "logits"
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     fuse: str = "mean"

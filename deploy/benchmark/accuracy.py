@@ -13,6 +13,7 @@ from segdeploy.benchmark.agreement import Agreement, AgreementCount, margin
 from segdeploy.benchmark.bootstrap import ConfidenceIntervals, confidence_intervals
 from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
+from segdeploy.contract import Precision
 from segdeploy.errors import InputError
 from segdeploy.ledger import Ledger
 from segdeploy.models.dataset import DataSet, Frame
@@ -37,7 +38,7 @@ class Contestant:
     name: str
     predictor: Predictor
     kernels: Predictor | None
-    precision: str
+    precision: Precision
     identity: str
 
 

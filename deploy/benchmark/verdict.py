@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from segdeploy.benchmark.accuracy import Evaluation, Sample
 from segdeploy.benchmark.environment import Environment
@@ -15,6 +16,7 @@ from segdeploy.benchmark.peak_performance import Peak
 from segdeploy.benchmark.roofline import Roofline
 from segdeploy.benchmark.supported_shapes import ShapeCheck
 from segdeploy.benchmark.sweep import Point
+from segdeploy.contract import Precision
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet
 from segdeploy.proof.tolerance import Tolerance, tolerance_of
@@ -62,16 +64,16 @@ class Limits:
 class Row:
     """One row of the verdict.
 
-    `bytes` is the size of the file, None for a network without a file. `failure` is the reason for
-    missing metrics or latency. `skipped` marks a candidate that cannot run on this machine.
-    `layers` is the layer comparison with PyTorch if requested, or the reason why there is none.
-    `supported_shapes` are the checks of other declared batch sizes and shapes. `failures` are the
-    limits that the candidate does not meet.
+    `precision` is "-" for a candidate that cannot be opened. `bytes` is the size of the file, None
+    for a network without a file. `failure` is the reason for missing metrics or latency. `skipped`
+    marks a candidate that cannot run on this machine. `layers` is the layer comparison with PyTorch
+    if requested, or the reason why there is none. `supported_shapes` are the checks of other
+    declared batch sizes and shapes. `failures` are the limits that the candidate does not meet.
     """
 
     name: str
     backend: str
-    precision: str
+    precision: Precision | Literal["-"]
     bytes: int | None
     evaluation: Evaluation | None
     latency: Latency | None
@@ -179,7 +181,7 @@ def failures(row: Row, reference: Row, limits: Limits) -> tuple[str, ...]:
 
 def _tolerance(row: Row, limits: Limits) -> Tolerance | None:
     """Return the tolerance of the row's precision, tightened by `min_agreement`."""
-    if row.evaluation is None:
+    if row.evaluation is None or row.precision == "-":
         return None
     tolerance = tolerance_of(row.precision, row.backend)
     if limits.min_agreement is None:

@@ -11,6 +11,7 @@ from segdeploy.cli.build_engine import profile_options, read_profiles
 from segdeploy.cli.console import say
 from segdeploy.cli.headings import command
 from segdeploy.cli.options import Size, Triple, foreign_model
+from segdeploy.contract import PRECISIONS
 
 
 @command()
@@ -39,7 +40,7 @@ from segdeploy.cli.options import Size, Triple, foreign_model
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8", "mixed"]),
+    type=click.Choice(PRECISIONS),
     help="Precision of the network.",
 )
 @click.option(

@@ -20,6 +20,7 @@ from segdeploy.cli.options import (
     quiet_option,
     targets_option,
 )
+from segdeploy.precision.options import PRECISIONS
 
 if TYPE_CHECKING:
     from segdeploy.commands.build_engine import EngineReport
@@ -79,7 +80,7 @@ def read_profiles(
 @profile_options
 @click.option(
     "--precision",
-    type=click.Choice(["int8", "fp16", "bf16"]),
+    type=click.Choice(PRECISIONS),
     help="Precision of the engine: a graph of another precision is calibrated on --data first.",
 )
 @click.option(

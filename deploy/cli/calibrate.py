@@ -19,6 +19,7 @@ from segdeploy.cli.options import (
     quiet_option,
     split_option,
 )
+from segdeploy.precision.options import PRECISIONS
 
 if TYPE_CHECKING:
     from segdeploy.precision.report import CalibrationReport
@@ -31,7 +32,7 @@ _METHODS = ("auto", "min-max", "average", "percentile", "entropy", "mse")
 @data_option
 @click.option(
     "--precision",
-    type=click.Choice(["int8", "fp16", "bf16"]),
+    type=click.Choice(PRECISIONS),
     default="int8",
     show_default=True,
     help="int8 quantizes convolutions and keeps the rest FP16; fp16 and bf16 convert the graph.",

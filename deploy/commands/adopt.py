@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, placeholder_classes
+from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, Precision, placeholder_classes
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
 from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
@@ -50,7 +50,7 @@ class Statement:
     color: str | None = None
     layout: str | None = None
     output: str | None = None
-    precision: str | None = None
+    precision: Precision | None = None
 
 
 def adopt(
@@ -111,7 +111,7 @@ def _adopt_graph(file: Path, statement: Statement, out: Path) -> Path:
     shape, given = tensor_shape(images[0]), tensor_shape(graph.graph.output[0])
     contract = _contract(file, statement, shape)
     if statement.precision is None:
-        kind = "int8" if is_quantized(graph) else "fp32"
+        kind: Precision = "int8" if is_quantized(graph) else "fp32"
         contract = replace(contract, precision=kind)
     check_tensors(file, contract, shape, given)
     set_contract(graph, contract)

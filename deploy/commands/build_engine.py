@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdeploy.commands.calibrate import calibrate
-from segdeploy.contract import Contract
+from segdeploy.contract import Contract, Precision
 from segdeploy.device import current_gpu, host_platform
 from segdeploy.engine.bindings import Bindings, open_bindings
 from segdeploy.engine.compiling import BuiltPlan, Progress, build_plan
@@ -75,7 +75,7 @@ class EngineReport:
     backend: str
     targets: tuple[str, ...]
     profiles: tuple[Profile, ...]
-    precision: str
+    precision: Precision
     version: str
     seconds: float
     convolutions: tuple[ConvProof, ...]
@@ -92,7 +92,7 @@ def build_engine(
     backend: str = "tensorrt-rtx",
     targets: Sequence[str] = (),
     profiles: Sequence[Profile] = (),
-    precision: str | None = None,
+    precision: Precision | None = None,
     data: Path | str | None = None,
     repeats: int = 1,
     workspace: int | None = None,
@@ -269,7 +269,7 @@ def _finished(
 
 @contextmanager
 def _calibrated(
-    model: Path, out: Path, precision: str | None, data: Path | str | None
+    model: Path, out: Path, precision: Precision | None, data: Path | str | None
 ) -> Iterator[Path]:
     """Yield the model, or its calibrated copy in a temporary folder for another precision."""
     if precision is None or precision == contract_of(load_onnx(model), model).precision:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segdeploy.calibration.difference import mean_label_agreement
 from segdeploy.content_keys import key_of_frames, key_of_model
-from segdeploy.contract import Contract
+from segdeploy.contract import Contract, Precision
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file
 from segdeploy.model_spec import check_classes
@@ -66,7 +66,7 @@ def calibrate(
     data: Path | str,
     out: Path | str,
     *,
-    precision: str = "int8",
+    precision: Precision = "int8",
     max_miou_drop: float | None = None,
     method: str = "auto",
     scheme: str = "tensorrt",
@@ -229,7 +229,7 @@ def _search(
         raise KeyboardInterrupt(f"the same command resumes from {state_path(out)}") from stop
 
 
-def _precision_of(assignment: Assignment, source: Source, options: CalibrationOptions) -> str:
+def _precision_of(assignment: Assignment, source: Source, options: CalibrationOptions) -> Precision:
     """The precision that the contract states."""
     if options.precision == "int8" and not assignment.int8:
         return source.half or "fp32"

@@ -19,6 +19,7 @@ from segdeploy.commands.build_engine import build_engine
 from segdeploy.commands.calibrate import calibrate
 from segdeploy.commands.export import export
 from segdeploy.content_keys import key_of_dataset, key_of_model, key_of_network
+from segdeploy.contract import Precision
 from segdeploy.device import current_gpu
 from segdeploy.engine.bindings import open_bindings
 from segdeploy.engine.manifest import manifest_path
@@ -137,7 +138,8 @@ def _candidates(
     fp32 = steps.folder / "model.onnx"
     steps.run("export", [fp32], network, lambda: export(spec, fp32, data=data))
     candidates, exported = [fp32], steps.key
-    for precision, budget in (("fp16", None), ("int8", limits.max_miou_drop)):
+    budgets: dict[Precision, float | None] = {"fp16": None, "int8": limits.max_miou_drop}
+    for precision, budget in budgets.items():
         path = steps.folder / f"model.{precision}.onnx"
         quantize = partial(
             calibrate,

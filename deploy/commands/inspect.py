@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from segdeploy.contract import Contract
+from segdeploy.contract import Contract, Precision
 from segdeploy.engine.manifest import Manifest, read_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
@@ -32,7 +32,7 @@ class Inspection:
     kind: str
     bytes: int
     sha256: str
-    precision: str
+    precision: Precision
     contract: Contract | None
     layers: tuple[LayerInfo, ...]
     parameters: int | None

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segdeploy.contract import PRECISIONS, Contract, read_contract
+from segdeploy.contract import PRECISIONS, Contract, Precision, read_contract
 from segdeploy.engine.bindings import BACKENDS
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
@@ -40,7 +40,7 @@ class Manifest:
     backend_version: str
     platform: str
     compute_capabilities: tuple[str, ...]
-    precision: str
+    precision: Precision
     gpu: str | None
     input: TensorSpec
     output: TensorSpec

@@ -13,6 +13,7 @@ from segdeploy.contract import (
     MODULE_KEY,
     REJECTED_KEY,
     Contract,
+    Precision,
     read_contract,
 )
 from segdeploy.errors import InputError
@@ -289,7 +290,7 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
 
 
-def precision_of(model: onnx.ModelProto, contract: Contract) -> str:
+def precision_of(model: onnx.ModelProto, contract: Contract) -> Precision:
     """Return the contract's precision, or `int8` if another tool quantized an `fp32` graph."""
     return "int8" if contract.precision == "fp32" and is_quantized(model) else contract.precision
 

@@ -93,7 +93,9 @@ def cost_of(source: Source, chosen: frozenset[str]) -> float:
     """Return the multiply-accumulates weighted by operand width, relative to an all-FP32 graph."""
     from segdeploy.calibration.layers import relative_cost
 
-    precision = {y.name: source.half or "fp32" for y in source.insertion_points.layers}
+    precision: dict[str, str] = {
+        y.name: source.half or "fp32" for y in source.insertion_points.layers
+    }
     precision |= dict.fromkeys(source.in_fp32, "fp32") | dict.fromkeys(chosen, "int8")
     return relative_cost(source.insertion_points.layers, precision)
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from segdeploy.contract import Precision
 from segdeploy.onnx_graph.model_file import module_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Source:
     statistics: Mapping[str, Statistics]
     fp32_fallbacks: tuple[Fallback, ...]
     scheme: QuantizationScheme
-    half: str | None
+    half: Precision | None
 
     def in_int8(
         self, chosen: Collection[str], method: str, *, weights_only: Collection[str] = ()
@@ -136,7 +137,7 @@ def learn(
     frames: Iterator[tuple[str, Any]],
     *,
     scheme: QuantizationScheme,
-    half: str | None,
+    half: Precision | None,
     method: str | None,
     known: Mapping[str, Statistics] | None,
 ) -> tuple[Source, int]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from segdeploy.contract import Precision
 from segdeploy.errors import InputError
 
-PRECISIONS = ("int8", "fp16", "bf16")
+PRECISIONS: tuple[Precision, ...] = ("int8", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
     """Options of `calibrate`; `max_miou_drop` is in percentage points."""
 
-    precision: str = "int8"
+    precision: Precision = "int8"
     method: str = "auto"
     scheme: str = "tensorrt"
     exclude: tuple[str, ...] = ()
@@ -27,7 +28,7 @@ class CalibrationOptions:
         return None if self.max_miou_drop is None else self.max_miou_drop / 100
 
     @property
-    def float_type(self) -> str | None:
+    def float_type(self) -> Precision | None:
         """Type of what is not INT8: `fp16` or `bf16`; None for FP32."""
         if self.precision != "int8":
             return self.precision

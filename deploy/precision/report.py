@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segdeploy.contract import Contract
+from segdeploy.contract import Contract, Precision
 from segdeploy.files import write_atomically
 from segdeploy.precision.assignment import Search, Sensitivity, cost_of
 from segdeploy.precision.budget import EvaluatedPlan
@@ -32,7 +32,7 @@ class CalibrationReport:
     """
 
     path: Path
-    precision: str
+    precision: Precision
     scheme: str
     method: str | None
     frames: int

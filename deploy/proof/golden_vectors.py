@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.contract import Contract
+from segdeploy.contract import Contract, Precision
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.models.dataset import open_dataset
@@ -132,7 +132,7 @@ def golden_reference(path: Path) -> tuple[str, str]:
     return escaped(str(named.get("reference"))), str(named.get("reference_sha256"))
 
 
-def golden_tolerance(path: Path, precision: str, backend: str) -> tuple[float, Tolerance]:
+def golden_tolerance(path: Path, precision: Precision, backend: str) -> tuple[float, Tolerance]:
     """Return the largest input difference and the tolerance that a file of golden vectors states.
 
     Raises:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from segdeploy.contract import Precision
 from segdeploy.engine.bindings import BACKENDS as ENGINE_BACKENDS
 
 
@@ -23,7 +24,7 @@ class Tolerance:
 
 # Preprocessing is float32 arithmetic on bytes: a larger difference is another resize, mean or std.
 INPUT_DIFFERENCE = 1e-4
-_TOLERANCES = {
+_TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp32": Tolerance(0.999, 1e-3),
     "fp16": Tolerance(0.995, 0.05),
     "bf16": Tolerance(0.98, 0.3),
@@ -32,7 +33,7 @@ _TOLERANCES = {
 }
 
 
-def tolerance_of(precision: str, backend: str) -> Tolerance:
+def tolerance_of(precision: Precision, backend: str) -> Tolerance:
     """Return the tolerance of a graph of `precision` that `backend` runs."""
     if precision == "fp32" and backend in ENGINE_BACKENDS:
         precision = "fp16"  # TensorRT multiplies float32 as TF32, with the mantissa bits of FP16
@@ -56,7 +57,7 @@ def described_tolerances() -> dict[str, Any]:
 
 
 def parsed_tolerance(
-    described: Mapping[str, Any], precision: str, backend: str
+    described: Mapping[str, Any], precision: Precision, backend: str
 ) -> tuple[float, Tolerance]:
     """Read back the largest input difference, and the tolerance of a precision and backend.
 
