@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from segdeploy.calibration.errors import CalibrationInputError
 
@@ -72,7 +73,7 @@ def to_half(
         for given in graph.inputs:
             if given.dtype is ir.DataType.FLOAT:
                 _retype_input(graph, given, half)
-    _drop_unused(graph)
+    RemoveUnusedNodesPass()(typed)
     return HalfGraph(ir.to_proto(typed), kept_nodes, tuple(conversion.clamped))
 
 
@@ -211,11 +212,6 @@ def _retype_input(graph: ir.Graph, given: ir.Value, half: ir.DataType) -> None:
         elif node.op_type != "Cast":
             up = up or _cast(graph, next(iter(graph)), given, ir.DataType.FLOAT)
             node.replace_input_with(use.idx, up)
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
-        del graph.initializers[name]
 
 
 _NUMPY = {

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 
 class Names:
@@ -83,9 +84,5 @@ def is_private(value: ir.Value) -> bool:
 
 
 def remove_dead(graph: ir.Graph) -> None:
-    """Remove unused nodes and constants."""
-    for node in reversed(list(graph)):
-        if not any(out.uses() or out.is_graph_output() for out in node.outputs):
-            graph.remove(node, safe=True)
-    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
-        del graph.initializers[name]
+    """Remove unused nodes and constants, also in subgraphs."""
+    RemoveUnusedNodesPass()(ir.Model(graph, ir_version=10))  # the version is not used
