@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime as ort
+import torch
+import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from segdeploy.commands.export import trace
 from segdeploy.models.network import Network
+from segdeploy.optimizer import optimize as optimizing
 
 SIZE = (24, 32)
 
@@ -56,3 +59,37 @@ def random(*shape: int) -> np.ndarray:
 
 def set_ints(node: onnx.NodeProto, attribute: str, values: list[int]) -> None:
     next(a for a in node.attribute if a.name == attribute).ints[:] = values
+
+
+def convolutions(model: onnx.ModelProto) -> list[list[int]]:
+    names = [n.input[1] for n in model.graph.node if n.op_type == "Conv"]
+    weights = {t.name: t for t in model.graph.initializer}
+    return [list(weights[name].dims) for name in names]
+
+
+def result_of(
+    optimization: optimizing.RewriteReport, name: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    step = next(step for step in optimization.steps if step.name == name)
+    return step.rewrites, step.skipped
+
+
+def against(before: onnx.ModelProto) -> optimizing.Check:
+    sides = [d.dim_value for d in before.graph.input[0].type.tensor_type.shape.dim]
+    return optimizing.against_itself(before, [image(*sides)])
+
+
+class Rates(nn.Module):
+    """Four rates on a 6x8 map, with a ReLU behind each, as in DeepLab's pyramid."""
+
+    def __init__(self, rates: tuple[int, ...] = (2, 5, 7, 12)):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, stride=4, padding=1)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(4, 2, 3, padding=rate, dilation=rate) for rate in rates
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.first(x).relu()
+        total = sum(branch(features).relu() for branch in self.branches)
+        return F.interpolate(total, size=x.shape[2:], mode="bilinear")

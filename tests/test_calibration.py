@@ -43,7 +43,7 @@ from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.precision.frames import check_images
 from segdeploy.runtime.preprocess import preprocess
 
-from . import test_passes as passes
+from . import graphs
 from .conftest import SIZE
 
 SHAPE = (1, 3, *SIZE)
@@ -308,7 +308,7 @@ def test_calibration_every_chosen_convolution_reads_int8_and_biases_stay_float(
 
 
 def graph_of(nodes: list, weights: dict, x: list, y: list) -> onnx.ModelProto:
-    return fix_shape(passes.graph_of(nodes, y, weights, x), x)
+    return fix_shape(graphs.graph_of(nodes, y, weights, x), x)
 
 
 def conv(data: str, weight: str, output: str, **attributes: object) -> onnx.NodeProto:
