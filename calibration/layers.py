@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from segdeploy.calibration.multiply_accumulates import multiply_accumulates
+from segdeploy.calibration.multiply_accumulates import BYTES, multiply_accumulates
 
 # Largest share of the multiply-accumulates that stays in higher precision by default.
 _SMALL_SHARE = 0.02
@@ -177,9 +177,8 @@ def worth_quantizing(layers: Sequence[Layer]) -> list[Layer]:
 
 def relative_cost(layers: Sequence[Layer], precision: Mapping[str, str]) -> float:
     """Return the multiply-accumulates, weighted by operand width, relative to all FP32."""
-    width = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
-    whole = 4 * sum(layer.macs for layer in layers)
-    return sum(layer.macs * width[precision[layer.name]] for layer in layers) / whole
+    whole = BYTES["fp32"] * sum(layer.macs for layer in layers)
+    return sum(layer.macs * BYTES[precision[layer.name]] for layer in layers) / whole
 
 
 def _reached_from_image(model: onnx.ModelProto) -> set[str]:

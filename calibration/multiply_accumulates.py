@@ -10,6 +10,9 @@ from math import prod
 
 import numpy as np
 
+# Size of one operand by precision.
+BYTES = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
+
 
 def multiply_accumulates(
     read: Sequence[int], weight: Sequence[int], given: Sequence[int], *, transposed: bool = False

@@ -14,6 +14,7 @@ import numpy as np
 
 from segdeploy.benchmark.peak_performance import Peak
 from segdeploy.calibration.multiply_accumulates import (
+    BYTES,
     multiply_accumulates,
     multiply_accumulates_without_padding,
 )
@@ -26,8 +27,6 @@ from segdeploy.runtime.torch_session import TorchSession
 
 if TYPE_CHECKING:
     import onnx
-
-_WIDTHS = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def work_of_network(session: TorchSession, size: tuple[int, int]) -> Work:
         nonlocal macs, moved
         shapes = [tuple(one.shape) for one in (given[0], module.weight, out)]
         macs += _macs(module_geometry(module), *shapes)
-        moved += _WIDTHS["fp32"] * sum(map(prod, shapes))
+        moved += BYTES["fp32"] * sum(map(prod, shapes))
 
     kinds = (nn.Conv2d, nn.ConvTranspose2d)
     watched = [one for one in session.network.modules() if isinstance(one, kinds)]
@@ -120,10 +119,10 @@ def _of_graph(graph: onnx.ModelProto, path: Path) -> Work | None:
     moved = 0
     for one in convolutions(fix_shape(graph, (1, *contract_of(graph, path).image_shape))):
         shapes = (one.read, one.weight, one.given)
-        if not all(shapes) or one.precision not in _WIDTHS:
+        if not all(shapes) or one.precision not in BYTES:
             return None
         macs[one.precision] = macs.get(one.precision, 0) + _macs(one.geometry, *shapes)
-        moved += _WIDTHS[one.precision] * sum(map(prod, shapes))
+        moved += BYTES[one.precision] * sum(map(prod, shapes))
     return Work(macs, moved)
 
 

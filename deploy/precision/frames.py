@@ -68,8 +68,8 @@ def choose_frames(
             rest = frames
             message = (
                 f"every frame of '{split}' is one of '{check_split}', too, so accuracy is measured "
+                "on the frames that the ranges were taken from"
             )
-            message += "on the frames that the ranges were taken from"
         elif shared:
             message = (
                 f"{len(shared)} frames of '{split}' are also in '{check_split}' and were left out"
