@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from segdeploy.commands.serve_repo import serve_repo
     from segdeploy.commands.train import train
     from segdeploy.model_spec import ModelSpec
+    from segdeploy.runtime.inference_options import InferenceOptions
     from segdeploy.runtime.predictor import load
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "InferenceOptions",
     "ModelSpec",
     "adopt",
     "bench",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "InferenceOptions": "segdeploy.runtime.inference_options",
     "ModelSpec": "segdeploy.model_spec",
     "adopt": "segdeploy.commands.adopt",
     "bench": "segdeploy.commands.bench",

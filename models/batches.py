@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -71,7 +72,7 @@ class _Shares(Sampler[list[_Key]]):
                 "add frames or start fewer processes"
             )
         self._epoch = epoch
-        generator = torch.Generator().manual_seed(_mixed(seed, epoch))
+        generator = torch.Generator().manual_seed(_seed(seed, epoch))
         self._order = torch.randperm(count, generator=generator).tolist()
 
     def __len__(self) -> int:
@@ -102,7 +103,7 @@ class _Crops(Dataset[_Crop | ModelInputError]):
         except ModelInputError as error:
             return error
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mixed(self._seed, epoch, index))
+            torch.manual_seed(_seed(self._seed, epoch, index))
             pixels = torch.from_numpy(image).permute(2, 0, 1)
             try:
                 crop, labels = self._augment(pixels, torch.from_numpy(mask))
@@ -125,9 +126,7 @@ def _batch(items: list[_Crop | ModelInputError]) -> Batch | ModelInputError:
     return Batch(torch.stack(images), torch.stack(masks), names)
 
 
-def _mixed(*numbers: int) -> int:
-    """Return a 63-bit seed from several numbers (the multiplicative hash of FNV-1a)."""
-    value = 0xCBF29CE484222325
-    for number in numbers:
-        value = ((value ^ number) * 0x100000001B3) % 2**64
-    return value >> 1
+def _seed(*numbers: int) -> int:
+    """Return a 64-bit seed from several numbers (numpy's `SeedSequence`); they may be negative."""
+    entropy = [number % 2**64 for number in numbers]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,13 @@ CONTRACT = Contract(
     arguments={"width": 16},
     provenance={"torch": "2"},
 )
-LONGEST = ("test_docs.py", "test_cpp.py", "test_training.py", "test_page.py")
+# The longest first: a long file that begins last keeps one process alone at the end.
+LONGEST = (
+    *("test_docs.py", "test_cpp.py", "test_foreign_networks.py", "test_deployed_graphs.py"),
+    *("test_supervisor.py", "test_crash_safety.py", "test_camvid.py", "test_trust.py"),
+    *("test_page.py", "test_bench.py", "test_ledger.py", "test_recording.py", "test_cli.py"),
+    *("test_deploy.py", "test_engine.py", "test_fuzz.py", "test_fold_linear_head.py"),
+)
 
 # The same examples each time, and no verdict on how busy the machine is.
 settings.register_profile(
@@ -41,12 +48,16 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none; begin with the longest files.
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the programs that tests start, where the shell had it ignored (`make &`)."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    Two processes share the files: a long one that comes last keeps one of them waiting.
-    """
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none; begin with the longest files."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing and current_gpu() is None:
         config.hook.pytest_deselected(items=needing)

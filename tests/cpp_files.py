@@ -21,6 +21,7 @@ from segdeploy.engine.manifest import manifest_path, read_engine
 from segdeploy.errors import InputError
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, save_onnx, set_contract
 from segdeploy.proof.golden_vectors import golden_content, golden_images, make_vectors
+from segdeploy.runtime.inference_options import InferenceOptions
 from segdeploy.runtime.postprocess import overlay
 
 from .conftest import ROOT, skip
@@ -113,10 +114,12 @@ def write_inference_options(folder: Path) -> None:
                 options = {name: case[name] for name in ("scales", "flip", "fuse", "tile")}
                 image = folder / "images" / name
                 if "probabilities" in way:
-                    found = network.probabilities(image, **options)
+                    found = network.probabilities(image, InferenceOptions(**options))
                     found.astype(np.float32).tofile(folder / case["wanted"])
                 else:
-                    Image.fromarray(network.predict(image, **options)).save(folder / case["wanted"])
+                    Image.fromarray(network.predict(image, InferenceOptions(**options))).save(
+                        folder / case["wanted"]
+                    )
                 cases.append(case)
     (folder / "inference_options.json").write_text(json.dumps(cases))
     with segdeploy.load(folder / "dynamic.onnx", threads=1) as network:

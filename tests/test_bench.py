@@ -18,6 +18,7 @@ import pytest
 from onnx import numpy_helper
 
 import segdeploy
+from segdeploy.artifact import EngineFile, OnnxFile
 from segdeploy.benchmark.comparison import compare_verdicts
 from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.latency import measure_latencies
@@ -25,7 +26,8 @@ from segdeploy.benchmark.layers import compare_layers
 from segdeploy.benchmark.process import Candidate
 from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.report import write_report
-from segdeploy.benchmark.serialization import to_json, to_junit, to_markdown
+from segdeploy.benchmark.serialization import describe_row, to_json, to_junit, to_markdown
+from segdeploy.benchmark.verdict import Row
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
@@ -380,10 +382,10 @@ def test_bench_layers_that_cannot_be_followed_say_why(
 ) -> None:
     image = np.zeros((1, 3, 48, 64), np.float32)
     with segdeploy.load(checkpoint) as network, segdeploy.load(graph) as other:
-        engine = compare_layers(network.session, tmp_path / "m.engine", image)
-        no_torch = compare_layers(other.session, graph, image)
+        engine = compare_layers(network.session, EngineFile(tmp_path / "m.engine"), image)
+        no_torch = compare_layers(other.session, OnnxFile(graph), image)
         several = segdeploy.export(checkpoint, tmp_path / "s.onnx", scales=(0.5, 1.0)).path
-        two_scales = compare_layers(network.session, several, image)
+        two_scales = compare_layers(network.session, OnnxFile(several), image)
     for found, reason in (
         (engine, "an engine exposes no intermediate tensors"),
         (no_torch, "needs a PyTorch network"),
@@ -391,3 +393,5 @@ def test_bench_layers_that_cannot_be_followed_say_why(
     ):
         assert isinstance(found, Failure)
         assert reason in found.reason
+        row = Row("candidate", "onnxruntime", "fp32", 1, None, None, layers=found)
+        assert describe_row(row, row)["layers"] == {"failure": found.reason}

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import segdeploy
+from segdeploy.artifact import open_artifact
 from segdeploy.benchmark import peak_performance
 from segdeploy.benchmark.accuracy import Evaluation
 from segdeploy.benchmark.agreement import Agreement
@@ -82,7 +83,7 @@ def test_costs_work_counts_pixels_and_not_padding(graph: Path, tmp_path: Path, r
     set_contract(model, replace(contract, size=(16, 16)))
     path = tmp_path / "one.onnx"
     onnx.save(model, path)
-    work = work_of(path)
+    work = work_of(open_artifact(path))
     by_hand = sum(
         0 <= place - rate + tap * rate < 16 for place in range(16) for tap in range(3)
     ) ** 2  # fmt: skip
@@ -225,7 +226,7 @@ def test_costs_a_static_reference_cannot_try_what_a_graph_claims(
     # One frame says nothing of how frames differ.
     assert row.evaluation.confidence_intervals.miou is None
     assert any("1 frames are few" in note for note in found.notes)
-    assert work_of(graph) == work_of(dynamic_graph)
+    assert work_of(open_artifact(graph)) == work_of(open_artifact(dynamic_graph))
 
 
 def test_costs_a_candidate_that_is_wrong_in_a_batch_alone_fails(
@@ -281,8 +282,8 @@ def test_costs_a_network_does_what_its_graph_does(checkpoint: Path, tmp_path: Pa
     segdeploy.export(checkpoint, plain, optimized=False)
     with segdeploy.load(checkpoint) as network:
         watched = work_of_network(network.session, network.contract.size)
-    assert watched.macs == work_of(plain).macs
-    assert watched.bytes == work_of(plain).bytes
+    assert watched.macs == work_of(open_artifact(plain)).macs
+    assert watched.bytes == work_of(open_artifact(plain)).bytes
 
 
 def row_of(name: str, speedup: float, low: float, high: float, agreement: float) -> Row:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from segdeploy.errors import InputError
 from segdeploy.models.checkpoint import read_metadata, read_weights
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.proof.golden_vectors import read_golden
+
+from . import forked_program
 
 CRASH = Path(__file__).with_name("crash_points.py")
 OLD = b"what was there before"
@@ -148,17 +149,11 @@ def test_crash_safety_a_full_disk(
             *("--epochs", 1, "--workers", 0, "-q", "-o", out),
         ],
     }[verb]
-    ran = subprocess.run(
-        [sys.executable, "-m", "segdeploy", verb, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert ran.returncode == 2, ran.stderr
-    assert ran.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "File too large" in ran.stderr
-    assert "Traceback" not in ran.stderr
+    ran = forked_program.start(verb, *arguments, folder=folder, largest_file=limit).ended()
+    assert ran.code == 2, ran.err
+    assert ran.err.strip().splitlines()[-1].startswith("error: ")
+    assert "File too large" in ran.err
+    assert "Traceback" not in ran.err
     assert out.read_bytes() == OLD
     left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
     assert left == []  # what was half-written is gone

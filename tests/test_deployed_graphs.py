@@ -26,6 +26,7 @@ from segdeploy.profiles import Bounds
 from segdeploy.proof.divergence import first_divergence
 from segdeploy.proof.parity import NOISE
 from segdeploy.proof.test_inputs import random_images
+from segdeploy.runtime.inference_options import InferenceOptions
 
 from .conftest import SIZE, Ran, check_one_line
 from .graphs import set_ints
@@ -152,10 +153,10 @@ def test_deployed_graphs_a_loop_over_a_dynamic_session_is_the_fused_graph(
         expected = fused(torch.from_numpy(preprocess(image, network.contract)))[0].numpy()
     for model in (dynamic_graph, checkpoint):
         with segdeploy.load(model) as predictor:
-            options = {"scales": SCALES, "flip": True, "fuse": fuse}
-            found = predictor.logits(image, **options)
+            options = InferenceOptions(SCALES, flip=True, fuse=fuse)
+            found = predictor.logits(image, options)
             assert np.abs(found - expected).max() < 1e-4 * np.ptp(expected)
-            assert predictor.predict(image, **options).shape == image.shape[:2]
+            assert predictor.predict(image, options).shape == image.shape[:2]
 
 
 def test_deployed_graphs_scales_at_run_time_need_a_dynamic_graph_of_logits(
@@ -164,18 +165,19 @@ def test_deployed_graphs_scales_at_run_time_need_a_dynamic_graph_of_logits(
     image = first_image(dataset)
     with segdeploy.load(graph) as predictor:
         with pytest.raises(InputError, match="is static at 48x64, and scale 0.5 is another size"):
-            predictor.predict(image, scales=(0.5,))
+            predictor.predict(image, InferenceOptions(scales=(0.5,)))
         with pytest.raises(InputError, match="shrinks a 48x64 image to nothing"):
-            predictor.predict(image, scales=(0.001,))
+            predictor.predict(image, InferenceOptions(scales=(0.001,)))
         with pytest.raises(InputError, match="neither mean nor max"):
-            predictor.predict(image, flip=True, fuse="median")
+            predictor.predict(image, InferenceOptions(flip=True, fuse="median"))
         mirrored = predictor.logits(np.ascontiguousarray(image[:, ::-1]))[..., ::-1]
         expected = (predictor.logits(image) + mirrored) / 2
-        assert np.abs(predictor.logits(image, flip=True) - expected).max() < 1e-5 * np.ptp(expected)
+        flipped = predictor.logits(image, InferenceOptions(flip=True))
+        assert np.abs(flipped - expected).max() < 1e-5 * np.ptp(expected)
     segdeploy.export(checkpoint, tmp_path / "m.onnx", preprocess="RGB")
     bytes_in = segdeploy.load(tmp_path / "m.onnx")
     with bytes_in, pytest.raises(InputError, match="scales need float input and logits"):
-        bytes_in.predict(image, flip=True)
+        bytes_in.predict(image, InferenceOptions(flip=True))
 
 
 @pytest.mark.parametrize(
@@ -208,11 +210,11 @@ def test_deployed_graphs_scales_are_not_fused_twice_nor_beyond_the_bounds(
     segdeploy.export(checkpoint, tmp_path / "m.onnx", scales=(0.5, 1.0))
     fused = segdeploy.load(tmp_path / "m.onnx")
     with fused, pytest.raises(InputError, match=r"fuses scales \(0.5, 1.0\) already"):
-        fused.predict(first_image(dataset), flip=True)
+        fused.predict(first_image(dataset), InferenceOptions(flip=True))
     with segdeploy.load(dynamic_graph) as predictor:
         assert predictor.contract.bounds == ((24, 32), (8192, 8192), 32)
         with pytest.raises(InputError, match="outside the graph's 24x32 to 8192x8192"):
-            predictor.predict(first_image(dataset), scales=(0.25,))
+            predictor.predict(first_image(dataset), InferenceOptions(scales=(0.25,)))
 
 
 def test_deployed_graphs_a_real_frame_is_compared_too(

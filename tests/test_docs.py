@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from . import forked_program
 from .conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -33,10 +35,21 @@ def blocks_of(page: str) -> list[tuple[str, str]]:
 
 
 def run_blocks(page: str, folder: Path) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """Run the blocks of a page in `folder`.
+
+    A block of plain commands runs in forks, any other block and all of the README in a shell.
+    """
     for language, code in blocks_of(page):
-        command = ["bash", "-e", "-c", code] if language == "bash" else ["python", "-c", code]
-        ran = subprocess.run(
+        lines = code.replace("\\\n", " ").splitlines()
+        plain = all(re.fullmatch(r"segdeploy [^|&;<>$*`]+", line) for line in lines)
+        if language == "bash" and plain and page != "README.md":
+            for line in lines:
+                ran = forked_program.run(*shlex.split(line, comments=True)[1:], folder=folder)
+                assert ran.code == 0, f"{line}\n{ran.out}\n{ran.err}"
+            continue
+        command = ["bash", "-e", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        ended = subprocess.run(
             command,
             cwd=folder,
             env={**os.environ, "PATH": path},
@@ -44,7 +57,7 @@ def run_blocks(page: str, folder: Path) -> None:
             text=True,
             check=False,
         )
-        assert ran.returncode == 0, f"{code}\n{ran.stdout}\n{ran.stderr}"
+        assert ended.returncode == 0, f"{code}\n{ended.stdout}\n{ended.stderr}"
 
 
 @pytest.fixture(scope="session")

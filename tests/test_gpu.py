@@ -15,6 +15,7 @@ import segdeploy
 from segdeploy.device import current_gpu
 from segdeploy.models.dataset import open_dataset
 from segdeploy.profiles import Profile
+from segdeploy.runtime.inference_options import InferenceOptions
 from segdeploy.runtime.predictor import Predictor
 
 from .cpp_files import built
@@ -80,8 +81,9 @@ def test_gpu_profiles_are_switched_and_batches_run(
     engine = build(dynamic_graph, tmp_path / "m.engine", backend, profiles=profiles)
     with segdeploy.load(engine) as network, segdeploy.load(dynamic_graph) as reference:
         for scales in ((1.0,), (0.75, 1.0, 1.5)):
-            ours = network.predict(frames[0], scales=scales)
-            assert np.mean(ours == reference.predict(frames[0], scales=scales)) > 0.999
+            options = InferenceOptions(scales=scales)
+            ours = network.predict(frames[0], options)
+            assert np.mean(ours == reference.predict(frames[0], options)) > 0.999
         both = zip(network.predict_batch(frames), reference.predict_batch(frames), strict=True)
         assert all(np.mean(a == b) > 0.999 for a, b in both)
 

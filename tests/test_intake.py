@@ -23,6 +23,7 @@ from segdeploy.models.errors import ModelInputError
 from segdeploy.models.network import Network
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.profiles import Bounds
+from segdeploy.runtime.inference_options import InferenceOptions
 
 from .conftest import check_one_line
 
@@ -244,9 +245,9 @@ def test_intake_a_step_is_found_by_trying_and_kept_everywhere(run, tmp_path: Pat
     network = load_network(factory("Stepped")).network
     with segdeploy.load(out) as predictor:
         assert predictor.predict(image).shape == (70, 90)
-        assert predictor.predict(image, tile=True).shape == (70, 90)
+        assert predictor.predict(image, InferenceOptions(tile=True)).shape == (70, 90)
         # 1.4 times 32x48 is 44x67: the scale is run at the multiples below.
-        logits = predictor.logits(image, scales=(1.4, 1.0))
+        logits = predictor.logits(image, InferenceOptions(scales=(1.4, 1.0)))
         given = torch.from_numpy(predictor.prepare(image))
         with torch.no_grad():
             large = F.interpolate(given, size=(32, 64), mode="bilinear", align_corners=True)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import segdeploy
+from segdeploy.artifact import OnnxFile
 from segdeploy.calibration.errors import CalibrationInputError
 from segdeploy.calibration.layers import Layer, relative_cost
 from segdeploy.calibration.mixed_precision import (
@@ -467,7 +468,7 @@ def test_mixed_precision_a_stray_pixel_of_a_class_that_no_mask_holds_decides_not
         mask[mask == absent] = 255
         Image.fromarray(mask).save(tmp_path / f"{frame.name}.png")
         frames.append(replace(frame, mask=tmp_path / f"{frame.name}.png"))
-    evaluator = Evaluator(graph, frames)
+    evaluator = Evaluator(OnnxFile(graph), frames)
     labels = evaluator.labels(load_onnx(graph))
     assert not any((label == absent).any() for label in labels)
     labels[0][0, 0] = absent

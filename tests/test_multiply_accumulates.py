@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import segdeploy
+from segdeploy.artifact import open_artifact
 from segdeploy.benchmark.roofline import work_of, work_of_network
 from segdeploy.calibration.layers import fix_shape
 from segdeploy.model_spec import ModelSpec, load_network
@@ -70,7 +71,7 @@ def test_multiply_accumulates_without_padding_count_the_taps_on_pixels(tmp_path:
     pixels += 8 * 3 * int(nn.functional.conv2d(ones, torch.ones(1, 1, 3, 3), None, 1, 2, 2).sum())
     pixels += 8 * 2 * int(nn.functional.conv2d(ones, torch.ones(1, 1, 3, 3), None, 2, 1).sum())
     pixels += 12 * 16 * 8 * 4 * 16
-    work = work_of(graph)
+    work = work_of(open_artifact(graph))
     assert work is not None
     assert sum(work.macs.values()) == pixels
     loaded = load_network(spec)

@@ -15,6 +15,7 @@ import segdeploy
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
+from segdeploy.runtime.inference_options import InferenceOptions
 from segdeploy.runtime.postprocess import labels_at, softmax
 from segdeploy.runtime.tiling import starts, tiled
 
@@ -61,7 +62,7 @@ def test_predictor_a_dynamic_network_is_run_at_another_size(
     with segdeploy.load(dynamic_graph, size=(80, 112)) as network:
         assert network.logits(frames[0]).shape[1:] == (80, 112)
         with pytest.raises(InputError, match="scale x: must be positive"):
-            network.predict(frames[0], scales=("x",))
+            network.predict(frames[0], InferenceOptions(scales=("x",)))
     with pytest.raises(InputError, match="the network is static at 48x64"):
         segdeploy.load(graph, size=(80, 112))
 
@@ -144,13 +145,15 @@ def test_predictor_a_image_of_the_windows_size_is_one_tile(
 ) -> None:
     image = np.asarray(Image.fromarray(frames[0]).resize((64, 48)))
     with segdeploy.load(graph) as network:
-        assert np.array_equal(network.predict(image, tile=True), network.predict(image))
+        assert np.array_equal(
+            network.predict(image, InferenceOptions(tile=True)), network.predict(image)
+        )
         large = np.tile(image, (3, 3, 1))
-        assert network.predict(large, tile=True).shape == large.shape[:2]
-        found = network.probabilities(large, tile=True)
+        assert network.predict(large, InferenceOptions(tile=True)).shape == large.shape[:2]
+        found = network.probabilities(large, InferenceOptions(tile=True))
         np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
         with pytest.raises(InputError, match="tiles go with one scale"):
-            network.predict(large, tile=True, flip=True)
+            network.predict(large, InferenceOptions(tile=True, flip=True))
 
 
 def test_predictor_a_dynamic_network_takes_what_fits_in_one_piece(
@@ -164,7 +167,7 @@ def test_predictor_a_dynamic_network_takes_what_fits_in_one_piece(
 
         whole = replace(network.contract, size=(90, 110))
         expected = labels_at(network.session.run(preprocess(image, whole))[0], (90, 110))
-        assert np.array_equal(network.predict(image, tile=True), expected)
+        assert np.array_equal(network.predict(image, InferenceOptions(tile=True)), expected)
 
 
 def test_predictor_labels_are_tiled_without_blending(
@@ -174,7 +177,7 @@ def test_predictor_labels_are_tiled_without_blending(
         path = tmp_path / f"{name}.onnx"
         segdeploy.export(checkpoint, path, output="labels", **options)
         with segdeploy.load(path) as network:
-            labels = network.predict(np.tile(frames[0], (2, 2, 1)), tile=True)
+            labels = network.predict(np.tile(frames[0], (2, 2, 1)), InferenceOptions(tile=True))
             assert labels.shape == (2 * frames[0].shape[0], 2 * frames[0].shape[1])
             assert labels.max() < 8
 
@@ -188,5 +191,5 @@ def test_predictor_tiles_from_the_command_line(graph: Path, dataset: Path, tmp_p
     from segdeploy.commands.predict import predict_file
 
     image = open_dataset(dataset).frames("val")[0].image
-    shares = predict_file(graph, image, tmp_path / "o.png", tile=True)
+    shares = predict_file(graph, image, tmp_path / "o.png", options=InferenceOptions(tile=True))
     assert abs(sum(shares.values()) - 1) < 1e-6

@@ -23,7 +23,12 @@ ORDER = (
     ),
     *("exporter", "precision", "benchmark", "serve", "commands", "cli"),
 )
-FILES_ABOVE = {"content_keys": {"onnx_graph"}, "program": {"cli"}, "__main__": {"program"}}
+FILES_ABOVE = {
+    "content_keys": {"onnx_graph"},
+    "artifact": {"onnx_graph", "engine"},
+    "program": {"cli"},
+    "__main__": {"program"},
+}
 BASES = {
     "deploy": "segdeploy",
     "models": "segdeploy.models",

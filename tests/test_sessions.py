@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import segdeploy
+from segdeploy.artifact import OnnxFile
 from segdeploy.calibration.session import CHANGING_OPTIMIZERS, session_options
 from segdeploy.errors import CheckFailed
 from segdeploy.models.dataset import open_dataset
@@ -179,7 +180,7 @@ def test_sessions_nan_behind_an_argmax_is_found_before_an_engine_is_built(
 
 
 def test_sessions_a_session_that_is_opened_for_prediction_has_them_off(graph: Path) -> None:
-    with OnnxRuntimeSession(graph) as session:
+    with OnnxRuntimeSession(OnnxFile(graph)) as session:
         options = session._session.get_session_options()
         entry = options.get_session_config_entry("optimization.disable_specified_optimizers")
     assert entry.split(";") == list(CHANGING_OPTIMIZERS)

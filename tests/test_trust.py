@@ -32,6 +32,7 @@ from segdeploy.onnx_graph.model_file import contract_of, load_onnx, save_onnx, s
 from segdeploy.output_lock import output_lock
 from segdeploy.proof.golden_vectors import read_golden
 
+from . import forked_program
 from .conftest import check_one_line
 
 # --- outputs
@@ -258,22 +259,14 @@ def test_trust_every_pair_of_writing_commands_on_one_output(
             folder = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             out = folder / name
-            processes = [
-                subprocess.Popen(
-                    [sys.executable, "-m", "segdeploy", *map(str, words), "-o", str(out)],
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                )
-                for words in pair
-            ]  # fmt: skip
-            said = [process.communicate(timeout=300)[1] for process in processes]
-            codes = [process.returncode for process in processes]
-            assert 0 in codes, said
-            for code, error in zip(codes, said, strict=True):
-                if code:
+            started = [forked_program.start(*words, "-o", out, folder=folder) for words in pair]
+            both = [one.ended() for one in started]
+            assert 0 in [ran.code for ran in both], both
+            for ran in both:
+                if ran.code:
                     message += 1
-                    assert code == 2, error
-                    assert "is being written by" in error
+                    assert ran.code == 2, ran.err
+                    assert "is being written by" in ran.err
             WHOLE[suffix](out)
             assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]
     assert message  # else nothing of this was tested
@@ -318,12 +311,9 @@ def build(num_classes=8):
 
 def steps_of(folder: Path, *words: object) -> list[str]:
     """What `deploy --dry-run` says of each step, in a process of its own."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "segdeploy", "deploy", *map(str, words)], cwd=folder,
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert ran.returncode in (0, 1), ran.stderr
-    return [line for line in ran.stdout.splitlines() if ": is done" in line or ": would" in line]
+    ran = forked_program.run("deploy", *words, folder=folder)
+    assert ran.code in (0, 1), ran.err
+    return [line for line in ran.out.splitlines() if ": is done" in line or ": would" in line]
 
 
 def test_trust_deploy_knows_what_a_step_was_made_of(

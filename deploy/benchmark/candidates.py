@@ -8,19 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segdeploy.artifact import Artifact, OnnxFile, open_artifact
 from segdeploy.benchmark.accuracy import Contestant
 from segdeploy.benchmark.cpp_program import read_cpp_candidate
 from segdeploy.benchmark.process import Candidate
-from segdeploy.content_keys import key_of_model, key_of_network
-from segdeploy.contract import Contract
-from segdeploy.engine.manifest import read_manifest
+from segdeploy.content_keys import key_of_network
 from segdeploy.errors import InputError
-from segdeploy.files import check_input
 from segdeploy.model_spec import LoadedNetwork, ModelSpec
 from segdeploy.models.names import escaped
-from segdeploy.onnx_graph.model_file import contract_of, is_quantized, load_onnx, precision_of
+from segdeploy.onnx_graph.model_file import is_quantized
 from segdeploy.runtime.predictor import Predictor, load
-from segdeploy.runtime.session import ENGINE_SUFFIXES, PROVIDERS
+from segdeploy.runtime.session import PROVIDERS
 from segdeploy.runtime.torch_session import TorchSession
 
 if TYPE_CHECKING:
@@ -46,13 +44,17 @@ def name_candidates(
             raise InputError(
                 f"{backend}: no such backend; there are {', '.join(PROVIDERS)}, openvino"
             )
-    return [
-        read_cpp_candidate(path, program)
-        if path.suffix == ".json"
-        else Candidate(_name(path, paths, backend, backends), ModelSpec(str(path)), backend)
-        for path in paths
-        for backend in (backends if path.suffix == ".onnx" else ("",))
-    ]
+    found: list[Candidate] = []
+    for path in paths:
+        if path.suffix == ".json":
+            found.append(read_cpp_candidate(path, program))
+            continue
+        file = open_artifact(path)
+        found += [
+            Candidate(_name(path, paths, backend, backends), ModelSpec(str(path)), backend, file)
+            for backend in (backends if isinstance(file, OnnxFile) else ("",))
+        ]
+    return found
 
 
 def _name(path: Path, paths: Sequence[Path], backend: str, backends: Sequence[str]) -> str:
@@ -62,28 +64,14 @@ def _name(path: Path, paths: Sequence[Path], backend: str, backends: Sequence[st
     return name if len(backends) == 1 or not backend else f"{name} ({backend})"
 
 
-def contract_of_file(path: Path) -> Contract:
-    """Return the contract of a graph or an engine, without opening a runtime.
-
-    Raises:
-        InputError: if the file is neither of them, or is damaged.
-    """
-    check_input(path)
-    if path.suffix in ENGINE_SUFFIXES:
-        return read_manifest(path).contract
-    if path.suffix != ".onnx":
-        raise InputError(f"{path}: is neither an .onnx file nor an .engine")
-    return contract_of(load_onnx(path), path)
-
-
 def check_contract(candidate: Candidate, truth: Predictor) -> None:
     """Refuse a candidate whose contract differs from the reference's, before anything runs.
 
     Raises:
         InputError: with both values of the field that differs.
     """
-    path = Path(candidate.spec.model)
-    theirs, ours = contract_of_file(path), truth.contract
+    path = candidate.exported.path
+    theirs, ours = candidate.exported.contract, truth.contract
     if candidate.scales:
         theirs = replace(theirs, scales=candidate.scales)
     for what in ("classes", "size", "mean", "std", "scales", "flip"):
@@ -105,23 +93,20 @@ def open_candidate(
     Raises:
         InputError: for a file that cannot be used.
     """
-    path = Path(candidate.spec.model)
+    file = candidate.exported
     kernels = stack.enter_context(
-        load(path, backend=candidate.backend or None, scales=candidate.scales)
+        load(file, backend=candidate.backend or None, scales=candidate.scales)
     )
-    rounds, precision = False, kernels.contract.precision
-    if path.suffix == ".onnx":
-        graph = load_onnx(path)
-        rounds, precision = _rounds(graph), precision_of(graph, kernels.contract)
+    rounds = isinstance(file, OnnxFile) and _rounds(file.graph)
     predictor = kernels
     if rounds:
-        key = f"{path} at {candidate.scales}"
+        key = f"{file.path} at {candidate.scales}"
         if key not in shared:
-            opened = load(path, reference_execution=True, scales=candidate.scales)
+            opened = load(file, reference_execution=True, scales=candidate.scales)
             shared[key] = stack.enter_context(opened)
         predictor = shared[key]
     own = kernels if rounds else None
-    return Contestant(candidate.name, predictor, own, precision, identity_of(candidate))
+    return Contestant(candidate.name, predictor, own, file.precision, identity_of(candidate))
 
 
 def _rounds(graph: onnx.ModelProto) -> bool:
@@ -133,14 +118,14 @@ def _rounds(graph: onnx.ModelProto) -> bool:
 
 def identity_of(candidate: Candidate) -> str:
     """Return the key of all that a candidate's figures depend on: content, runtime, scales."""
-    content = key_of_model(Path(candidate.spec.model))
     runtime = candidate.backend or "its own"
-    return f"{content} in {runtime} at {candidate.scales}{candidate.build}"
+    return f"{candidate.exported.key} in {runtime} at {candidate.scales}{candidate.build}"
 
 
-def identity_of_reference(truth: Predictor, spec: ModelSpec) -> str:
+def identity_of_reference(truth: Predictor, file: Artifact | None) -> str:
     """Return the key of the reference: a file's content, or a network's weights and code."""
     session = truth.session
-    if not isinstance(session, TorchSession):
-        return f"{key_of_model(Path(spec.model))} in {session.backend}"
+    if file is not None:
+        return f"{file.key} in {session.backend}"
+    assert isinstance(session, TorchSession)
     return key_of_network(LoadedNetwork(session.network, truth.contract, None))

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from segdeploy.artifact import OnnxFile, open_artifact
 from segdeploy.benchmark.process import Candidate
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
@@ -47,11 +48,13 @@ def read_cpp_candidate(path: Path, program: Path | None = None) -> Candidate:
         raise InputError(
             f"{path}: {model} is missing or was changed since; run segdeploy-bench again"
         )
+    file = open_artifact(model)
     found = _found(program)
     return Candidate(
         escaped(path.name),
         ModelSpec(str(model)),
-        "onnxruntime" if model.suffix == ".onnx" else "",
+        "onnxruntime" if isinstance(file, OnnxFile) else "",
+        file,
         program=(str(found), "--model", str(model), "--serve", *settings),
         build=f" by {sha256_of_file(found)} {settings} {_libraries()}",
     )

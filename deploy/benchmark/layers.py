@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.artifact import Artifact, EngineFile
 from segdeploy.benchmark.failure import Failure
-from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.proof.divergence import LayerError, layer_errors
 from segdeploy.runtime.session import Session
 from segdeploy.runtime.torch_session import TorchSession
@@ -34,7 +33,7 @@ class LayerReport:
 
 
 def compare_layers(
-    reference: Session, model: Path, image: NDArray[np.float32]
+    reference: Session, file: Artifact, image: NDArray[np.float32]
 ) -> LayerReport | Failure:
     """Compare the output of each module of the reference with the matching tensor of the graph.
 
@@ -44,18 +43,17 @@ def compare_layers(
     """
     if not isinstance(reference, TorchSession):
         return Failure("a layer comparison needs a PyTorch network as reference")
-    if model.suffix != ".onnx":
+    if isinstance(file, EngineFile):
         return Failure(
             "an engine exposes no intermediate tensors; compare the .onnx that it was built from"
         )
-    graph = load_onnx(model)
-    contract = contract_of(graph, model)
+    contract = file.contract
     if contract.layout != "NCHW" or contract.scales != (1.0,) or contract.flip:
         return Failure(
             "layers can only be compared in a graph of one scale with float input, without flip"
         )
     network = reference.network
-    found = layer_errors(network.module, network, graph, image)
+    found = layer_errors(network.module, network, file.graph, image)
     layers = tuple(layer for layer in found if not layer.is_moved)
     return LayerReport(layers, _entry(layers))
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from segdeploy.artifact import EngineFile, artifact_of
 from segdeploy.benchmark.accuracy import Contestant, Evaluation, Sample, evaluate, show
 from segdeploy.benchmark.candidates import (
     check_contract,
@@ -30,7 +31,6 @@ from segdeploy.benchmark.verdict import Limits, Row, TestTimeAugmentation, failu
 from segdeploy.content_keys import key_of_frames
 from segdeploy.contract import Contract
 from segdeploy.device import current_gpu
-from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.ledger import Ledger
 from segdeploy.model_spec import ModelSpec, check_classes
@@ -73,7 +73,8 @@ def open_scene(spec: ModelSpec, data: Path, split: str, limit: int | None) -> It
     size = None
     if labeled is not None:
         size = labeled.frames(split, 1)[0].read()[0].shape[:2]
-    with load(spec, reference_execution=True, dataset=labeled, default_size=size) as truth:
+    file = artifact_of(spec)
+    with load(file or spec, reference_execution=True, dataset=labeled, default_size=size) as truth:
         dataset = labeled or open_image_folder(data, truth.contract)
         check_classes(truth.contract, dataset, spec.model)
         split = dataset.splits[0] if labeled is None else split
@@ -82,8 +83,8 @@ def open_scene(spec: ModelSpec, data: Path, split: str, limit: int | None) -> It
             spec=complete,
             labeled=data if labeled else None,
             truth=truth,
-            reference=Candidate("reference", complete, truth.session.backend),
-            identity=identity_of_reference(truth, spec),
+            reference=Candidate("reference", complete, truth.session.backend, file),
+            identity=identity_of_reference(truth, file),
             dataset=dataset,
             split=split,
             frames=dataset.frames(split, limit),
@@ -143,11 +144,11 @@ class Measuring:
             return found
         image = preprocess(scene.frames[0].read()[0], scene.truth.contract)
         layers = {
-            path: compare_layers(scene.truth.session, Path(path), image)
-            for path in dict.fromkeys(one.spec.model for one in named)
+            file: compare_layers(scene.truth.session, file, image)
+            for file in dict.fromkeys(one.exported for one in named)
         }
         rows = [
-            replace(row, layers=layers[one.spec.model])
+            replace(row, layers=layers[one.exported])
             for one, row in zip(named, found.rows, strict=True)
         ]
         return replace(found, rows=rows)
@@ -172,7 +173,7 @@ class Measuring:
             for one in single:
                 if one.program:
                     notes.append(f"{one.name}: segdeploy-bench times one scale, and no loop")
-                elif why := why_no_loop(Path(one.spec.model), scales):
+                elif why := why_no_loop(one.exported, scales):
                     notes.append(f"{one.name}: {why}")
                 else:
                     named.append(looped(one, scales))
@@ -302,7 +303,8 @@ def _row(
 
 
 def _backend(candidate: Candidate) -> str:
-    backend = candidate.backend or read_manifest(Path(candidate.spec.model)).backend
+    file = candidate.file
+    backend = file.manifest.backend if isinstance(file, EngineFile) else candidate.backend
     return f"{backend}, C++" if candidate.program else backend
 
 

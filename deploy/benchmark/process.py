@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from segdeploy.artifact import Artifact
 from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.worker import START, spec_to_json
 from segdeploy.errors import IncompatibleDevice, InputError
@@ -26,17 +27,25 @@ _PATIENCE = 600.0  # seconds; an engine may be compiled for the GPU while it is 
 class Candidate:
     """A network to bench, and the runtime that runs it.
 
-    `scales` run one after another outside the graph. `program` is the command of an external
-    program that times the candidate instead of the Python worker, by the same protocol. `build`
-    identifies that program, its settings and its libraries.
+    `file` is the handle of an exported file, which all runtimes of that file share; None for a
+    PyTorch network. `scales` run one after another outside the graph. `program` is the command of
+    an external program that times the candidate instead of the Python worker, by the same protocol.
+    `build` identifies that program, its settings and its libraries.
     """
 
     name: str
     spec: ModelSpec
     backend: str
+    file: Artifact | None = None
     scales: tuple[float, ...] = ()
     program: tuple[str, ...] = ()
     build: str = ""
+
+    @property
+    def exported(self) -> Artifact:
+        """The handle of a candidate that is an exported file, as all are but the reference."""
+        assert self.file is not None
+        return self.file
 
 
 class Process:

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from segdeploy.artifact import Artifact, EngineFile
 from segdeploy.benchmark.peak_performance import Peak
 from segdeploy.calibration.multiply_accumulates import (
     BYTES,
     multiply_accumulates,
     multiply_accumulates_without_padding,
 )
-from segdeploy.engine.manifest import read_manifest
+from segdeploy.contract import Contract
 from segdeploy.onnx_graph.convolutions import ConvGeometry, module_geometry
 from segdeploy.onnx_graph.layers import convolutions
-from segdeploy.onnx_graph.model_file import contract_of, load_onnx
-from segdeploy.runtime.session import ENGINE_SUFFIXES
 from segdeploy.runtime.torch_session import TorchSession
 
 if TYPE_CHECKING:
@@ -73,19 +71,19 @@ def roofline(work: Work | None, median_ms: float, peak: Peak | None) -> Roofline
     )
 
 
-def work_of(path: Path) -> Work | None:
+def work_of(file: Artifact) -> Work | None:
     """Return the work of a graph or an engine; None if unknown.
 
     The manifest of an engine lists multiply-accumulates with all taps, and no bytes.
     """
-    if path.suffix in ENGINE_SUFFIXES:
+    if isinstance(file, EngineFile):
         macs: dict[str, int] = {}
-        for layer in read_manifest(path).convolutions:
+        for layer in file.manifest.convolutions:
             if layer.macs is None:
                 return None
             macs[layer.precision] = macs.get(layer.precision, 0) + layer.macs
         return Work(macs, None)
-    return _of_graph(load_onnx(path), path)
+    return _of_graph(file.graph, file.contract)
 
 
 def work_of_network(session: TorchSession, size: tuple[int, int]) -> Work:
@@ -112,12 +110,12 @@ def work_of_network(session: TorchSession, size: tuple[int, int]) -> Work:
     return Work({"fp32": macs}, moved)
 
 
-def _of_graph(graph: onnx.ModelProto, path: Path) -> Work | None:
+def _of_graph(graph: onnx.ModelProto, contract: Contract) -> Work | None:
     from segdeploy.calibration.layers import fix_shape
 
     macs: dict[str, int] = {}
     moved = 0
-    for one in convolutions(fix_shape(graph, (1, *contract_of(graph, path).image_shape))):
+    for one in convolutions(fix_shape(graph, (1, *contract.image_shape))):
         shapes = (one.read, one.weight, one.given)
         if not all(shapes) or one.precision not in BYTES:
             return None

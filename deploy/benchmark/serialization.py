@@ -107,9 +107,9 @@ def describe_row(row: Row, reference: Row) -> dict[str, Any]:
     return values
 
 
-def _layers(found: LayerReport | Failure | None) -> dict[str, Any] | str | None:
+def _layers(found: LayerReport | Failure | None) -> dict[str, Any] | None:
     if isinstance(found, Failure):
-        return found.reason
+        return {"failure": found.reason}
     return asdict(found) if found else None
 
 

@@ -6,44 +6,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from segdeploy.benchmark.candidates import contract_of_file
+from segdeploy.artifact import Artifact, is_artifact, open_artifact
 from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.process import Candidate
-from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.errors import first_line
 from segdeploy.models.scales import checked_scaled_size
-from segdeploy.onnx_graph.model_file import load_onnx
-from segdeploy.profiles import profiles_of
-from segdeploy.runtime.session import ENGINE_SUFFIXES
 
 
 def split_by_scales(
     candidates: Sequence[Candidate], scales: tuple[float, ...]
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Return the single-scale candidates, and those whose graph contains `scales`."""
-    fused = [
-        one
-        for one in candidates
-        if scales and contract_of_file(Path(one.spec.model)).scales == scales
-    ]
+    fused = [one for one in candidates if scales and one.exported.contract.scales == scales]
     return [one for one in candidates if one not in fused], fused
 
 
-def why_no_loop(path: Path, scales: tuple[float, ...]) -> str | None:
+def why_no_loop(file: Artifact, scales: tuple[float, ...]) -> str | None:
     """Return why a candidate cannot be looped over these scales; None if it can."""
-    contract = contract_of_file(path)
+    contract, profiles = file.contract, file.profiles
     if contract.layout != "NCHW" or contract.output != "logits" or contract.upsampling:
         return "has uint8 input or no full-size logits, so it cannot be looped over scales"
-    if path.suffix in ENGINE_SUFFIXES:
-        profiles = read_manifest(path).profiles
-        dynamic = bool(profiles)
-    else:
-        profiles = profiles_of(contract)
-        sides = load_onnx(path).graph.input[0].type.tensor_type.shape.dim[2:]
-        dynamic = not any(side.HasField("dim_value") for side in sides)
-    if not dynamic:
+    if any(isinstance(side, int) for side in file.input.shape[2:]):
         return "is static, so it cannot be looped over scales; export it with --dynamic"
     for scale in scales:
         height, width = checked_scaled_size(contract.size, scale, contract.multiple)
@@ -72,18 +57,20 @@ def export_fused(
 
     Returns the reason if the export is not possible. `export` is `segdeploy.export`.
     """
-    if Path(spec.model).suffix in (".onnx", *ENGINE_SUFFIXES):
+    if is_artifact(Path(spec.model)):
         return Failure("no fused graph: the reference is not a PyTorch network")
     path = folder / "fused.onnx"
     try:
         export(spec, path, data=data, scales=scales)
     except (InputError, CheckFailed) as error:
         return Failure(f"no fused graph: {first_line(error)}")
+    file = open_artifact(path)
     return [
         Candidate(
             "fused graph" if len(backends) == 1 else f"fused graph ({backend})",
             ModelSpec(str(path)),
             backend,
+            file,
         )
         for backend in backends
     ]

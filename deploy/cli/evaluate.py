@@ -48,13 +48,14 @@ def evaluate(
     fuse: str,
     as_json: bool,
     quiet: bool,
-    **options: Any,
+    **network: Any,
 ) -> None:
     """Measure mIoU of MODEL (a network or an .onnx file) on labeled frames."""
     import segdeploy
+    from segdeploy.runtime.inference_options import InferenceOptions
 
     check_fuse(fuse, scales, flip)
-    spec = network_spec(model, options)
+    spec = network_spec(model, network)
     note_untrained(spec)
     with progress("evaluating", quiet) as update:
         result = segdeploy.evaluate(
@@ -63,9 +64,7 @@ def evaluate(
             split=split,
             limit=limit,
             backend=backend,
-            scales=scales,
-            flip=flip,
-            fuse=fuse,
+            options=InferenceOptions(scales, flip, fuse),
             on_frame=update,
         )
     if as_json:

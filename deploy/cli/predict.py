@@ -50,13 +50,14 @@ def predict(
     out: Path,
     labels: Path | None,
     as_json: bool,
-    **options: Any,
+    **network: Any,
 ) -> None:
     """Segment IMAGE with MODEL (a network, an .onnx file or an engine), and write an overlay."""
     from segdeploy.commands.predict import predict_file
+    from segdeploy.runtime.inference_options import InferenceOptions
 
     check_fuse(fuse, scales, flip)
-    spec = network_spec(model, options)
+    spec = network_spec(model, network)
     note_untrained(spec)
     shares = predict_file(
         spec,
@@ -64,10 +65,7 @@ def predict(
         out,
         labels=labels,
         backend=backend,
-        scales=scales,
-        flip=flip,
-        fuse=fuse,
-        tile=tile,
+        options=InferenceOptions(scales, flip, fuse, tile),
     )
     if as_json:
         print_json({"overlay": str(out), "shares": shares})

@@ -8,20 +8,19 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from segdeploy.artifact import EngineFile, OnnxFile, open_artifact
 from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, Precision, placeholder_classes
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
-from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
+from segdeploy.engine.manifest import Manifest, manifest_path
 from segdeploy.engine.options import BuildOptions
 from segdeploy.errors import InputError
-from segdeploy.files import check_input, check_output, sha256_of_file, write_atomically
+from segdeploy.files import check_output, sha256_of_file, write_atomically
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.model_file import (
-    contract_of,
     is_quantized,
     keep_weights_in,
-    load_onnx,
     save_onnx,
     set_contract,
     tensor_shape,
@@ -29,7 +28,7 @@ from segdeploy.onnx_graph.model_file import (
 from segdeploy.output_lock import output_lock
 from segdeploy.packages import versions
 from segdeploy.profiles import Profile
-from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
+from segdeploy.runtime.session import check_tensors
 from segdeploy.tensor_spec import TensorSpec
 
 
@@ -74,8 +73,9 @@ def adopt(
     Raises:
         InputError: if the statement is incomplete, or contradicts the file.
     """
-    file = check_input(Path(file))
-    if file.suffix in ENGINE_SUFFIXES:
+    opened = open_artifact(file)
+    file = opened.path
+    if isinstance(opened, EngineFile):
         if out is not None:
             raise InputError(
                 f"{file}: the manifest is always written beside the engine; leave out --out"
@@ -85,8 +85,6 @@ def adopt(
         )
         with output_lock(file):
             return _adopt_engine(file, statement, backend, version, targets, profiles, options)
-    if file.suffix != ".onnx":
-        raise InputError(f"{file}: is neither an .onnx file nor an .engine")
     if out is None:
         raise InputError(f"{file}: the contract is written into a copy; give it a name with --out")
     if backend or version or targets or profiles or version_compatible or hardware_compatible:
@@ -95,11 +93,11 @@ def adopt(
             "and --hardware-compatible apply only to an engine; leave them out"
         )
     with output_lock(Path(out)):
-        return _adopt_graph(file, statement, check_output(Path(out), ".onnx", read_from=file))
+        return _adopt_graph(opened, statement, check_output(Path(out), ".onnx", read_from=file))
 
 
-def _adopt_graph(file: Path, statement: Statement, out: Path) -> Path:
-    graph = load_onnx(file)
+def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
+    graph, file = opened.graph, opened.path
     check_graph(graph, file)
     keep_weights_in(graph)
     images = graph.graph.input
@@ -203,7 +201,7 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
         if statement.data or statement.num_classes:
             raise InputError("--like: includes the classes; leave --data and --num-classes out")
         # The provenance of the file `like` does not apply to this file.
-        return replace(_contract_of_file(statement.like), **stated, provenance=provenance)
+        return replace(open_artifact(statement.like).contract, **stated, provenance=provenance)
     if statement.data is not None:
         dataset = open_dataset(statement.data)
         classes, palette, ignored = dataset.classes, dataset.palette, dataset.ignore_index
@@ -252,9 +250,3 @@ def _check_numbers(statement: Statement) -> None:
             f"--std {','.join(map(str, statement.std))}: must be of RGB in 0..1 and above 0; "
             "divide it by 255"
         )
-
-
-def _contract_of_file(path: Path) -> Contract:
-    if path.suffix in ENGINE_SUFFIXES:
-        return parse_manifest(manifest_path(check_input(path))).contract
-    return contract_of(load_onnx(path), path)

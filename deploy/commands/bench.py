@@ -74,8 +74,8 @@ def bench(
         work_done = [
             work_of_network(scene.truth.session, scene.truth.contract.size)
             if isinstance(scene.truth.session, TorchSession)
-            else work_of(Path(scene.spec.model)),
-            *(work_of(Path(one.spec.model)) for one in single),
+            else work_of(scene.reference.exported),
+            *(work_of(one.exported) for one in single),
         ]
     peak = higher(peak, measured_peak(protocol.threads))
     first, *rows = [

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segdeploy.artifact import OnnxFile
 from segdeploy.commands.calibrate import calibrate
 from segdeploy.contract import Contract, Precision
 from segdeploy.device import current_gpu, host_platform
@@ -272,7 +273,7 @@ def _calibrated(
     model: Path, out: Path, precision: Precision | None, data: Path | str | None
 ) -> Iterator[Path]:
     """Yield the model, or its calibrated copy in a temporary folder for another precision."""
-    if precision is None or precision == contract_of(load_onnx(model), model).precision:
+    if precision is None or precision == OnnxFile(model).contract.precision:
         yield model
         return
     if data is None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segdeploy.artifact import OnnxFile
 from segdeploy.calibration.difference import mean_label_agreement
-from segdeploy.content_keys import key_of_frames, key_of_model
+from segdeploy.content_keys import key_of_frames
 from segdeploy.contract import Contract, Precision
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.files import check_output, sha256_of_file
+from segdeploy.files import check_input, check_output, sha256_of_file
 from segdeploy.model_spec import check_classes
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.onnx_graph.check import check_graph
-from segdeploy.onnx_graph.model_file import contract_of, load_onnx, save_onnx, set_contract
+from segdeploy.onnx_graph.model_file import save_onnx, set_contract
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 from segdeploy.precision.assignment import (
@@ -26,8 +27,6 @@ from segdeploy.precision.assignment import (
     choose_int8,
     loss_by_block,
     reference_of,
-    state_path,
-    within_budget,
 )
 from segdeploy.precision.budget import (
     EvaluatedPlan,
@@ -51,6 +50,7 @@ from segdeploy.precision.report import (
     described_plan,
     write_page,
 )
+from segdeploy.precision.search import BudgetSearch
 from segdeploy.precision.task import Task
 from segdeploy.proof.accuracy import check_labeled
 
@@ -105,9 +105,10 @@ def calibrate(
     for beside, suffix in ((page, ".html"), (cache, ".json")):
         if beside:
             check_output(Path(beside), suffix)
-    task = _opened(model, open_dataset(Path(data)), (split, check_split, limit), options)
+    file = OnnxFile(check_input(model))
+    task = _opened(file, open_dataset(Path(data)), (split, check_split, limit), options)
     source, stable_after = _learn(task, options, cache, on_progress)
-    evaluator = Evaluator(model, task.frames.check)  # after the weights were checked
+    evaluator = Evaluator(file, task.frames.check)  # after the weights were checked
     reference = None
     if precision == "int8":
         reference = reference_of(source, task.contract, task.frames.held_back)
@@ -150,15 +151,15 @@ def calibrate(
 
 
 def _opened(
-    model: Path,
+    file: OnnxFile,
     dataset: DataSet,
     chosen: tuple[str, str | None, int | None],
     options: CalibrationOptions,
 ) -> Task:
     """Read the graph, choose the frames (`chosen`: split, split to check on, limit), check both."""
-    graph = load_onnx(model)
+    model, graph = file.path, file.graph
     check_graph(graph, model)
-    contract = contract_of(graph, model)
+    contract = file.contract
     check_classes(contract, dataset, str(model))
     if contract.precision != "fp32":
         raise InputError(
@@ -176,7 +177,7 @@ def _opened(
             )
         for evaluated in (frames.check, frames.held_back):
             check_labeled(evaluated, "--max-miou-drop")
-    return Task(model, graph, contract, frames, before, tuple(rewrites), tuple(bad))
+    return Task(file, graph, contract, frames, before, tuple(rewrites), tuple(bad))
 
 
 def _chosen(
@@ -195,13 +196,11 @@ def _chosen(
     """
     default, search = Assignment(frozenset(), {}, None), None
     if reference is not None:
-        kept = _named_layers(source, options.exclude, task.model) | source.in_fp32
+        kept = _named_layers(source, options.exclude, task.file.path) | source.in_fp32
         default = choose_int8(source, reference, options.method, kept)
         if options.budget is not None:
-            search = partial(
-                _search,
-                *(task, source, reference, default, kept, options.budget, out, on_progress),
-            )
+            budget = BudgetSearch(task, source, reference, default, kept, out, on_progress)
+            search = partial(budget.within, options.budget)
     tried = []
     for assignment in plans_of(default, search):
         plan = EvaluatedPlan.of(source, assignment, evaluator, fp16_io=options.fp16_io)
@@ -209,24 +208,6 @@ def _chosen(
         if options.budget is None or plan.accuracy.miou_drop <= options.budget:
             return plan, tried
     raise CheckFailed(budget_failure(out, tried, options.budget or 0.0, task.frames, source))
-
-
-def _search(
-    task: Task,
-    source: Source,
-    reference: Reference,
-    default: Assignment,
-    kept: Mapping[str, str],
-    budget: float,
-    out: Path,
-    on_progress: Progress,
-) -> Assignment:
-    try:
-        return within_budget(*(task, source, reference, default, kept, budget, out, on_progress))
-    except KeyboardInterrupt as stop:
-        if not state_path(out).exists():
-            raise
-        raise KeyboardInterrupt(f"the same command resumes from {state_path(out)}") from stop
 
 
 def _precision_of(assignment: Assignment, source: Source, options: CalibrationOptions) -> Precision:
@@ -280,7 +261,7 @@ def _learn(
     keys = ("", "")
     if cache:
         tools = json.dumps(versions("onnx", "onnxruntime", "numpy"))
-        keys = (f"{key_of_model(task.model)} by {tools}", key_of_frames(frames.calibration))
+        keys = (f"{task.file.key} by {tools}", key_of_frames(frames.calibration))
     known = read_cache(Path(cache), *keys) if cache else None
     source, stable_after = learn(
         task.graph,

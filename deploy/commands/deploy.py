@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from segdeploy.artifact import open_artifact
 from segdeploy.benchmark.latency import SECONDS
 from segdeploy.benchmark.protocol import Protocol
 from segdeploy.benchmark.report import write_report
@@ -30,7 +31,6 @@ from segdeploy.ledger import BENCH, STEPS, Ledger
 from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.strict_json import read_json
-from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.output_lock import one_writer, output_lock
 from segdeploy.packages import versions
 from segdeploy.proof.accuracy import check_labeled
@@ -228,7 +228,7 @@ def _bundle(
     folder = steps.folder
     rows = {row["name"]: row for row in read_json(folder / "report" / "bench.json")["rows"]}
     chosen, why = _chosen(rows, candidates, engines)
-    contract = contract_of(load_onnx(candidates[0]), candidates[0])
+    contract = open_artifact(candidates[0]).contract
     labels = "".join(f"{name}\n" for name in contract.classes)
     write_atomically(folder / "labels.txt", labels.encode())
     engine = engines.get(chosen) if chosen else None

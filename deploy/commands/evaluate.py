@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from segdeploy.model_spec import ModelSpec, check_classes
 from segdeploy.models.dataset import open_dataset
 from segdeploy.proof.accuracy import Accuracy, confusion, summarize
+from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.predictor import load
 
 
@@ -18,9 +19,7 @@ def evaluate(
     split: str = "val",
     limit: int | None = None,
     backend: str | None = None,
-    scales: Sequence[float] = (),
-    flip: bool = False,
-    fuse: str = "mean",
+    options: InferenceOptions = ONE_RUN,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
     """Measure the accuracy of a network at each frame's own size: upsample logits, then argmax.
@@ -44,6 +43,5 @@ def evaluate(
     )
     with predictor:
         check_classes(predictor.contract, dataset, spec.model)
-        options = {"scales": scales, "flip": flip, "fuse": fuse}
-        matrix = confusion(predictor, dataset, frames, on_frame, **options)
+        matrix = confusion(predictor, dataset, frames, options, on_frame)
     return summarize(matrix, dataset.classes, len(frames))

@@ -8,16 +8,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from segdeploy.artifact import EngineFile, OnnxFile, is_artifact, open_artifact
 from segdeploy.contract import Contract, Precision
-from segdeploy.engine.manifest import Manifest, read_manifest
+from segdeploy.engine.manifest import Manifest
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.model_spec import CHECKPOINT_SUFFIX, ModelSpec, load_network
-from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.convolutions import ConvGeometry, module_geometry
 from segdeploy.onnx_graph.layers import LayerInfo, read_layers
-from segdeploy.onnx_graph.model_file import find_contract, load_onnx, precision_of
-from segdeploy.runtime.session import ENGINE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,13 @@ def inspect(path: Path | str) -> Inspection:
     path = check_input(Path(path))
     if path.suffix == CHECKPOINT_SUFFIX:
         return _checkpoint(path)
-    if path.suffix == ".onnx":
-        return _graph(path)
-    if path.suffix in ENGINE_SUFFIXES:
-        return _engine(path)
-    raise InputError(
-        f"{path}: is neither a checkpoint ({CHECKPOINT_SUFFIX}), nor an .onnx file, nor an .engine"
-    )
+    if not is_artifact(path):
+        raise InputError(
+            f"{path}: is neither a checkpoint ({CHECKPOINT_SUFFIX}), nor an .onnx file, nor an "
+            ".engine"
+        )
+    file = open_artifact(path)
+    return _graph(file) if isinstance(file, OnnxFile) else _engine(file)
 
 
 def differences(one: Inspection, other: Inspection) -> list[tuple[str, str, str]]:
@@ -122,36 +120,32 @@ def _checkpoint(path: Path) -> Inspection:
     )
 
 
-def _graph(path: Path) -> Inspection:
-    graph = load_onnx(path)
-    check_graph(graph, path, is_run_alone=True)
-    contract = find_contract(graph, path)
-    size = graph.ByteSize()
-    precision = precision_of(graph, contract) if contract else "fp32"
-    parameters = sum(prod(tensor.dims) for tensor in graph.graph.initializer)
-    layers = read_layers(graph, contract, path)
+def _graph(file: OnnxFile) -> Inspection:
+    file.check()
+    graph, contract = file.graph, file.stated
+    layers = read_layers(graph, contract, file.path)
     return Inspection(
-        path=path,
+        path=file.path,
         kind="onnx",
-        bytes=size,
-        sha256=sha256_of_file(path),
-        precision=precision,
+        bytes=graph.ByteSize(),
+        sha256=sha256_of_file(file.path),
+        precision=file.precision,
         contract=contract,
         layers=layers,
-        parameters=parameters,
+        parameters=sum(prod(tensor.dims) for tensor in graph.graph.initializer),
         macs=_macs(layers),
         parents=_parents(contract) if contract else (),
     )
 
 
-def _engine(path: Path) -> Inspection:
-    manifest = read_manifest(path)
+def _engine(file: EngineFile) -> Inspection:
+    manifest = file.manifest
     layers = manifest.convolutions
     parents = _parents(manifest.contract)
     if manifest.parent_sha256:
         parents = (f"{manifest.parent}: {manifest.parent_sha256}", *parents)
     return Inspection(
-        path=path,
+        path=file.path,
         kind="engine",
         bytes=manifest.bytes,
         sha256=manifest.sha256,

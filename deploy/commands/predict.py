@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from segdeploy.files import check_output, write_atomically
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.images import encoded, read_image
 from segdeploy.output_lock import one_writer
+from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.postprocess import overlay
 from segdeploy.runtime.predictor import load
 
@@ -26,10 +26,7 @@ def predict_file(
     *,
     labels: Path | None = None,
     backend: str | None = None,
-    scales: Sequence[float] = (),
-    flip: bool = False,
-    fuse: str = "mean",
-    tile: bool = False,
+    options: InferenceOptions = ONE_RUN,
 ) -> dict[str, float]:
     """Segment an image, write the overlay, and return each class's share of the pixels, 0..1.
 
@@ -44,7 +41,7 @@ def predict_file(
     pixels = read_image(image)
     size = (pixels.shape[0], pixels.shape[1])
     with load(model, backend=backend, default_size=size) as predictor:
-        found = predictor.predict(pixels, scales=scales, flip=flip, fuse=fuse, tile=tile)
+        found = predictor.predict(pixels, options)
         contract = predictor.contract
     write_atomically(
         out, encoded(overlay(pixels, found, contract.palette), _FORMATS[out.suffix.lower()])

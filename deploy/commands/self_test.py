@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from segdeploy.artifact import EngineFile, OnnxFile, is_artifact, open_artifact
 from segdeploy.calibration.difference import label_agreement, max_abs, over_range, value_range
-from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import sha256_of_file
-from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.proof.golden_vectors import (
     GoldenVector,
     golden_path,
@@ -20,7 +19,6 @@ from segdeploy.proof.golden_vectors import (
 )
 from segdeploy.proof.score_check import check_scores
 from segdeploy.runtime.predictor import Predictor, load
-from segdeploy.runtime.session import ENGINE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,9 @@ def self_test(
     """
     model = Path(model)
     path = Path(golden) if golden else golden_path(model)
-    if model.suffix in ENGINE_SUFFIXES and golden is None:
-        manifest = read_manifest(model)
+    file = open_artifact(model) if is_artifact(model) else None
+    if isinstance(file, EngineFile) and golden is None:
+        manifest = file.manifest
         if manifest.golden is None:
             raise InputError(f"{model}: was built without golden vectors; give --golden FILE")
         path = model.with_name(manifest.golden)
@@ -107,11 +106,11 @@ def self_test(
                 f"{path}: is not the file that {model.name} was built with; copy both again"
             )
     vectors = read_golden(path)
-    with load(model, backend=backend) as predictor:
+    with load(file or model, backend=backend) as predictor:
         contract = predictor.contract
-        if model.suffix == ".onnx":
+        if isinstance(file, OnnxFile):
             shown = {f"image {i}": vector.image for i, vector in enumerate(vectors)}
-            check_scores(load_onnx(model), contract, str(model), shown)
+            check_scores(file.graph, contract, str(model), shown)
         backend = predictor.session.backend
         most_input, tolerance = golden_tolerance(path, contract.precision, backend)
         return SelfTest(
@@ -122,21 +121,19 @@ def self_test(
             tolerance.least_agreement,
             None if contract.output == "labels" else tolerance.most_difference,
             tuple(_compared(predictor, vector) for vector in vectors),
-            _note(model, path),
+            _note(file, path) if isinstance(file, OnnxFile) else None,
         )
 
 
-def _note(model: Path, golden: Path) -> str | None:
+def _note(file: OnnxFile, golden: Path) -> str | None:
     """Return a note if another graph, such as the symmetric version, made the golden vectors."""
-    if model.suffix != ".onnx":
-        return None
     name, digest = golden_reference(golden)
-    if digest == sha256_of_file(model):
+    if digest == sha256_of_file(file.path):
         return None
     twin = ", the symmetric graph that was made from it" if name.endswith(".symmetric.onnx") else ""
     return (
-        f"{golden.name} was made by {name}{twin}, and not by {model.name}: differences between the "
-        "two graphs appear as differences of this host"
+        f"{golden.name} was made by {name}{twin}, and not by {file.path.name}: differences between "
+        "the two graphs appear as differences of this host"
     )
 
 

@@ -8,21 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from segdeploy.artifact import Artifact, EngineFile, OnnxFile, open_artifact
 from segdeploy.contract import Contract
-from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import check_folder, check_input, write_atomically
 from segdeploy.models.files import temporary_folder
 from segdeploy.onnx_graph.model_file import (
-    contract_of,
     external_files,
-    load_onnx,
     save_onnx,
-    tensor_spec_of,
 )
 from segdeploy.output_lock import one_writer
 from segdeploy.profiles import route
-from segdeploy.runtime.session import ENGINE_SUFFIXES, check_tensors
+from segdeploy.runtime.session import check_tensors
 from segdeploy.serve.client import client_source
 from segdeploy.serve.config import Served, ensemble, validate
 from segdeploy.serve.pre_post_processing import labels_graph, preprocessing_graph
@@ -67,8 +64,8 @@ def serve_repo(
     Raises:
         InputError: for a model that Triton cannot serve, or a name that another model has.
     """
-    model = check_input(Path(model))
-    out = Path(out)
+    opened = open_artifact(model)
+    model, out = opened.path, Path(out)
     name = name or model.name.split(".")[0]
     if not _NAME.fullmatch(name):
         raise InputError(
@@ -77,12 +74,12 @@ def serve_repo(
         )
     if instances < 1 or delay_us < 0:
         raise InputError("--instances must be 1 or more, --delay 0 or more")
-    served, contract = _described(model, name, batch)
+    served, contract = _described(opened, name, batch)
     gpu = served.on_gpu if on_gpu is None else on_gpu
     served = replace(served, instances=instances, delay_us=delay_us, on_gpu=gpu)
     check_folder(out)
     out.mkdir(exist_ok=True)
-    chain = _chain(name, served, contract, model)
+    chain = _chain(name, served, contract, opened)
     configs = {step.name: step.config() for step, _ in chain}
     if len(chain) > 1:
         configs[name] = ensemble(name, served.batch, [step for step, _ in chain])
@@ -101,13 +98,14 @@ Write = Callable[[Path], object]
 
 
 def _chain(
-    name: str, served: Served, contract: Contract, model: Path
+    name: str, served: Served, contract: Contract, opened: Artifact
 ) -> list[tuple[Served, Write]]:
     """Return the models from the uint8 image to the labels, in order, each with its file writer."""
 
     def copy(path: Path) -> None:
+        model = opened.path
         write_atomically(path, model.read_bytes())
-        for beside in external_files(model) if model.suffix == ".onnx" else ():
+        for beside in external_files(model) if isinstance(opened, OnnxFile) else ():
             place = path.parent / beside.relative_to(model.parent)
             place.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(place, beside.read_bytes())
@@ -142,31 +140,24 @@ def _chain(
     return steps
 
 
-def _described(model: Path, name: str, batch: int | None) -> tuple[Served, Contract]:
-    profile = None
-    if model.suffix in ENGINE_SUFFIXES:
-        manifest = read_manifest(model)
+def _described(opened: Artifact, name: str, batch: int | None) -> tuple[Served, Contract]:
+    model, profile = opened.path, None
+    contract, taken, given = opened.contract, opened.input, opened.output
+    if isinstance(opened, EngineFile):
+        manifest = opened.manifest
         if manifest.backend != "tensorrt":
             raise InputError(
                 f"{model}: is an engine of {manifest.backend}, but Triton loads TensorRT engines; "
                 "serve the .onnx, or build with --backend tensorrt on the server's GPU"
             )
-        contract, taken, given = manifest.contract, manifest.input, manifest.output
         platform, file, largest = "tensorrt_plan", "model.plan", 1
         if manifest.profiles:
             profile = route(manifest.profiles, (1, *contract.size))
             largest = manifest.profiles[profile].maximum[0]
-    elif model.suffix == ".onnx":
-        graph = load_onnx(model)
-        contract = contract_of(graph, model)
-        taken, given = (
-            tensor_spec_of(end) for end in (graph.graph.input[0], graph.graph.output[0])
-        )
+    else:
         check_tensors(model, contract, taken.shape, given.shape)
         platform, file = "onnxruntime_onnx", "model.onnx"
         largest = contract.bounds[2] if contract.bounds else _MOST_BATCH
-    else:
-        raise InputError(f"{model}: is neither an .onnx file nor an .engine")
     _check_ends(model, taken, given)
     if contract.upsampling:
         raise InputError(

@@ -50,7 +50,7 @@ def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.M
         InputError: for 16-bit integers, or a scale or zero point that is not constant.
     """
     import onnx
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
     mended = onnx.ModelProto()
     mended.CopyFrom(graph)
@@ -61,47 +61,22 @@ def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.M
         for node in mended.graph.node
         if node.op_type in ("QuantizeLinear", "DequantizeLinear")
     }
-
-    def constant(name: str, values: NDArray[Any]) -> str:
-        constants[name] = values
-        mended.graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
-
-    count, nodes = 0, []
-    for node in mended.graph.node:
-        nodes.append(node)
-        zero = zeros.get(node.output[0])
-        if zero is None or zero.dtype not in (np.int8, np.uint8):
-            continue  # FP8, INT4, or an int32 bias, which `with_float_biases` converts
-        if zero.dtype == np.int8 and not zero.any():
-            continue
-        tensor, scale, name = node.input[0], constants[node.input[1]], node.output[0]
-        limits, center = np.iinfo(zero.dtype), zero.astype(np.int64)
-        reach = np.maximum(center - limits.min, limits.max - center) / 127
-        if tensor in constants:
-            integers = constants[tensor]
-            shape = [1] * integers.ndim
-            if center.size > 1:
-                shape[next((a.i for a in node.attribute if a.name == "axis"), 1)] = center.size
-            steps = np.rint((integers - center.reshape(shape)) / reach.reshape(shape))
-            tensor = constant(f"{name}.integers", steps.astype(np.int8))
-        elif node.op_type == "QuantizeLinear" and center.size == 1:
-            # The original integers saturate inside the symmetric range. This saturation may stand
-            # for a fused Relu, so a Clip keeps it.
-            least, most = ((end - center) * scale for end in (limits.min, limits.max))
-            ends = [constant(f"{name}.{side}", value.astype(scale.dtype).reshape(()))
-                    for side, value in (("least", least), ("most", most))]  # fmt: skip
-            clip = helper.make_node("Clip", [tensor, *ends], [f"{name}.clipped"], f"{name}.clip")
-            nodes.insert(-1, clip)
-            tensor = clip.output[0]
-        node.input[:] = [
-            tensor,
-            constant(f"{name}.scale", (scale * reach).astype(scale.dtype)),
-            constant(f"{name}.zero", np.zeros(zero.shape, np.int8)),
-        ]
-        count += node.op_type == "QuantizeLinear" or tensor in constants
+    shifted = {name: zero for name, zero in zeros.items() if _is_shifted(zero)}
+    count = sum(
+        makers[name].op_type == "QuantizeLinear" or makers[name].input[0] in constants
+        for name in shifted
+    )
     if not count:
         return graph, 0
+    nodes: list[onnx.NodeProto] = []
+    for node in mended.graph.node:
+        if node.output[0] in shifted:
+            clip, added = _make_symmetric(node, shifted[node.output[0]], constants)
+            mended.graph.initializer.extend(
+                numpy_helper.from_array(values, name) for name, values in added.items()
+            )
+            nodes += clip
+        nodes.append(node)
     del mended.graph.node[:]
     mended.graph.node.extend(nodes)
     # The recorded types of these tensors no longer hold.
@@ -109,6 +84,58 @@ def with_symmetric_integers(graph: onnx.ModelProto, source: str) -> tuple[onnx.M
     del mended.graph.value_info[:]
     mended.graph.value_info.extend(kept)
     return mended, count
+
+
+def _is_shifted(zero: NDArray[Any]) -> bool:
+    """Return whether 8-bit integers are unsigned or have a zero point.
+
+    FP8, INT4 and int32 biases, which `with_float_biases` converts, are left alone.
+    """
+    return zero.dtype == np.uint8 or (zero.dtype == np.int8 and bool(zero.any()))
+
+
+def _make_symmetric(
+    node: onnx.NodeProto, zero: NDArray[Any], constants: Mapping[str, NDArray[Any]]
+) -> tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]:
+    """Give a Q or DQ node symmetric inputs; return a Clip to put before it, and new constants."""
+    from onnx import helper
+
+    tensor, scale, name = node.input[0], constants[node.input[1]], node.output[0]
+    limits, center = np.iinfo(zero.dtype), zero.astype(np.int64)
+    reach = np.maximum(center - limits.min, limits.max - center) / 127
+    added = {
+        f"{name}.scale": (scale * reach).astype(scale.dtype),
+        f"{name}.zero": np.zeros(zero.shape, np.int8),
+    }
+    before: list[onnx.NodeProto] = []
+    if tensor in constants:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        added[f"{name}.integers"] = _rescaled(constants[tensor], center, reach, axis)
+        tensor = f"{name}.integers"
+    elif node.op_type == "QuantizeLinear" and center.size == 1:
+        # The original integers saturate inside the symmetric range. This saturation may stand for
+        # a fused Relu, so a Clip keeps it.
+        ends = {
+            f"{name}.least": (limits.min - center) * scale,
+            f"{name}.most": (limits.max - center) * scale,
+        }
+        added |= {end: value.astype(scale.dtype).reshape(()) for end, value in ends.items()}
+        clip = helper.make_node("Clip", [tensor, *ends], [f"{name}.clipped"], f"{name}.clip")
+        before, tensor = [clip], clip.output[0]
+    node.input[:] = [tensor, f"{name}.scale", f"{name}.zero"]
+    return before, added
+
+
+def _rescaled(
+    integers: NDArray[Any], center: NDArray[Any], reach: NDArray[Any], axis: int
+) -> NDArray[np.int8]:
+    """Return quantized weights around zero; `center` and `reach` have one value per channel."""
+    shape = [1] * integers.ndim
+    if center.size > 1:
+        shape[axis] = center.size
+    steps = np.rint((integers - center.reshape(shape)) / reach.reshape(shape))
+    rescaled: NDArray[np.int8] = steps.astype(np.int8)
+    return rescaled
 
 
 def _zero_point(

@@ -290,9 +290,13 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
 
 
-def precision_of(model: onnx.ModelProto, contract: Contract) -> Precision:
-    """Return the contract's precision, or `int8` if another tool quantized an `fp32` graph."""
-    return "int8" if contract.precision == "fp32" and is_quantized(model) else contract.precision
+def precision_of(model: onnx.ModelProto, contract: Contract | None) -> Precision:
+    """Return the contract's precision, or `int8` if another tool quantized an `fp32` graph.
+
+    A graph without a contract is `fp32`, unless it is quantized.
+    """
+    stated = contract.precision if contract else "fp32"
+    return "int8" if stated == "fp32" and is_quantized(model) else stated
 
 
 def tensor_spec_of(value: onnx.ValueInfoProto) -> TensorSpec:

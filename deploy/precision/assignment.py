@@ -1,33 +1,24 @@
-"""Selection of the INT8 convolutions: the default, or the cheapest within an mIoU budget."""
+"""Selection of the INT8 convolutions, and its default: all that are worth quantizing."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segdeploy.content_keys import key_of_frames, key_of_model
 from segdeploy.contract import Contract
-from segdeploy.errors import CheckFailed, InputError
-from segdeploy.ledger import Ledger
+from segdeploy.errors import InputError
 from segdeploy.models.dataset import Frame
-from segdeploy.packages import versions
 from segdeploy.precision.calibrated_graph import Source
-from segdeploy.precision.evaluator import Evaluator
 from segdeploy.precision.frames import evenly_spaced, inputs
-from segdeploy.precision.task import Task
 
 if TYPE_CHECKING:
-    from segdeploy.calibration.mixed_precision import Point, Score
+    from segdeploy.calibration.mixed_precision import Point
     from segdeploy.calibration.reference_execution import Reference
 
 Progress = Callable[[int, int, str], None]
-_SNR_FRAMES = 4
-# mIoU on a few dozen frames is noisy, so the search aims at this share of the budget.
-_MARGIN = 0.5
+SNR_FRAMES = 4  # held-back frames on which class scores are compared
 
 
 @dataclass(frozen=True)
@@ -104,13 +95,8 @@ def reference_of(source: Source, contract: Contract, held_back: Sequence[Frame])
     """Return the FP32 graph's class scores of a few held-back frames, the reference of all SNRs."""
     from segdeploy.calibration.reference_execution import Reference
 
-    images = [array for _, array in inputs(evenly_spaced(held_back, _SNR_FRAMES), contract)]
+    images = [array for _, array in inputs(evenly_spaced(held_back, SNR_FRAMES), contract)]
     return Reference(source.model, images)
-
-
-def state_path(out: Path) -> Path:
-    """Return the file in which a search for `out` keeps its measurements: `OUT.search.ledger`."""
-    return out.with_name(f"{out.stem}.search.ledger")
 
 
 def choose_int8(
@@ -160,113 +146,3 @@ def loss_by_block(source: Source, reference: Reference, assignment: Assignment) 
         if chosen:
             losses[block] = reference.snr_db(source.in_int8(chosen, assignment.method))
     return losses
-
-
-def within_budget(
-    task: Task,
-    source: Source,
-    reference: Reference,
-    start: Assignment,
-    kept: Mapping[str, str],
-    budget: float,
-    out: Path,
-    on_progress: Progress,
-) -> Assignment:
-    """Return the cheapest assignment whose mIoU drop on held-back frames is at most `budget` / 2.
-
-    If there is none, the costliest assignment of the Pareto front within `budget` is returned.
-    Every layer is first quantized alone. Each measurement is written to `OUT.search.ledger`, from
-    which an interrupted search resumes.
-
-    Raises:
-        CheckFailed: if no assignment keeps the budget.
-    """
-    from segdeploy.calibration.mixed_precision import (
-        Score,
-        cheapest_within,
-        most_evaluations,
-        order_of_return,
-    )
-
-    assert start.method is not None
-    frames = task.frames
-    method, evaluator = start.method, Evaluator(task.model, frames.held_back)
-    key = [
-        *(
-            key_of_model(task.model),
-            method,
-            source.scheme.name,
-            "SNR, mIoU drop in 0..1, agreement",
-        ),
-        *(key_of_frames(frames.calibration), key_of_frames(frames.held_back, masks=True)),
-        *versions("onnx", "onnxruntime", "numpy").values(),
-    ]
-    ledger = Ledger(state_path(out), json.dumps(key))
-    layers = [y for y in source.insertion_points.layers if y.name not in kept]
-    total = len(layers) + most_evaluations(len(layers))
-    few = Evaluator(task.model, evenly_spaced(frames.held_back, _SNR_FRAMES))
-
-    def alone(name: str) -> list[float]:
-        graph = source.in_int8({name}, method)
-        found = few.score(graph)
-        return [reference.snr_db(graph), found.miou_drop, found.agreement]
-
-    lost = {}
-    for done, layer in enumerate(layers, 1):
-        lost[layer.name] = Sensitivity(
-            *ledger.once(f"layer {layer.name}", partial(alone, layer.name))
-        )
-        on_progress(done, total, "sensitivity")
-    evaluations = 0
-
-    def evaluate(chosen: frozenset[str]) -> Score:
-        nonlocal evaluations
-        evaluations += 1
-
-        def measure() -> list[float]:
-            graph = source.in_int8(chosen, method) if chosen else source.model
-            found = evaluator.score(source.typed(graph).model)
-            return [found.miou, found.miou_drop, found.agreement]
-
-        score = Score(*ledger.once(" ".join(sorted(chosen)) or "none", measure))
-        on_progress(len(layers) + evaluations, total, f"drop {100 * score.miou_drop:.2f}")
-        return score
-
-    best, pareto_front = cheapest_within(
-        budget * _MARGIN,
-        source.insertion_points.layers,
-        order_of_return(layers, {name: one.snr_db for name, one in lost.items()}),
-        evaluate,
-        lambda chosen: cost_of(source, chosen),
-    )
-    modules = source.modules()
-    searched = Search(
-        {modules[name]: one for name, one in lost.items()},
-        tuple(replace(p, int8=tuple(modules[name] for name in p.int8)) for p in pareto_front),
-        evaluations,
-        len(frames.held_back),
-        state_path(out),
-    )
-    within = sorted((p for p in pareto_front if p.score.miou_drop <= budget), key=lambda p: p.cost)
-    if best is None and within:
-        best = within[-1]  # within the budget, but beyond the margin
-    if best is None:
-        reached = pareto_front[-1].score
-        raise CheckFailed(
-            f"{out}: not written; even without INT8 the mIoU drop is "
-            f"{100 * reached.miou_drop:.3f} points on {len(frames.held_back)} frames, more than "
-            f"the budget of {100 * budget:g}; "
-            f"{searched.state_text}"
-        )
-    dearer = tuple(frozenset(p.int8) for p in within if p.cost > best.cost)
-    chosen = frozenset(best.int8)
-    reasons = {y.name: kept.get(y.name, "budget") for y in source.insertion_points.layers}
-    reasons = {name: reason for name, reason in reasons.items() if name not in chosen}
-    return replace(
-        start,
-        int8=chosen,
-        kept=reasons,
-        weights_only=frozenset(),
-        searched=searched,
-        dearer=dearer,
-    )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from segdeploy.artifact import OnnxFile
 from segdeploy.calibration.difference import mean_label_agreement
 from segdeploy.models.dataset import Frame
 from segdeploy.models.metrics import ConfusionMatrix
@@ -40,10 +40,10 @@ class Accuracy:
 class Evaluator:
     """Evaluator of candidate graphs against masks and FP32 labels, which are computed once."""
 
-    def __init__(self, model: Path, frames: Sequence[Frame]):
-        self._model, self._frames = model, frames
+    def __init__(self, file: OnnxFile, frames: Sequence[Frame]):
+        self._path, self._frames = file.path, frames
         self._labels: list[Labels] = []
-        with load(model) as predictor:
+        with load(file) as predictor:
             self.contract = predictor.contract
             for frame in frames:
                 self._labels.append(predictor.predict(frame.read()[0]))
@@ -67,10 +67,8 @@ class Evaluator:
         Raises:
             InputError: if it cannot be run, or gives NaN or infinity.
         """
-        content = serialized(candidate, self._model)
-        session = OnnxRuntimeSession(
-            self._model, reference_execution=reference_execution, data=content
-        )
+        file = OnnxFile(self._path, serialized(candidate, self._path))
+        session = OnnxRuntimeSession(file, reference_execution=reference_execution)
         with Predictor(session) as predictor:
             return [predictor.predict(frame.read()[0]) for frame in self._frames]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segdeploy.artifact import OnnxFile
 from segdeploy.contract import Contract
 from segdeploy.precision.frames import FrameSets
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """The optimized FP32 graph of the file `model`, and the frames to calibrate and evaluate on.
+    """The optimized FP32 `graph` of `file`, and the frames to calibrate and evaluate on.
 
-    `bytes_before` is the size of `model` with external weights. `rewrites` were applied to the
+    `bytes_before` is the size of the file with external weights. `rewrites` were applied to the
     graph. `bad` names the calibration frames that show one color or noise.
     """
 
-    model: Path
+    file: OnnxFile
     graph: onnx.ModelProto
     contract: Contract
     frames: FrameSets

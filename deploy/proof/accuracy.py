@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.metrics import ConfusionMatrix, defined_mean
+from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.predictor import Predictor
 
 Labels = NDArray[np.uint8]
@@ -38,17 +38,14 @@ def confusion(
     predictor: Predictor,
     dataset: DataSet,
     frames: Sequence[Frame],
+    options: InferenceOptions = ONE_RUN,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
-    **options: Any,
 ) -> ConfusionMatrix:
-    """Return the confusion matrix of the predictions on all frames, at each frame's own size.
-
-    `options` are passed to `Predictor.predict`.
-    """
+    """Return the confusion matrix of the predictions on all frames, at each frame's own size."""
     matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
     for done, frame in enumerate(frames, 1):
         image, mask = frame.read()
-        matrix.add(mask, predictor.predict(image, **options))
+        matrix.add(mask, predictor.predict(image, options))
         on_frame(done, len(frames))
     return matrix
 

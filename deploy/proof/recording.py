@@ -96,6 +96,17 @@ class _Padded:
     view: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class _Call:
+    """An operator call: its name without overload, its arguments, and the sources that it reads."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    sources: frozenset[str]
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Dispatch mode that tracks the sources of values by storage, one entry per storage."""
 
@@ -145,7 +156,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name.startswith(_SHAPE_ONLY):
             sources = frozenset()
         else:
-            self._note_join_or_resize(name, func, args, kwargs, sources)
+            self._note_join_or_resize(_Call(name, func, args, kwargs, sources))
         in_place = name.endswith("_")
         writes_part = in_place and _writes_part(given)
         if name.startswith("slice_scatter") or writes_part:
@@ -164,18 +175,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._pads[memory] = replace(padded, view=_view(tensor))
         return result
 
-    def _note_join_or_resize(
-        self,
-        name: str,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        sources: frozenset[str],
-    ) -> None:
-        if name == "cat" and self.recording.joins is not None:
-            self.recording.joins.append(tuple(self.sources_of([part]) for part in args[0]))
-        elif name in _RESIZES:
-            self._note_resize(name, func, args, kwargs, sources)
+    def _note_join_or_resize(self, call: _Call) -> None:
+        if call.name == "cat" and self.recording.joins is not None:
+            self.recording.joins.append(tuple(self.sources_of([part]) for part in call.args[0]))
+        elif call.name in _RESIZES:
+            self._note_resize(call)
 
     def _run_branch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a higher-order operator; of a `torch.cond`, record only the taken branch."""
@@ -246,19 +250,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         return label
 
-    def _note_resize(
-        self,
-        name: str,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        sources: frozenset[str],
-    ) -> None:
-        given = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
+    def _note_resize(self, call: _Call) -> None:
+        names = [argument.name for argument in call.func._schema.arguments]
+        given = dict(zip(names, call.args, strict=False)) | call.kwargs
         geometry = ResizeGeometry(
-            _RESIZES[name], bool(given.get("align_corners")), name.endswith("_aa")
+            _RESIZES[call.name], bool(given.get("align_corners")), call.name.endswith("_aa")
         )
-        self.recording.resizes.append(ResizeCall(self._module(), geometry, sources))
+        self.recording.resizes.append(ResizeCall(self._module(), geometry, call.sources))
 
     def _module(self) -> str:
         return (self.path[-1] if self.path else "") or "forward"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.contract import METADATA_KEY, REJECTED_KEY, read_contract
+from segdeploy.artifact import OnnxFile
 from segdeploy.errors import InputError
 from segdeploy.models.errors import first_line
-from segdeploy.onnx_graph.model_file import check_not_rejected, load_onnx
 from segdeploy.packages import require
-from segdeploy.profiles import profiles_of
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import (
     PROVIDERS,
@@ -32,16 +29,15 @@ class OnnxRuntimeSession(Closing):
     `reference_execution` runs the graph node by node, as TensorRT computes: every graph
     optimization is off, and FP16 and BF16 values are rounded, which ONNX Runtime omits
     (`calibration.reference_execution`). `threads` limits the threads inside an operator (all cores
-    if None). `data` is the content of a file that is not written yet.
+    if None).
     """
 
     def __init__(
         self,
-        path: Path,
+        file: OnnxFile,
         *,
         reference_execution: bool = False,
         threads: int | None = None,
-        data: bytes | None = None,
         backend: str = "onnxruntime",
     ):
         ort = require("onnxruntime")
@@ -56,8 +52,9 @@ class OnnxRuntimeSession(Closing):
         from segdeploy.calibration.session import session_options
 
         options = session_options(reference_execution=reference_execution, threads=threads)
-        if reference_execution:
-            data = _with_rounding(path, data)
+        path = file.path
+        self.contract, self.profiles = file.contract, file.profiles
+        data = _with_rounding(file) if reference_execution else file.data
         try:
             self._session = ort.InferenceSession(
                 str(path) if data is None else data,
@@ -68,11 +65,7 @@ class OnnxRuntimeSession(Closing):
             raise InputError(
                 f"{path}: ONNX Runtime cannot load it ({first_line(error)})"
             ) from error
-        try:
-            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-            metadata = self._session.get_modelmeta().custom_metadata_map
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: a name in the file is not valid text ({error})") from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         # ONNX Runtime drops a provider that it cannot load, without an error.
         if self._session.get_providers()[0] != provider:
             raise InputError(
@@ -81,18 +74,9 @@ class OnnxRuntimeSession(Closing):
             )
         if len(inputs) != 1:
             raise InputError(f"{path}: has {len(inputs)} inputs; a segmentation network has one")
-        check_not_rejected(metadata.get(REJECTED_KEY), path)
-        text = metadata.get(METADATA_KEY)
-        if text is None:
-            raise InputError(
-                f"{path}: carries no segdeploy contract (classes, mean, std, size); "
-                "export it with `segdeploy export`, or state one with `segdeploy adopt`"
-            )
-        self.contract = read_contract(text, str(path))
         self.input = _spec(inputs[0])
         self.output = _spec(outputs[0])
         self.takes_any_size = isinstance(self.input.shape[2], str)
-        self.profiles = profiles_of(self.contract)
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
         check_types(path, self.contract, self.input.dtype, self.output.dtype)
         self._path = path
@@ -125,14 +109,13 @@ class OnnxRuntimeSession(Closing):
         del self._session
 
 
-def _with_rounding(path: Path, data: bytes | None) -> bytes | None:
-    """Return the graph with explicit rounding if it has FP16 or BF16 values, else `data`."""
-    import onnx
-
+def _with_rounding(file: OnnxFile) -> bytes | None:
+    """Return the graph with explicit rounding if it has FP16 or BF16 values, else `file.data`."""
     from segdeploy.calibration.half_precision import is_half, rounded
 
-    graph = load_onnx(path) if data is None else onnx.ModelProto.FromString(data)
-    rounds: bytes | None = rounded(graph).SerializeToString() if is_half(graph) else data
+    rounds: bytes | None = file.data
+    if is_half(file.graph):
+        rounds = rounded(file.graph).SerializeToString()
     return rounds
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.artifact import OnnxFile
 from segdeploy.errors import InputError
-from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.packages import require
-from segdeploy.profiles import profiles_of
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.session import check_output, check_tensors, check_types
 from segdeploy.tensor_spec import TensorSpec
@@ -34,9 +32,10 @@ class OpenVinoSession(Closing):
 
     backend = "openvino"
 
-    def __init__(self, path: Path, *, threads: int | None = None):
+    def __init__(self, file: OnnxFile, *, threads: int | None = None):
         openvino = require("openvino")
-        self.contract = contract_of(load_onnx(path), path)
+        path = file.path
+        self.contract, self.profiles = file.contract, file.profiles
         # Without the hint OpenVINO may compute in bfloat16 where the CPU offers it.
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
@@ -50,7 +49,6 @@ class OpenVinoSession(Closing):
         self.input = _spec(compiled.input(0))
         self.output = _spec(compiled.output(0))
         self.takes_any_size = isinstance(self.input.shape[2], str)
-        self.profiles = profiles_of(self.contract)
         check_tensors(path, self.contract, self.input.shape, self.output.shape)
         check_types(path, self.contract, self.input.dtype, self.output.dtype)
         self._path = path

@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image as PillowImage
 
+from segdeploy.artifact import Artifact, OnnxFile, artifact_of
 from segdeploy.contract import Contract
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.images import of_pillow, read_image
-from segdeploy.onnx_graph.check import check_graph
-from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.runtime.closing import Closing
+from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
 from segdeploy.runtime.native import open_stages
 from segdeploy.runtime.postprocess import labels_at, nearest, softmax, upsample
 from segdeploy.runtime.preprocess import preprocess
-from segdeploy.runtime.session import ENGINE_SUFFIXES, Session, open_session
+from segdeploy.runtime.session import Session, open_session
 from segdeploy.runtime.tiling import largest_window, tiled
 
 Image = NDArray[np.uint8] | PillowImage | Path | str
@@ -90,63 +90,38 @@ class Predictor(Closing):
             return self.session.run(batch)
         return fused_logits(self.session, batch, self.loop, flip=False, fuse="mean")[None]
 
-    def logits(
-        self,
-        image: Image,
-        *,
-        scales: Sequence[float] = (),
-        flip: bool = False,
-        fuse: str = "mean",
-    ) -> NDArray[np.float32]:
+    def logits(self, image: Image, options: InferenceOptions = ONE_RUN) -> NDArray[np.float32]:
         """Return an image's logits `(C, H', W') float32` at the contract's size.
 
-        The logits are fused over `scales` and, with `flip`, the mirrored image.
+        With `options.tile`, the logits have the image's own size.
 
         Raises:
             InputError: if a logit is not finite, or the network gives no logits.
         """
-        if self.contract.output != "logits":
-            raise InputError(
-                f"{self.session.backend}: the graph gives {self.contract.output}, not logits; "
-                "export it without --output"
-            )
         pixels = as_rgb(image)
-        if not scales and not flip:
-            return self._run(pixels)
-        batch = self.prepare(pixels)
-        logits = fused_logits(self.session, batch, scales or self.loop, flip=flip, fuse=fuse)
-        return self.finite(logits)
+        self._check_logits()
+        return self._scores(pixels, options)
 
-    def predict(
-        self,
-        image: Image,
-        *,
-        scales: Sequence[float] = (),
-        flip: bool = False,
-        fuse: str = "mean",
-        tile: bool = False,
-    ) -> NDArray[np.uint8]:
+    def predict(self, image: Image, options: InferenceOptions = ONE_RUN) -> NDArray[np.uint8]:
         """Return labels `(H, W) uint8` at the image's own size.
 
-        `image` is `(H, W, 3) uint8` RGB, a Pillow image, or the path of a JPEG or PNG. `scales`,
-        `flip` and `fuse` (`mean` or `max`) run a dynamic network several times. `tile` keeps the
-        image at its own size and runs the network on overlapping windows. Logits are upsampled to
-        the image's size before the best class is taken. The labels of a graph that ends in labels
-        can only be enlarged by nearest neighbor.
+        `image` is `(H, W, 3) uint8` RGB, a Pillow image, or the path of a JPEG or PNG. Logits are
+        upsampled to the image's size before the best class is taken. The labels of a graph that
+        ends in labels can only be enlarged by nearest neighbor.
 
         Raises:
             InputError, ModelInputError: for an array of another shape or dtype, or a bad file.
         """
         pixels = as_rgb(image)
         size = (pixels.shape[0], pixels.shape[1])
-        if not tile and not scales and not flip:
-            return self.labels_of(self._run(pixels), size)
-        if tile:
+        if options.tile:
             labels = np.empty(size, np.uint8)
-            for rows, found in self._tiled(pixels, scales or flip or self.loop):
+            for rows, found in self._tiled(pixels, options):
                 labels[rows] = found if found.ndim == 2 else found.argmax(0)
             return labels
-        return labels_at(self._scores(pixels, scales, flip, fuse, tile), size)
+        if options.is_augmented:
+            return labels_at(self._scores(pixels, options), size)
+        return self.labels_of(self._run(pixels), size)
 
     def predict_batch(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
         """Return the labels of each image; images run in batches if the network takes batches."""
@@ -161,13 +136,7 @@ class Predictor(Closing):
         return labels
 
     def probabilities(
-        self,
-        image: Image,
-        *,
-        scales: Sequence[float] = (),
-        flip: bool = False,
-        fuse: str = "mean",
-        tile: bool = False,
+        self, image: Image, options: InferenceOptions = ONE_RUN
     ) -> NDArray[np.float32]:
         """Return probabilities `(C, H, W) float32` at the image's own size; each pixel sums to 1.
 
@@ -179,25 +148,28 @@ class Predictor(Closing):
             raise InputError(
                 f"{self.session.backend}: the graph gives labels; export it without --output"
             )
-        scores = self._scores(pixels, scales, flip, fuse, tile)
+        scores = self._scores(pixels, options)
         scores = upsample(scores, (pixels.shape[0], pixels.shape[1]))
         return softmax(scores) if self.contract.output == "logits" else scores
 
-    def _scores(
-        self,
-        pixels: NDArray[np.uint8],
-        scales: Sequence[float],
-        flip: bool,
-        fuse: str,
-        tile: bool,
-    ) -> NDArray[Any]:
+    def _scores(self, pixels: NDArray[np.uint8], options: InferenceOptions) -> NDArray[Any]:
         """Return scores `(C, h, w)` of one run, of several fused runs, or of tiles."""
-        if tile:
-            found = self._tiled(pixels, scales or flip or self.loop)
+        if options.tile:
+            found = self._tiled(pixels, options)
             return np.concatenate([band for _, band in found], axis=-2)
-        if scales or flip:
-            return self.logits(pixels, scales=scales, flip=flip, fuse=fuse)
-        return self._run(pixels)
+        if not options.is_augmented:
+            return self._run(pixels)
+        self._check_logits()
+        batch, scales = self.prepare(pixels), options.scales or self.loop
+        logits = fused_logits(self.session, batch, scales, flip=options.flip, fuse=options.fuse)
+        return self.finite(logits)
+
+    def _check_logits(self) -> None:
+        if self.contract.output != "logits":
+            raise InputError(
+                f"{self.session.backend}: the graph gives {self.contract.output}, not logits; "
+                "export it without --output"
+            )
 
     def labels_of(self, output: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
         """Convert one image's raw output to labels at `size` (H, W), as the contract specifies."""
@@ -215,8 +187,10 @@ class Predictor(Closing):
             output = labels_of_low_resolution_logits(output, contract.size, align_corners=aligned)
         return nearest(output, size)
 
-    def _tiled(self, pixels: NDArray[np.uint8], fused: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
-        if fused:
+    def _tiled(
+        self, pixels: NDArray[np.uint8], options: InferenceOptions
+    ) -> Iterator[tuple[slice, NDArray[Any]]]:
+        if options.is_augmented or self.loop:
             raise InputError("predict: tiles go with one scale, and without --flip")
         contract = self.contract
         window = largest_window(self.session, contract, pixels.shape[:2])
@@ -286,7 +260,7 @@ def as_rgb(image: Image) -> NDArray[np.uint8]:
 
 
 def load(
-    model: str | Path | ModelSpec,
+    model: str | Path | ModelSpec | Artifact,
     *,
     backend: str | None = None,
     reference_execution: bool = False,
@@ -305,14 +279,17 @@ def load(
     Raises:
         InputError, ModelInputError: if the model cannot be found, read or run here.
     """
-    spec = ModelSpec.of(model)
-    path = Path(spec.model)
-    if path.suffix in (".onnx", *ENGINE_SUFFIXES):
-        spec.refuse_options()
-        if path.suffix == ".onnx":
-            check_graph(load_onnx(path), path, is_run_alone=True)
+    file: Artifact | None
+    if isinstance(model, Artifact):
+        spec, file = ModelSpec(str(model.path)), model
+    else:
+        spec = ModelSpec.of(model)
+        file = artifact_of(spec)
+    if file is not None:
+        if isinstance(file, OnnxFile):
+            file.check()
         session = open_session(
-            path, backend, reference_execution=reference_execution, threads=threads
+            file, backend, reference_execution=reference_execution, threads=threads
         )
         return Predictor(session, size or spec.size, scales)
     if backend not in (None, "torch"):

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from segdeploy.artifact import Artifact, EngineFile, open_artifact
 from segdeploy.contract import Contract
 from segdeploy.errors import InputError
-from segdeploy.files import check_input
 from segdeploy.profiles import Profile
 from segdeploy.tensor_spec import TensorSpec
 
@@ -22,7 +22,6 @@ PROVIDERS = {
     "onnxruntime-tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
 BACKENDS = (*PROVIDERS, "openvino", "tensorrt", "tensorrt-rtx")
-ENGINE_SUFFIXES = (".engine", ".plan")
 
 
 class Session(Protocol):
@@ -147,7 +146,7 @@ def _text(shape: tuple[int | str, ...]) -> str:
 
 
 def open_session(
-    path: Path,
+    file: Artifact | Path,
     backend: str | None = None,
     *,
     reference_execution: bool = False,
@@ -163,8 +162,10 @@ def open_session(
     Raises:
         InputError: for a missing, damaged or foreign file, or a runtime that is not installed.
     """
-    check_input(path)
-    if path.suffix in ENGINE_SUFFIXES:
+    if isinstance(file, Path):
+        file = open_artifact(file)
+    path = file.path
+    if isinstance(file, EngineFile):
         from segdeploy.runtime.tensorrt_session import TensorRtSession
 
         if backend not in (None, "tensorrt", "tensorrt-rtx"):
@@ -172,8 +173,6 @@ def open_session(
                 f"{path}: is a TensorRT engine; {backend} runs the .onnx that it was built from"
             )
         return TensorRtSession(path, backend=backend)
-    if path.suffix != ".onnx":
-        raise InputError(f"{path}: is neither an .onnx file nor an .engine")
     if backend in ("tensorrt", "tensorrt-rtx"):
         raise InputError(
             f"{path}: {backend} runs engines; make one with `segdeploy build-engine {path} "
@@ -183,7 +182,7 @@ def open_session(
         from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
 
         return OnnxRuntimeSession(
-            path,
+            file,
             reference_execution=reference_execution,
             threads=threads,
             backend=backend or "onnxruntime",
@@ -193,5 +192,5 @@ def open_session(
             raise InputError("openvino: does not support reference execution; use onnxruntime")
         from segdeploy.runtime.openvino_session import OpenVinoSession
 
-        return OpenVinoSession(path, threads=threads)
+        return OpenVinoSession(file, threads=threads)
     raise InputError(f"{backend}: no such backend; there are {', '.join(BACKENDS)}")

@@ -9,7 +9,7 @@
 namespace segdeploy {
 namespace {
 
-constexpr int kSchema = 1;
+constexpr int kContractSchema = 1;
 constexpr std::size_t kMaxPixels = 100'000'000;
 constexpr int kMaxSide = 1 << 16;
 // Limits of mean and std within which float32 arithmetic works.
@@ -154,28 +154,25 @@ Profile read_bounds(const Entries& entries, int height, int width) {
   }
 }
 
-}  // namespace
-
-Contract read_contract(const std::string& text, const std::string& source) {
-  return contract_of(parse_json(text.data(), text.size()), source);
+void check_schema(const Entries& entries, const std::string& source) {
+  const auto schema = entries.get<std::int64_t>("schema");
+  if (schema == kContractSchema) return;
+  throw Error(source + ": its contract has schema " + std::to_string(schema) +
+              ", this segdeploy reads " + std::to_string(kContractSchema) +
+              "; install the segdeploy that wrote it, or export again");
 }
 
-Contract contract_of(const json& values, const std::string& source) {
-  if (!values.is_object()) throw Error(source + ": its segdeploy contract is not a JSON object");
-  const Entries entries(values, source);
-  const auto schema = entries.get<std::int64_t>("schema");
-  if (schema != kSchema) {
-    throw Error(source + ": its contract has schema " + std::to_string(schema) +
-                ", this segdeploy reads " + std::to_string(kSchema) +
-                "; install the segdeploy that wrote it, or export again");
-  }
-  Contract contract;
+void read_classes(const Entries& entries, Contract& contract) {
   contract.classes = entries.get<std::vector<std::string>>("classes");
   if (contract.classes.empty() || contract.classes.size() > kMaxClasses ||
       !are_names(contract.classes)) {
     entries.refuse("classes");
   }
   contract.palette = entries.palette("palette", contract.classes.size());
+}
+
+// The network's input: size, normalization, channel order, layout and resize.
+void read_input(const Entries& entries, Contract& contract) {
   if (!entries.has("size")) entries.refuse("size");
   const auto size = entries.size(entries["size"], "size");
   contract.height = size[0];
@@ -190,9 +187,10 @@ Contract contract_of(const json& values, const std::string& source) {
   contract.is_bgr = entries.one_of<bool>(color, {{"RGB", false}, {"BGR", true}});
   contract.takes_bytes = entries.one_of<bool>("layout", {{"NCHW", false}, {"NHWC", true}});
   entries.one_of<bool>("resize", {{"pillow-bilinear", true}});
-  contract.precision = entries.one_of<std::string>(
-      "precision",
-      {{"fp32", "fp32"}, {"fp16", "fp16"}, {"bf16", "bf16"}, {"int8", "int8"}, {"mixed", "mixed"}});
+}
+
+// The network's output, and the test-time augmentation inside the graph.
+void read_output(const Entries& entries, Contract& contract) {
   contract.output = entries.one_of<Output>("output", {{"logits", Output::logits},
                                                       {"probabilities", Output::probabilities},
                                                       {"labels", Output::labels}});
@@ -203,32 +201,58 @@ Contract contract_of(const json& values, const std::string& source) {
     entries.refuse("scales");
   }
   if (entries.has("fuse")) entries.one_of<bool>("fuse", {{"mean", true}, {"max", true}});
-  contract.fuses = entries.get<std::vector<double>>("scales") != std::vector<double>{1.0} ||
-                   entries.get<bool>("flip");
+  contract.fuses = scales != std::vector<double>{1.0} || entries.get<bool>("flip");
+  if (!entries.has("upsampling")) return;
   // Only a labels contract sets `upsampling`. Other low-resolution scores are resized like any
   // scores.
-  if (entries.has("upsampling")) {
-    const auto upsampling = entries.one_of<Upsampling>(
-        "upsampling",
-        {{"align-corners", Upsampling::align_corners}, {"half-pixel", Upsampling::half_pixel}});
-    if (contract.output == Output::labels) contract.upsampling = upsampling;
-    contract.gives_low_resolution_logits = true;
-  }
+  const auto upsampling = entries.one_of<Upsampling>(
+      "upsampling",
+      {{"align-corners", Upsampling::align_corners}, {"half-pixel", Upsampling::half_pixel}});
+  if (contract.output == Output::labels) contract.upsampling = upsampling;
+  contract.gives_low_resolution_logits = true;
+}
+
+// The other sizes that a dynamic network takes.
+void read_sizes(const Entries& entries, Contract& contract) {
   if (entries.has("multiple")) contract.multiple = entries.whole("multiple", 1, kMaxSide);
   if (entries.has("bounds")) {
     contract.profiles.push_back(read_bounds(entries, contract.height, contract.width));
   }
-  std::array<int, 2> largest = size;
-  if (!contract.profiles.empty()) {
-    largest = {contract.profiles[0].maximum[1], contract.profiles[0].maximum[2]};
+}
+
+void check_pixels(const Contract& contract, const std::string& source) {
+  std::vector<std::array<int, 2>> sizes = {{contract.height, contract.width}};
+  for (const Profile& profile : contract.profiles) {
+    sizes.push_back({profile.maximum[1], profile.maximum[2]});
   }
-  for (const auto& [height, width] : {size, largest}) {
+  for (const auto& [height, width] : sizes) {
     if (area(height, width) > kMaxPixels) {
       throw Error(source + ": the contract's input is " + std::to_string(height) + "x" +
                   std::to_string(width) + ", more than " + std::to_string(kMaxPixels) +
                   " pixels; export the network for a smaller size");
     }
   }
+}
+
+}  // namespace
+
+Contract read_contract(const std::string& text, const std::string& source) {
+  return contract_of(parse_json(text.data(), text.size()), source);
+}
+
+Contract contract_of(const json& values, const std::string& source) {
+  if (!values.is_object()) throw Error(source + ": its segdeploy contract is not a JSON object");
+  const Entries entries(values, source);
+  check_schema(entries, source);
+  Contract contract;
+  read_classes(entries, contract);
+  read_input(entries, contract);
+  contract.precision = entries.one_of<std::string>(
+      "precision",
+      {{"fp32", "fp32"}, {"fp16", "fp16"}, {"bf16", "bf16"}, {"int8", "int8"}, {"mixed", "mixed"}});
+  read_output(entries, contract);
+  read_sizes(entries, contract);
+  check_pixels(contract, source);
   return contract;
 }
 

@@ -13,9 +13,9 @@ namespace segdeploy {
 namespace {
 
 constexpr const char* kKey = "segdeploy.golden";
-constexpr int kSchema = 2;
+constexpr int kGoldenSchema = 2;
 constexpr std::size_t kLengthBytes = 8;  // the header's length, little-endian, before the header
-constexpr std::size_t kMaxImages = 64;
+constexpr std::size_t kMaxVectors = 64;
 constexpr std::size_t kMaxBytes = std::size_t{1} << 30;
 
 class File {
@@ -105,7 +105,7 @@ Golden golden_of(std::string bytes, const std::string& source) {
   Golden found;
   try {
     const json described = file.described();
-    if (described.at("schema").get<int>() != kSchema) file.refuse("no header of this schema");
+    if (described.at("schema").get<int>() != kGoldenSchema) file.refuse("no header of this schema");
     const json& tolerances = described.at("tolerances");
     found.input = tolerances.at("input").get<float>();
     found.graph = tolerances_of(tolerances.at("graph"));
@@ -113,7 +113,7 @@ Golden golden_of(std::string bytes, const std::string& source) {
   } catch (const json::exception&) {
     file.refuse("its header is damaged");
   }
-  while (found.vectors.size() < kMaxImages) {
+  while (found.vectors.size() < kMaxVectors) {
     const std::string index = "_" + std::to_string(found.vectors.size());
     if (!file.has("image" + index)) break;
     GoldenVector vector;

@@ -7,6 +7,7 @@
 
 #include "backend.hpp"
 #include "class_scores.hpp"
+#include "inference_options.hpp"
 #include "labels.hpp"
 #include "pool.hpp"
 #include "preprocess.hpp"
@@ -55,8 +56,12 @@ class Inference {
   ClassScores fused(const ImageView& image, const InferenceOptions& options, Workspace& work) const;
   ClassScores run_scores(const Input& input) const;
   void check_scales(const InferenceOptions& options) const;
-  void tile(const ImageView& image, const InferenceOptions& options, Workspace& work,
-            Labels* labels, ClassScores* scores) const;
+  // Run overlapping windows of an image at its own size. Blend their scores, or their labels for a
+  // network with labels output.
+  WindowBlender tiled(const ImageView& image, const InferenceOptions& options,
+                      Workspace& work) const;
+  void add_window(const OutputView& output, const Window& place, Workspace& work,
+                  WindowBlender& blender) const;
   std::array<int, 2> window(int height, int width) const;
   void check_finite(const float* values, std::size_t count) const;
 

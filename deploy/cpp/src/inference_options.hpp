@@ -27,6 +27,11 @@ ClassScores fused_logits(const RunScores& run, const ClassScores& input,
 // and overlap by at least a third.
 std::vector<int> starts(int length, int window);
 
+// The place of a window in an image, in pixels.
+struct Window {
+  int top, left, height, width;
+};
+
 // Joins the windows of an image. Scores are averaged, weighted by the distance from the window's
 // edge. A pixel's label comes from the window in which the pixel is farthest from the edge.
 class WindowBlender {

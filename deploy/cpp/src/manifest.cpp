@@ -18,10 +18,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kSchema = 2;
+constexpr int kManifestSchema = 2;
 constexpr std::size_t kLargest = std::size_t{64} << 20;  // bytes; manifests usually have a few KB
 constexpr int kAmpere = 80;
-constexpr std::int64_t kMaxSide = 1 << 16;
+constexpr std::int64_t kMaxDimension = 1 << 16;
 
 [[noreturn]] void refuse(const std::string& source, const std::string& name) {
   throw Error(source + ": the manifest's '" + name +
@@ -45,7 +45,7 @@ bool is_file_name(const std::string& name) {
 Shape shape_of(const json& sides) {
   Shape shape{};
   for (std::size_t side = 0; side < shape.size(); ++side) {
-    shape[side] = whole_number<int>(sides.at(side), 1, kMaxSide);
+    shape[side] = whole_number<int>(sides.at(side), 1, kMaxDimension);
   }
   return shape;
 }
@@ -132,26 +132,21 @@ std::string host_platform() {
   return text;
 }
 
-}  // namespace
-
-Manifest manifest_of(const std::string& text, const std::string& source) {
-  if (text.size() > kLargest) {
-    throw Error(source +
-                ": is no manifest (it is larger than any manifest); build the engine again");
-  }
-  const json values = parse_json(text.data(), text.size());
+void check_schema(const json& values, const std::string& source) {
   if (!values.is_object()) {
     throw Error(source + ": is no manifest (no JSON object); build the engine again");
   }
   const json schema = values.value("schema", json());
-  if (schema != kSchema) {
-    const bool is_number = schema.is_number_integer();
-    throw Error(source + ": its manifest has schema " +
-                (is_number ? std::to_string(schema.get<std::int64_t>()) : schema.type_name()) +
-                ", this segdeploy reads " + std::to_string(kSchema) +
-                "; build the engine again, or install the segdeploy that wrote it");
-  }
-  Manifest found;
+  if (schema == kManifestSchema) return;
+  const bool is_number = schema.is_number_integer();
+  throw Error(source + ": its manifest has schema " +
+              (is_number ? std::to_string(schema.get<std::int64_t>()) : schema.type_name()) +
+              ", this segdeploy reads " + std::to_string(kManifestSchema) +
+              "; build the engine again, or install the segdeploy that wrote it");
+}
+
+// The engine's file, and what built it for which devices.
+void read_engine(const json& values, Manifest& found, const std::string& source) {
   found.engine = get<std::string>(values, "engine", source);
   if (!is_file_name(found.engine)) refuse(source, "engine");
   found.sha256 = get<std::string>(values, "sha256", source);
@@ -163,10 +158,9 @@ Manifest manifest_of(const std::string& text, const std::string& source) {
   found.platform = get<std::string>(values, "platform", source);
   found.compute_capabilities =
       get<std::vector<std::string>>(values, "compute_capabilities", source);
-  found.input = read_tensor_info(values, "input", source);
-  found.output = read_tensor_info(values, "output", source);
-  const auto profiles = read_profiles(get<json>(values, "profiles", source), source);
-  const json options = get<json>(values, "options", source);
+}
+
+void read_options(const json& options, Manifest& found, const std::string& source) {
   if (!options.is_object()) refuse(source, "options");
   const auto is_set = [&](const char* name) { return options.value(name, json()) == json(true); };
   found.version_compatible = is_set("version_compatible");
@@ -175,10 +169,31 @@ Manifest manifest_of(const std::string& text, const std::string& source) {
   if (weights.is_string()) found.weights = weights.get<std::string>();
   const json workspace = options.value("workspace_mib", json());
   if (workspace.is_number_integer()) found.workspace_mib = workspace.get<std::int64_t>();
-  const json parent = get<json>(values, "parent", source);
-  if (!parent.is_null() && !parent.is_string()) refuse(source, "parent");
-  if (parent.is_string()) found.parent = parent.get<std::string>();
-  if (parent.is_string() && !is_file_name(found.parent)) refuse(source, "parent");
+}
+
+// Return the name of the ONNX file; empty if the manifest has none.
+std::string read_parent(const json& parent, const std::string& source) {
+  if (parent.is_null()) return {};
+  if (!parent.is_string() || !is_file_name(parent.get<std::string>())) refuse(source, "parent");
+  return parent.get<std::string>();
+}
+
+}  // namespace
+
+Manifest manifest_of(const std::string& text, const std::string& source) {
+  if (text.size() > kLargest) {
+    throw Error(source +
+                ": is no manifest (it is larger than any manifest); build the engine again");
+  }
+  const json values = parse_json(text.data(), text.size());
+  check_schema(values, source);
+  Manifest found;
+  read_engine(values, found, source);
+  found.input = read_tensor_info(values, "input", source);
+  found.output = read_tensor_info(values, "output", source);
+  const auto profiles = read_profiles(get<json>(values, "profiles", source), source);
+  read_options(get<json>(values, "options", source), found, source);
+  found.parent = read_parent(get<json>(values, "parent", source), source);
   const json contract = get<json>(values, "contract", source);
   if (!contract.is_object()) refuse(source, "contract");
   found.contract = contract_of(contract, source);

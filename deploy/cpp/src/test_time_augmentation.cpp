@@ -47,7 +47,7 @@ Labels Inference::predict(const ImageView& image, const InferenceOptions& option
   }
   const Pool<Workspace>::Lease work(workspaces_);
   if (options.tile && contract().output == Output::labels) {
-    tile(image, options, *work, &labels, nullptr);
+    labels.data = tiled(image, options, *work).labels(image.height, image.width);
     return labels;
   }
   const ClassScores found = scores(image, options, *work);
@@ -71,14 +71,10 @@ ClassScores Inference::probabilities(const ImageView& image,
 // Return the scores of a single run, of fused runs, or of tiles.
 ClassScores Inference::scores(const ImageView& image, const InferenceOptions& options,
                               Workspace& work) const {
-  ClassScores found;
-  if (options.tile) {
-    tile(image, options, work, nullptr, &found);
-    return found;
-  }
+  if (options.tile) return tiled(image, options, work).scores(image.height, image.width);
   if (!options.scales.empty() || options.flip) return fused(image, options, work);
   preprocessor_.run(image, work.prepared);
-  found =
+  ClassScores found =
       run_scores({preprocessor_.input(work.prepared), {1, contract().height, contract().width}});
   check_finite(found.data.data(), found.data.size());
   return found;
@@ -159,48 +155,52 @@ std::array<int, 2> Inference::window(int height, int width) const {
   return largest;
 }
 
-void Inference::tile(const ImageView& image, const InferenceOptions& options, Workspace& work,
-                     Labels* labels, ClassScores* scores) const {
+WindowBlender Inference::tiled(const ImageView& image, const InferenceOptions& options,
+                               Workspace& work) const {
   if (!options.scales.empty() || options.flip) {
     throw Error("predict: tiles go with one scale, and not mirrored");
   }
-  const Contract& network_contract = contract();
   const std::array<int, 2> sides = window(image.height, image.width);
   const int high = sides[0], wide = sides[1];
   const int height = std::max(image.height, high), width = std::max(image.width, wide);
   const auto rgb = padded(image, height, width);
   const auto stride = static_cast<std::size_t>(width) * 3;
-  WindowBlender joined(height, width, high, wide);
-  std::vector<std::uint8_t> part(area(high, wide));
+  WindowBlender blender(height, width, high, wide);
   for (const int top : starts(height, high)) {
     for (const int left : starts(width, wide)) {
       const ImageView view{rgb.data() + (area(top, width) + static_cast<std::size_t>(left)) * 3,
                            high, wide, stride, Format::rgb};
       preprocessor_.run(view, work.prepared, high, wide);
       CallingReader reader([&](const OutputView& output) {
-        check_output(path_, network_contract, output, high, wide);
-        if (output.scores == nullptr) {
-          check_labels(path_, network_contract, output.labels, part.size());
-          part.assign(output.labels, output.labels + part.size());
-          joined.add_labels(part, top, left);
-          return;
-        }
-        const ClassScores found = copy_scores(output);
-        check_finite(found.data.data(), found.data.size());
-        if (scores != nullptr) {
-          joined.add_scores(found, top, left);
-          return;
-        }
-        work.labeller.best_classes_of_low_resolution(
-            {found.data.data(), found.classes, found.height, found.width}, high, wide,
-            network_contract.upsampling == Upsampling::align_corners, part.data());
-        joined.add_labels(part, top, left);
+        add_window(output, {top, left, high, wide}, work, blender);
       });
       backend_->run({preprocessor_.input(work.prepared), {1, high, wide}}, reader);
     }
   }
-  if (scores != nullptr) *scores = joined.scores(image.height, image.width);
-  if (labels != nullptr) labels->data = joined.labels(image.height, image.width);
+  return blender;
+}
+
+void Inference::add_window(const OutputView& output, const Window& place, Workspace& work,
+                           WindowBlender& blender) const {
+  const Contract& network_contract = contract();
+  check_output(path_, network_contract, output, place.height, place.width);
+  if (output.scores == nullptr) {
+    const std::size_t count = area(place.height, place.width);
+    check_labels(path_, network_contract, output.labels, count);
+    blender.add_labels({output.labels, output.labels + count}, place.top, place.left);
+    return;
+  }
+  const ClassScores found = copy_scores(output);
+  check_finite(found.data.data(), found.data.size());
+  if (network_contract.output != Output::labels) {
+    blender.add_scores(found, place.top, place.left);
+    return;
+  }
+  std::vector<std::uint8_t> labels(area(place.height, place.width));
+  work.labeller.best_classes_of_low_resolution(
+      {found.data.data(), found.classes, found.height, found.width}, place.height, place.width,
+      network_contract.upsampling == Upsampling::align_corners, labels.data());
+  blender.add_labels(labels, place.top, place.left);
 }
 
 }  // namespace segdeploy
