@@ -30,6 +30,18 @@ SCHEMA = 1
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OUTPUTS = ("logits", "probabilities", "labels")
+_FILTERS = ("box", "bilinear", "bicubic", "lanczos")
+# Resize kernels by the library whose arithmetic they have. Pillow 13 changed the order of its
+# passes; `pillow-pre13` is the earlier order.
+RESIZE_KERNELS = (
+    *("pillow-nearest", *(f"pillow-{name}" for name in _FILTERS)),
+    *(f"pillow-pre13-{name}" for name in _FILTERS),
+    *("opencv-nearest", "opencv-linear", "opencv-area", "opencv-cubic"),
+    *("torch-nearest", "torch-nearest-exact"),
+    *("torch-bilinear", "torch-bilinear-align-corners", "torch-bilinear-antialias"),
+    *("torch-bicubic", "torch-bicubic-align-corners", "torch-bicubic-antialias"),
+    *("torchvision-uint8-bilinear", "torchvision-uint8-bicubic"),
+)
 MOST_PIXELS = 100_000_000  # limit of H * W of an input, equal to the limit of an image file
 MOST_CLASSES = 255  # a label is a byte, and one value of it means "ignored"
 
@@ -38,21 +50,26 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+# The fields that a file of weights does not tell: how the images were prepared in training.
+PREPROCESSING = ("resize", "color", "mean", "std")
+
+
 @dataclass(frozen=True)
 class Contract:
     """Preprocessing, output format and classes: all that a caller of the network must know.
 
     An image is `(H, W, 3) uint8` in `color` order. Preprocessing resizes the image to `size` (H, W)
-    with `resize`, divides by 255, normalizes by `mean` and `std`, and applies `layout`. With the
-    layout `NHWC` the network takes the resized uint8 image, and the graph contains the rest of the
-    preprocessing.
+    with the kernel `resize`, divides by 255, normalizes by `mean` and `std`, and applies `layout`.
+    With the layout `NHWC` the network takes the resized uint8 image, and the graph contains the
+    rest of the preprocessing.
 
     `output` is `logits` or `probabilities` `(N, C, H, W) float32`, or `labels` `(N, H, W) uint8`.
     With `upsampling` (`align-corners` or `half-pixel`) the graph returns low-resolution logits
     `(N, C, h, w)`, and the runtime computes the labels: bilinear upsampling to `size`, then argmax.
     `scales`, `flip` and `fuse` describe the test-time augmentation embedded in the graph. `bounds`
     of a dynamic graph are the smallest (H, W), the largest (H, W) and the largest batch. Height and
-    width of the input, at every scale, are multiples of `multiple`.
+    width of the input, at every scale, are multiples of `multiple`. `assumed` names the fields of
+    `PREPROCESSING` that nobody stated, so that they hold a default.
     """
 
     architecture: str
@@ -75,6 +92,7 @@ class Contract:
     bounds: tuple[tuple[int, int], tuple[int, int], int] | None = None
     multiple: int = 1
     provenance: Mapping[str, str] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -92,6 +110,15 @@ class Contract:
             older = self.provenance.get("ancestors_sha256")
             provenance["ancestors_sha256"] = f"{grandparent},{older}" if older else grandparent
         return replace(self, provenance=provenance, **changes)
+
+    @property
+    def assumptions(self) -> str:
+        """The assumed fields with their values, such as `resize pillow-bilinear, color RGB`."""
+        values = ((name, getattr(self, name)) for name in self.assumed)
+        return ", ".join(
+            f"{name} {value if isinstance(value, str) else ','.join(f'{one:g}' for one in value)}"
+            for name, value in values
+        )
 
     def to_json(self) -> str:
         """Serialize as one line of JSON, with the schema's version."""
@@ -137,6 +164,22 @@ def read_contract(text: str, source: str) -> Contract:
         )
     known = {entry.name for entry in fields(Contract)}
     return Contract(**{name: _frozen(v) for name, v in values.items() if name in known})
+
+
+def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    """Refuse normalization constants that would produce meaningless labels; None is not stated.
+
+    Raises:
+        InputError: for a mean or standard deviation that is not of RGB in 0..1.
+    """
+    if mean is not None and not all(-1 <= one <= 2 for one in mean):
+        raise InputError(
+            f"--mean {','.join(map(str, mean))}: must be of RGB in 0..1; divide it by 255"
+        )
+    if std is not None and not all(0 < one <= 2 for one in std):
+        raise InputError(
+            f"--std {','.join(map(str, std))}: must be of RGB in 0..1 and above 0; divide it by 255"
+        )
 
 
 def check_pixels(size: Sequence[int], what: str) -> None:
@@ -213,7 +256,7 @@ _CHECKS = {
     # Only values that this version implements. Others would silently give wrong results.
     "color": lambda value: value in ("RGB", "BGR"),
     "layout": lambda value: value in ("NCHW", "NHWC"),
-    "resize": lambda value: value == "pillow-bilinear",
+    "resize": lambda value: value in RESIZE_KERNELS,
     "output": lambda value: value in OUTPUTS,
     "precision": lambda value: value in PRECISIONS,
     "scales": _is_list(None, _is_positive),
@@ -226,6 +269,7 @@ _LATER_CHECKS = {
     "upsampling": lambda value: value in (None, "align-corners", "half-pixel"),
     "bounds": lambda value: value is None or _are_bounds(value),
     "multiple": _is_size,
+    "assumed": lambda value: isinstance(value, list) and set(value) <= set(PREPROCESSING),
 }
 
 

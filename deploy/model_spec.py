@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from segdeploy.contract import (
     METADATA_KEY,
     MOST_CLASSES,
+    PREPROCESSING,
     Contract,
+    check_normalization,
     check_pixels,
     placeholder_classes,
     read_contract,
@@ -42,6 +44,8 @@ class ModelSpec:
     weights: Path | None = None
     size: tuple[int, int] | None = None
     take: str | None = None
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the contract that the user states: `resize`, `mean` and `std`."""
 
     @classmethod
     def of(cls, model: str | Path | ModelSpec) -> ModelSpec:
@@ -54,10 +58,11 @@ class ModelSpec:
         Raises:
             InputError: if weights, classes, arguments or an output key are given with the file.
         """
-        if self.weights or self.num_classes or self.arguments or self.take:
+        if self.weights or self.num_classes or self.arguments or self.take or self.stated:
             raise InputError(
-                f"{self.model}: the file defines its classes and weights; --weights, "
-                "--num-classes, --width, --stride, --arg and --take go with a network's name"
+                f"{self.model}: the file defines its classes, weights and preprocessing; "
+                "--weights, --num-classes, --width, --stride, --arg, --take, --resize, --mean and "
+                "--std go with a network's name"
             )
 
     @property
@@ -231,6 +236,7 @@ def _contract(
     dataset: DataSet | None,
     default_size: tuple[int, int] | None,
 ) -> Contract:
+    check_normalization(spec.stated.get("mean"), spec.stated.get("std"))
     if stored is not None:
         if spec.num_classes and spec.num_classes != len(stored.classes):
             raise InputError(
@@ -243,6 +249,7 @@ def _contract(
         return replace(
             stored,
             size=spec.size or stored.size,
+            **spec.stated,
             arguments={**stored.arguments, **spec.arguments},
         )
     size = spec.size or default_size
@@ -263,14 +270,24 @@ def _contract(
         classes, palette, ignore_index = (), (), 255
     else:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
-    return Contract(
+    has_own_weights = spec.weights is not None or spec.is_factory
+    assumed = [name for name in PREPROCESSING if name not in spec.stated] if has_own_weights else []
+    contract = Contract(
         architecture=spec.model,
         classes=classes,
         palette=palette,
         ignore_index=ignore_index,
         size=size,
         arguments=dict(spec.arguments),
+        assumed=tuple(assumed),
+        **spec.stated,
     )
+    if assumed:
+        _LOG.info(
+            f"{spec.model}: assumed how its images are prepared: {contract.assumptions}; state "
+            "what its training did with --resize, --mean and --std"
+        )
+    return contract
 
 
 def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> str:

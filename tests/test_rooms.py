@@ -14,6 +14,7 @@ ORDER = (
     *(
         "models",
         "templates",
+        "resize_kernels",
         "calibration",
         "onnx_graph",
         "engine",

@@ -259,15 +259,20 @@ def spec_to_json(spec: ModelSpec) -> dict[str, Any]:
         "arguments": dict(spec.arguments),
         "weights": str(spec.weights) if spec.weights else None,
         "size": list(spec.size) if spec.size else None,
+        "take": spec.take,
+        "stated": dict(spec.stated),
     }
 
 
 def spec_from_json(values: dict[str, Any]) -> ModelSpec:
     """Restore a spec from the result of `spec_to_json`."""
+    stated = values["stated"]
     return ModelSpec(
         model=values["model"],
         num_classes=values["num_classes"],
         arguments=values["arguments"],
         weights=Path(values["weights"]) if values["weights"] else None,
         size=tuple(values["size"]) if values["size"] else None,
+        take=values["take"],
+        stated={name: tuple(one) if isinstance(one, list) else one for name, one in stated.items()},
     )

@@ -10,7 +10,7 @@ import click
 from segdeploy.cli.build_engine import profile_options, read_profiles
 from segdeploy.cli.console import say
 from segdeploy.cli.headings import command
-from segdeploy.cli.options import Size, Triple, foreign_model
+from segdeploy.cli.options import Size, foreign_model, preprocessing_options
 from segdeploy.contract import PRECISIONS
 
 
@@ -27,8 +27,7 @@ from segdeploy.contract import PRECISIONS
     help="Number of classes, where there is no data set.",
 )
 @click.option("--size", type=Size(), help="Input size of the network, in pixels.")
-@click.option("--mean", type=Triple(), help="Mean that preprocessing subtracts, in 0..1.")
-@click.option("--std", type=Triple(), help="Standard deviation that preprocessing divides by.")
+@preprocessing_options
 @click.option("--color", type=click.Choice(["RGB", "BGR"]), help="Order of the channels.")
 @click.option(
     "--layout", type=click.Choice(["NCHW", "NHWC"]), help="Layout; NHWC means uint8 images."

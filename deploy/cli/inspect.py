@@ -60,6 +60,8 @@ def _show(seen: Inspection) -> None:
     else:
         rows = [(name, _text(value)) for name, value in asdict(seen.contract).items()]
         print_table(("contract", ""), rows, words=True)
+        if seen.contract.assumed:
+            say(f"assumed, since nobody stated it: {seen.contract.assumptions}")
     if seen.engine:
         rows = [(name, _text(value)) for name, value in seen.engine.items()]
         print_table(("engine", ""), rows, words=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from segdeploy.cli.console import say
+from segdeploy.contract import RESIZE_KERNELS
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.strict_json import parse_json
@@ -108,6 +109,36 @@ class Argument(click.ParamType):  # type: ignore[type-arg]
             return key, text
 
 
+STATED = ("resize", "mean", "std")
+
+
+def preprocessing_options(command: Command) -> Command:
+    """Options that state how the images of a network were prepared."""
+    for option in reversed(
+        (
+            click.option(
+                "--resize",
+                type=click.Choice(RESIZE_KERNELS),
+                metavar="KERNEL",
+                help="Kernel that resizes images, by the library whose arithmetic it has, such as "
+                "opencv-linear.  [default: pillow-bilinear]",
+            ),
+            click.option(
+                "--mean",
+                type=Triple(),
+                help="Mean of red, green and blue that preprocessing subtracts, in 0..1.",
+            ),
+            click.option(
+                "--std",
+                type=Triple(),
+                help="Standard deviation that preprocessing divides by, in 0..1.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def network_options(command: Command) -> Command:
     """Options that describe the network behind MODEL, as far as MODEL does not."""
     for option in reversed(
@@ -153,10 +184,13 @@ def network_options(command: Command) -> Command:
         )
     ):
         command = option(command)
-    return command
+    return preprocessing_options(command)
 
 
-NETWORK_OPTIONS = ("num_classes", "width", "stride", "extra", "weights", "size", "take")
+NETWORK_OPTIONS = (
+    *("num_classes", "width", "stride", "extra", "weights", "size", "take"),
+    *STATED,
+)
 
 
 def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
@@ -173,6 +207,7 @@ def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
         options["weights"],
         options["size"],
         options["take"],
+        {name: options[name] for name in STATED if options[name] is not None},
     )
 
 

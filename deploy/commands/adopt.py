@@ -9,7 +9,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from segdeploy.artifact import EngineFile, OnnxFile, open_artifact
-from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, Contract, Precision, placeholder_classes
+from segdeploy.contract import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Contract,
+    Precision,
+    check_normalization,
+    placeholder_classes,
+)
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
 from segdeploy.engine.manifest import Manifest, manifest_path
@@ -47,6 +54,7 @@ class Statement:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     color: str | None = None
+    resize: str | None = None
     layout: str | None = None
     output: str | None = None
     precision: Precision | None = None
@@ -192,11 +200,11 @@ def _input_and_output(contract: Contract, dynamic: bool) -> tuple[TensorSpec, Te
 def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) -> Contract:
     stated = {
         name: value
-        for name in ("size", "mean", "std", "color", "layout", "output", "precision")
+        for name in ("size", "mean", "std", "color", "resize", "layout", "output", "precision")
         if (value := getattr(statement, name)) is not None
     }
     provenance = {**versions("onnx"), "stated": "by segdeploy adopt"}
-    _check_numbers(statement)
+    check_normalization(statement.mean, statement.std)
     if statement.like is not None:
         if statement.data or statement.num_classes:
             raise InputError("--like: includes the classes; leave --data and --num-classes out")
@@ -227,26 +235,10 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
         stated |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     return Contract(
         architecture="adopted",
+        assumed=tuple(name for name in ("resize", "color") if name not in stated),
         classes=classes,
         palette=palette,
         ignore_index=ignored,
         provenance=provenance,
         **{**stated, "layout": layout},
     )
-
-
-def _check_numbers(statement: Statement) -> None:
-    """Refuse normalization constants that would produce meaningless labels.
-
-    Raises:
-        InputError: for a mean or standard deviation that is not of RGB in 0..1.
-    """
-    if statement.mean is not None and not all(-1 <= one <= 2 for one in statement.mean):
-        raise InputError(
-            f"--mean {','.join(map(str, statement.mean))}: must be of RGB in 0..1; divide it by 255"
-        )
-    if statement.std is not None and not all(0 < one <= 2 for one in statement.std):
-        raise InputError(
-            f"--std {','.join(map(str, statement.std))}: must be of RGB in 0..1 and above 0; "
-            "divide it by 255"
-        )

@@ -88,6 +88,8 @@ def bench(
         found.reference.evaluation.accuracy.miou is not None
     )
     noted = [] if has_masks else ["the frames have no masks: only parity and latency, no mIoU"]
+    if assumptions := scene.truth.contract.assumptions:
+        noted.append(f"nobody stated how the images are prepared; assumed: {assumptions}")
     if resumed:
         noted.append("resumed an interrupted bench; some measurements are from the earlier run")
     noted += [*watch.warnings(), *notes_of(first, rows), *notes]

@@ -281,7 +281,9 @@ def _with_provenance(loaded: LoadedNetwork) -> LoadedNetwork:
     provenance = dict(versions("torch", "torchvision"))
     if loaded.sha256:
         provenance["parent_sha256"] = loaded.sha256
-    return replace(loaded, contract=replace(loaded.contract, provenance=provenance))
+    # The network learns with this preprocessing, so nothing of it is assumed.
+    contract = replace(loaded.contract, provenance=provenance, assumed=())
+    return replace(loaded, contract=contract)
 
 
 def _class_weights(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
+from segdeploy.runtime.preprocess import normalization
 
 if TYPE_CHECKING:
     import onnx
@@ -23,7 +24,7 @@ def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
     """Prepend preprocessing in place: input `(N, H, W, 3) uint8` in `contract.color` order.
 
     The Cast precedes the Transpose, because TensorRT refuses a Transpose of uint8. A Gather of
-    channels converts BGR to RGB. The image is normalized by `1 / (255 std)` and `mean / std`.
+    channels converts BGR to RGB. The constants are those of `runtime.preprocess.normalization`.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -32,9 +33,7 @@ def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
     inner = "image_normalized"
     for node in graph.graph.node:
         node.input[:] = [inner if name == taken.name else name for name in node.input]
-    std = np.asarray(contract.std, np.float32)
-    scale = (np.float32(1) / (np.float32(255) * std)).reshape(1, 3, 1, 1)
-    shift = (np.asarray(contract.mean, np.float32) / std).reshape(1, 3, 1, 1)
+    scale, shift = (values.reshape(1, 3, 1, 1) for values in normalization(contract))
     constants = {"image_scale": scale, "image_shift": shift}
     nodes = [
         helper.make_node("Cast", [taken.name], ["image_float"], "image_cast", to=TensorProto.FLOAT),

@@ -6,26 +6,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from segdeploy.contract import Contract
+from segdeploy.resize_kernels.kernels import resize
 
 
 def preprocess(image: NDArray[np.uint8], contract: Contract) -> NDArray[Any]:
     """Return the network's input for `(H, W, 3) uint8` RGB, as the contract specifies.
 
     The input is `(1, 3, H', W') float32`, scaled to 0..1 and normalized, or `(1, H', W', 3) uint8`
-    if the graph normalizes. The contract's `resize` is Pillow's bilinear filter, which averages
-    when it shrinks (antialiasing).
+    if the graph normalizes. The image is resized with the contract's kernel.
     """
-    height, width = contract.size
-    if image.shape[:2] != (height, width):
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        image = np.asarray(resized)
+    image = resize(image, contract.size, contract.resize)
     if contract.color == "BGR":
         image = image[:, :, ::-1]
     if contract.layout == "NHWC":
-        return np.ascontiguousarray(image[None])
+        return np.ascontiguousarray(np.rint(image[None]).astype(np.uint8))
     scale, shift = normalization(contract)
     normalized = image.astype(np.float32) * scale - shift
     return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None])

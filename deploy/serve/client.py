@@ -21,6 +21,7 @@ def client_source(name: str, contract: Contract, version: int) -> str:
         "client.py.j2",
         name=name,
         version=version,
+        resize=contract.resize,
         height=height,
         width=width,
         classes=len(contract.classes),

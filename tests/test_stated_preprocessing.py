@@ -1,0 +1,99 @@
+"""How images are prepared is stated, or the file says what was assumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import segdeploy
+from segdeploy.commands.adopt import Statement
+from segdeploy.contract import PREPROCESSING, read_contract
+from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec
+from segdeploy.models.dataset import open_dataset
+from segdeploy.runtime.preprocess import preprocess
+
+from .conftest import CONTRACT, Ran, check_one_line
+
+NETWORK = "tests.test_stated_preprocessing:network"
+STATED = {"resize": "opencv-linear", "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+def network(num_classes: int = 8) -> object:
+    from segdeploy.models import SemanticSegmentationModel
+
+    return SemanticSegmentationModel(num_classes, width=4)
+
+
+def test_stated_preprocessing_what_nobody_stated_is_told(
+    run: Callable[..., Ran], dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.onnx"
+    ran = run("export", NETWORK, "--data", dataset, "--size", "48x64", "-o", out)
+    assert ran.code == 0
+    (line,) = [one for one in ran.err.splitlines() if "assumed" in one]
+    assert "resize pillow-bilinear, color RGB, mean 0.485,0.456,0.406, std 0.229," in line
+    assert "--resize, --mean and --std" in line
+    assert segdeploy.inspect(out).contract.assumed == PREPROCESSING
+    assert "assumed, since nobody stated it: resize pillow-bilinear" in run("inspect", out).out
+    verdict = segdeploy.bench([out], reference=out, data=dataset, limit=2)
+    assert any("nobody stated how the images are prepared" in note for note in verdict.notes)
+
+
+def test_stated_preprocessing_is_part_of_every_file(dataset: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(NETWORK, size=(48, 64), stated=STATED)
+    path = segdeploy.export(spec, tmp_path / "m.onnx", data=dataset).path
+    contract = segdeploy.inspect(path).contract
+    assert {name: getattr(contract, name) for name in STATED} == STATED
+    assert contract.assumed == ("color",)
+    image, _ = open_dataset(dataset).frames("val")[0].read()
+    with (
+        segdeploy.load(path) as exported,
+        segdeploy.load(spec, dataset=open_dataset(dataset)) as own,
+    ):
+        assert np.array_equal(exported.prepare(image), own.prepare(image))
+        assert np.array_equal(exported.prepare(image), preprocess(image, contract))
+
+
+def test_stated_preprocessing_a_trained_network_assumes_nothing(
+    checkpoint: Path, graph: Path, tmp_path: Path
+) -> None:
+    assert segdeploy.inspect(checkpoint).contract.assumed == ()
+    assert segdeploy.inspect(graph).contract.assumed == ()
+    out = tmp_path / "m.onnx"
+    stated = Statement(num_classes=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    segdeploy.adopt(graph, stated, out=out)
+    assert segdeploy.inspect(out).contract.assumed == ("resize", "color")
+    stated = replace(stated, resize="opencv-area", color="BGR")
+    segdeploy.adopt(graph, stated, out=out)
+    assert segdeploy.inspect(out).contract.assumed == ()
+
+
+def test_stated_preprocessing_that_cannot_be_is_refused(
+    run: Callable[..., Ran], checkpoint: Path, graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.onnx"
+    words = ("export", NETWORK, "--data", dataset, "--size", "48x64", "-o", out)
+    ran = run(*words, "--mean", "123.7,116.3,103.5")
+    check_one_line(ran, "--mean 123.7,116.3,103.5", "divide it by 255")
+    check_one_line(run(*words, "--std", "0,1,1"), "--std 0.0,1.0,1.0", "above 0")
+    check_one_line(run(*words, "--resize", "lanczos"), "'lanczos' is not one of", "opencv-linear")
+    ran = run("export", checkpoint, "--resize", "opencv-area", "-o", out)
+    check_one_line(ran, "the file defines its classes, weights and preprocessing")
+    ran = run("evaluate", graph, "--data", dataset, "--mean", "0.5,0.5,0.5")
+    check_one_line(ran, "--mean and --std go with a network's name")
+    assert not out.exists()
+
+
+def test_stated_preprocessing_a_contract_with_unknown_assumptions_is_refused() -> None:
+    values = json.loads(CONTRACT.to_json())
+    assert read_contract(json.dumps(values), "m").assumed == ()
+    del values["assumed"]  # a file of an earlier version
+    assert read_contract(json.dumps(values), "m").assumed == ()
+    with pytest.raises(InputError, match="'assumed' is wrong"):
+        read_contract(json.dumps({**values, "assumed": ["weather"]}), "m")
