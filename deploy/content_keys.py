@@ -32,12 +32,17 @@ def key_of_model(path: Path) -> str:
     Raises:
         InputError: if one of the files is missing or not a regular file.
     """
-    own = sha256_of_file(path)
     if path.suffix != ".onnx":
-        return own
+        return sha256_of_file(path)
     from segdeploy.onnx_graph.model_file import external_files
 
-    beside = [sha256_of_file(one) for one in external_files(path)]
+    return key_of_files(path, external_files(path))
+
+
+def key_of_files(path: Path, external: Sequence[Path]) -> str:
+    """Return the SHA-256 of a graph's file; with external weight files, of the hashes of all."""
+    own = sha256_of_file(path)
+    beside = [sha256_of_file(one) for one in external]
     return hashlib.sha256(" ".join([own, *beside]).encode()).hexdigest() if beside else own
 
 

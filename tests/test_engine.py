@@ -13,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import (
@@ -476,6 +477,29 @@ def test_engine_weights_with_a_zero_point_keep_their_values(tmp_path: Path) -> N
     before = (integers.astype(int) - zero[:, None, None, None]) * scale[:, None, None, None]
     assert after["w.integers"].dtype == np.int8
     assert np.abs(values - before).max() <= after["w.scale"].max() / 2 + 1e-6
+
+
+def test_engine_a_constant_float_weight_is_quantized_in_the_graph(tmp_path: Path) -> None:
+    """Q on a constant, with a zero point: the constant is no integer, and becomes none."""
+    weights = np.linspace(-0.2, 1.0, 54).reshape(2, 3, 3, 3).astype(np.float32)
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,3,4,4] image) => (float[1,2,2,2] logits)
+        <float s = {0.006}, uint8 z = {40}> {
+            q = QuantizeLinear(weights, s, z)
+            w = DequantizeLinear(q, s, z)
+            logits = Conv(image, w)
+        }"""
+    )
+    model.graph.initializer.append(numpy_helper.from_array(weights, "weights"))
+    mended, count = with_symmetric_integers(model, "it")
+    assert count == 1
+    image = {"image": np.random.default_rng(0).random((1, 3, 4, 4), np.float32)}
+    before, after = (
+        onnxruntime.InferenceSession(one.SerializeToString()).run(None, image)[0]
+        for one in (model, mended)
+    )
+    assert np.abs(after - before).max() < 27 * 0.006  # half a step of 27 weights, each up to 2s
 
 
 def test_engine_operators_on_integers_are_refused_and_nothing_is_written(

@@ -56,6 +56,22 @@ def imported(tree: ast.Module) -> set[str]:
     return {name for name in names if name.startswith("segdeploy.")}
 
 
+def test_rooms_imports_name_their_room() -> None:
+    """A bare `import segdeploy` or a relative import would hide an arrow from this test.
+
+    The command line is above all rooms, and `models` and `calibration` are packages of their own.
+    """
+    for name, tree in modules().items():
+        if room(name) in ("cli", "__init__"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert "segdeploy" not in {alias.name for alias in node.names}, name
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, name
+                assert node.module != "segdeploy" or name.endswith("__main__"), name
+
+
 def room(module: str) -> str:
     return module.split(".")[1]
 

@@ -27,7 +27,7 @@ _Output = tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, NDArray[
 
 
 @dataclass(frozen=True)
-class Contestant:
+class OpenCandidate:
     """A candidate that is open for evaluation.
 
     `predictor` is evaluated. For a quantized or 16-bit graph, `predictor` is the reference
@@ -114,7 +114,7 @@ class _Tally:
 
 def evaluate(
     reference: Predictor,
-    contestants: Sequence[Contestant],
+    opened: Sequence[OpenCandidate],
     dataset: DataSet,
     frames: Sequence[Frame],
     *,
@@ -123,16 +123,16 @@ def evaluate(
     ece: bool = False,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Evaluation, list[Evaluation | Failure]]:
-    """Run every frame through the reference and all contestants; one frame is held at a time.
+    """Run every frame through the reference and all candidates; one frame is held at a time.
 
-    Returns the reference's evaluation, and an evaluation or the failure of each contestant. Counts
+    Returns the reference's evaluation, and an evaluation or the failure of each candidate. Counts
     that the ledger holds are not made again; `identity` names the reference there.
 
     Raises:
         InputError, ModelInputError: for a frame that cannot be used, or if the reference fails.
     """
     own, *tallies = (
-        _Tally(len(dataset.classes), dataset.ignore_index) for _ in range(1 + len(contestants))
+        _Tally(len(dataset.classes), dataset.ignore_index) for _ in range(1 + len(opened))
     )
     for index, frame in enumerate(frames):
         place = f"frame {index} {frame.name} of"
@@ -144,14 +144,14 @@ def evaluate(
             counts.update(_sureness(seen.upsampled, seen, reference, dataset) if ece else {})
             ledger.put(f"{place} {identity}", counts)
         own.take(counts)
-        for contestant, tally in zip(contestants, tallies, strict=True):
+        for one, tally in zip(opened, tallies, strict=True):
             if tally.failure is not None:
                 continue
-            found = ledger.get(f"{place} {contestant.identity}")
+            found = ledger.get(f"{place} {one.identity}")
             if found is None:
                 seen = seen or _see(reference, frame)
-                found = _count(contestant, seen, dataset, ece=ece)
-                ledger.put(f"{place} {contestant.identity}", found)
+                found = _count(one, seen, dataset, ece=ece)
+                ledger.put(f"{place} {one.identity}", found)
             tally.take(found)
         on_frame(index + 1, len(frames))
     evaluated: list[Evaluation | Failure] = [
@@ -168,13 +168,13 @@ def _see(reference: Predictor, frame: Frame) -> _Seen:
     return _Seen(frame, image, mask, scores, upsampled, labels, margin(upsampled))
 
 
-def _count(contestant: Contestant, seen: _Seen, dataset: DataSet, *, ece: bool) -> dict[str, Any]:
+def _count(opened: OpenCandidate, seen: _Seen, dataset: DataSet, *, ece: bool) -> dict[str, Any]:
     """Return the counts of one frame as JSON types, or the failure."""
     try:
-        scores, upsampled, labels = _output(contestant.predictor, seen)
+        scores, upsampled, labels = _output(opened.predictor, seen)
         found = _counts(seen.mask, labels, dataset)
-        if contestant.kernels is not None:
-            own = contestant.kernels.predict(seen.image)
+        if opened.kernels is not None:
+            own = opened.kernels.predict(seen.image)
             found["kernels"] = int((own == labels).sum())
     except InputError as error:  # such as NaN in the output; others continue
         return {"failure": f"frame {seen.frame.name}: {first_line(error)}"}
@@ -182,7 +182,7 @@ def _count(contestant: Contestant, seen: _Seen, dataset: DataSet, *, ece: bool) 
     agreement.add(seen.frame.name, seen.scores, seen.labels, seen.margin, labels, scores)
     found["agreement"] = agreement.to_plain()
     if ece and upsampled is not None:
-        found.update(_sureness(upsampled, seen, contestant.predictor, dataset))
+        found.update(_sureness(upsampled, seen, opened.predictor, dataset))
     return found
 
 
@@ -235,17 +235,17 @@ class Sample:
 
 def show(
     reference: Predictor,
-    contestants: Mapping[str, tuple[Contestant, Evaluation]],
+    opened: Mapping[str, tuple[OpenCandidate, Evaluation]],
     dataset: DataSet,
     frames: Sequence[Frame],
     count: int,
 ) -> list[Sample]:
-    """Return samples: `count` evenly spaced frames, and the worst frame of each contestant."""
+    """Return samples: `count` evenly spaced frames, and the worst frame of each opened."""
     last = len(frames) - 1
     chosen = set(np.linspace(0, last, min(count, len(frames))).round().astype(int).tolist())
     worst = {
         name: evaluated.agreement.worst
-        for name, (_, evaluated) in contestants.items()
+        for name, (_, evaluated) in opened.items()
         if evaluated.agreement and evaluated.agreement.worst and evaluated.agreement.labels < 1
     }
     names = {one.frame for one in worst.values()}
@@ -255,7 +255,7 @@ def show(
             continue
         image, mask = frame.read()
         labels = {"reference": reference.predict(image)}
-        labels |= {name: one.predictor.predict(image) for name, (one, _) in contestants.items()}
+        labels |= {name: one.predictor.predict(image) for name, (one, _) in opened.items()}
         marks = {name: one.pixel for name, one in worst.items() if one.frame == frame.name}
         has_truth = bool((mask != dataset.ignore_index).any())
         shown.append(Sample(frame.name, image, mask if has_truth else None, labels, marks))

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdeploy.artifact import Artifact, OnnxFile, open_artifact
-from segdeploy.benchmark.accuracy import Contestant
+from segdeploy.benchmark.accuracy import OpenCandidate
 from segdeploy.benchmark.cpp_program import read_cpp_candidate
 from segdeploy.benchmark.process import Candidate
 from segdeploy.content_keys import key_of_network
 from segdeploy.errors import InputError
 from segdeploy.model_spec import LoadedNetwork, ModelSpec
 from segdeploy.models.names import escaped
-from segdeploy.onnx_graph.model_file import is_quantized
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.session import PROVIDERS
 from segdeploy.runtime.torch_session import TorchSession
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 
 def name_candidates(
@@ -70,8 +69,11 @@ def check_contract(candidate: Candidate, truth: Predictor) -> None:
     Raises:
         InputError: with both values of the field that differs.
     """
-    path = candidate.exported.path
-    theirs, ours = candidate.exported.contract, truth.contract
+    file = candidate.exported
+    path, theirs, ours = file.path, file.contract, truth.contract
+    if isinstance(file, OnnxFile):
+        file.check()
+        file.release()  # the measurements begin only later
     if candidate.scales:
         theirs = replace(theirs, scales=candidate.scales)
     for what in ("classes", "size", "resize", "mean", "std", "scales", "flip"):
@@ -84,7 +86,7 @@ def check_contract(candidate: Candidate, truth: Predictor) -> None:
 
 def open_candidate(
     stack: ExitStack, candidate: Candidate, shared: dict[str, Predictor]
-) -> Contestant:
+) -> OpenCandidate:
     """Open a candidate for evaluation.
 
     A quantized or 16-bit graph is opened twice: for reference execution, and with the runtime's own
@@ -97,7 +99,7 @@ def open_candidate(
     kernels = stack.enter_context(
         load(file, backend=candidate.backend or None, scales=candidate.scales)
     )
-    rounds = isinstance(file, OnnxFile) and _rounds(file.graph)
+    rounds = isinstance(file, OnnxFile) and file.rounds
     predictor = kernels
     if rounds:
         key = f"{file.path} at {candidate.scales}"
@@ -106,14 +108,7 @@ def open_candidate(
             shared[key] = stack.enter_context(opened)
         predictor = shared[key]
     own = kernels if rounds else None
-    return Contestant(candidate.name, predictor, own, file.precision, identity_of(candidate))
-
-
-def _rounds(graph: onnx.ModelProto) -> bool:
-    """Return whether CPU kernels may round differently from TensorRT: Q/DQ, FP16 or BF16."""
-    from segdeploy.calibration.half_precision import is_half
-
-    return is_quantized(graph) or is_half(graph)
+    return OpenCandidate(candidate.name, predictor, own, file.precision, identity_of(candidate))
 
 
 def identity_of(candidate: Candidate) -> str:

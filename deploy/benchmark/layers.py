@@ -55,6 +55,7 @@ def compare_layers(
     network = reference.network
     found = layer_errors(network.module, network, file.graph, image)
     layers = tuple(layer for layer in found if not layer.is_moved)
+    file.release()
     return LayerReport(layers, _entry(layers))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segdeploy.artifact import EngineFile, artifact_of
-from segdeploy.benchmark.accuracy import Contestant, Evaluation, Sample, evaluate, show
+from segdeploy.benchmark.accuracy import Evaluation, OpenCandidate, Sample, evaluate, show
 from segdeploy.benchmark.candidates import (
     check_contract,
     identity_of,
@@ -45,7 +45,7 @@ _SAMPLES = 4
 
 
 @dataclass(frozen=True)
-class Scene:
+class BenchContext:
     """The reference and the frames with which every candidate is compared.
 
     `labeled` is the path of the data set, None for images without masks.
@@ -62,7 +62,9 @@ class Scene:
 
 
 @contextmanager
-def open_scene(spec: ModelSpec, data: Path, split: str, limit: int | None) -> Iterator[Scene]:
+def open_context(
+    spec: ModelSpec, data: Path, split: str, limit: int | None
+) -> Iterator[BenchContext]:
     """Open the reference, and list the frames.
 
     Raises:
@@ -79,7 +81,7 @@ def open_scene(spec: ModelSpec, data: Path, split: str, limit: int | None) -> It
         check_classes(truth.contract, dataset, spec.model)
         split = dataset.splits[0] if labeled is None else split
         complete = _complete(spec, truth.contract)
-        yield Scene(
+        yield BenchContext(
             spec=complete,
             labeled=data if labeled else None,
             truth=truth,
@@ -104,7 +106,7 @@ class Measured:
 class Measuring:
     """Measurements of one bench, with the settings that they share."""
 
-    scene: Scene
+    context: BenchContext
     protocol: Protocol
     limits: Limits
     ledger: Ledger
@@ -119,32 +121,32 @@ class Measuring:
             InputError, ModelInputError: for an image or a mask that cannot be read, a contract that
                 differs, an mIoU limit without masks, or a reference that cannot run the scales.
         """
-        scene, scales = self.scene, self.protocol.scales
+        context, scales = self.context, self.protocol.scales
         if self.limits.max_miou_drop is not None:
-            if scene.labeled is None:
+            if context.labeled is None:
                 raise InputError(
                     "--max-miou-drop: the frames have no masks, so no mIoU can be measured; give a "
                     "data set, or --min-agreement"
                 )
-            check_labeled(scene.frames, "--max-miou-drop")
+            check_labeled(context.frames, "--max-miou-drop")
         for one in single:
-            check_contract(one, scene.truth)
+            check_contract(one, context.truth)
         if scales:
-            truth = Predictor(scene.truth.session, None, scales)
+            truth = Predictor(context.truth.session, None, scales)
             for one in fused:
                 check_contract(one, truth)
-        for frame in scene.frames:
+        for frame in context.frames:
             frame.read()
 
     def at_one_scale(self, named: Sequence[Candidate]) -> Measured:
         """Measure the single-scale candidates, with the layer comparison if requested."""
-        scene = self.scene
-        found = self._measure(named, scene.truth, [scene.reference], self.limits, _SAMPLES)
+        context = self.context
+        found = self._measure(named, context.truth, [context.reference], self.limits, _SAMPLES)
         if not self.protocol.layers:
             return found
-        image = preprocess(scene.frames[0].read()[0], scene.truth.contract)
+        image = preprocess(context.frames[0].read()[0], context.truth.contract)
         layers = {
-            file: compare_layers(scene.truth.session, file, image)
+            file: compare_layers(context.truth.session, file, image)
             for file in dict.fromkeys(one.exported for one in named)
         }
         rows = [
@@ -161,12 +163,12 @@ class Measuring:
         Also returns notes on candidates without a loop. The latency limits hold for one scale, so
         they do not apply here.
         """
-        scene, scales = self.scene, self.protocol.scales
+        context, scales = self.context, self.protocol.scales
         limits = replace(self.limits, max_latency_ms=None, min_speedup=None)
-        truth = Predictor(scene.truth.session, None, scales)
+        truth = Predictor(context.truth.session, None, scales)
         with tempfile.TemporaryDirectory() as folder:
             made = export_fused(
-                self.export, scene.spec, scene.labeled, scales, backends, Path(folder)
+                self.export, context.spec, context.labeled, scales, backends, Path(folder)
             )
             notes = [made.reason] if isinstance(made, Failure) else []
             named = []
@@ -179,19 +181,19 @@ class Measuring:
                     named.append(looped(one, scales))
             named += fused
             named += made if isinstance(made, list) else []
-            references = [scene.reference, looped(scene.reference, scales)]
+            references = [context.reference, looped(context.reference, scales)]
             found = self._measure(named, truth, references, limits, 0)
         return TestTimeAugmentation(scales, (found.reference, *ranked(found.rows))), notes
 
     def sweep(self, named: Sequence[Candidate]) -> list[Point]:
         """Measure the reference and `named` over batch sizes, threads and clients."""
         return run_sweep(
-            [self.scene.reference, *named],
+            [self.context.reference, *named],
             self.protocol.sweep,
             seconds=self.protocol.seconds,
             threads=self.protocol.threads,
             ledger=self.ledger,
-            identities=[self.scene.identity, *(identity_of(one) for one in named)],
+            identities=[self.context.identity, *(identity_of(one) for one in named)],
             on_burst=self.on_burst,
         )
 
@@ -209,7 +211,7 @@ class Measuring:
         in this process. Speed-ups are relative to the first of `references`; the last of them is
         `truth` itself.
         """
-        scene, protocol = self.scene, self.protocol
+        context, protocol = self.context, self.protocol
         times = measure_latencies(
             [*references, *named],
             seconds=protocol.seconds,
@@ -217,7 +219,7 @@ class Measuring:
             fps=protocol.fps,
             ledger=self.ledger,
             identities=[
-                *(f"{scene.identity} at {one.scales}" for one in references),
+                *(f"{context.identity} at {one.scales}" for one in references),
                 *(identity_of(one) for one in named),
             ],
             on_burst=self.on_burst,
@@ -228,16 +230,16 @@ class Measuring:
         latencies = times[len(references) :]
         shared: dict[str, Predictor] = {}
         with ExitStack() as stack:
-            contestants = [
+            opened = [
                 None if isinstance(latency, Failure) else open_candidate(stack, one, shared)
                 for one, latency in zip(named, latencies, strict=True)
             ]
-            running = [one for one in contestants if one is not None]
+            running = [one for one in opened if one is not None]
             own, evaluated = evaluate(
                 truth,
                 running,
-                scene.dataset,
-                scene.frames,
+                context.dataset,
+                context.frames,
                 ledger=self.ledger,
                 identity=f"reference at {truth.loop}",
                 ece=protocol.ece,
@@ -249,41 +251,41 @@ class Measuring:
                 if isinstance(evaluation, Evaluation)
             }
             supported_shapes = {
-                one.name: check_supported_shapes(one, sound[one.name][0], truth, scene.frames)
+                one.name: check_supported_shapes(one, sound[one.name][0], truth, context.frames)
                 for one in named
                 if one.name in sound
             }
-            shown = show(truth, sound, scene.dataset, scene.frames, samples) if samples else []
+            shown = show(truth, sound, context.dataset, context.frames, samples) if samples else []
         taken = times[len(references) - 1]
         assert isinstance(taken, Latency)
         first = Row(
             references[-1].name, truth.session.backend, truth.contract.precision,
-            _bytes(scene.spec), own, taken,
+            _bytes(context.spec), own, taken,
         )  # fmt: skip
         evaluations = dict(zip((one.name for one in running), evaluated, strict=True))
         rows = []
-        for candidate, contestant, latency in zip(named, contestants, latencies, strict=True):
+        for candidate, one, latency in zip(named, opened, latencies, strict=True):
             evaluation = evaluations.get(candidate.name)
-            row = _row(candidate, contestant, evaluation, latency)
+            row = _row(candidate, one, evaluation, latency)
             row = replace(row, supported_shapes=tuple(supported_shapes.get(candidate.name, ())))
             rows.append(replace(row, failures=failures(row, first, limits)))
         return Measured(first, rows, shown)
 
 
-def ledger_key(scene: Scene, protocol: Protocol) -> str:
+def ledger_key(context: BenchContext, protocol: Protocol) -> str:
     """What every figure in a ledger depends on, but for the candidates."""
     here = describe_environment(protocol.threads)
     gpu = current_gpu()
     settings = (protocol.ece, here.threads, here.cpu, here.cores, here.packages, str(gpu))
     ours = versions("segdeploy")
-    frames = key_of_frames(scene.frames, masks=scene.labeled is not None)
-    labels_key = (scene.dataset.classes, scene.dataset.ignore_index)
-    return json.dumps([scene.identity, labels_key, frames, settings, ours])
+    frames = key_of_frames(context.frames, masks=context.labeled is not None)
+    labels_key = (context.dataset.classes, context.dataset.ignore_index)
+    return json.dumps([context.identity, labels_key, frames, settings, ours])
 
 
 def _row(
     candidate: Candidate,
-    contestant: Contestant | None,
+    opened: OpenCandidate | None,
     evaluation: Evaluation | Failure | None,
     latency: Latency | Failure,
 ) -> Row:
@@ -293,7 +295,7 @@ def _row(
     return Row(
         name=candidate.name,
         backend=_backend(candidate),
-        precision=contestant.precision if contestant else "-",
+        precision=opened.precision if opened else "-",
         bytes=_bytes(candidate.spec),
         evaluation=evaluation if isinstance(evaluation, Evaluation) else None,
         latency=latency if isinstance(latency, Latency) else None,

@@ -6,7 +6,6 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -78,14 +77,6 @@ def higher(one: Peak, other: Peak) -> Peak:
 
 
 def _gmacs(kind: type, side: int, threads: int | None) -> float:
-    session, fed = _product(kind, side, threads)
-    took = min(_timed(lambda: session.run(None, fed)) for _ in range(_REPEATS))
-    return side**3 / took / 1e9
-
-
-@cache
-def _product(kind: type, side: int, threads: int | None) -> tuple[Any, dict[str, Any]]:
-    """Return a session of a matrix product and its input; a bench measures the peak twice."""
     import onnx
     import onnxruntime
 
@@ -114,7 +105,8 @@ def _product(kind: type, side: int, threads: int | None) -> tuple[Any, dict[str,
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     fed: dict[str, Any] = {"a": rng.integers(0, 9, (side, side)).astype(kind)}
-    return session, fed
+    took = min(_timed(lambda: session.run(None, fed)) for _ in range(_REPEATS))
+    return side**3 / took / 1e9
 
 
 def _timed(call: Any) -> float:

@@ -83,7 +83,9 @@ def work_of(file: Artifact) -> Work | None:
                 return None
             macs[layer.precision] = macs.get(layer.precision, 0) + layer.macs
         return Work(macs, None)
-    return _of_graph(file.graph, file.contract)
+    work = _of_graph(file.graph, file.contract)
+    file.release()
+    return work
 
 
 def work_of_network(session: TorchSession, size: tuple[int, int]) -> Work:

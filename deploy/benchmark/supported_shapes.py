@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.benchmark.accuracy import Contestant
+from segdeploy.benchmark.accuracy import OpenCandidate
 from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.process import Candidate, Process, start
 from segdeploy.calibration.difference import label_agreement, max_abs, over_range, value_range
@@ -85,13 +85,13 @@ def _odd(size: tuple[int, int], factor: float, step: int) -> tuple[int, int]:
 
 
 def check_supported_shapes(
-    candidate: Candidate, contestant: Contestant, reference: Predictor, frames: Sequence[Frame]
+    candidate: Candidate, opened: OpenCandidate, reference: Predictor, frames: Sequence[Frame]
 ) -> list[ShapeCheck]:
     """Run each declared shape once on frames, and compare it with the reference.
 
     Each shape first runs in a separate process, so that a crash does not end the bench.
     """
-    predictor = contestant.predictor
+    predictor = opened.predictor
     if predictor.loop:
         return []
     shapes = declared_shapes(predictor.session, predictor.contract.size)

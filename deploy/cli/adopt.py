@@ -96,4 +96,4 @@ def adopt(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
     )
-    say(f"{written}: holds the contract of {file}; `segdeploy inspect` shows the contract")
+    say(f"{written}: holds the stated contract; `segdeploy inspect {written}` shows it")

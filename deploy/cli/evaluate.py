@@ -23,6 +23,7 @@ from segdeploy.cli.options import (
     quiet_option,
     scales_options,
     split_option,
+    tile_option,
 )
 
 
@@ -34,6 +35,7 @@ from segdeploy.cli.options import (
 @network_options
 @backend_option
 @scales_options
+@tile_option
 @json_option
 @quiet_option
 @foreign_model
@@ -46,6 +48,7 @@ def evaluate(
     scales: tuple[float, ...],
     flip: bool,
     fuse: str,
+    tile: bool,
     as_json: bool,
     quiet: bool,
     **network: Any,
@@ -64,7 +67,7 @@ def evaluate(
             split=split,
             limit=limit,
             backend=backend,
-            options=InferenceOptions(scales, flip, fuse),
+            options=InferenceOptions(scales, flip, fuse, tile),
             on_frame=update,
         )
     if as_json:

@@ -11,10 +11,10 @@ import click
 
 COMMANDS = {
     "Prepare a network": ("models", "data", "train", "evaluate"),
-    "Convert it": ("export", "optimize", "calibrate", "build-engine", "adopt"),
-    "Verify it": ("bench", "inspect", "self-test", "doctor"),
-    "Run it": ("predict", "serve-repo"),
-    "All steps in one": ("deploy",),
+    "Convert": ("export", "optimize", "calibrate", "build-engine", "adopt"),
+    "Verify": ("bench", "inspect", "self-test", "doctor"),
+    "Run": ("predict", "serve-repo"),
+    "End to end": ("deploy",),
 }
 OPTIONS = {
     "Network": ("num_classes", "width", "stride", "extra", "weights", "size", "take"),

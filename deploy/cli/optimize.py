@@ -70,9 +70,9 @@ def print_optimization(optimization: RewriteReport, *, verbose: bool) -> None:
         for step in optimization.steps
         if step.rewrites or step.before != step.after
     ]
-    print_table(("after", "nodes", "parameters", "multiply-accumulates"), rows)
+    print_table(("after", "nodes", "parameters", "MMAC"), rows)
 
 
 def _row(cost: Cost) -> tuple[str, str, str]:
-    macs = "unknown" if cost.macs is None else f"{cost.macs:,}"
+    macs = "unknown" if cost.macs is None else f"{cost.macs / 1e6:,.2f}"
     return str(cost.nodes), f"{cost.parameters:,}", macs

@@ -302,6 +302,13 @@ def scales_options(command: Command) -> Command:
     return command
 
 
+tile_option = click.option(
+    "--tile",
+    is_flag=True,
+    help="Run overlapping windows of an image at full resolution and blend them.",
+)
+
+
 def check_fuse(fuse: str, scales: tuple[float, ...], flip: bool) -> None:
     """Refuse `--fuse` where there is nothing to fuse."""
     if fuse == "max" and not scales and not flip:

@@ -19,6 +19,7 @@ from segdeploy.cli.options import (
     note_untrained,
     out_option,
     scales_options,
+    tile_option,
 )
 
 
@@ -29,11 +30,7 @@ from segdeploy.cli.options import (
 @backend_option
 @scales_options
 @out_option("Overlay to write: the class colors over IMAGE (.png or .jpg).")
-@click.option(
-    "--tile",
-    is_flag=True,
-    help="Run overlapping windows of IMAGE at full resolution and blend them.",
-)
+@tile_option
 @click.option(
     "--labels", type=Path, metavar="FILE", help="Label map to write (.png, one class id a pixel)."
 )

@@ -19,7 +19,7 @@ from segdeploy.contract import (
 )
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
-from segdeploy.engine.manifest import Manifest, manifest_path
+from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
 from segdeploy.engine.options import BuildOptions
 from segdeploy.errors import InputError
 from segdeploy.files import check_output, sha256_of_file, write_atomically
@@ -209,7 +209,7 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
         if statement.data or statement.num_classes:
             raise InputError("--like: includes the classes; leave --data and --num-classes out")
         # The provenance of the file `like` does not apply to this file.
-        return replace(open_artifact(statement.like).contract, **stated, provenance=provenance)
+        return replace(_contract_of(statement.like), **stated, provenance=provenance)
     if statement.data is not None:
         dataset = open_dataset(statement.data)
         classes, palette, ignored = dataset.classes, dataset.palette, dataset.ignore_index
@@ -242,3 +242,11 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
         provenance=provenance,
         **{**stated, "layout": layout},
     )
+
+
+def _contract_of(path: Path) -> Contract:
+    """Return the contract of a file to copy; of an engine, only the manifest is read."""
+    file = open_artifact(path)
+    if isinstance(file, EngineFile):
+        return parse_manifest(manifest_path(path)).contract
+    return file.contract

@@ -10,7 +10,7 @@ from typing import Any
 from segdeploy.benchmark.candidates import name_candidates
 from segdeploy.benchmark.environment import describe_environment
 from segdeploy.benchmark.machine import Watch
-from segdeploy.benchmark.measurement import Measuring, Progress, ledger_key, open_scene
+from segdeploy.benchmark.measurement import Measuring, Progress, ledger_key, open_context
 from segdeploy.benchmark.notes import notes_of
 from segdeploy.benchmark.peak_performance import Peak, higher, measured_peak, stated_peak
 from segdeploy.benchmark.protocol import Protocol
@@ -59,10 +59,10 @@ def bench(
     single, fused = split_by_scales(named, protocol.scales)
     peak = measured_peak(protocol.threads)
     watch = Watch()
-    with open_scene(ModelSpec.of(reference), Path(data), split, limit) as scene:
-        held = Ledger(ledger, ledger_key(scene, protocol) if ledger else "")
+    with open_context(ModelSpec.of(reference), Path(data), split, limit) as context:
+        held = Ledger(ledger, ledger_key(context, protocol) if ledger else "")
         resumed = len(held)
-        work = Measuring(scene, protocol, limits, held, _export, on_frame, watch.during(on_burst))
+        work = Measuring(context, protocol, limits, held, _export, on_frame, watch.during(on_burst))
         work.check(single, fused)
         found = work.at_one_scale(single)
         augmented, notes = None, list[str]()
@@ -72,9 +72,9 @@ def bench(
             one for one, row in zip(single, found.rows, strict=True) if row.latency is not None
         ])  # fmt: skip
         work_done = [
-            work_of_network(scene.truth.session, scene.truth.contract.size)
-            if isinstance(scene.truth.session, TorchSession)
-            else work_of(scene.reference.exported),
+            work_of_network(context.truth.session, context.truth.contract.size)
+            if isinstance(context.truth.session, TorchSession)
+            else work_of(context.reference.exported),
             *(work_of(one.exported) for one in single),
         ]
     peak = higher(peak, measured_peak(protocol.threads))
@@ -88,7 +88,7 @@ def bench(
         found.reference.evaluation.accuracy.miou is not None
     )
     noted = [] if has_masks else ["the frames have no masks: only parity and latency, no mIoU"]
-    if assumptions := scene.truth.contract.assumptions:
+    if assumptions := context.truth.contract.assumptions:
         noted.append(f"nobody stated how the images are prepared; assumed: {assumptions}")
     if resumed:
         noted.append("resumed an interrupted bench; some measurements are from the earlier run")
@@ -96,10 +96,10 @@ def bench(
     return Verdict(
         rows=(first, *ranked(rows)),
         samples=tuple(found.samples),
-        dataset=scene.dataset,
-        split=scene.split,
-        frames=len(scene.frames),
-        size=scene.truth.contract.size,
+        dataset=context.dataset,
+        split=context.split,
+        frames=len(context.frames),
+        size=context.truth.contract.size,
         environment=replace(describe_environment(protocol.threads), gpu=watch.gpu),
         limits=limits,
         has_masks=has_masks,

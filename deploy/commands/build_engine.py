@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segdeploy.artifact import OnnxFile
+from segdeploy.artifact import open_graph
 from segdeploy.commands.calibrate import calibrate
 from segdeploy.contract import Contract, Precision
 from segdeploy.device import current_gpu, host_platform
@@ -28,15 +28,11 @@ from segdeploy.engine.options import BuildOptions, check_options, choose_profile
 from segdeploy.errors import InputError
 from segdeploy.files import check_output, sha256_of_file, write_together
 from segdeploy.models.files import temporary_folder
-from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.convolutions import ConvProof
 from segdeploy.onnx_graph.layers import read_layers
 from segdeploy.onnx_graph.model_file import (
-    contract_of,
-    load_onnx,
     precision_of,
     save_onnx,
-    tensor_spec_of,
 )
 from segdeploy.output_lock import one_writer
 from segdeploy.profiles import Profile, own_size
@@ -176,13 +172,11 @@ def _prepared(
     profiles: Sequence[Profile],
     repeats: int,
 ) -> _Job:
-    graph = load_onnx(model)
+    file = open_graph(model)
+    graph = file.graph
     refuse_integer_operators(graph, str(model))
-    check_graph(graph, model)
-    contract = contract_of(graph, model)
-    taken, given = (
-        tensor_spec_of(value) for value in (graph.graph.input[0], graph.graph.output[0])
-    )
+    file.check(is_run_alone=False)
+    contract, taken, given = file.contract, file.input, file.output
     check_tensors(model, contract, taken.shape, given.shape)
     dynamic = [side for side in taken.shape if isinstance(side, str)]
     options = replace(options, profiles=choose_profiles(str(model), contract, dynamic, profiles))
@@ -273,7 +267,7 @@ def _calibrated(
     model: Path, out: Path, precision: Precision | None, data: Path | str | None
 ) -> Iterator[Path]:
     """Yield the model, or its calibrated copy in a temporary folder for another precision."""
-    if precision is None or precision == OnnxFile(model).contract.precision:
+    if precision is None or precision == open_graph(model).contract.precision:
         yield model
         return
     if data is None:

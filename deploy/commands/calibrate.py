@@ -9,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segdeploy.artifact import OnnxFile
+from segdeploy.artifact import OnnxFile, open_graph
 from segdeploy.calibration.difference import mean_label_agreement
 from segdeploy.content_keys import key_of_frames
 from segdeploy.contract import Contract, Precision
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.files import check_input, check_output, sha256_of_file
+from segdeploy.files import check_output, sha256_of_file
 from segdeploy.model_spec import check_classes
 from segdeploy.models.dataset import DataSet, open_dataset
-from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.model_file import save_onnx, set_contract
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
@@ -96,7 +95,8 @@ def calibrate(
         CheckFailed: if the budget cannot be met; nothing is written.
     """
     started = time.perf_counter()
-    model = Path(model)
+    file = open_graph(model)
+    model = file.path
     out = check_output(Path(out), ".onnx", read_from=model)
     options = CalibrationOptions(
         precision, method, scheme, tuple(exclude), max_miou_drop, fp16_io, sensitivity
@@ -105,7 +105,6 @@ def calibrate(
     for beside, suffix in ((page, ".html"), (cache, ".json")):
         if beside:
             check_output(Path(beside), suffix)
-    file = OnnxFile(check_input(model))
     task = _opened(file, open_dataset(Path(data)), (split, check_split, limit), options)
     source, stable_after = _learn(task, options, cache, on_progress)
     evaluator = Evaluator(file, task.frames.check)  # after the weights were checked
@@ -157,8 +156,8 @@ def _opened(
     options: CalibrationOptions,
 ) -> Task:
     """Read the graph, choose the frames (`chosen`: split, split to check on, limit), check both."""
+    file.check(is_run_alone=False)
     model, graph = file.path, file.graph
-    check_graph(graph, model)
     contract = file.contract
     check_classes(contract, dataset, str(model))
     if contract.precision != "fp32":

@@ -66,7 +66,7 @@ class ExportReport:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class _ExportTarget:
     """The network to export, the module that is traced (`run`), and the inputs to compare on."""
 
     network: nn.Module
@@ -89,7 +89,7 @@ class _Subject:
 
 
 @dataclass(frozen=True)
-class _Proven:
+class _VerifiedGraph:
     """A graph, the results of its checks, and a text of the failures."""
 
     graph: onnx.ModelProto
@@ -162,7 +162,7 @@ def export(
         multiple=step,
     )
     images = breaking_inputs(contract) | (_frame(dataset, contract) if dataset else {})
-    subject = _Subject(loaded.network.module, run, contract, shapes, images)
+    subject = _ExportTarget(loaded.network.module, run, contract, shapes, images)
     proven = _proven(subject, graph, notes, optimized=optimized)
     graph, parity, failures = proven.graph, proven.parity, proven.failures
     if not failures:
@@ -216,8 +216,8 @@ def export(
 
 
 def _proven(
-    subject: _Subject, graph: onnx.ModelProto, notes: list[str], *, optimized: bool
-) -> _Proven:
+    subject: _ExportTarget, graph: onnx.ModelProto, notes: list[str], *, optimized: bool
+) -> _VerifiedGraph:
     """Verify the traced graph, rewrite it, and verify the result."""
     import onnx
     import torch
@@ -231,7 +231,7 @@ def _proven(
         parity = check_steadiness(subject.run, subject.shapes[0]) or subject.parity(graph)
     except CheckFailed as error:  # ONNX Runtime cannot run the graph
         failures = "; ".join([*trace.failures, str(error)])
-        return _Proven(
+        return _VerifiedGraph(
             graph, trace, trace.convolutions, unmatched_convolutions, [], optimization, failures
         )
     convolutions = trace.convolutions
@@ -247,7 +247,7 @@ def _proven(
         parity = list(optimization.parity) or parity
         convolutions, unmatched_convolutions = prove_dilations(trace.calls, graph, image)
         failures = failures_of([p.failure() for p in convolutions if not p.holds], parity)
-    return _Proven(
+    return _VerifiedGraph(
         graph, trace, convolutions, unmatched_convolutions, parity, optimization, failures
     )
 
@@ -259,7 +259,7 @@ def _frame(dataset: DataSet, contract: Contract) -> dict[str, NDArray[np.float32
     return {f"the frame {frame.name}": preprocess_image(image, contract)}
 
 
-def _where(subject: _Subject, graph: onnx.ModelProto, parity: Sequence[Parity]) -> str:
+def _where(subject: _ExportTarget, graph: onnx.ModelProto, parity: Sequence[Parity]) -> str:
     """Describe where a graph diverges from PyTorch; a failed search must not hide the failure."""
     worst = next((p for p in parity if not p.holds and p.against == "PyTorch"), None)
     if worst is None:

@@ -14,6 +14,7 @@ from segdeploy.engine.manifest import Manifest
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.model_spec import CHECKPOINT_SUFFIX, ModelSpec, load_network
+from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.convolutions import ConvGeometry, module_geometry
 from segdeploy.onnx_graph.layers import LayerInfo, read_layers
 
@@ -121,8 +122,8 @@ def _checkpoint(path: Path) -> Inspection:
 
 
 def _graph(file: OnnxFile) -> Inspection:
-    file.check()
-    graph, contract = file.graph, file.stated
+    check_graph(file.graph, file.path, is_run_alone=True)
+    graph, contract = file.graph, file.own_contract
     layers = read_layers(graph, contract, file.path)
     return Inspection(
         path=file.path,

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segdeploy.artifact import open_graph
 from segdeploy.errors import InputError
 from segdeploy.files import check_output, sha256_of_file
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.model_file import (
-    find_contract,
     keep_weights_in,
-    load_onnx,
     save_onnx,
     set_contract,
 )
@@ -58,12 +57,12 @@ def optimize(
         InputError: for a file that cannot be read or run, or whose only input is not an image.
     """
     started = time.perf_counter()
-    model = Path(model)
+    file = open_graph(model)
+    model, graph = file.path, file.graph
     out = check_output(Path(out), ".onnx", read_from=model)
-    graph = load_onnx(model)
     check_graph(graph, model)
     require("onnxscript", "onnxruntime")
-    contract = find_contract(graph, model)
+    contract = file.own_contract
     keep_weights_in(graph)
     size = size or (contract.size if contract else None)
     shapes = _runnable(model, graph, _shapes(model, graph, size))

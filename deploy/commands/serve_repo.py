@@ -142,7 +142,9 @@ def _chain(
 
 def _described(opened: Artifact, name: str, batch: int | None) -> tuple[Served, Contract]:
     model, profile = opened.path, None
-    contract, taken, given = opened.contract, opened.input, opened.output
+    if isinstance(opened, OnnxFile):
+        opened.check()
+    contract, input_spec, output_spec = opened.contract, opened.input, opened.output
     if isinstance(opened, EngineFile):
         manifest = opened.manifest
         if manifest.backend != "tensorrt":
@@ -155,16 +157,16 @@ def _described(opened: Artifact, name: str, batch: int | None) -> tuple[Served, 
             profile = route(manifest.profiles, (1, *contract.size))
             largest = manifest.profiles[profile].maximum[0]
     else:
-        check_tensors(model, contract, taken.shape, given.shape)
+        check_tensors(model, contract, input_spec.shape, output_spec.shape)
         platform, file = "onnxruntime_onnx", "model.onnx"
         largest = contract.bounds[2] if contract.bounds else _MOST_BATCH
-    _check_ends(model, taken, given)
+    _check_io_tensors(model, input_spec, output_spec)
     if contract.upsampling:
         raise InputError(
             f"{model}: ends in low-resolution logits, which Triton cannot upsample; export it "
             "without --late-upsampling"
         )
-    is_batched = isinstance(taken.shape[0], str)
+    is_batched = isinstance(input_spec.shape[0], str)
     if batch is not None and batch > (largest if is_batched else 1):
         raise InputError(
             f"--batch {batch}: {model} takes {largest if is_batched else 1} at most; export it "
@@ -183,8 +185,8 @@ def _described(opened: Artifact, name: str, batch: int | None) -> tuple[Served, 
         platform=platform,
         file=file,
         batch=most,
-        input=replace(taken, shape=(*first, *contract.image_shape)),
-        output=replace(given, shape=(*first, *scores)),
+        input=replace(input_spec, shape=(*first, *contract.image_shape)),
+        output=replace(output_spec, shape=(*first, *scores)),
         labels=labels,
         instances=1,
         on_gpu=platform == "tensorrt_plan",
@@ -194,19 +196,19 @@ def _described(opened: Artifact, name: str, batch: int | None) -> tuple[Served, 
     return served, contract
 
 
-def _check_ends(model: Path, taken: TensorSpec, given: TensorSpec) -> None:
+def _check_io_tensors(model: Path, input_spec: TensorSpec, output_spec: TensorSpec) -> None:
     """Refuse a model that cannot be chained with preprocessing and argmax models.
 
     Raises:
         InputError: for an input or output other than float32 and uint8, or an engine whose tensor
             names are unknown.
     """
-    if taken.name is None or given.name is None:
+    if input_spec.name is None or output_spec.name is None:
         raise InputError(
             f"{model}: was adopted, so the names of its tensors are unknown; build it with "
             "segdeploy, or serve the .onnx"
         )
-    for end in (taken, given):
+    for end in (input_spec, output_spec):
         if end.dtype not in ("float", "uint8"):
             raise InputError(
                 f"{model}: its tensor {end.name} is {end.dtype}, but only float and uint8 can be "

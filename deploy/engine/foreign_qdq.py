@@ -108,7 +108,7 @@ def _make_symmetric(
         f"{name}.zero": np.zeros(zero.shape, np.int8),
     }
     before: list[onnx.NodeProto] = []
-    if tensor in constants:
+    if node.op_type == "DequantizeLinear" and tensor in constants:
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
         added[f"{name}.integers"] = _rescaled(constants[tensor], center, reach, axis)
         tensor = f"{name}.integers"

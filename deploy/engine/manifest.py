@@ -210,7 +210,7 @@ def _is_profile(value: object) -> bool:
     return all(a <= b <= c for a, b, c in zip(*(value[end] for end in ends), strict=True))
 
 
-def _is_end(value: object) -> bool:
+def _is_tensor_spec(value: object) -> bool:
     return (
         isinstance(value, dict)
         and _is_line_or_none(value.get("name", 0))
@@ -251,8 +251,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "compute_capabilities": lambda value: isinstance(value, list) and all(map(is_line, value)),
     "precision": lambda value: value in PRECISIONS,
     "gpu": _is_line_or_none,
-    "input": _is_end,
-    "output": _is_end,
+    "input": _is_tensor_spec,
+    "output": _is_tensor_spec,
     "profiles": lambda value: isinstance(value, list) and all(map(_is_profile, value)),
     "options": lambda value: isinstance(value, dict),
     "parent": lambda value: value is None or _is_file_name(value),

@@ -34,6 +34,15 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file, including its external weights.
 
     Raises:
+        InputError: as in `load_with_external_files`.
+    """
+    return load_with_external_files(path)[0]
+
+
+def load_with_external_files(path: Path) -> tuple[onnx.ModelProto, list[Path]]:
+    """Return the graph of an ONNX file with its external weights, and their files, sorted.
+
+    Raises:
         InputError: if the file is missing, damaged or empty, failed its proof at export, or
             references data outside its folder.
     """
@@ -47,8 +56,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     _check_text(model, path)
     rejected = [e.value for e in model.metadata_props if e.key == REJECTED_KEY]
     check_not_rejected(rejected[0] if rejected else None, path)
+    locations = set()
     for tensor, location in _external_tensors(model):
         _check_location(path, location)
+        locations.add(location)
         try:
             load_external_data_for_tensor(tensor, str(path.parent))
         except Exception as error:  # onnx's own refusals share no base below Exception
@@ -58,7 +69,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
             ) from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
-    return model
+    return model, [path.parent / location for location in sorted(locations)]
 
 
 def external_files(path: Path) -> list[Path]:
@@ -253,10 +264,15 @@ def check_not_rejected(reason: str | None, path: Path) -> None:
         )
 
 
+def input_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the graph's inputs without the weights, which old exporters list as replaceable."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
 def keep_weights_in(model: onnx.ModelProto) -> None:
     """Remove weights from the graph's inputs, where old exporters list them as replaceable."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    images = [value for value in model.graph.input if value.name not in weights]
+    images = input_values(model)
     del model.graph.input[:]
     model.graph.input.extend(images)
 

@@ -58,7 +58,7 @@ class Assignment:
     """The INT8 convolutions by node, the reason for each other convolution, and the range method.
 
     `weights_only` are convolutions that store int8 weights and compute in the graph's other
-    precision. `snr_db` is the SNR of each range method on held-back frames. `dearer` are the
+    precision. `snr_db` is the SNR of each range method on held-back frames. `costlier` are the
     costlier assignments of the Pareto front that also keep the budget, the cheapest first.
     """
 
@@ -68,16 +68,16 @@ class Assignment:
     weights_only: frozenset[str] = frozenset()
     snr_db: dict[str, float] = field(default_factory=dict)
     searched: Search | None = None
-    dearer: tuple[frozenset[str], ...] = ()
+    costlier: tuple[frozenset[str], ...] = ()
 
     @property
     def in_turn(self) -> Iterator[Assignment]:
         """This assignment, then the costlier ones of the Pareto front that keep the budget, too."""
         yield self
-        for int8 in self.dearer:
+        for int8 in self.costlier:
             added = dict.fromkeys(self.int8 - int8, "budget")
             kept = {name: reason for name, reason in self.kept.items() if name not in int8}
-            yield replace(self, int8=int8, kept=kept | added, dearer=())
+            yield replace(self, int8=int8, kept=kept | added, costlier=())
 
 
 def cost_of(source: Source, chosen: frozenset[str]) -> float:

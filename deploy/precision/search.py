@@ -60,7 +60,7 @@ class BudgetSearch:
         return self.out.with_name(f"{self.out.stem}.search.ledger")
 
     def within(self, budget: float) -> Assignment:
-        """Return the cheapest assignment whose mIoU drop on held-back frames is at most half of it.
+        """Return the cheapest assignment with an mIoU drop of at most half of `budget`.
 
         If there is none, the costliest assignment of the Pareto front within `budget`, 0..1, is
         returned. Every layer is first quantized alone.
@@ -113,12 +113,12 @@ class BudgetSearch:
         if best is None:
             drop = 100 * front[-1].score.miou_drop
             raise CheckFailed(
-                f"{self.out}: not written; even without INT8 the mIoU drop is {drop:.3f} points on "
+                f"{self.out}: not written; even without INT8 the mIoU drop is {drop:.3g} points on "
                 f"{searched.frames} frames, more than the budget of {100 * budget:g}; "
                 f"{searched.state_text}"
             )
-        dearer = tuple(frozenset(p.int8) for p in within if p.cost > best.cost)
-        return self._assignment(frozenset(best.int8), searched, dearer)
+        costlier = tuple(frozenset(p.int8) for p in within if p.cost > best.cost)
+        return self._assignment(frozenset(best.int8), searched, costlier)
 
     def _key(self) -> str:
         """Return what every measurement depends on, but for the assignment."""
@@ -178,7 +178,7 @@ class BudgetSearch:
         )
 
     def _assignment(
-        self, chosen: frozenset[str], searched: Search, dearer: tuple[frozenset[str], ...]
+        self, chosen: frozenset[str], searched: Search, costlier: tuple[frozenset[str], ...]
     ) -> Assignment:
         names = [y.name for y in self.source.insertion_points.layers if y.name not in chosen]
         return replace(
@@ -187,5 +187,5 @@ class BudgetSearch:
             kept={name: self.kept.get(name, "budget") for name in names},
             weights_only=frozenset(),
             searched=searched,
-            dearer=dearer,
+            costlier=costlier,
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.artifact import EngineFile
 from segdeploy.calibration.difference import mean_label_agreement
 from segdeploy.device import current_gpu
 from segdeploy.engine.manifest import Manifest, manifest_path
@@ -76,7 +77,7 @@ def _run(
         write_atomically(path, plan)
         own = replace(manifest, sha256=sha256(plan).hexdigest(), bytes=len(plan))
         write_atomically(manifest_path(path), own.to_json().encode())
-        with Predictor(TensorRtSession(path)) as predictor:
+        with Predictor(TensorRtSession(EngineFile(path))) as predictor:
             labels = [predictor.predict(image) for image in images]
             times = []
             for _ in range(_RUNS):

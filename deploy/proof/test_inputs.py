@@ -76,7 +76,7 @@ def breaking_images(size: tuple[int, int]) -> dict[str, NDArray[np.uint8]]:
     return {
         "a black image": black,
         "a white image": white,
-        "an image that is half black": half,
+        "an image whose left half is black": half,
         "a letterboxed image": letterboxed,
         "an image whose first channel is saturated": saturated,
     }

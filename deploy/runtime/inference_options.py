@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+
+from segdeploy.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,20 @@ class InferenceOptions:
     flip: bool = False
     fuse: str = "mean"
     tile: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can run.
+
+        Raises:
+            InputError: for a scale that is not a number in 0..100, or another `fuse`.
+        """
+        scales = tuple(self.scales) if isinstance(self.scales, Iterable) else (self.scales,)
+        for scale in scales:
+            if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < 100:
+                raise InputError(f"scale {scale}: must be positive, and below 100")
+        if self.fuse not in ("mean", "max"):
+            raise InputError(f"fuse '{self.fuse}' is neither mean nor max")
+        object.__setattr__(self, "scales", tuple(float(scale) for scale in scales))
 
     @property
     def is_augmented(self) -> bool:

@@ -55,6 +55,7 @@ class OnnxRuntimeSession(Closing):
         path = file.path
         self.contract, self.profiles = file.contract, file.profiles
         data = _with_rounding(file) if reference_execution else file.data
+        file.release()  # ONNX Runtime reads the file itself
         try:
             self._session = ort.InferenceSession(
                 str(path) if data is None else data,
@@ -65,6 +66,8 @@ class OnnxRuntimeSession(Closing):
             raise InputError(
                 f"{path}: ONNX Runtime cannot load it ({first_line(error)})"
             ) from error
+        if data is None:
+            file.check_unchanged()
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         # ONNX Runtime drops a provider that it cannot load, without an error.
         if self._session.get_providers()[0] != provider:
@@ -72,8 +75,6 @@ class OnnxRuntimeSession(Closing):
                 f"{backend}: {provider} cannot be loaded here, and ONNX Runtime would fall back to "
                 "the CPU; `segdeploy doctor` looks for the GPU and its libraries"
             )
-        if len(inputs) != 1:
-            raise InputError(f"{path}: has {len(inputs)} inputs; a segmentation network has one")
         self.input = _spec(inputs[0])
         self.output = _spec(outputs[0])
         self.takes_any_size = isinstance(self.input.shape[2], str)
@@ -111,12 +112,12 @@ class OnnxRuntimeSession(Closing):
 
 def _with_rounding(file: OnnxFile) -> bytes | None:
     """Return the graph with explicit rounding if it has FP16 or BF16 values, else `file.data`."""
-    from segdeploy.calibration.half_precision import is_half, rounded
+    if not file.is_half:
+        return file.data
+    from segdeploy.calibration.half_precision import rounded
 
-    rounds: bytes | None = file.data
-    if is_half(file.graph):
-        rounds = rounded(file.graph).SerializeToString()
-    return rounds
+    content: bytes = rounded(file.graph).SerializeToString()
+    return content
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -41,7 +41,12 @@ class OpenVinoSession(Closing):
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+            core = openvino.Core()
+            model = (
+                core.read_model(str(path)) if file.data is None else core.read_model(file.data, b"")
+            )
+            file.check_unchanged()
+            compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(f"{path}: OpenVINO cannot load it ({reason})") from error

@@ -119,7 +119,7 @@ class Predictor(Closing):
             for rows, found in self._tiled(pixels, options):
                 labels[rows] = found if found.ndim == 2 else found.argmax(0)
             return labels
-        if options.is_augmented:
+        if self._runs_several(options):
             return labels_at(self._scores(pixels, options), size)
         return self.labels_of(self._run(pixels), size)
 
@@ -157,12 +157,16 @@ class Predictor(Closing):
         if options.tile:
             found = self._tiled(pixels, options)
             return np.concatenate([band for _, band in found], axis=-2)
-        if not options.is_augmented:
+        if not self._runs_several(options):
             return self._run(pixels)
         self._check_logits()
         batch, scales = self.prepare(pixels), options.scales or self.loop
         logits = fused_logits(self.session, batch, scales, flip=options.flip, fuse=options.fuse)
         return self.finite(logits)
+
+    def _runs_several(self, options: InferenceOptions) -> bool:
+        """Return whether the options ask for more than `run`, which fuses `loop` by the mean."""
+        return options.is_augmented or (bool(self.loop) and options.fuse != "mean")
 
     def _check_logits(self) -> None:
         if self.contract.output != "logits":
@@ -191,7 +195,7 @@ class Predictor(Closing):
         self, pixels: NDArray[np.uint8], options: InferenceOptions
     ) -> Iterator[tuple[slice, NDArray[Any]]]:
         if options.is_augmented or self.loop:
-            raise InputError("predict: tiles go with one scale, and without --flip")
+            raise InputError("tiles go with one scale, and without flip")
         contract = self.contract
         window = largest_window(self.session, contract, pixels.shape[:2])
         at_window = replace(contract, size=window)

@@ -172,7 +172,7 @@ def open_session(
             raise InputError(
                 f"{path}: is a TensorRT engine; {backend} runs the .onnx that it was built from"
             )
-        return TensorRtSession(path, backend=backend)
+        return TensorRtSession(file, backend=backend)
     if backend in ("tensorrt", "tensorrt-rtx"):
         raise InputError(
             f"{path}: {backend} runs engines; make one with `segdeploy build-engine {path} "

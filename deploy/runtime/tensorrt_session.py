@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.artifact import EngineFile
 from segdeploy.device import current_gpu
 from segdeploy.engine.bindings import Bindings, open_bindings
 from segdeploy.engine.compatibility import check_host, check_version
 from segdeploy.engine.deserialization import open_engine
-from segdeploy.engine.manifest import Manifest, read_engine
+from segdeploy.engine.manifest import Manifest
 from segdeploy.errors import InputError
 from segdeploy.files import write_atomically
 from segdeploy.packages import require
@@ -41,8 +42,11 @@ class TensorRtSession(Closing):
     the kernels that it compiles on this GPU in `NAME.engine.cache`.
     """
 
-    def __init__(self, path: Path, *, backend: str | None = None, contexts: int = MOST_CONTEXTS):
-        manifest, plan = read_engine(path)
+    def __init__(
+        self, file: EngineFile, *, backend: str | None = None, contexts: int = MOST_CONTEXTS
+    ):
+        path = file.path
+        manifest, plan = file.read()
         if backend not in (None, manifest.backend):
             raise InputError(
                 f"{path}: was built by {manifest.backend}, and {backend} cannot read it; leave "
