@@ -51,17 +51,22 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 # The fields that a file of weights does not tell: how the images were prepared in training.
-PREPROCESSING = ("resize", "color", "mean", "std")
+PREPROCESSING = ("fit", "resize", "color", "mean", "std")
+
+
+# `stretch` ignores the aspect ratio. `letterbox` keeps it, and pads around the image;
+# `letterbox-bottom-right` pads at the bottom and at the right.
+FITS = ("stretch", "letterbox", "letterbox-bottom-right")
 
 
 @dataclass(frozen=True)
 class Contract:
     """Preprocessing, output format and classes: all that a caller of the network must know.
 
-    An image is `(H, W, 3) uint8` in `color` order. Preprocessing resizes the image to `size` (H, W)
-    with the kernel `resize`, divides by 255, normalizes by `mean` and `std`, and applies `layout`.
-    With the layout `NHWC` the network takes the resized uint8 image, and the graph contains the
-    rest of the preprocessing.
+    An image is `(H, W, 3) uint8` in `color` order. Preprocessing resizes the image with the kernel
+    `resize` to `size` (H, W), as `fit` says, and pads a letterbox with `pad` (0 to 255). Then it
+    divides by 255, normalizes by `mean` and `std`, and applies `layout`. With the layout `NHWC` the
+    network takes the resized uint8 image, and the graph contains the rest of the preprocessing.
 
     `output` is `logits` or `probabilities` `(N, C, H, W) float32`, or `labels` `(N, H, W) uint8`.
     With `upsampling` (`align-corners` or `half-pixel`) the graph returns low-resolution logits
@@ -93,6 +98,8 @@ class Contract:
     multiple: int = 1
     provenance: Mapping[str, str] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
+    fit: str = "stretch"
+    pad: tuple[float, float, float] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -157,6 +164,11 @@ def read_contract(text: str, source: str) -> Contract:
     largest = (values.get("bounds") or [None, values["size"]])[1]
     for size in (values["size"], largest):
         check_pixels(size, f"{source}: the contract's input")
+    if (values.get("fit", "stretch") == "stretch") != (values.get("pad") is None):
+        raise InputError(
+            f"{source}: the contract's 'fit' and 'pad' contradict each other (a letterbox has a "
+            "pad value, a stretched image has none); export the network again"
+        )
     if len(values["palette"]) != len(values["classes"]):
         raise InputError(
             f"{source}: the contract's numbers of colors and classes differ; export the network "
@@ -179,6 +191,23 @@ def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] |
     if std is not None and not all(0 < one <= 2 for one in std):
         raise InputError(
             f"--std {','.join(map(str, std))}: must be of RGB in 0..1 and above 0; divide it by 255"
+        )
+
+
+def check_fit(fit: str | None, pad: tuple[float, ...] | None) -> None:
+    """Refuse a fit and a pad value that contradict each other; None is not stated.
+
+    Raises:
+        InputError: for a letterbox without a pad value, a pad value without a letterbox, or one
+            outside 0..255.
+    """
+    if fit not in (None, "stretch") and pad is None:
+        raise InputError(f"--fit {fit}: needs the value of the padding, such as --pad 114")
+    if fit in (None, "stretch") and pad is not None:
+        raise InputError("--pad: goes with --fit letterbox or letterbox-bottom-right")
+    if pad is not None and not all(0 <= one <= 255 for one in pad):
+        raise InputError(
+            f"--pad {','.join(f'{one:g}' for one in pad)}: must be in 0..255, before normalization"
         )
 
 
@@ -269,6 +298,8 @@ _LATER_CHECKS = {
     "upsampling": lambda value: value in (None, "align-corners", "half-pixel"),
     "bounds": lambda value: value is None or _are_bounds(value),
     "multiple": _is_size,
+    "fit": lambda value: value in FITS,
+    "pad": lambda value: value is None or _is_list(3, _is_number)(value),
     "assumed": lambda value: isinstance(value, list) and set(value) <= set(PREPROCESSING),
 }
 

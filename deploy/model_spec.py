@@ -14,6 +14,7 @@ from segdeploy.contract import (
     MOST_CLASSES,
     PREPROCESSING,
     Contract,
+    check_fit,
     check_normalization,
     check_pixels,
     placeholder_classes,
@@ -45,7 +46,7 @@ class ModelSpec:
     size: tuple[int, int] | None = None
     take: str | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the contract that the user states: `resize`, `mean` and `std`."""
+    """Fields of the contract that the user states: `fit`, `pad`, `resize`, `mean` and `std`."""
 
     @classmethod
     def of(cls, model: str | Path | ModelSpec) -> ModelSpec:
@@ -61,8 +62,8 @@ class ModelSpec:
         if self.weights or self.num_classes or self.arguments or self.take or self.stated:
             raise InputError(
                 f"{self.model}: the file defines its classes, weights and preprocessing; "
-                "--weights, --num-classes, --width, --stride, --arg, --take, --resize, --mean and "
-                "--std go with a network's name"
+                "--weights, --num-classes, --width, --stride, --arg, --take, --fit, --pad, "
+                "--resize, --mean and --std go with a network's name"
             )
 
     @property
@@ -237,6 +238,7 @@ def _contract(
     default_size: tuple[int, int] | None,
 ) -> Contract:
     check_normalization(spec.stated.get("mean"), spec.stated.get("std"))
+    check_fit(spec.stated.get("fit"), spec.stated.get("pad"))
     if stored is not None:
         if spec.num_classes and spec.num_classes != len(stored.classes):
             raise InputError(
@@ -285,7 +287,7 @@ def _contract(
     if assumed:
         _LOG.info(
             f"{spec.model}: assumed how its images are prepared: {contract.assumptions}; state "
-            "what its training did with --resize, --mean and --std"
+            "what its training did with --fit, --resize, --mean and --std"
         )
     return contract
 

@@ -37,10 +37,15 @@ def test_stated_preprocessing_what_nobody_stated_is_told(
     ran = run("export", NETWORK, "--data", dataset, "--size", "48x64", "-o", out)
     assert ran.code == 0
     (line,) = [one for one in ran.err.splitlines() if "assumed" in one]
-    assert "resize pillow-bilinear, color RGB, mean 0.485,0.456,0.406, std 0.229," in line
-    assert "--resize, --mean and --std" in line
+    assert (
+        "fit stretch, resize pillow-bilinear, color RGB, mean 0.485,0.456,0.406, std 0.229," in line
+    )
+    assert "--fit, --resize, --mean and --std" in line
     assert segdeploy.inspect(out).contract.assumed == PREPROCESSING
-    assert "assumed, since nobody stated it: resize pillow-bilinear" in run("inspect", out).out
+    assert (
+        "assumed, since nobody stated it: fit stretch, resize pillow-bilinear"
+        in run("inspect", out).out
+    )
     verdict = segdeploy.bench([out], reference=out, data=dataset, limit=2)
     assert any("nobody stated how the images are prepared" in note for note in verdict.notes)
 
@@ -50,7 +55,7 @@ def test_stated_preprocessing_is_part_of_every_file(dataset: Path, tmp_path: Pat
     path = segdeploy.export(spec, tmp_path / "m.onnx", data=dataset).path
     contract = segdeploy.inspect(path).contract
     assert {name: getattr(contract, name) for name in STATED} == STATED
-    assert contract.assumed == ("color",)
+    assert contract.assumed == ("fit", "color")
     image, _ = open_dataset(dataset).frames("val")[0].read()
     with (
         segdeploy.load(path) as exported,
@@ -68,8 +73,8 @@ def test_stated_preprocessing_a_trained_network_assumes_nothing(
     out = tmp_path / "m.onnx"
     stated = Statement(num_classes=8, mean=(0.5,) * 3, std=(0.5,) * 3)
     segdeploy.adopt(graph, stated, out=out)
-    assert segdeploy.inspect(out).contract.assumed == ("resize", "color")
-    stated = replace(stated, resize="opencv-area", color="BGR")
+    assert segdeploy.inspect(out).contract.assumed == ("fit", "resize", "color")
+    stated = replace(stated, fit="stretch", resize="opencv-area", color="BGR")
     segdeploy.adopt(graph, stated, out=out)
     assert segdeploy.inspect(out).contract.assumed == ()
 

@@ -20,7 +20,6 @@ from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.errors import first_line
 from segdeploy.models.metrics import ConfusionMatrix
 from segdeploy.proof.accuracy import Accuracy, summarize
-from segdeploy.runtime.postprocess import upsample
 from segdeploy.runtime.predictor import Predictor
 
 _Output = tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, NDArray[np.uint8]]
@@ -163,7 +162,7 @@ def evaluate(
 def _see(reference: Predictor, frame: Frame) -> _Seen:
     image, mask = frame.read()
     scores = reference.logits(image)
-    upsampled = upsample(scores, (mask.shape[0], mask.shape[1]))
+    upsampled = reference.upsampled(scores, (mask.shape[0], mask.shape[1]))
     labels = upsampled.argmax(0).astype(np.uint8)
     return _Seen(frame, image, mask, scores, upsampled, labels, margin(upsampled))
 
@@ -198,7 +197,7 @@ def _output(predictor: Predictor, seen: _Seen) -> _Output:
         else:
             height, width = seen.labels.shape
             scores = predictor.logits(seen.image)
-            upsampled = upsample(scores, (height, width))
+            upsampled = predictor.upsampled(scores, (height, width))
             held = scores, upsampled, upsampled.argmax(0).astype(np.uint8)
         seen.outputs[id(predictor)] = held
     return held
@@ -240,7 +239,7 @@ def show(
     frames: Sequence[Frame],
     count: int,
 ) -> list[Sample]:
-    """Return samples: `count` evenly spaced frames, and the worst frame of each opened."""
+    """Return samples: `count` evenly spaced frames, and the worst frame of each candidate."""
     last = len(frames) - 1
     chosen = set(np.linspace(0, last, min(count, len(frames))).round().astype(int).tolist())
     worst = {

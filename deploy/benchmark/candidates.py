@@ -76,7 +76,7 @@ def check_contract(candidate: Candidate, truth: Predictor) -> None:
         file.release()  # the measurements begin only later
     if candidate.scales:
         theirs = replace(theirs, scales=candidate.scales)
-    for what in ("classes", "size", "resize", "mean", "std", "scales", "flip"):
+    for what in ("classes", "size", "fit", "pad", "resize", "mean", "std", "scales", "flip"):
         if getattr(theirs, what) != getattr(ours, what):
             raise InputError(
                 f"{path}: its {what} is {getattr(theirs, what)}, but the reference has "

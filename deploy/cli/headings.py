@@ -30,7 +30,7 @@ OPTIONS = {
     ),
     "Pre- and postprocessing in the graph": ("preprocess", "output", "late_upsampling", "fp16_io"),
     "Test-time augmentation": ("scales", "flip", "fuse", "tile"),
-    "Contract": ("like", "resize", "mean", "std", "layout"),
+    "Contract": ("like", "fit", "pad", "resize", "mean", "std", "layout"),
     "Graph": ("opset", "no_optimize"),
     "Precision": ("precision", "method", "scheme", "exclude", "sensitivity", "cache"),
     "Engine": (

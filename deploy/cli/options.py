@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from segdeploy.cli.console import say
-from segdeploy.contract import RESIZE_KERNELS
+from segdeploy.contract import FITS, RESIZE_KERNELS
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.strict_json import parse_json
@@ -75,6 +75,17 @@ class Triple(click.ParamType):  # type: ignore[type-arg]
         return first, second, third
 
 
+class Padding(Triple):
+    """One number for all channels, or three numbers."""
+
+    name = "N|R,G,B"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float, float]:
+        """Parse the value, or fail with an example of a valid one."""
+        is_one = isinstance(value, str) and "," not in value
+        return super().convert(",".join([value] * 3) if is_one else value, param, ctx)
+
+
 class Scales(click.ParamType):  # type: ignore[type-arg]
     """Factors of the input size, separated by commas."""
 
@@ -109,13 +120,25 @@ class Argument(click.ParamType):  # type: ignore[type-arg]
             return key, text
 
 
-STATED = ("resize", "mean", "std")
+STATED = ("fit", "pad", "resize", "mean", "std")
 
 
 def preprocessing_options(command: Command) -> Command:
     """Options that state how the images of a network were prepared."""
     for option in reversed(
         (
+            click.option(
+                "--fit",
+                type=click.Choice(FITS),
+                help="How an image is fitted to the input size; a letterbox keeps the aspect "
+                "ratio.  [default: stretch]",
+            ),
+            click.option(
+                "--pad",
+                type=Padding(),
+                help="Value of a letterbox's padding before normalization, in 0..255: one number, "
+                "or red, green and blue.",
+            ),
             click.option(
                 "--resize",
                 type=click.Choice(RESIZE_KERNELS),

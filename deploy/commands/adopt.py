@@ -14,6 +14,7 @@ from segdeploy.contract import (
     IMAGENET_STD,
     Contract,
     Precision,
+    check_fit,
     check_normalization,
     placeholder_classes,
 )
@@ -54,10 +55,18 @@ class Statement:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     color: str | None = None
+    fit: str | None = None
+    pad: tuple[float, float, float] | None = None
     resize: str | None = None
     layout: str | None = None
     output: str | None = None
     precision: Precision | None = None
+
+
+_FIELDS = (
+    *("size", "fit", "pad", "resize", "mean", "std", "color"),
+    *("layout", "output", "precision"),
+)
 
 
 def adopt(
@@ -198,13 +207,10 @@ def _input_and_output(contract: Contract, dynamic: bool) -> tuple[TensorSpec, Te
 
 
 def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) -> Contract:
-    stated = {
-        name: value
-        for name in ("size", "mean", "std", "color", "resize", "layout", "output", "precision")
-        if (value := getattr(statement, name)) is not None
-    }
+    stated = {name: value for name in _FIELDS if (value := getattr(statement, name)) is not None}
     provenance = {**versions("onnx"), "stated": "by segdeploy adopt"}
     check_normalization(statement.mean, statement.std)
+    check_fit(statement.fit, statement.pad)
     if statement.like is not None:
         if statement.data or statement.num_classes:
             raise InputError("--like: includes the classes; leave --data and --num-classes out")
@@ -235,7 +241,7 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
         stated |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     return Contract(
         architecture="adopted",
-        assumed=tuple(name for name in ("resize", "color") if name not in stated),
+        assumed=tuple(name for name in ("fit", "resize", "color") if name not in stated),
         classes=classes,
         palette=palette,
         ignore_index=ignored,

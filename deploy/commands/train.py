@@ -101,6 +101,10 @@ def train(
     torch.manual_seed(settings.get("seed", 0))  # the network's random initial weights
     loaded = _with_provenance(load_network(spec, dataset, DEFAULT_SIZE))
     contract = loaded.contract
+    if contract.fit != "stretch":
+        raise InputError(
+            f"--fit {contract.fit}: training stretches every frame to --size; leave --fit out"
+        )
     wanted = Augmentation(**{"crop": contract.size, **(augmentation or {})})
     chosen = TrainingSettings(contract.size, contract.mean, contract.std, wanted, **settings)
     if shared := same_images(validation, frames):

@@ -8,18 +8,24 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.runtime.fit import Placement, Span
+
 _BAND_VALUES = 1 << 22
 
 
-def labels_at(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
+def labels_at(
+    logits: NDArray[np.float32], size: tuple[int, int], place: Placement | None = None
+) -> NDArray[np.uint8]:
     """Upsample logits `(C, h, w)` bilinearly to `size` (H, W), then take the best class per pixel.
+
+    `place` is where the image lies on the network's input; None if the image covers the input.
 
     Logits are interpolated, never class ids: an id between two class ids has no meaning. The labels
     equal `F.interpolate(..., mode="bilinear", align_corners=False).argmax(1)` up to rounding.
     """
     labels = np.empty(size, np.uint8)
     for rows in bands(size[0], len(logits) * max(logits.shape[2], size[1])):
-        labels[rows] = upsample(logits, size, rows=rows).argmax(0)
+        labels[rows] = upsample(logits, size, rows=rows, place=place).argmax(0)
     return labels
 
 
@@ -40,11 +46,19 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return raised
 
 
-def nearest(labels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize labels `(h, w)` to `(H, W)` by nearest neighbor, with half-pixel centers."""
+def nearest(
+    labels: NDArray[np.uint8], size: tuple[int, int], place: Placement | None = None
+) -> NDArray[np.uint8]:
+    """Resize labels `(h, w)` to `(H, W)` by nearest neighbor, with half-pixel centers.
+
+    `place` is where the image lies on the network's input, which has the size of `labels`.
+    """
+    spans = [Span(0, side, side) for side in labels.shape]
+    if place is not None:
+        spans = [place.rows, place.columns]
     rows, columns = (
-        ((np.arange(target) + 0.5) * source / target).astype(np.intp)
-        for source, target in zip(labels.shape, size, strict=True)
+        span.start + ((np.arange(target) + 0.5) * span.length / target).astype(np.intp)
+        for span, target in zip(spans, size, strict=True)
     )
     resized: NDArray[np.uint8] = labels[rows][:, columns]
     return resized
@@ -56,21 +70,25 @@ def upsample(
     *,
     align_corners: bool = False,
     rows: slice = slice(None),
+    place: Placement | None = None,
 ) -> NDArray[np.float32]:
     """Resize `(C, h, w)` bilinearly to `(C, H, W)`, as `F.interpolate` without antialiasing.
 
     Coordinates are half-pixel (ONNX half_pixel) unless `align_corners`. Only the given `rows` of
-    the result are computed.
+    the result are computed. `place` is where the image lies on the network's input; the padding is
+    left out.
     """
     height, width = size
-    if maps.shape[1] != height:
-        low, high, weight = (taps[rows] for taps in _taps(maps.shape[1], height, align_corners))
+    spans = (None, None) if place is None else (place.rows, place.columns)
+    if maps.shape[1] != height or spans[0]:
+        taps_of_rows = _taps(maps.shape[1], height, align_corners, spans[0])
+        low, high, weight = (taps[rows] for taps in taps_of_rows)
         upper = maps[:, low]
         maps = upper + (maps[:, high] - upper) * weight[None, :, None]
     else:
         maps = maps[:, rows]
-    if maps.shape[2] != width:
-        low, high, weight = _taps(maps.shape[2], width, align_corners)
+    if maps.shape[2] != width or spans[1]:
+        low, high, weight = _taps(maps.shape[2], width, align_corners, spans[1])
         left = maps[:, :, low]
         maps = left + (maps[:, :, high] - left) * weight[None, None, :]
     return maps
@@ -78,12 +96,17 @@ def upsample(
 
 @lru_cache(maxsize=16)
 def _taps(
-    source: int, target: int, align_corners: bool
+    source: int, target: int, align_corners: bool, span: Span | None = None
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     if align_corners:
         centers = np.arange(target) * ((source - 1) / max(target - 1, 1))
-    else:
+    elif span is None:
         centers = (np.arange(target) + 0.5) * (source / target) - 0.5
+    else:
+        shown = (np.arange(target) + 0.5) * (span.length / target)
+        # The centers of the outermost pixels that show the image: beyond is padding.
+        shown = np.clip(shown, 0.5, span.length - 0.5) + span.start
+        centers = shown * (source / span.side) - 0.5
     centers = np.clip(centers, 0, source - 1)
     low = np.floor(centers).astype(np.intp)
     return low, np.minimum(low + 1, source - 1), (centers - low).astype(np.float32)

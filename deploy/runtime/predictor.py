@@ -18,6 +18,7 @@ from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.images import of_pillow, read_image
 from segdeploy.runtime.closing import Closing
+from segdeploy.runtime.fit import Placement, placement
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
@@ -120,7 +121,7 @@ class Predictor(Closing):
                 labels[rows] = found if found.ndim == 2 else found.argmax(0)
             return labels
         if self._runs_several(options):
-            return labels_at(self._scores(pixels, options), size)
+            return labels_at(self._scores(pixels, options), size, self._place(size))
         return self.labels_of(self._run(pixels), size)
 
     def predict_batch(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
@@ -149,7 +150,8 @@ class Predictor(Closing):
                 f"{self.session.backend}: the graph gives labels; export it without --output"
             )
         scores = self._scores(pixels, options)
-        scores = upsample(scores, (pixels.shape[0], pixels.shape[1]))
+        size = (pixels.shape[0], pixels.shape[1])
+        scores = upsample(scores, size, place=None if options.tile else self._place(size))
         return softmax(scores) if self.contract.output == "logits" else scores
 
     def _scores(self, pixels: NDArray[np.uint8], options: InferenceOptions) -> NDArray[Any]:
@@ -179,17 +181,30 @@ class Predictor(Closing):
         """Convert one image's raw output to labels at `size` (H, W), as the contract specifies."""
         if self._stages is not None and output.ndim == 3:
             return self._stages.labels(output, size)
-        return self._labels(output, size, self.contract)
+        return self._labels(output, size, self.contract, self._place(size))
+
+    def upsampled(self, scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Return scores `(C, h, w)` at an image's own `size` (H, W), without the padding."""
+        return upsample(scores, size, place=self._place(size))
+
+    def _place(self, size: tuple[int, int]) -> Placement | None:
+        """Return where an image of `size` lies on the network's input; None if it covers it."""
+        place = placement(size, self.contract)
+        return None if place.is_whole else place
 
     def _labels(
-        self, output: NDArray[Any], size: tuple[int, int], contract: Contract
+        self,
+        output: NDArray[Any],
+        size: tuple[int, int],
+        contract: Contract,
+        place: Placement | None = None,
     ) -> NDArray[np.uint8]:
         if contract.output != "labels":
-            return labels_at(output, size)
+            return labels_at(output, size, place)
         if contract.upsampling is not None:
             aligned = contract.upsampling == "align-corners"
             output = labels_of_low_resolution_logits(output, contract.size, align_corners=aligned)
-        return nearest(output, size)
+        return nearest(output, size, place)
 
     def _tiled(
         self, pixels: NDArray[np.uint8], options: InferenceOptions

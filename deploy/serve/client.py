@@ -21,7 +21,7 @@ def client_source(name: str, contract: Contract, version: int) -> str:
         "client.py.j2",
         name=name,
         version=version,
-        resize=contract.resize,
+        resize=contract.resize if contract.fit == "stretch" else contract.fit,
         height=height,
         width=width,
         classes=len(contract.classes),

@@ -187,6 +187,7 @@ void read_input(const Entries& entries, Contract& contract) {
   contract.is_bgr = entries.one_of<bool>(color, {{"RGB", false}, {"BGR", true}});
   contract.takes_bytes = entries.one_of<bool>("layout", {{"NCHW", false}, {"NHWC", true}});
   entries.one_of<bool>("resize", {{"pillow-bilinear", true}});
+  if (entries.has("fit")) entries.one_of<bool>("fit", {{"stretch", true}});
 }
 
 // The network's output, and the test-time augmentation inside the graph.

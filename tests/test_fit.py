@@ -1,0 +1,167 @@
+"""An image is fitted to the network's input as its framework does, and its labels come back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+import segdeploy
+from segdeploy.contract import Contract, read_contract
+from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec
+from segdeploy.models.dataset import open_dataset
+from segdeploy.proof.golden_vectors import golden_path
+from segdeploy.runtime.fit import placement
+from segdeploy.runtime.inference_options import InferenceOptions
+from segdeploy.runtime.postprocess import labels_at, nearest
+from segdeploy.runtime.preprocess import preprocess
+
+from .conftest import CONTRACT, Ran, check_one_line
+
+PLAIN = replace(CONTRACT, size=(48, 64), mean=(0.0,) * 3, std=(1.0,) * 3, resize="opencv-linear")
+NETWORK = "tests.test_stated_preprocessing:network"
+STATED = {"fit": "letterbox", "pad": (114.0, 114.0, 114.0), "resize": "opencv-linear"}
+
+
+def letterboxed(image: NDArray[np.uint8], size: tuple[int, int], fit: str) -> NDArray[np.uint8]:
+    """Write the letterbox of detection frameworks with OpenCV: scale, round, border of 114."""
+    height, width = image.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    inner = max(1, round(width * scale)), max(1, round(height * scale))
+    if (width, height) != inner:
+        image = cv2.resize(image, inner, interpolation=cv2.INTER_LINEAR)
+    down, right = size[0] - inner[1], size[1] - inner[0]
+    top, left = (down // 2, right // 2) if fit == "letterbox" else (0, 0)
+    borders = (top, down - top, left, right - left)
+    return cv2.copyMakeBorder(image, *borders, cv2.BORDER_CONSTANT, value=(114, 114, 114))
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "letterbox-bottom-right"])
+def test_fit_a_letterbox_is_opencvs(fit: str) -> None:
+    rng = np.random.default_rng(0)
+    contract = replace(PLAIN, fit=fit, pad=(114.0,) * 3)
+    for _ in range(300):
+        height, width = rng.integers(1, 200, 2)
+        image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+        expected = letterboxed(image, (48, 64), fit)
+        as_bytes = preprocess(image, replace(contract, layout="NHWC"))
+        assert np.array_equal(as_bytes[0], expected)
+        assert np.array_equal(preprocess(image, contract), preprocess(expected, PLAIN))
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "letterbox-bottom-right"])
+def test_fit_the_way_back_leaves_the_padding_out(fit: str) -> None:
+    """As cropping the network's output to the image, and resizing that to the image's size."""
+    rng = np.random.default_rng(0)
+    contract = replace(PLAIN, fit=fit, pad=(0.0,) * 3)
+    for _ in range(100):
+        size = (int(rng.integers(1, 200)), int(rng.integers(1, 200)))
+        place = placement(size, contract)
+        rows, columns = (
+            slice(span.start, span.start + span.length) for span in (place.rows, place.columns)
+        )
+        scores = rng.normal(size=(5, 48, 64)).astype(np.float32)
+        shown = torch.from_numpy(scores[None, :, rows, columns])
+        expected = functional.interpolate(shown, size, mode="bilinear")[0].argmax(0).numpy()
+        assert np.mean(labels_at(scores, size, place) == expected) > 0.999
+        labels = scores.argmax(0).astype(np.uint8)
+        assert np.array_equal(nearest(labels, size, place), nearest(labels[rows, columns], size))
+
+
+def test_fit_low_resolution_scores_come_back_to_their_place() -> None:
+    """A wide image in a square letterbox; its left third is class 1 at an eighth of the size."""
+    contract = replace(PLAIN, size=(96, 96), fit="letterbox", pad=(0.0,) * 3)
+    place = placement((100, 300), contract)
+    assert (place.rows.start, place.rows.length) == (32, 32)
+    scores = np.zeros((2, 12, 12), np.float32)
+    scores[1, 4:8, :4] = 1
+    scores[0, 4:8, 4:] = 1
+    labels = labels_at(scores, (100, 300), place)
+    assert labels[:, :95].min() == 1
+    assert labels[:, 105:].max() == 0
+
+
+@pytest.fixture(scope="module")
+def letterbox_graph(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = ModelSpec(NETWORK, size=(48, 64), stated=STATED)
+    out = tmp_path_factory.mktemp("letterbox") / "m.onnx"
+    return segdeploy.export(spec, out, data=dataset).path
+
+
+def test_fit_every_answer_is_at_the_images_own_size(letterbox_graph: Path, dataset: Path) -> None:
+    image, _ = open_dataset(dataset).frames("val")[0].read()
+    image = np.ascontiguousarray(image[:, :40])  # upright: padding at the left and right
+    with segdeploy.load(letterbox_graph) as network:
+        assert network.contract.fit == "letterbox"
+        batch = preprocess(letterboxed(image, (48, 64), "letterbox"), replace(
+            network.contract, fit="stretch", pad=None))  # fmt: skip
+        place = placement(image.shape[:2], network.contract)
+        columns = slice(place.columns.start, place.columns.start + place.columns.length)
+        assert 0 < columns.start < columns.stop < 64
+        scores = network.session.run(batch)[..., columns]
+        expected = functional.interpolate(
+            torch.from_numpy(scores), image.shape[:2], mode="bilinear"
+        )[0].numpy()
+        labels = expected.argmax(0)
+        assert np.mean(network.predict(image) == labels) > 0.999
+        assert np.mean(network.predict_batch([image])[0] == labels) > 0.999
+        found = network.probabilities(image)
+        np.testing.assert_allclose(
+            found, functional.softmax(torch.from_numpy(expected), 0), atol=1e-5
+        )
+        assert network.predict(image, InferenceOptions(tile=True)).shape == image.shape[:2]
+    exported = letterbox_graph.with_name("labels.onnx")
+    spec = ModelSpec(NETWORK, size=(48, 64), stated=STATED)
+    segdeploy.export(spec, exported, data=open_dataset(dataset).root, output="labels")
+    with segdeploy.load(exported) as network:
+        assert network.predict(image).shape == image.shape[:2]
+
+
+def test_fit_every_step_keeps_it(
+    run: Callable[..., Ran], letterbox_graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx
+) -> None:
+    int8 = segdeploy.calibrate(letterbox_graph, dataset, tmp_path / "int8.onnx").path
+    engine = segdeploy.build_engine(int8, tmp_path / "m.engine", targets=["sm86"]).path
+    for path in (int8, engine):
+        contract: Contract = segdeploy.inspect(path).contract
+        assert {name: getattr(contract, name) for name in STATED} == STATED
+    golden = golden_path(engine)
+    assert run("self-test", int8, "--golden", golden).code == 0
+    verdict = segdeploy.bench([int8], reference=letterbox_graph, data=dataset, limit=2)
+    assert verdict.rows[1].evaluation is not None
+    stretched = segdeploy.export(
+        ModelSpec(NETWORK, size=(48, 64)), tmp_path / "s.onnx", data=dataset
+    ).path
+    ran = run("bench", stretched, "--reference", letterbox_graph, "--data", dataset)
+    check_one_line(ran, "its fit is stretch, but the reference has letterbox")
+
+
+def test_fit_what_contradicts_itself_is_refused(
+    run: Callable[..., Ran], dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.onnx"
+    words = ("export", NETWORK, "--data", dataset, "--size", "48x64", "-o", out)
+    check_one_line(run(*words, "--fit", "letterbox"), "--fit letterbox: needs the value")
+    check_one_line(run(*words, "--pad", "114"), "--pad: goes with --fit letterbox")
+    check_one_line(run(*words, "--fit", "letterbox", "--pad", "300"), "--pad 300,300,300", "0..255")
+    check_one_line(run(*words, "--fit", "letterbox", "--pad", "1,2"), "'1,2' is not three numbers")
+    ran = run("train", "deeplabv3", "--data", dataset, "--size", "48x64", "--fit", "letterbox",
+              "--pad", "0", "-o", tmp_path / "m.safetensors")  # fmt: skip
+    check_one_line(ran, "training stretches every frame", "leave --fit out")
+    assert list(tmp_path.iterdir()) == []
+    values = json.loads(replace(CONTRACT, fit="letterbox", pad=(0.0,) * 3).to_json())
+    assert read_contract(json.dumps(values), "m").pad == (0.0, 0.0, 0.0)
+    for wrong in ({"pad": None}, {"fit": "stretch"}):
+        with pytest.raises(InputError, match="'fit' and 'pad' contradict each other"):
+            read_contract(json.dumps({**values, **wrong}), "m")
+    with pytest.raises(InputError, match="'fit' is wrong"):
+        read_contract(json.dumps({**values, "fit": "squeeze"}), "m")
