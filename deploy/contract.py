@@ -25,7 +25,7 @@ MODULE_KEY = "segdeploy.module"
 CALL_KEY = "segdeploy.call"
 FOLDED_KEY = "segdeploy.folded"
 
-SCHEMA = 1
+SCHEMA = 2
 # Decided when a file is written, checked when the file is read. "mixed" is INT8 and a float type.
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -127,9 +127,24 @@ class Contract:
             for name, value in values
         )
 
+    def with_stated(self, stated: Mapping[str, Any]) -> Contract:
+        """Return the contract with fields that the user states, which are no longer assumed.
+
+        Raises:
+            InputError: if they contradict each other, or the rest of the contract.
+        """
+        check_normalization(stated.get("mean"), stated.get("std"))
+        fields_of = {"pad": None, **stated} if stated.get("fit") == "stretch" else dict(stated)
+        assumed = tuple(name for name in self.assumed if name not in stated)
+        made = replace(self, **fields_of, assumed=assumed)
+        if reason := contradiction(made):
+            raise InputError(reason)
+        return made
+
     def to_json(self) -> str:
-        """Serialize as one line of JSON, with the schema's version."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+        """Serialize as one line of JSON, with the first schema whose readers understand it."""
+        schema = 1 if self.fit == "stretch" else SCHEMA
+        return json.dumps({"schema": schema, **asdict(self)}, sort_keys=True)
 
 
 def read_contract(text: str, source: str) -> Contract:
@@ -143,7 +158,7 @@ def read_contract(text: str, source: str) -> Contract:
     if not isinstance(values, dict):
         raise InputError(f"{source}: its segdeploy contract is not a JSON object")
     schema = values.pop("schema", None)
-    if schema != SCHEMA or isinstance(schema, bool):
+    if isinstance(schema, bool) or schema not in range(1, SCHEMA + 1):
         raise InputError(
             f"{source}: its contract has schema {schema!r}, this segdeploy reads {SCHEMA}; "
             "install the segdeploy that wrote it, or export again"
@@ -164,18 +179,18 @@ def read_contract(text: str, source: str) -> Contract:
     largest = (values.get("bounds") or [None, values["size"]])[1]
     for size in (values["size"], largest):
         check_pixels(size, f"{source}: the contract's input")
-    if (values.get("fit", "stretch") == "stretch") != (values.get("pad") is None):
-        raise InputError(
-            f"{source}: the contract's 'fit' and 'pad' contradict each other (a letterbox has a "
-            "pad value, a stretched image has none); export the network again"
-        )
     if len(values["palette"]) != len(values["classes"]):
         raise InputError(
             f"{source}: the contract's numbers of colors and classes differ; export the network "
             "again"
         )
     known = {entry.name for entry in fields(Contract)}
-    return Contract(**{name: _frozen(v) for name, v in values.items() if name in known})
+    contract = Contract(**{name: _frozen(v) for name, v in values.items() if name in known})
+    if reason := contradiction(contract):
+        raise InputError(
+            f"{source}: its contract contradicts itself ({reason}); export the network again"
+        )
+    return contract
 
 
 def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
@@ -194,21 +209,24 @@ def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] |
         )
 
 
-def check_fit(fit: str | None, pad: tuple[float, ...] | None) -> None:
-    """Refuse a fit and a pad value that contradict each other; None is not stated.
+def contradiction(contract: Contract) -> str | None:
+    """Return how the fit, the pad value and the layout contradict each other; None if they do not.
 
-    Raises:
-        InputError: for a letterbox without a pad value, a pad value without a letterbox, or one
-            outside 0..255.
+    The reason begins with the option that states the field.
     """
-    if fit not in (None, "stretch") and pad is None:
-        raise InputError(f"--fit {fit}: needs the value of the padding, such as --pad 114")
-    if fit in (None, "stretch") and pad is not None:
-        raise InputError("--pad: goes with --fit letterbox or letterbox-bottom-right")
-    if pad is not None and not all(0 <= one <= 255 for one in pad):
-        raise InputError(
-            f"--pad {','.join(f'{one:g}' for one in pad)}: must be in 0..255, before normalization"
-        )
+    fit, pad = contract.fit, contract.pad
+    if pad is None:
+        if fit == "stretch":
+            return None
+        return f"--fit {fit}: needs the value of the padding, such as --pad 114"
+    shown = f"--pad {','.join(f'{one:g}' for one in pad)}"
+    if fit == "stretch":
+        return f"{shown}: goes with --fit letterbox or letterbox-bottom-right"
+    if not all(0 <= one <= 255 for one in pad):
+        return f"{shown}: must be in 0..255, before normalization"
+    if contract.layout == "NHWC" and not all(float(one).is_integer() for one in pad):
+        return f"{shown}: the graph takes uint8 images, so the padding is a whole number"
+    return None
 
 
 def check_pixels(size: Sequence[int], what: str) -> None:
@@ -300,7 +318,7 @@ _LATER_CHECKS = {
     "multiple": _is_size,
     "fit": lambda value: value in FITS,
     "pad": lambda value: value is None or _is_list(3, _is_number)(value),
-    "assumed": lambda value: isinstance(value, list) and set(value) <= set(PREPROCESSING),
+    "assumed": lambda value: isinstance(value, list) and all(v in PREPROCESSING for v in value),
 }
 
 

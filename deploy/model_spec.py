@@ -14,8 +14,6 @@ from segdeploy.contract import (
     MOST_CLASSES,
     PREPROCESSING,
     Contract,
-    check_fit,
-    check_normalization,
     check_pixels,
     placeholder_classes,
     read_contract,
@@ -211,6 +209,7 @@ def _published(
         size=size,
         arguments=dict(spec.arguments),
         provenance={"weights": str(weights)},
+        assumed=("fit",),  # torchvision's transforms keep the aspect ratio
     )
     return replace(spec, weights=path), contract
 
@@ -237,8 +236,6 @@ def _contract(
     dataset: DataSet | None,
     default_size: tuple[int, int] | None,
 ) -> Contract:
-    check_normalization(spec.stated.get("mean"), spec.stated.get("std"))
-    check_fit(spec.stated.get("fit"), spec.stated.get("pad"))
     if stored is not None:
         if spec.num_classes and spec.num_classes != len(stored.classes):
             raise InputError(
@@ -251,9 +248,8 @@ def _contract(
         return replace(
             stored,
             size=spec.size or stored.size,
-            **spec.stated,
             arguments={**stored.arguments, **spec.arguments},
-        )
+        ).with_stated(spec.stated)
     size = spec.size or default_size
     if size is None:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --size HxW")
@@ -273,23 +269,24 @@ def _contract(
     else:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
     has_own_weights = spec.weights is not None or spec.is_factory
-    assumed = [name for name in PREPROCESSING if name not in spec.stated] if has_own_weights else []
-    contract = Contract(
+    return Contract(
         architecture=spec.model,
         classes=classes,
         palette=palette,
         ignore_index=ignore_index,
         size=size,
         arguments=dict(spec.arguments),
-        assumed=tuple(assumed),
-        **spec.stated,
-    )
-    if assumed:
+        assumed=PREPROCESSING if has_own_weights else (),
+    ).with_stated(spec.stated)
+
+
+def note_assumptions(spec: ModelSpec, contract: Contract) -> None:
+    """Log what nobody stated about the preprocessing of a network that was trained elsewhere."""
+    if contract.assumed:
         _LOG.info(
             f"{spec.model}: assumed how its images are prepared: {contract.assumptions}; state "
-            "what its training did with --fit, --resize, --mean and --std"
+            "what its training did with --fit (and --pad), --resize, --mean and --std"
         )
-    return contract
 
 
 def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> str:

@@ -36,8 +36,9 @@ def test_contract_a_derived_contract_names_its_parent_and_keeps_the_rest() -> No
     [
         ("", "is not JSON"),
         ("[1]", "is not a JSON object"),
-        ("{}", "has schema None, this segdeploy reads 1"),
-        ('{"schema": 2}', "has schema 2, this segdeploy reads 1"),
+        ("{}", "has schema None, this segdeploy reads 2"),
+        ('{"schema": 3}', "has schema 3, this segdeploy reads 2"),
+        ('{"schema": 2}', "'architecture' is missing; export"),
         ('{"schema": 1}', "'architecture' is missing; export"),
     ],
 )

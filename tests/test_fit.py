@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 import segdeploy
-from segdeploy.contract import Contract, read_contract
+from segdeploy.commands.adopt import Statement
+from segdeploy.contract import RESIZE_KERNELS, Contract, read_contract
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
@@ -143,6 +144,33 @@ def test_fit_every_step_keeps_it(
     ).path
     ran = run("bench", stretched, "--reference", letterbox_graph, "--data", dataset)
     check_one_line(ran, "its fit is stretch, but the reference has letterbox")
+    named = (NETWORK, "--size", "48x64", "--data", dataset)
+    ran = run("bench", letterbox_graph, "--reference", *named)
+    check_one_line(ran, "but the reference has stretch", "--fit, --pad, --resize")
+
+
+def test_fit_a_copied_contract_is_restated(letterbox_graph: Path, tmp_path: Path) -> None:
+    def restated(**stated: object) -> Contract:
+        out = tmp_path / "a.onnx"
+        segdeploy.adopt(letterbox_graph, Statement(like=letterbox_graph, **stated), out=out)
+        return segdeploy.inspect(out).contract
+
+    assert restated(fit="stretch").pad is None
+    assert restated(fit="letterbox-bottom-right").pad == (114.0,) * 3
+    assert restated(pad=(0.0,) * 3).fit == "letterbox"
+    assert restated().assumed == ("color", "mean", "std")
+    assert restated(color="BGR").assumed == ("mean", "std")
+
+
+def test_fit_bytes_never_wrap_around(letterbox_graph: Path) -> None:
+    """PyTorch's bicubic filter overshoots."""
+    edge = np.zeros((20, 20, 3), np.uint8)
+    edge[:, 10:] = 255
+    for name in RESIZE_KERNELS:
+        contract = replace(PLAIN, resize=name)
+        floats = preprocess(edge, contract)[0].transpose(1, 2, 0) * 255
+        as_bytes = preprocess(edge, replace(contract, layout="NHWC"))[0]
+        assert np.abs(as_bytes - np.clip(floats, 0, 255)).max() < 0.51, name
 
 
 def test_fit_what_contradicts_itself_is_refused(
@@ -151,17 +179,22 @@ def test_fit_what_contradicts_itself_is_refused(
     out = tmp_path / "m.onnx"
     words = ("export", NETWORK, "--data", dataset, "--size", "48x64", "-o", out)
     check_one_line(run(*words, "--fit", "letterbox"), "--fit letterbox: needs the value")
-    check_one_line(run(*words, "--pad", "114"), "--pad: goes with --fit letterbox")
+    check_one_line(run(*words, "--pad", "114"), "--pad 114,114,114: goes with --fit letterbox")
+    fractional = ("--fit", "letterbox", "--pad", "114.5", "--preprocess", "RGB")
+    check_one_line(run(*words, *fractional), "--pad 114.5", "the padding is a whole number")
     check_one_line(run(*words, "--fit", "letterbox", "--pad", "300"), "--pad 300,300,300", "0..255")
     check_one_line(run(*words, "--fit", "letterbox", "--pad", "1,2"), "'1,2' is not three numbers")
     ran = run("train", "deeplabv3", "--data", dataset, "--size", "48x64", "--fit", "letterbox",
               "--pad", "0", "-o", tmp_path / "m.safetensors")  # fmt: skip
-    check_one_line(ran, "training stretches every frame", "leave --fit out")
+    check_one_line(ran, "--fit, --pad: training has its own scaling", "leave the option out")
     assert list(tmp_path.iterdir()) == []
     values = json.loads(replace(CONTRACT, fit="letterbox", pad=(0.0,) * 3).to_json())
     assert read_contract(json.dumps(values), "m").pad == (0.0, 0.0, 0.0)
     for wrong in ({"pad": None}, {"fit": "stretch"}):
-        with pytest.raises(InputError, match="'fit' and 'pad' contradict each other"):
+        with pytest.raises(InputError, match="its contract contradicts itself"):
             read_contract(json.dumps({**values, **wrong}), "m")
+    assert values["schema"] == 2  # so that earlier readers, which would stretch, refuse it
+    with pytest.raises(InputError, match=r"contradicts itself \(--pad 1e\+09,-5,300: must be in"):
+        read_contract(json.dumps({**values, "pad": [1e9, -5, 300]}), "m")
     with pytest.raises(InputError, match="'fit' is wrong"):
         read_contract(json.dumps({**values, "fit": "squeeze"}), "m")

@@ -40,7 +40,7 @@ def test_stated_preprocessing_what_nobody_stated_is_told(
     assert (
         "fit stretch, resize pillow-bilinear, color RGB, mean 0.485,0.456,0.406, std 0.229," in line
     )
-    assert "--fit, --resize, --mean and --std" in line
+    assert "--fit (and --pad), --resize, --mean and --std" in line
     assert segdeploy.inspect(out).contract.assumed == PREPROCESSING
     assert (
         "assumed, since nobody stated it: fit stretch, resize pillow-bilinear"
@@ -102,3 +102,5 @@ def test_stated_preprocessing_a_contract_with_unknown_assumptions_is_refused() -
     assert read_contract(json.dumps(values), "m").assumed == ()
     with pytest.raises(InputError, match="'assumed' is wrong"):
         read_contract(json.dumps({**values, "assumed": ["weather"]}), "m")
+    with pytest.raises(InputError, match="'assumed' is wrong"):
+        read_contract(json.dumps({**values, "assumed": [["fit"]]}), "m")

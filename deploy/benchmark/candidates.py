@@ -76,11 +76,15 @@ def check_contract(candidate: Candidate, truth: Predictor) -> None:
         file.release()  # the measurements begin only later
     if candidate.scales:
         theirs = replace(theirs, scales=candidate.scales)
+    is_network = isinstance(truth.session, TorchSession)
+    advice = (
+        "; --fit, --pad, --resize, --mean and --std state the reference's" if is_network else ""
+    )
     for what in ("classes", "size", "fit", "pad", "resize", "mean", "std", "scales", "flip"):
         if getattr(theirs, what) != getattr(ours, what):
             raise InputError(
                 f"{path}: its {what} is {getattr(theirs, what)}, but the reference has "
-                f"{getattr(ours, what)}; they cannot be compared"
+                f"{getattr(ours, what)}; they cannot be compared{advice}"
             )
 
 

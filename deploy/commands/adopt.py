@@ -14,8 +14,6 @@ from segdeploy.contract import (
     IMAGENET_STD,
     Contract,
     Precision,
-    check_fit,
-    check_normalization,
     placeholder_classes,
 )
 from segdeploy.device import host_platform
@@ -209,13 +207,11 @@ def _input_and_output(contract: Contract, dynamic: bool) -> tuple[TensorSpec, Te
 def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) -> Contract:
     stated = {name: value for name in _FIELDS if (value := getattr(statement, name)) is not None}
     provenance = {**versions("onnx"), "stated": "by segdeploy adopt"}
-    check_normalization(statement.mean, statement.std)
-    check_fit(statement.fit, statement.pad)
     if statement.like is not None:
         if statement.data or statement.num_classes:
             raise InputError("--like: includes the classes; leave --data and --num-classes out")
         # The provenance of the file `like` does not apply to this file.
-        return replace(_contract_of(statement.like), **stated, provenance=provenance)
+        return replace(_contract_of(statement.like).with_stated(stated), provenance=provenance)
     if statement.data is not None:
         dataset = open_dataset(statement.data)
         classes, palette, ignored = dataset.classes, dataset.palette, dataset.ignore_index
@@ -241,13 +237,13 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
         stated |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     return Contract(
         architecture="adopted",
-        assumed=tuple(name for name in ("fit", "resize", "color") if name not in stated),
+        assumed=("fit", "resize", "color"),
         classes=classes,
         palette=palette,
         ignore_index=ignored,
+        size=stated["size"],
         provenance=provenance,
-        **{**stated, "layout": layout},
-    )
+    ).with_stated({**stated, "layout": layout})
 
 
 def _contract_of(path: Path) -> Contract:

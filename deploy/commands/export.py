@@ -22,7 +22,7 @@ from segdeploy.exporter.pre_post_processing import (
 from segdeploy.exporter.sizes import fit, stepped
 from segdeploy.exporter.tracing import OPSET, OPSETS, trace
 from segdeploy.files import check_output
-from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network
+from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network, note_assumptions
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_graph.convolutions import ConvProof
@@ -146,6 +146,7 @@ def export(
     require("torch", "onnxscript", "onnxruntime")
     dataset = open_dataset(Path(data)) if data else None
     loaded = load_network(spec, dataset)
+    note_assumptions(spec, loaded.contract)
     size = loaded.contract.size
     scales = tuple(float(scale) for scale in scales)
     bounds, step, notes = stepped(loaded, bounds, multiple_of, scales, dynamic=dynamic)
@@ -181,7 +182,7 @@ def export(
             append_output(graph, output)
         contract = replace(contract, output=output, upsampling=alignment)
         if preprocess:
-            contract = replace(contract, layout="NHWC", color=preprocess)
+            contract = replace(contract, layout="NHWC", color=preprocess).with_stated({})
             prepend_preprocessing(graph, contract)
         if preprocess or output != "logits":
             parity += check_ends(run, graph, contract, shapes, has_softmax=has_softmax)

@@ -101,9 +101,15 @@ def train(
     torch.manual_seed(settings.get("seed", 0))  # the network's random initial weights
     loaded = _with_provenance(load_network(spec, dataset, DEFAULT_SIZE))
     contract = loaded.contract
+    if named := [f"--{name}" for name in ("fit", "pad", "resize") if name in spec.stated]:
+        raise InputError(
+            f"{', '.join(named)}: training has its own scaling and cropping (--crop, --scale); "
+            "leave the option out"
+        )
     if contract.fit != "stretch":
         raise InputError(
-            f"--fit {contract.fit}: training stretches every frame to --size; leave --fit out"
+            f"{spec.weights}: its contract says {contract.fit}, which training cannot keep; train "
+            "from weights without a contract"
         )
     wanted = Augmentation(**{"crop": contract.size, **(augmentation or {})})
     chosen = TrainingSettings(contract.size, contract.mean, contract.std, wanted, **settings)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
 from segdeploy.resize_kernels.kernels import resize
+from segdeploy.resize_kernels.taps import saturated
 from segdeploy.runtime.fit import Placement, placement
 
 
@@ -25,7 +26,7 @@ def preprocess(image: NDArray[np.uint8], contract: Contract) -> NDArray[Any]:
     if contract.color == "BGR":
         image = image[:, :, ::-1]
     if contract.layout == "NHWC":
-        return np.ascontiguousarray(np.rint(image[None]).astype(np.uint8))
+        return np.ascontiguousarray(saturated(np.rint(image[None]), np.uint8))
     scale, shift = normalization(contract)
     normalized = image.astype(np.float32) * scale - shift
     return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None])

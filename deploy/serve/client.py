@@ -21,9 +21,18 @@ def client_source(name: str, contract: Contract, version: int) -> str:
         "client.py.j2",
         name=name,
         version=version,
-        resize=contract.resize if contract.fit == "stretch" else contract.fit,
+        preparation=_preparation(contract),
         height=height,
         width=width,
         classes=len(contract.classes),
         reader=f"from __future__{source.split('from __future__', 1)[1]}",  # without its docstring
     )
+
+
+def _preparation(contract: Contract) -> str | None:
+    """Return the preprocessing in words, where it is not the one that the client has."""
+    if contract.fit == "stretch":
+        return None if contract.resize == "pillow-bilinear" else f"resized with {contract.resize}"
+    assert contract.pad is not None
+    value = ",".join(f"{one:g}" for one in contract.pad)
+    return f"fitted as {contract.fit} with padding {value} and resized with {contract.resize}"

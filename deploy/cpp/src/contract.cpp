@@ -9,7 +9,7 @@
 namespace segdeploy {
 namespace {
 
-constexpr int kContractSchema = 1;
+constexpr int kContractSchema = 2;
 constexpr std::size_t kMaxPixels = 100'000'000;
 constexpr int kMaxSide = 1 << 16;
 // Limits of mean and std within which float32 arithmetic works.
@@ -156,7 +156,7 @@ Profile read_bounds(const Entries& entries, int height, int width) {
 
 void check_schema(const Entries& entries, const std::string& source) {
   const auto schema = entries.get<std::int64_t>("schema");
-  if (schema == kContractSchema) return;
+  if (schema >= 1 && schema <= kContractSchema) return;
   throw Error(source + ": its contract has schema " + std::to_string(schema) +
               ", this segdeploy reads " + std::to_string(kContractSchema) +
               "; install the segdeploy that wrote it, or export again");

@@ -47,9 +47,14 @@ int main() {
   earlier["colour"] = "BGR";
   CHECK(segdeploy::read_contract(earlier.dump(), "m.onnx").is_bgr);
   auto later = sound();
-  later["schema"] = 2;
-  check_refused("has schema 2, this segdeploy reads 1",
+  later["schema"] = 3;
+  check_refused("has schema 3, this segdeploy reads 2",
                 [&] { segdeploy::read_contract(later.dump(), "m.onnx"); });
+  auto letterboxed = sound();
+  letterboxed["schema"] = 2;
+  letterboxed["fit"] = "letterbox";
+  check_refused("'fit' is wrong, or of a kind that this version does not execute",
+                [&] { segdeploy::read_contract(letterboxed.dump(), "m.onnx"); });
   auto bounded = sound();
   bounded["bounds"] = {{16, 24}, {480, 640}, 4};
   CHECK(segdeploy::read_contract(bounded.dump(), "m.onnx").profiles[0].takes({4, 16, 640}));
