@@ -51,6 +51,7 @@ fuzz: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/data_loading.py
+	$(BIN)/python benchmarks/preprocessing.py
 	$(BIN)/python benchmarks/exact_rewrites.py
 	$(BIN)/python benchmarks/checkpointing.py
 

@@ -91,13 +91,15 @@ def load_network(
     spec: ModelSpec,
     dataset: DataSet | None = None,
     default_size: tuple[int, int] | None = None,
+    *,
+    is_trained_here: bool = False,
 ) -> LoadedNetwork:
     """Build the network that `spec` names, load its weights, and return it with its contract.
 
     Classes come from the checkpoint, else from `dataset`, else from `spec.num_classes` with
     placeholder names, else from the output of a user's network. The size comes from `spec.size`,
     else from the checkpoint, else from `default_size`. Detected properties of the network are
-    logged.
+    logged, and what nobody stated about its preprocessing, unless it `is_trained_here`.
 
     Raises:
         InputError, ModelInputError: if MODEL cannot be found or built, or its weights cannot be
@@ -124,6 +126,11 @@ def load_network(
     network = Network(module, classes, start.size, spec.model, spec.take)
     network.eval()
     contract = _completed(start, network, spec)
+    if contract.assumed and not is_trained_here:
+        _LOG.info(
+            f"{spec.model}: assumed how its images are prepared: {contract.assumptions}; state "
+            "what its training did with --fit (and --pad), --resize, --mean and --std"
+        )
     return LoadedNetwork(network, contract, sha256_of_file(spec.weights) if spec.weights else None)
 
 
@@ -278,15 +285,6 @@ def _contract(
         arguments=dict(spec.arguments),
         assumed=PREPROCESSING if has_own_weights else (),
     ).with_stated(spec.stated)
-
-
-def note_assumptions(spec: ModelSpec, contract: Contract) -> None:
-    """Log what nobody stated about the preprocessing of a network that was trained elsewhere."""
-    if contract.assumed:
-        _LOG.info(
-            f"{spec.model}: assumed how its images are prepared: {contract.assumptions}; state "
-            "what its training did with --fit (and --pad), --resize, --mean and --std"
-        )
 
 
 def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> str:

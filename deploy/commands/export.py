@@ -22,7 +22,7 @@ from segdeploy.exporter.pre_post_processing import (
 from segdeploy.exporter.sizes import fit, stepped
 from segdeploy.exporter.tracing import OPSET, OPSETS, trace
 from segdeploy.files import check_output
-from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network, note_assumptions
+from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_graph.convolutions import ConvProof
@@ -146,7 +146,6 @@ def export(
     require("torch", "onnxscript", "onnxruntime")
     dataset = open_dataset(Path(data)) if data else None
     loaded = load_network(spec, dataset)
-    note_assumptions(spec, loaded.contract)
     size = loaded.contract.size
     scales = tuple(float(scale) for scale in scales)
     bounds, step, notes = stepped(loaded, bounds, multiple_of, scales, dynamic=dynamic)

@@ -99,7 +99,7 @@ def train(
     frames = dataset.frames(split)
     validation = dataset.frames(val_split) if validate_every else []
     torch.manual_seed(settings.get("seed", 0))  # the network's random initial weights
-    loaded = _with_provenance(load_network(spec, dataset, DEFAULT_SIZE))
+    loaded = _with_provenance(load_network(spec, dataset, DEFAULT_SIZE, is_trained_here=True))
     contract = loaded.contract
     if named := [f"--{name}" for name in ("fit", "pad", "resize") if name in spec.stated]:
         raise InputError(

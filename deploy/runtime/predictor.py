@@ -14,7 +14,7 @@ from PIL.Image import Image as PillowImage
 from segdeploy.artifact import Artifact, OnnxFile, artifact_of
 from segdeploy.contract import Contract
 from segdeploy.errors import InputError
-from segdeploy.model_spec import ModelSpec, load_network, note_assumptions
+from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.images import of_pillow, read_image
 from segdeploy.runtime.closing import Closing
@@ -319,5 +319,4 @@ def load(
     from segdeploy.runtime.torch_session import TorchSession
 
     loaded = load_network(replace(spec, size=size) if size else spec, dataset, default_size)
-    note_assumptions(spec, loaded.contract)
     return Predictor(TorchSession(loaded.network, loaded.contract, threads=threads), None, scales)
