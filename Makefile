@@ -31,8 +31,8 @@ demo: $(VENV)/.ready
 	PATH="$(abspath $(BIN)):$$PATH" RUN="$(RUN)" DATA="$(DATA)" EPOCHS="$(EPOCHS)" docs/demo.sh
 
 test: $(VENV)/.ready
-	@# Three processes on two cores, since some tests wait; threads inside would wait for each other.
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
+	@# Two processes on two cores: threads inside each would only wait for the other's.
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 # The site of docs/, with the command line and the Python interface: build/site/index.html.
 docs: $(VENV)/.ready build/package
