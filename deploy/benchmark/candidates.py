@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from segdeploy.artifact import Artifact, OnnxFile, open_artifact
 from segdeploy.benchmark.accuracy import OpenCandidate
@@ -19,9 +18,6 @@ from segdeploy.models.names import escaped
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.session import PROVIDERS
 from segdeploy.runtime.torch_session import TorchSession
-
-if TYPE_CHECKING:
-    pass
 
 
 def name_candidates(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from segdeploy.artifact import EngineFile, OnnxFile, is_artifact, open_artifact
+from segdeploy.artifact import EngineFile, OnnxFile, artifact_of
 from segdeploy.calibration.difference import label_agreement, max_abs, over_range, value_range
 from segdeploy.errors import InputError
 from segdeploy.files import sha256_of_file
+from segdeploy.model_spec import ModelSpec
 from segdeploy.proof.golden_vectors import (
     GoldenVector,
     golden_path,
@@ -95,7 +96,7 @@ def self_test(
     """
     model = Path(model)
     path = Path(golden) if golden else golden_path(model)
-    file = open_artifact(model) if is_artifact(model) else None
+    file = artifact_of(ModelSpec.of(model))
     if isinstance(file, EngineFile) and golden is None:
         manifest = file.manifest
         if manifest.golden is None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.resize_kernels.taps import Taps, saturated, weighted_sum
+from segdeploy.resize_kernels.taps import Taps, interpolated, saturated, weighted_sum
 
 _ONE = 2048  # fixed-point weights of bytes have 11 bits
 _CUBIC = -0.75  # the parameter of Keys' cubic convolution
@@ -161,8 +161,7 @@ def _fixed(taps: Taps) -> Taps:
 
 
 def _of_floats(image: NDArray[Any], rows: Taps, columns: Taps) -> NDArray[Any]:
-    wide = weighted_sum(image, columns, 1, np.array(0, np.float32))
-    total = weighted_sum(wide, rows, 0, np.array(0, np.float32))
+    total = interpolated(image, rows, columns)
     if image.dtype == np.float32:
         return total
     return saturated(np.rint(total), image.dtype)

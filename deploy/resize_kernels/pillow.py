@@ -9,7 +9,16 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from segdeploy.resize_kernels.taps import Filter, Floats, Taps, antialiased, saturated, weighted_sum
+from segdeploy.resize_kernels.taps import (
+    Filter,
+    Floats,
+    Taps,
+    antialiased,
+    half_away_from_zero,
+    pass_of_bytes,
+    saturated,
+    weighted_sum,
+)
 
 _BITS = 22  # Pillow's fixed-point weights of bytes: 32 bits less 8 of the pixel and 2 of the sum
 
@@ -82,15 +91,10 @@ def filtered(
 
 def _pass(image: NDArray[Any], taps: Taps, axis: int) -> NDArray[Any]:
     if image.dtype == np.uint8:
-        # Rounded half away from zero, as C's conversion of x + 0.5 or x - 0.5 does.
-        scaled = taps.weight * (1 << _BITS)
-        fixed = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32)
-        half = np.array(1 << (_BITS - 1), np.int32)
-        total = weighted_sum(image, Taps(taps.index, fixed), axis, half)
-        return saturated(total >> _BITS, np.uint8)
+        return pass_of_bytes(image, taps, axis, _BITS)
     total = weighted_sum(image, taps, axis, np.array(0.0))
     if image.dtype == np.uint16:
-        return saturated(np.trunc(total + np.copysign(0.5, total)), np.uint16)
+        return saturated(half_away_from_zero(total), np.uint16)
     return total.astype(np.float32)
 
 

@@ -61,6 +61,26 @@ def saturated(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
     return converted
 
 
+def half_away_from_zero(values: NDArray[Any]) -> NDArray[Any]:
+    """Round as C's conversion of `x + 0.5`, or of `x - 0.5` below zero, does."""
+    rounded: NDArray[Any] = np.trunc(values + np.copysign(0.5, values))
+    return rounded
+
+
+def pass_of_bytes(image: NDArray[np.uint8], taps: Taps, axis: int, bits: int) -> NDArray[np.uint8]:
+    """Return bytes interpolated along one axis, with fixed-point weights of `bits` bits."""
+    fixed = half_away_from_zero(taps.weight * (1 << bits)).astype(np.int32)
+    half = np.array(1 << (bits - 1), np.int32)
+    total = weighted_sum(image, Taps(taps.index, fixed), axis, half)
+    return saturated(total >> bits, np.uint8)
+
+
+def interpolated(image: NDArray[Any], rows: Taps, columns: Taps) -> NDArray[np.float32]:
+    """Return an image interpolated in float32: the columns, then the rows."""
+    wide = weighted_sum(image, columns, 1, np.array(0, np.float32))
+    return weighted_sum(wide, rows, 0, np.array(0, np.float32))
+
+
 def weighted_sum(image: NDArray[Any], taps: Taps, axis: int, start: NDArray[Any]) -> NDArray[Any]:
     """Return `start` plus the weighted taps along axis 0 or 1, added one after another.
 

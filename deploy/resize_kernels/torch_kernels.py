@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.resize_kernels.pillow import BICUBIC, BILINEAR, cubic
-from segdeploy.resize_kernels.taps import Filter, Taps, antialiased, saturated, weighted_sum
+from segdeploy.resize_kernels.taps import Filter, Taps, antialiased, interpolated, pass_of_bytes
 
 _CUBIC = -0.75  # without antialiasing; with it, the parameter is Pillow's -0.5
 _MOST_BITS, _LARGEST = 22, 1 << 15  # fixed-point weights of bytes are 16-bit integers
@@ -39,7 +39,7 @@ def bilinear(image: NDArray[Any], size: tuple[int, int], *, align_corners: bool)
         weight = (position - first).astype(np.float32)
         index = np.stack([first, np.minimum(first + 1, side - 1)], 1)
         taps.append(Taps(index, np.stack([1 - weight, weight], 1)))
-    return _of_floats(image, taps)
+    return interpolated(image, *taps)
 
 
 def bicubic(image: NDArray[Any], size: tuple[int, int], *, align_corners: bool) -> NDArray[Any]:
@@ -52,7 +52,7 @@ def bicubic(image: NDArray[Any], size: tuple[int, int], *, align_corners: bool) 
         weight = cubic((position - first).astype(np.float64)[:, None] - offset, _CUBIC)
         index = np.clip(first.astype(np.intp)[:, None] + offset, 0, side - 1)
         taps.append(Taps(index, weight.astype(np.float32)))
-    return _of_floats(image, taps)
+    return interpolated(image, *taps)
 
 
 def antialiased_bilinear(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
@@ -88,13 +88,7 @@ def _positions(side: int, target: int, *, align_corners: bool) -> NDArray[np.flo
 
 def _antialiased(image: NDArray[Any], size: tuple[int, int], kernel: Filter) -> NDArray[Any]:
     taps = [antialiased(side, to, kernel) for side, to in zip(image.shape, size, strict=False)]
-    return _of_floats(image, taps)
-
-
-def _of_floats(image: NDArray[Any], taps: list[Taps]) -> NDArray[Any]:
-    rows, columns = taps
-    total = weighted_sum(image, columns, 1, np.array(0, np.float32))
-    return weighted_sum(total, rows, 0, np.array(0, np.float32))
+    return interpolated(image, *taps)
 
 
 def _of_bytes(image: NDArray[np.uint8], size: tuple[int, int], kernel: Filter) -> NDArray[np.uint8]:
@@ -104,12 +98,7 @@ def _of_bytes(image: NDArray[np.uint8], size: tuple[int, int], kernel: Filter) -
         if side == target:
             continue
         taps = antialiased(side, target, kernel)
-        bits = _bits(float(taps.weight.max()))
-        scaled = taps.weight * (1 << bits)
-        fixed = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32)
-        half = np.array(1 << (bits - 1), np.int32)
-        total = weighted_sum(image, Taps(taps.index, fixed), axis, half)
-        image = saturated(total >> bits, np.uint8)
+        image = pass_of_bytes(image, taps, axis, _bits(float(taps.weight.max())))
     return image
 
 
