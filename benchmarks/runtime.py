@@ -21,7 +21,8 @@ from PIL import Image
 
 import segdeploy
 from segdeploy.benchmark.environment import describe_environment
-from segdeploy.contract import METADATA_KEY, read_contract
+from segdeploy.contract import METADATA_KEY
+from segdeploy.contract_json import read_contract
 
 ROUNDS = 40
 

@@ -85,7 +85,8 @@ def _behavior(loaded: LoadedNetwork) -> bytes:
     """
     import torch
 
-    noise = torch.randn(1, 3, *loaded.contract.size, generator=torch.Generator().manual_seed(0))
+    shape = loaded.contract.shape_at(loaded.contract.size)
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         scores = loaded.network.eval()(noise.to(next(loaded.network.parameters()).device))
     values = scores.flatten()[:: max(1, scores.numel() // _PROBED)].double().cpu()

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from segdeploy.errors import InputError
-from segdeploy.models.names import are_names, is_line
 from segdeploy.models.palette import voc_color
-from segdeploy.models.strict_json import parse_json
 
 METADATA_KEY = "segdeploy.contract"
 # Metadata key of a graph whose proof failed. The value describes the failures.
@@ -44,29 +42,52 @@ RESIZE_KERNELS = (
 )
 MOST_PIXELS = 100_000_000  # limit of H * W of an input, equal to the limit of an image file
 MOST_CLASSES = 255  # a label is a byte, and one value of it means "ignored"
+MOST_CHANNELS = 64
 
 # torchvision's ImageNet statistics of RGB in 0..1, which published weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
+RGB = ("R", "G", "B")
+GRAY = ("gray",)
+# The dtypes of an image, each with the usual factor to values of 0 to 1.
+DTYPES: Mapping[str, float] = {"uint8": 1 / 255, "uint16": 1 / 65535, "float32": 1.0}
+GRAY_CONVERSIONS = ("pillow", "opencv")
+# The arithmetic of the normalization (`runtime.normalization`).
+NORMALIZATIONS = (
+    *("f32-affine", "f32-div", "f32-mul-inv", "f32-fused-div", "f32-fused-mul"),
+    *("f32sub-f64mul", "f64", "per-image", "none"),
+)
+# The sequences of steps that fit an image to the network's input (`runtime.fit`).
+FITS = (
+    *("stretch", "letterbox", "shortest-edge", "longest-edge", "none"),
+    *("shortest-edge,center-crop", "longest-edge,pad", "center-crop"),
+    *("shortest-edge,pad-to-multiple", "longest-edge,pad-to-multiple", "pad-to-multiple"),
+)
+# The rules for the sides of a resized image and the offset of a crop, by library.
+ROUNDINGS = ("torchvision", "huggingface", "albumentations", "mmcv")
+PAD_SIDES = ("center", "bottom-right")
 # The fields that a file of weights does not tell: how the images were prepared in training.
-PREPROCESSING = ("fit", "resize", "color", "mean", "std")
-
-
-# `stretch` ignores the aspect ratio. `letterbox` keeps it, and pads around the image;
-# `letterbox-bottom-right` pads at the bottom and at the right.
-FITS = ("stretch", "letterbox", "letterbox-bottom-right")
+PREPROCESSING = ("fit", "resize", "channels", "mean", "std")
 
 
 @dataclass(frozen=True)
 class Contract:
     """Preprocessing, output format and classes: all that a caller of the network must know.
 
-    An image is `(H, W, 3) uint8` in `color` order. Preprocessing resizes the image with the kernel
-    `resize` to `size` (H, W), as `fit` says, and pads a letterbox with `pad` (0 to 255). Then it
-    divides by 255, normalizes by `mean` and `std`, and applies `layout`. With the layout `NHWC` the
-    network takes the resized uint8 image, and the graph contains the rest of the preprocessing.
+    An image is `(H, W, C)` of `dtype`. Its channels are `source_channels` if the contract says so,
+    else red, green and blue in this order if `channels` holds these three, else those of
+    `channels`. `gray` converts RGB to gray.
+    Preprocessing resizes the image with the kernel `resize` and crops or pads it as `fit` says.
+    Then it takes the channels in the order of `channels`, which is the network's, multiplies by
+    `scale`, and normalizes by `mean` and `std` with the arithmetic that `normalization` names. With
+    the layout `NHWC` the network takes the resized image, and the graph contains the rest.
+
+    `edge` and `longest_edge` are the target of an edge in pixels and the limit of the longer one,
+    `rounding` is the rule of the other side, `side_multiple` the number to whose multiples the
+    sides are rounded up. `pad` holds the values of the padding (before or, with
+    `pad_normalized`, after normalization), `pad_side` is its place, and `pad_multiple` the number
+    whose multiples the sides are padded to.
 
     `output` is `logits` or `probabilities` `(N, C, H, W) float32`, or `labels` `(N, H, W) uint8`.
     With `upsampling` (`align-corners` or `half-pixel`) the graph returns low-resolution logits
@@ -83,10 +104,24 @@ class Contract:
     ignore_index: int
     size: tuple[int, int]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    color: str = "RGB"
+    channels: tuple[str, ...] = RGB
+    source_channels: tuple[str, ...] | None = None
+    dtype: str = "uint8"
+    gray: str | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    normalization: str = "f32-affine"
     layout: str = "NCHW"
+    fit: str = "stretch"
+    edge: int | None = None
+    longest_edge: int | None = None
+    rounding: str | None = None
+    side_multiple: int | None = None
+    pad: tuple[float, ...] | None = None
+    pad_normalized: bool = False
+    pad_side: str | None = None
+    pad_multiple: int | None = None
     resize: str = "pillow-bilinear"
     output: str = "logits"
     precision: Precision = "fp32"
@@ -98,14 +133,29 @@ class Contract:
     multiple: int = 1
     provenance: Mapping[str, str] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
-    fit: str = "stretch"
-    pad: tuple[float, float, float] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape of one input image: `(3, H, W)`, or `(H, W, 3)` uint8 for the layout `NHWC`."""
-        height, width = self.size
-        return (height, width, 3) if self.layout == "NHWC" else (3, height, width)
+        """Shape of one input: `(C, H, W)`, or `(H, W, C)` for the layout `NHWC`."""
+        return self.shape_at(self.size)
+
+    def shape_at(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Return the shape of one input of `size` (H, W)."""
+        height, width = size
+        count = len(self.channels)
+        return (height, width, count) if self.layout == "NHWC" else (count, height, width)
+
+    @property
+    def input_dtype(self) -> str:
+        """The network's input dtype: float32, or uint8 where the graph normalizes bytes."""
+        return "uint8" if self.layout == "NHWC" and self.dtype == "uint8" else "float32"
+
+    @property
+    def image_channels(self) -> tuple[str, ...]:
+        """The channels of an image, in the order of its file or array."""
+        if self.source_channels is not None:
+            return self.source_channels
+        return RGB if is_color(self.channels) else self.channels
 
     def derived(self, parent_sha256: str, versions: Mapping[str, str], **changes: Any) -> Contract:
         """Return the contract of a derived file, with the parent's SHA-256 and the tool versions.
@@ -120,113 +170,239 @@ class Contract:
 
     @property
     def assumptions(self) -> str:
-        """The assumed fields with their values, such as `resize pillow-bilinear, color RGB`."""
+        """The assumed fields with their values, such as `resize pillow-bilinear, mean 0,0,0`."""
         values = ((name, getattr(self, name)) for name in self.assumed)
         return ", ".join(
-            f"{name} {value if isinstance(value, str) else ','.join(f'{one:g}' for one in value)}"
-            for name, value in values
+            f"{name} {value if isinstance(value, str) else listed(value)}" for name, value in values
         )
 
     def with_stated(self, stated: Mapping[str, Any]) -> Contract:
         """Return the contract with fields that the user states, which are no longer assumed.
 
+        `mean_255` and `std_255` state a mean and a standard deviation in units of 0 to 255. What
+        follows from a statement is stated with it: the scale from the dtype, the absence of padding
+        from a fit without padding, no constants from the normalization `none`.
+
         Raises:
-            InputError: if they contradict each other, or the rest of the contract.
+            InputError: if the statements contradict each other, or the rest of the contract.
         """
-        check_normalization(stated.get("mean"), stated.get("std"))
-        fields_of = {"pad": None, **stated} if stated.get("fit") == "stretch" else dict(stated)
-        assumed = tuple(name for name in self.assumed if name not in stated)
-        made = replace(self, **fields_of, assumed=assumed)
+        made = replace(self, **self._implied(stated))
+        names = {name.removesuffix("_255") for name in stated}
+        if stated.get("normalization") in ("none", "per-image"):
+            names |= {"mean", "std"}
+        assumed = tuple(name for name in self.assumed if name not in names)
+        made = replace(made, assumed=assumed)
         if reason := contradiction(made):
             raise InputError(reason)
         return made
 
+    def _implied(self, stated: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that the statement sets, with those that follow from it."""
+        found = {name: value for name, value in stated.items() if name not in _OF_CLASSES}
+        for name in ("mean", "std"):
+            if f"{name}_255" in found and name in found:
+                raise InputError(f"--{name}-255: is the same as --{name}; leave one of them out")
+        channels = found.get("channels", self.channels)
+        for name in ("mean", "std", "mean_255", "std_255", "pad"):
+            if len(found.get(name) or ()) == 1:  # one number for all channels
+                found[name] = tuple(found[name]) * len(channels)
+        if len(channels) != len(self.channels):  # ImageNet's constants are of RGB
+            found = {"mean": (0.0,) * len(channels), "std": (1.0,) * len(channels), **found}
+        if "dtype" in found:
+            found.setdefault("scale", DTYPES[found["dtype"]])
+        if found.get("normalization") in ("none", "per-image"):
+            neutral: dict[str, Any] = {
+                "mean": (0.0,) * len(channels),
+                "std": (1.0,) * len(channels),
+            }
+            if found["normalization"] == "none":
+                neutral["scale"] = 1.0
+            found = {**neutral, **found}
+        scale = found.get("scale", self.scale)
+        for name in ("mean", "std"):
+            values = found.pop(f"{name}_255", None)
+            if values is not None:
+                found[name] = tuple(_scaled(value, scale) for value in values)
+        if "fit" in found:
+            dropped = {**dict.fromkeys(_EXAMPLES), "pad_normalized": False}
+            found = {**dropped, **found}
+        return found
+
+    def stretched_to(self, size: tuple[int, int]) -> Contract:
+        """Return the contract of a window or a trial: every image is stretched to `size` (H, W)."""
+        nothing: dict[str, Any] = dict.fromkeys(_EXAMPLES)
+        return replace(self, size=size, fit="stretch", pad_normalized=False, **nothing)
+
     def to_json(self) -> str:
-        """Serialize as one line of JSON, with the first schema whose readers understand it."""
-        schema = 1 if self.fit == "stretch" else SCHEMA
-        return json.dumps({"schema": schema, **asdict(self)}, sort_keys=True)
+        """Serialize as one line of JSON."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
 
 
-def read_contract(text: str, source: str) -> Contract:
-    """Parse and check a contract that was read from `source`.
-
-    Raises:
-        InputError: if the text is not JSON, the schema differs, or a field has a wrong type or
-            length.
-    """
-    values = parse_json(text, f"{source}: its segdeploy contract", mend="export the network again")
-    if not isinstance(values, dict):
-        raise InputError(f"{source}: its segdeploy contract is not a JSON object")
-    schema = values.pop("schema", None)
-    if isinstance(schema, bool) or schema not in range(1, SCHEMA + 1):
-        raise InputError(
-            f"{source}: its contract has schema {schema!r}, this segdeploy reads {SCHEMA}; "
-            "install the segdeploy that wrote it, or export again"
-        )
-    if "colour" in values:  # the spelling of earlier versions
-        values.setdefault("color", values.pop("colour"))
-    checks = {**_CHECKS, **{k: v for k, v in _LATER_CHECKS.items() if k in values}}
-    for name, is_valid in checks.items():
-        if name not in values:
-            raise InputError(
-                f"{source}: the contract's '{name}' is missing; export the network again"
-            )
-        if not is_valid(values[name]):
-            raise InputError(
-                f"{source}: the contract's '{name}' is wrong, or of a kind that this version does "
-                "not execute; export the network again"
-            )
-    largest = (values.get("bounds") or [None, values["size"]])[1]
-    for size in (values["size"], largest):
-        check_pixels(size, f"{source}: the contract's input")
-    if len(values["palette"]) != len(values["classes"]):
-        raise InputError(
-            f"{source}: the contract's numbers of colors and classes differ; export the network "
-            "again"
-        )
-    known = {entry.name for entry in fields(Contract)}
-    contract = Contract(**{name: _frozen(v) for name, v in values.items() if name in known})
-    if reason := contradiction(contract):
-        raise InputError(
-            f"{source}: its contract contradicts itself ({reason}); export the network again"
-        )
-    return contract
+Classes = tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], int]
+"""Names, colors and the ignore index of a data set's or a contract's classes."""
+_OF_CLASSES = ("classes", "palette", "ignore_index")
 
 
-def check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
-    """Refuse normalization constants that would produce meaningless labels; None is not stated.
+def stated_classes(stated: Mapping[str, Any]) -> Classes | None:
+    """Return the classes that a contract file states, with placeholder colors if it has none.
 
     Raises:
-        InputError: for a mean or standard deviation that is not of RGB in 0..1.
+        InputError: if the numbers of colors and classes differ.
     """
-    if mean is not None and not all(-1 <= one <= 2 for one in mean):
+    if "classes" not in stated:
+        return None
+    classes = stated["classes"]
+    palette = stated.get("palette", placeholder_classes(len(classes))[1])
+    if len(palette) != len(classes):
         raise InputError(
-            f"--mean {','.join(map(str, mean))}: must be of RGB in 0..1; divide it by 255"
+            f"the contract file has {len(palette)} colors for {len(classes)} classes; state one "
+            "color for each class"
         )
-    if std is not None and not all(0 < one <= 2 for one in std):
-        raise InputError(
-            f"--std {','.join(map(str, std))}: must be of RGB in 0..1 and above 0; divide it by 255"
-        )
+    return classes, palette, stated.get("ignore_index", 255)
+
+
+def is_color(channels: Sequence[str]) -> bool:
+    """Return whether the channels are red, green and blue, in any order."""
+    return sorted(channels) == sorted(RGB)
+
+
+def _scaled(value: float, scale: float) -> float:
+    """Return `value * scale`; the division is exact where the factor 1/255 would round."""
+    divisor = 1 / scale
+    return value / divisor if divisor.is_integer() else value * scale
 
 
 def contradiction(contract: Contract) -> str | None:
-    """Return how the fit, the pad value and the layout contradict each other; None if they do not.
+    """Return how fields of the contract contradict each other; None if they do not.
 
     The reason begins with the option that states the field.
     """
-    fit, pad = contract.fit, contract.pad
+    checks = (_channel_contradiction, _normalization_contradiction, _fit_contradiction)
+    return next(filter(None, (check(contract) for check in checks)), None)
+
+
+def _channel_contradiction(contract: Contract) -> str | None:
+    channels = contract.channels
+    shown = f"--channels {','.join(channels)}"
+    if len(set(channels)) != len(channels):
+        return f"{shown}: names a channel twice"
+    missing = [name for name in channels if name not in contract.image_channels]
+    if missing:
+        return f"{shown}: the images lack {','.join(missing)} (--source-channels)"
+    if contract.gray is not None and channels != GRAY:
+        return f"--gray {contract.gray}: converts RGB to one channel; it goes with --channels gray"
+    if contract.dtype != "uint8" and contract.resize.startswith("torchvision-uint8"):
+        return (
+            f"--resize {contract.resize}: resizes uint8 images, and the images are {contract.dtype}"
+        )
+    return None
+
+
+def _normalization_contradiction(contract: Contract) -> str | None:
+    count, kind = len(contract.channels), contract.normalization
+    for name in ("mean", "std"):
+        values = getattr(contract, name)
+        if len(values) != count:
+            return (
+                f"--{name} {listed(values)}: has {len(values)} values, and the network takes "
+                f"{count} channel{'s' * (count != 1)} ({','.join(contract.channels)})"
+            )
+    if any(value <= 0 for value in contract.std):
+        return f"--std {listed(contract.std)}: must be above 0"
+    trivial = set(contract.mean) <= {0} and set(contract.std) <= {1}
+    if kind in ("none", "per-image") and not trivial:
+        return f"--normalization {kind}: has no mean and no standard deviation; leave them out"
+    if kind == "none" and contract.scale != 1:
+        return "--normalization none: has no scale; leave --scale out"
+    largest = contract.scale * {"uint8": 255, "uint16": 65535}.get(contract.dtype, 0)
+    for name in ("mean", "std") if largest else ():
+        values = getattr(contract, name)
+        # Values of another unit: a mean of 123.7 for values of 0..1, which would give labels
+        # without meaning.
+        if any(abs(value) > 2 * largest for value in values):
+            return (
+                f"--{name} {listed(values)}: is beyond the values, which the scale brings to "
+                f"0..{largest:g}; give --{name}-255 for values of 0..255, or another --scale"
+            )
+    return None
+
+
+def _fit_contradiction(contract: Contract) -> str | None:
+    fit, shown = contract.fit, f"{contract.size[0]}x{contract.size[1]}"
+    for name, example in _EXAMPLES.items():
+        value, option = getattr(contract, name), f"--{name.replace('_', '-')}"
+        if name in _fields_of(fit):
+            if value is None and name in ("edge", "pad", "pad_multiple"):
+                return f"--fit {fit}: needs {option}, such as {option} {example}"
+        elif value is not None:
+            goes = " or ".join(one for one in FITS if name in _fields_of(one))
+            given = listed(value) if isinstance(value, tuple) else str(value)
+            return f"{option} {given}: goes with --fit {goes}"
+    edge, limit, step = contract.edge or 0, contract.longest_edge, contract.pad_multiple
+    if limit is not None and limit < edge:
+        return f"--longest-edge {limit}: is below --edge {edge}, the shorter one"
+    if fit == "shortest-edge,center-crop" and edge < max(contract.size):
+        return f"--edge {edge}: is below the crop of {shown}, which would lie outside the image"
+    if fit == "longest-edge,pad" and edge > min(contract.size):
+        return f"--edge {edge}: is above the input of {shown}, so no image would fit"
+    if step and any(side % step for side in contract.size):
+        return f"--pad-multiple {step}: does not divide the input size {shown}"
+    return _pad_contradiction(contract)
+
+
+# The fields that belong to a fit and are stated with it, each with an example.
+_EXAMPLES = {
+    **{"edge": 512, "longest_edge": 2048, "rounding": "mmcv", "side_multiple": 32},
+    **{"pad": 114, "pad_side": "center", "pad_multiple": 32},
+}
+
+
+FIT_FIELDS = ("fit", *_EXAMPLES)
+
+
+def _fields_of(fit: str) -> set[str]:
+    """Return the fields that a fit takes."""
+    steps = fit.split(",")
+    found: set[str] = set()
+    if steps[0].endswith("-edge"):
+        found |= {"edge", "rounding", "side_multiple"}
+    if steps[0] == "shortest-edge":
+        found.add("longest_edge")
+    if steps[0] == "letterbox":
+        found.add("rounding")
+    if {"letterbox", "pad", "pad-to-multiple"} & set(steps):
+        found |= {"pad", "pad_side"}
+    if "pad-to-multiple" in steps:
+        found.add("pad_multiple")
+    return found
+
+
+def _pad_contradiction(contract: Contract) -> str | None:
+    pad = contract.pad
     if pad is None:
-        if fit == "stretch":
-            return None
-        return f"--fit {fit}: needs the value of the padding, such as --pad 114"
-    shown = f"--pad {','.join(f'{one:g}' for one in pad)}"
-    if fit == "stretch":
-        return f"{shown}: goes with --fit letterbox or letterbox-bottom-right"
-    if not all(0 <= one <= 255 for one in pad):
-        return f"{shown}: must be in 0..255, before normalization"
-    if contract.layout == "NHWC" and not all(float(one).is_integer() for one in pad):
+        return "--pad-normalized: goes with a fit that pads" if contract.pad_normalized else None
+    option = "--pad-normalized" if contract.pad_normalized else "--pad"
+    shown = f"{option} {listed(pad)}"
+    if len(pad) != len(contract.channels):
+        return (
+            f"{shown}: has {len(pad)} values, and the network takes {len(contract.channels)} "
+            "channels"
+        )
+    if contract.pad_normalized:
+        if contract.layout == "NHWC":
+            return f"{shown}: the graph normalizes, so the padding lies before it; give --pad"
+        return None
+    most = {"uint8": 255, "uint16": 65535}.get(contract.dtype)
+    if most and not all(0 <= one <= most for one in pad):
+        return f"{shown}: must be in 0..{most}, before normalization"
+    if contract.input_dtype == "uint8" and not all(float(one).is_integer() for one in pad):
         return f"{shown}: the graph takes uint8 images, so the padding is a whole number"
     return None
+
+
+def listed(values: Sequence[Any]) -> str:
+    """Return values as the command line takes them, such as `0.485,0.456,0.406`."""
+    return ",".join(one if isinstance(one, str) else f"{one:g}" for one in values)
 
 
 def check_pixels(size: Sequence[int], what: str) -> None:
@@ -240,86 +416,6 @@ def check_pixels(size: Sequence[int], what: str) -> None:
             f"{what} is {size[0]}x{size[1]}, more than {MOST_PIXELS} pixels; export the network "
             "for a smaller size"
         )
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_number(value: object) -> bool:
-    """Return whether `value` is a number (not a bool) of magnitude up to 1e9, safe for float32."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e9
-
-
-def _is_byte(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
-
-
-def _is_list(length: int | None, is_item: Any) -> Any:
-    def check(value: object) -> bool:
-        return (
-            isinstance(value, list)
-            and (len(value) == length if length is not None else bool(value))
-            and all(is_item(item) for item in value)
-        )
-
-    return check
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16
-
-
-def _are_bounds(value: object) -> bool:
-    if not isinstance(value, list) or len(value) != 3:
-        return False
-    sizes = _is_list(2, _is_size)
-    if not (sizes(value[0]) and sizes(value[1]) and _is_size(value[2])):
-        return False
-    return all(low <= high for low, high in zip(value[0], value[1], strict=True))
-
-
-def _is_positive(value: object) -> bool:
-    return _is_number(value) and float(value) > 1e-9  # type: ignore[arg-type]
-
-
-def _is_provenance(value: object) -> bool:
-    return isinstance(value, dict) and all(is_line(text) for item in value.items() for text in item)
-
-
-_CHECKS = {
-    "architecture": is_line,
-    "classes": lambda value: are_names(value) and len(value) <= MOST_CLASSES,
-    "palette": _is_list(None, _is_list(3, _is_byte)),
-    "ignore_index": _is_byte,
-    "size": _is_list(2, _is_size),
-    "arguments": _is_mapping,
-    "mean": _is_list(3, _is_number),
-    "std": _is_list(3, _is_positive),
-    # Only values that this version implements. Others would silently give wrong results.
-    "color": lambda value: value in ("RGB", "BGR"),
-    "layout": lambda value: value in ("NCHW", "NHWC"),
-    "resize": lambda value: value in RESIZE_KERNELS,
-    "output": lambda value: value in OUTPUTS,
-    "precision": lambda value: value in PRECISIONS,
-    "scales": _is_list(None, _is_positive),
-    "flip": lambda value: isinstance(value, bool),
-    "provenance": _is_provenance,
-}
-# Checks of fields that are missing in files of earlier versions.
-_LATER_CHECKS = {
-    "fuse": lambda value: value in ("mean", "max"),
-    "upsampling": lambda value: value in (None, "align-corners", "half-pixel"),
-    "bounds": lambda value: value is None or _are_bounds(value),
-    "multiple": _is_size,
-    "fit": lambda value: value in FITS,
-    "pad": lambda value: value is None or _is_list(3, _is_number)(value),
-    "assumed": lambda value: isinstance(value, list) and all(v in PREPROCESSING for v in value),
-}
 
 
 def placeholder_classes(count: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:

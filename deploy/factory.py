@@ -7,7 +7,6 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,20 +16,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def builder(model: str) -> Callable[[int | None, Mapping[str, Any]], nn.Module]:
-    """Return the function that builds the network from the number of classes and the arguments.
+def builder(model: str) -> Callable[[int | None, Mapping[str, Any], int], nn.Module]:
+    """Return the function that builds the network from its classes, arguments and input channels.
 
-    The number of classes is None for a user's network if it is not specified.
+    The number of classes is None for a user's network if it is not specified. A user's network
+    takes the channels that it was written for.
 
     Raises:
         InputError, ModelInputError: if the name is not registered, or the factory is not found.
     """
     if ":" in model:
-        return partial(_call_factory, model, _find_factory(model))
+        factory = _find_factory(model)
+        return lambda classes, arguments, _: _call_factory(model, factory, classes, arguments)
     from segdeploy.models.registry import build, check_name
 
     check_name(model)
-    return lambda classes, arguments: build(model, classes or 0, arguments)
+    return lambda classes, arguments, channels: build(model, classes or 0, arguments, channels)
 
 
 def _find_factory(reference: str) -> Callable[..., Any]:

@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.contract import (
+    GRAY,
     METADATA_KEY,
     MOST_CLASSES,
     PREPROCESSING,
     Contract,
     check_pixels,
+    is_color,
     placeholder_classes,
-    read_contract,
+    stated_classes,
 )
+from segdeploy.contract_json import read_contract
 from segdeploy.errors import InputError
 from segdeploy.factory import builder
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.packages import require
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from segdeploy.models.dataset import DataSet
     from segdeploy.models.network import Network
@@ -44,7 +47,7 @@ class ModelSpec:
     size: tuple[int, int] | None = None
     take: str | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the contract that the user states: `fit`, `pad`, `resize`, `mean` and `std`."""
+    """Fields of the contract that the user states, as in `Contract.with_stated`."""
 
     @classmethod
     def of(cls, model: str | Path | ModelSpec) -> ModelSpec:
@@ -57,11 +60,14 @@ class ModelSpec:
         Raises:
             InputError: if weights, classes, arguments or an output key are given with the file.
         """
-        if self.weights or self.num_classes or self.arguments or self.take or self.stated:
+        given = [name for name in ("weights", "num_classes", "take") if getattr(self, name)]
+        given += [name if name in ("width", "stride") else "arg" for name in self.arguments]
+        given += ["rescale" if name == "scale" else name for name in self.stated]
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in dict.fromkeys(given))
             raise InputError(
-                f"{self.model}: the file defines its classes, weights and preprocessing; "
-                "--weights, --num-classes, --width, --stride, --arg, --take, --fit, --pad, "
-                "--resize, --mean and --std go with a network's name"
+                f"{self.model}: the file defines its classes, weights and preprocessing; leave out "
+                f"{options}, which go with a network's name"
             )
 
     @property
@@ -113,7 +119,7 @@ def load_network(
     state, stored = _weights(spec)
     start = _contract(spec, stored or published, dataset, default_size)
     classes = len(start.classes) or None
-    module = build(classes, start.arguments)
+    module = build(classes, start.arguments, len(start.channels))
 
     from segdeploy.models.checkpoint import check_finite, load_weights
     from segdeploy.models.network import Network
@@ -123,15 +129,41 @@ def load_network(
     else:
         for note in load_weights(module, state, str(spec.weights), spec.model):
             _LOG.info(note)
-    network = Network(module, classes, start.size, spec.model, spec.take)
+    start = _with_channels(start, module, spec)
+    channels = len(start.channels)
+    network = Network(module, classes, start.size, spec.model, spec.take, channels)
     network.eval()
     contract = _completed(start, network, spec)
     if contract.assumed and not is_trained_here:
         _LOG.info(
             f"{spec.model}: assumed how its images are prepared: {contract.assumptions}; state "
-            "what its training did with --fit (and --pad), --resize, --mean and --std"
+            "what its training did with --fit (and --pad), --resize, --channels, --mean and --std, "
+            "or with --contract FILE"
         )
     return LoadedNetwork(network, contract, sha256_of_file(spec.weights) if spec.weights else None)
+
+
+def _with_channels(contract: Contract, module: nn.Module, spec: ModelSpec) -> Contract:
+    """Return the contract of a user's network that takes one channel, if nobody stated channels.
+
+    Raises:
+        InputError: for a network of other channels, which have no usual names.
+    """
+    if "channels" not in contract.assumed or not spec.is_factory:
+        return contract
+    from segdeploy.models.network import input_channels, runs
+
+    count = input_channels(module)
+    if count in (None, len(contract.channels)) or runs(module, contract.shape_at(contract.size)):
+        return contract
+    if count == 1:
+        assumed = contract.assumed
+        return replace(contract.with_stated({"channels": GRAY}), assumed=assumed)
+    names = ",".join(["NAME"] * (count or 0))
+    raise InputError(
+        f"{spec.model}: its first convolution takes {count} channels; name them in the network's "
+        f"order: --channels {names}"
+    )
 
 
 def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contract:
@@ -243,21 +275,29 @@ def _contract(
     dataset: DataSet | None,
     default_size: tuple[int, int] | None,
 ) -> Contract:
+    named = stated_classes(spec.stated)
+    size = spec.size or spec.stated.get("size")
+    stated = {name: value for name, value in spec.stated.items() if name != "size"}
     if stored is not None:
         if spec.num_classes and spec.num_classes != len(stored.classes):
             raise InputError(
                 f"{spec.weights}: has {len(stored.classes)} classes, not {spec.num_classes}; "
                 "leave --num-classes out"
             )
-        if dataset is not None and dataset.classes != stored.classes:
-            raise InputError(_other_classes(str(spec.weights), stored.classes, dataset))
-        check_pixels(spec.size or stored.size, f"{spec.weights}: its input")
+        if dataset is not None:
+            matched(stored, dataset, str(spec.weights))
+        check_pixels(size or stored.size, f"{spec.weights}: its input")
+        if named is not None and named[0] != stored.classes:
+            raise InputError(
+                f"{spec.weights}: has the classes {', '.join(stored.classes)}, and the contract "
+                f"file has {', '.join(named[0])}; leave its classes out"
+            )
         return replace(
             stored,
-            size=spec.size or stored.size,
+            size=size or stored.size,
             arguments={**stored.arguments, **spec.arguments},
-        ).with_stated(spec.stated)
-    size = spec.size or default_size
+        ).with_stated(stated)
+    size = size or default_size
     if size is None:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --size HxW")
     check_pixels(size, f"{spec.model}: its input")
@@ -268,6 +308,8 @@ def _contract(
                 f"{spec.num_classes}; leave out --num-classes"
             )
         classes, palette, ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
+    elif named is not None:
+        classes, palette, ignore_index = named
     elif spec.num_classes:
         classes, palette = placeholder_classes(spec.num_classes)
         ignore_index = 255
@@ -276,7 +318,7 @@ def _contract(
     else:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
     has_own_weights = spec.weights is not None or spec.is_factory
-    return Contract(
+    start = Contract(
         architecture=spec.model,
         classes=classes,
         palette=palette,
@@ -284,7 +326,15 @@ def _contract(
         size=size,
         arguments=dict(spec.arguments),
         assumed=PREPROCESSING if has_own_weights else (),
-    ).with_stated(spec.stated)
+    )
+    return start.with_stated({**_images_of(dataset), **stated})
+
+
+def _images_of(dataset: DataSet | None) -> dict[str, Any]:
+    """Return what a data set of other images than 8-bit RGB says about them."""
+    if dataset is None or (is_color(dataset.channels) and dataset.dtype == "uint8"):
+        return {}
+    return {"channels": dataset.channels, "dtype": dataset.dtype}
 
 
 def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> str:
@@ -299,11 +349,24 @@ def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> s
     )
 
 
-def check_classes(contract: Contract, dataset: DataSet, source: str) -> None:
-    """Refuse to evaluate a network on a data set with different classes.
+def matched(contract: Contract, dataset: DataSet, source: str) -> DataSet:
+    """Return the data set with its channels in the order of the network's images.
 
     Raises:
-        InputError: if the classes differ.
+        InputError, ModelInputError: if the classes, the channels or the dtype differ.
     """
     if contract.classes != dataset.classes:
         raise InputError(_other_classes(source, contract.classes, dataset))
+    if contract.dtype != dataset.dtype:
+        raise InputError(
+            f"{dataset.root}: its images are {dataset.dtype}, and {source} takes {contract.dtype}; "
+            "give images of that dtype"
+        )
+    if contract.gray is not None and is_color(dataset.channels):
+        return dataset
+    if contract.channels == GRAY and is_color(dataset.channels):
+        raise InputError(
+            f"{dataset.root}: its images are RGB, and {source} takes gray; state a conversion with "
+            "--gray pillow or --gray opencv"
+        )
+    return dataset.with_channels(contract.image_channels)

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -24,7 +26,8 @@ class Augmentation:
     The frame is scaled to fit `size` times a random factor from `scale`, with its aspect ratio
     kept. The frame is then rotated by up to `rotation` degrees, and a random `crop` is taken.
     Pixels outside the frame get the mean color in the image and `ignore_index` in the mask.
-    `color`, 0 to 1, is the strength of the changes of brightness, contrast and saturation.
+    `color`, 0 to 1, is the strength of the changes of brightness and contrast, and of the
+    saturation of RGB images.
     """
 
     crop: tuple[int, int]
@@ -68,20 +71,50 @@ class _RandomScale(v2.Transform):  # type: ignore[misc]
         return v2.functional.resize(inpt, size=params["size"], antialias=True)
 
 
+class _ValueJitter(v2.Transform):  # type: ignore[misc]
+    """Random brightness and contrast for any number of channels; values of 0..1 stay so.
+
+    torchvision's ColorJitter takes gray and RGB images alone.
+    """
+
+    def __init__(self, strength: float):
+        super().__init__()
+        self._strength = strength
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        low = max(0.0, 1 - self._strength)
+        brightness, contrast = (torch.rand(2) * (1 + self._strength - low) + low).tolist()
+        return {"brightness": brightness, "contrast": contrast}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        bright = inpt.as_subclass(Tensor) * params["brightness"]
+        middle = bright.mean()
+        return tv_tensors.Image((bright - middle) * params["contrast"] + middle)
+
+
 class Augment:
-    """Applies an `Augmentation` to `(3, H, W) uint8` images and `(H, W) uint8` masks."""
+    """Applies an `Augmentation` to images `(C, H, W)` and masks `(H, W) uint8`.
+
+    RGB images of bytes stay uint8. Others are float32, multiplied by `scale`, as `tensor` returns
+    them.
+    """
 
     def __init__(
         self,
         wanted: Augmentation,
         size: tuple[int, int],
-        mean: tuple[float, float, float],
+        mean: tuple[float, ...],
         ignore_index: int,
+        *,
+        scale: float = 1 / 255,
+        dtype: str = "uint8",
     ):
-        fill = {
-            tv_tensors.Image: [round(255 * value) for value in mean],
-            tv_tensors.Mask: ignore_index,
-        }
+        self._scale = scale
+        self._stays_bytes = dtype == "uint8" and len(mean) == 3
+        color = [round(value / scale) for value in mean] if self._stays_bytes else list(mean)
+        fill = {tv_tensors.Image: color, tv_tensors.Mask: ignore_index}
         steps: list[v2.Transform] = [_RandomScale(size, wanted.scale)]
         if wanted.rotation:
             steps.append(
@@ -96,10 +129,19 @@ class Augment:
             steps.append(v2.RandomVerticalFlip())
         if wanted.color:
             strength = wanted.color
-            steps.append(v2.ColorJitter(strength, strength, strength))
+            steps.append(
+                v2.ColorJitter(strength, strength, strength)
+                if self._stays_bytes
+                else _ValueJitter(strength)
+            )
         self._transform = v2.Compose(steps)
 
+    def tensor(self, image: NDArray[Any]) -> Tensor:
+        """Return an image `(H, W, C)` as the tensor `(C, H, W)` that is augmented."""
+        values = image if self._stays_bytes else image.astype(np.float32) * np.float32(self._scale)
+        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment one frame; the returned image and mask are uint8, of the size of the crop."""
+        """Augment one frame; the returned image and mask have the size of the crop."""
         moved, labels = self._transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
         return moved.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor)

@@ -19,7 +19,10 @@ from segdeploy.models.errors import ModelInputError, first_line
 
 @dataclass(frozen=True)
 class Batch:
-    """Images `(N, 3, H, W) uint8`, masks `(N, H, W) uint8`, and the frames' names."""
+    """Images `(N, C, H, W)`, masks `(N, H, W) uint8`, and the frames' names.
+
+    Images of bytes are uint8, others float32 and scaled, as in `Augment`.
+    """
 
     images: Tensor
     masks: Tensor
@@ -104,9 +107,8 @@ class _Crops(Dataset[_Crop | ModelInputError]):
             return error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed(self._seed, epoch, index))
-            pixels = torch.from_numpy(image).permute(2, 0, 1)
             try:
-                crop, labels = self._augment(pixels, torch.from_numpy(mask))
+                crop, labels = self._augment(self._augment.tensor(image), torch.from_numpy(mask))
             except RuntimeError as error:
                 return ModelInputError(
                     f"{frame.image}: cannot be scaled and cropped ({first_line(error)}); "

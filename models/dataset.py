@@ -1,7 +1,9 @@
 """Read and write data sets, in the format of all segdeploy commands.
 
 A data set is a folder with `dataset.json` (`classes`, `palette`, `ignore_index`, `splits`). Every
-split has `SPLIT/images/NAME.{jpg,png}` and `SPLIT/masks/NAME.png` (one class id per pixel).
+split has `SPLIT/images/NAME.{jpg,png}` and `SPLIT/masks/NAME.png` (one class id per pixel). Images
+of other channels or another depth are described by `channels` and `dtype`, and may be NPY or TIFF
+files.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.models.array_file import ARRAY_SUFFIXES
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.files import temporary_folder, write_atomically
-from segdeploy.models.images import encoded, read_image, read_mask
+from segdeploy.models.images import encoded, image_content, read_mask, read_pixels
 from segdeploy.models.names import are_names
 from segdeploy.models.strict_json import read_json
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *ARRAY_SUFFIXES)
+_DTYPES = ("uint8", "uint16", "float32")
+_RGB = ("R", "G", "B")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One labeled image of a data set."""
+    """One labeled image of a data set; `order` are the places of the channels to read."""
 
     name: str
     image: Path
@@ -37,6 +42,9 @@ class Frame:
     num_classes: int
     ignore_index: int
     lookup: bytes | None = None
+    channels: tuple[str, ...] = _RGB
+    dtype: str = "uint8"
+    order: tuple[int, ...] | None = None
 
     def check_mask(self) -> None:
         """Refuse an image without a mask.
@@ -58,13 +66,22 @@ class Frame:
         self.check_mask()
         return read_mask(self.mask, self.num_classes, self.ignore_index, self.lookup)
 
-    def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Read `(image (H, W, 3) uint8 RGB, mask (H, W) uint8)`.
+    def read_image(self) -> NDArray[Any]:
+        """Read the image alone, `(H, W, C)` of the data set's channels and dtype.
+
+        Raises:
+            ModelInputError: for a file that cannot be used.
+        """
+        image = read_pixels(self.image, self.channels, self.dtype)
+        return image if self.order is None else image[:, :, list(self.order)]
+
+    def read(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Read the image, as `read_image`, and the mask `(H, W) uint8`.
 
         Raises:
             ModelInputError: for a file that cannot be used, or if image and mask differ in size.
         """
-        image = read_image(self.image)
+        image = self.read_image()
         mask = self.read_mask()
         if image.shape[:2] != mask.shape:
             raise ModelInputError(
@@ -83,7 +100,8 @@ class DataSet:
     """Labeled frames in splits; the files are read on access.
 
     `listing` lists the files of a split. `lookup` maps the ids in the mask files to class ids, if
-    the two differ.
+    the two differ. Images have the channels `channels` and the dtype `dtype` (uint8, uint16 or
+    float32); `order` are the places of the channels that a network takes, if it takes others.
     """
 
     root: Path
@@ -93,6 +111,25 @@ class DataSet:
     splits: tuple[str, ...]
     listing: Listing
     lookup: bytes | None = None
+    channels: tuple[str, ...] = _RGB
+    dtype: str = "uint8"
+    order: tuple[int, ...] | None = None
+
+    def with_channels(self, names: Sequence[str]) -> DataSet:
+        """Return the data set with frames of the channels `names`, in this order.
+
+        Raises:
+            ModelInputError: if the images lack a channel.
+        """
+        if tuple(names) == self.channels:
+            return self
+        missing = [name for name in names if name not in self.channels]
+        if missing:
+            raise ModelInputError(
+                f"{self.root}: its images have the channels {','.join(self.channels)}, and the "
+                f"network takes {','.join(names)}"
+            )
+        return replace(self, order=tuple(self.channels.index(name) for name in names))
 
     def frames(self, split: str, limit: int | None = None) -> list[Frame]:
         """Return a split's frames in order of name, at most the first `limit`.
@@ -116,7 +153,17 @@ class DataSet:
                 f"{self.root}: has no split '{split}'; it has {', '.join(self.splits) or 'none'}"
             )
         return [
-            Frame(image.stem, image, mask, len(self.classes), self.ignore_index, self.lookup)
+            Frame(
+                image.stem,
+                image,
+                mask,
+                len(self.classes),
+                self.ignore_index,
+                self.lookup,
+                self.channels,
+                self.dtype,
+                self.order,
+            )
             for image, mask in self.listing(split)
         ]
 
@@ -217,6 +264,10 @@ def open_dataset(root: Path) -> DataSet:
         f"a number from {len(classes)} to 255, outside the classes",
         isinstance(index, int) and len(classes) <= index <= 255,
     )
+    described.setdefault("channels", list(_RGB))
+    described.setdefault("dtype", "uint8")
+    channels = field("channels", "a list of different names", are_names(described["channels"]))
+    dtype = field("dtype", f"one of {', '.join(_DTYPES)}", described["dtype"] in _DTYPES)
     return DataSet(
         root,
         tuple(classes),
@@ -224,6 +275,8 @@ def open_dataset(root: Path) -> DataSet:
         ignore_index,
         tuple(splits),
         partial(_list_folder, root),
+        channels=tuple(channels),
+        dtype=dtype,
     )
 
 
@@ -235,7 +288,7 @@ def _is_rgb(value: object) -> bool:
     )
 
 
-LabeledImages = Iterable[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]
+LabeledImages = Iterable[tuple[str, NDArray[Any], NDArray[np.uint8]]]
 
 
 def write_dataset(
@@ -245,10 +298,13 @@ def write_dataset(
     palette: Sequence[tuple[int, int, int]],
     ignore_index: int,
     splits: Mapping[str, LabeledImages],
+    channels: Sequence[str] = _RGB,
+    dtype: str = "uint8",
 ) -> Iterator[str]:
     """Write `(name, image, mask)` triples as a new data set, and yield each name once written.
 
-    The folder appears under its own name only when the data set is complete.
+    RGB images of bytes are written as JPEG, gray ones of 8 and 16 bits as PNG, and all others as
+    NPY. The folder appears under its own name only when the data set is complete.
 
     Raises:
         ModelInputError: if `root` exists, or its parent does not.
@@ -265,8 +321,8 @@ def write_dataset(
             for folder in ("images", "masks"):
                 (unfinished / split / folder).mkdir(parents=True)
             for name, image, mask in frames:
-                data = encoded(image, "JPEG", quality=92, subsampling=0)
-                write_atomically(unfinished / split / "images" / f"{name}.jpg", data)
+                data, suffix = image_content(image, channels)
+                write_atomically(unfinished / split / "images" / f"{name}{suffix}", data)
                 write_atomically(unfinished / split / "masks" / f"{name}.png", encoded(mask, "PNG"))
                 yield name
         described = {
@@ -275,6 +331,8 @@ def write_dataset(
             "ignore_index": ignore_index,
             "splits": list(splits),
         }
+        if tuple(channels) != _RGB or dtype != "uint8":
+            described |= {"channels": list(channels), "dtype": dtype}
         content = json.dumps(described, indent=2).encode() + b"\n"
         write_atomically(unfinished / "dataset.json", content)
         unfinished.rename(root)

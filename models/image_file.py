@@ -1,10 +1,10 @@
 """Python implementation of the image-reading rule in docs/reference/images.md.
 
-PNG and JPEG files of at most 8 bits a channel are read. The EXIF orientation is applied to images
-and masks. Color profiles, gamma and alpha are ignored. Palettes are resolved to colors, and gray is
-repeated in all three channels. A mask keeps the ids that are stored in the file: unscaled gray
-levels, or palette indices. More bits, CMYK and damaged files are refused. The C++ programs follow
-the same rule.
+PNG and JPEG files of at most 8 bits a channel are read as RGB. The EXIF orientation is applied to
+images and masks. Color profiles, gamma and alpha are ignored. Palettes are resolved to colors, and
+gray is repeated in all three channels. A mask keeps the ids that are stored in the file: unscaled
+gray levels, or palette indices. More bits, CMYK and damaged files are refused. The C++ programs
+follow the same rule. Gray alone is also read as levels of 8 or 16 bits.
 
 This file needs only Pillow and NumPy: `segdeploy serve-repo` copies it into the client of a model.
 """
@@ -54,6 +54,23 @@ def decode_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         ImageFileError: for a file that the rule refuses.
     """
     return rgb_of(_decoded(path)[0], str(path))
+
+
+def decode_levels(path: Path, bits: int) -> np.ndarray[Any, Any]:
+    """Read a gray image of 8 or 16 `bits` a pixel as `(H, W) uint8` or `(H, W) uint16`.
+
+    Gray of fewer bits is scaled to 0..255, as in `decode_image`.
+
+    Raises:
+        ImageFileError: for a file that the rule refuses, a color image, or another depth.
+    """
+    image, stored = _decoded(path, most_bits=bits)
+    if (stored > 8) != (bits > 8):
+        raise ImageFileError(f"{path}: has {stored} bits a channel, not {bits}")
+    if image.mode not in ("1", "L", "LA", "I;16"):
+        raise ImageFileError(f"{path}: is a color image, not a gray one")
+    plain = image if image.mode == "I;16" else image.convert("L")
+    return np.array(_turned(plain, _orientation_of(image)))
 
 
 def read_ids(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -152,8 +169,11 @@ class _Header:
     exif: bytes = b""
 
 
-def _decoded(path: Path) -> tuple[Image.Image, int]:
-    """Return the decoded image, with only its EXIF block, and its bits per channel or index."""
+def _decoded(path: Path, most_bits: int = 8) -> tuple[Image.Image, int]:
+    """Return the decoded image, with only its EXIF block, and its bits per channel or index.
+
+    Only gray PNG files are read with more than 8 bits: Pillow cuts deeper colors to 8 bits.
+    """
     if not path.is_file():  # opening a FIFO would wait for a writer
         raise ImageFileError(f"{path}: is not a regular file")
     with path.open("rb") as file:
@@ -170,10 +190,10 @@ def _decoded(path: Path) -> tuple[Image.Image, int]:
     source: Path | io.BytesIO = path
     header = _Header()
     if is_png:
-        source = _png(path, header)
+        source = _png(path, header, most_bits)
     else:
         _jpeg(path, header)
-    if header.bits > 8 or (not is_png and header.bits != 8):
+    if header.bits > most_bits or (not is_png and header.bits != 8):
         raise ImageFileError(_too_deep(str(path), header.bits))
     if header.width * header.height > MAX_PIXELS:
         raise ImageFileError(
@@ -195,7 +215,7 @@ def _decoded(path: Path) -> tuple[Image.Image, int]:
     return decoded, header.bits
 
 
-def _png(path: Path, header: _Header) -> io.BytesIO:
+def _png(path: Path, header: _Header, most_bits: int) -> io.BytesIO:
     """Read the header, and return the file with its critical chunks only (ISO/IEC 15948).
 
     Checks the checksums, the order of the chunks and the amount of data, which Pillow does not.
@@ -225,7 +245,9 @@ def _png(path: Path, header: _Header) -> io.BytesIO:
                     int.from_bytes(content[at : at + 4], "big") for at in (0, 4)
                 )
                 header.bits, color = content[8], content[9]
-                if header.bits > 8 or header.width * header.height > MAX_PIXELS:
+                if color != 0:
+                    most_bits = 8
+                if header.bits > most_bits or header.width * header.height > MAX_PIXELS:
                     return kept  # the caller refuses the image
                 missing = _png_bytes(header, color, is_interlaced=bool(content[12]))
             elif kind == b"IDAT":

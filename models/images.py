@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segdeploy.models.array_file import ARRAY_SUFFIXES, read_array
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.files import check_regular
-from segdeploy.models.image_file import ImageFileError, decode_image, read_ids, rgb_of
+from segdeploy.models.image_file import (
+    ImageFileError,
+    decode_image,
+    decode_levels,
+    read_ids,
+    rgb_of,
+)
+
+_RGB = ("R", "G", "B")
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -23,6 +32,52 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         ModelInputError: if the file is missing, or if the rule refuses the file.
     """
     return _read(decode_image, path)
+
+
+def read_pixels(
+    path: Path, channels: Sequence[str], dtype: str, *, may_be_color: bool = False
+) -> NDArray[Any]:
+    """Read an image as `(H, W, C)` of `dtype` (uint8, uint16 or float32).
+
+    A PNG or JPEG file holds RGB or gray, a PNG also 16-bit gray. NPY and TIFF files hold any number
+    of channels. `may_be_color` reads a color image as RGB where gray is asked for, for a caller
+    that converts it. Nothing else is converted.
+
+    Raises:
+        ModelInputError: for a file that cannot be read, or that holds other channels or another
+            dtype.
+    """
+    if path.suffix.lower() not in ARRAY_SUFFIXES:
+        if dtype == "uint8" and tuple(channels) == _RGB:
+            return read_image(path)
+        if len(channels) != 1 or dtype == "float32":
+            raise ModelInputError(
+                f"{path}: a PNG or JPEG file holds no image of {_described(channels, dtype)}; save "
+                "it as .npy or .tif"
+            )
+        bits = 8 if dtype == "uint8" else 16
+        try:
+            return decode_levels(check_regular(path), bits)[:, :, None]
+        except ImageFileError as error:
+            if may_be_color and bits == 8:
+                return read_image(path)
+            raise ModelInputError(
+                f"{error}; an image of {_described(channels, dtype)} is expected"
+            ) from error
+    array = read_array(check_regular(path))
+    counts = {len(channels)} | ({3} if may_be_color else set())
+    if array.shape[2] not in counts or array.dtype != dtype:
+        raise ModelInputError(
+            f"{path}: has {array.shape[2]} channel{'s' * (array.shape[2] != 1)} of {array.dtype}; "
+            f"an image of {_described(channels, dtype)} is expected"
+        )
+    if dtype == "float32" and not np.isfinite(array).all():
+        raise ModelInputError(f"{path}: holds NaN or infinity; mend or remove the image")
+    return array
+
+
+def _described(channels: Sequence[str], dtype: str) -> str:
+    return f"{dtype} {','.join(channels)}"
 
 
 def of_pillow(image: Image.Image, source: str) -> NDArray[np.uint8]:
@@ -63,7 +118,18 @@ def read_mask(
     return mask
 
 
-def encoded(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
+def image_content(image: NDArray[Any], channels: Sequence[str]) -> tuple[bytes, str]:
+    """Return an image `(H, W, C)` as the content of a file, and the suffix of the file's name."""
+    if image.shape[2] == 1 and image.dtype != np.float32:
+        return encoded(image[:, :, 0], "PNG"), ".png"
+    if tuple(channels) == _RGB and image.dtype == np.uint8:
+        return encoded(image, "JPEG", quality=92, subsampling=0), ".jpg"
+    file = io.BytesIO()
+    np.save(file, image, allow_pickle=False)
+    return file.getvalue(), ".npy"
+
+
+def encoded(pixels: NDArray[Any], kind: str, **options: Any) -> bytes:
     """Return an array as PNG or JPEG file content (`kind`); `options` are passed to Pillow.
 
     The caller writes the file, because Pillow does not report a disk that is full after the last

@@ -14,6 +14,8 @@ from segdeploy.models.errors import ModelInputError
 class ConfusionMatrix:
     """Counts of (true class, predicted class) pixel pairs; ignored pixels are left out.
 
+    A prediction of the ignore index is of a pixel that the network did not see, outside a crop.
+
     The score of a class that is in neither truth nor prediction is NaN and left out of means.
     """
 
@@ -28,15 +30,15 @@ class ConfusionMatrix:
             ModelInputError: for an id outside the classes, which would count for another pair.
         """
         num_classes = len(self.counts)
-        kept = truth != self._ignore_index
-        known = truth[kept]
-        for what, ids in (("mask", known), ("prediction", predicted)):
+        kept = (truth != self._ignore_index) & (predicted != self._ignore_index)
+        known, found = truth[kept], predicted[kept]
+        for what, ids in (("mask", known), ("prediction", found)):
             if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < num_classes:
                 raise ModelInputError(
                     f"the {what} holds the id {int(ids.max())}; there are {num_classes} classes "
                     f"(0 to {num_classes - 1})"
                 )
-        pairs = known.astype(np.int64) * num_classes + predicted[kept]
+        pairs = known.astype(np.int64) * num_classes + found
         self.counts += np.bincount(pairs, minlength=num_classes**2).reshape(self.counts.shape)
 
     def iou(self) -> NDArray[np.float64]:

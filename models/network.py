@@ -20,7 +20,7 @@ _STEPS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Network(nn.Module):
-    """Wrapper that makes a network return logits `(N, num_classes, H, W)` for `(N, 3, H, W)`.
+    """Wrapper that makes a network return logits `(N, num_classes, H, W)` for `(N, C, H, W)`.
 
     A network may return one tensor, or several in a mapping, a tuple, a dataclass or any other
     object (`{"out": ..., "aux": ...}`, Hugging Face's outputs). `take` selects the output with the
@@ -42,9 +42,11 @@ class Network(nn.Module):
         size: tuple[int, int],
         name: str,
         take: str | None = None,
+        channels: int = 3,
     ):
         super().__init__()
         self.module = module
+        self.channels = channels
         self.name = name
         self.resize = False
         self.taken = take
@@ -102,7 +104,7 @@ class Network(nn.Module):
     def _run(self, size: tuple[int, int]) -> Any:
         height, width = size
         parameter = next(self.parameters(), torch.zeros(()))
-        image = torch.zeros(1, 3, height, width, device=parameter.device)
+        image = torch.zeros(1, self.channels, height, width, device=parameter.device)
         training = self.training
         self.eval()
         try:
@@ -110,11 +112,17 @@ class Network(nn.Module):
                 return self.module(image)
         except Exception as error:  # the user's own code may fail in any way
             raise ModelInputError(
-                f"{self.name}: the network cannot take a {height}x{width} RGB image "
+                f"{self.name}: the network cannot take a {height}x{width} {self._image} "
                 f"({type(error).__name__}: {first_line(error)}); give another --size"
             ) from error
         finally:
             self.train(training)
+
+    @property
+    def _image(self) -> str:
+        if self.channels == 3:
+            return "RGB image"
+        return f"image of {self.channels} channel{'s' * (self.channels != 1)}"
 
     def _main_output(self, output: Any, num_classes: int | None) -> Tensor:
         """Return the logits among the outputs; the first call stores their key in `taken`."""
@@ -146,6 +154,27 @@ class Network(nn.Module):
         if not self.resize:
             return logits
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def image_channels(module: nn.Module) -> int:
+    """Return the number of channels of a network's images: 3, unless a `Network` says otherwise."""
+    return module.channels if isinstance(module, Network) else 3
+
+
+def input_channels(module: nn.Module) -> int | None:
+    """Return the number of channels that a network's first convolution takes; None without one."""
+    first = next((one for one in module.modules() if isinstance(one, nn.Conv2d)), None)
+    return first.in_channels if first is not None else None
+
+
+def runs(module: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Return whether a network takes an image `(C, H, W)` of zeros."""
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, *shape))
+    except Exception:  # the user's own code may fail in any way
+        return False
+    return True
 
 
 def tensors_of(output: Any, depth: int = _DEPTH) -> dict[str, Tensor]:

@@ -146,6 +146,7 @@ _ENTRIES = (
     ),
 )
 _ALIKE = 0.9
+_TRIED = (64, 64)  # size of the image that finds the convolutions which read it
 # Options that change the layers of a network.
 _VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "dilated_vgg16": ({"context": "basic"},),
@@ -181,8 +182,10 @@ def likeliest(keys: Set[str]) -> list[str]:
     return [name for name, share in shares.items() if share == best and share >= _ALIKE]
 
 
-def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
-    """Build the registered network `name` with random weights.
+def build(
+    name: str, num_classes: int, arguments: Mapping[str, Any], channels: int = 3
+) -> nn.Module:
+    """Build the registered network `name` with random weights, for images of `channels` channels.
 
     Raises:
         ModelInputError: for a name that is not registered, an invalid option, or too little memory.
@@ -209,11 +212,35 @@ def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Modul
         with torch.device("meta"):  # nothing is computed or stored
             outline = entry.build(num_classes, **arguments)
         _check_memory(name, arguments, outline)
-        return entry.build(num_classes, **arguments)
+        network = entry.build(num_classes, **arguments)
+        return network if channels == 3 else _with_channels(network, outline, channels)
     except ModelInputError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelInputError(f"{name}: cannot be built with {dict(arguments)}: {error}") from error
+
+
+def _with_channels(network: nn.Module, outline: nn.Module, channels: int) -> nn.Module:
+    """Give the convolutions that read the image `channels` input channels, with random weights.
+
+    `outline` is the same network on the meta device; it is run to find these convolutions.
+    """
+    image = torch.zeros(1, 3, *_TRIED, device="meta")
+    reading: list[str] = []
+    for name, module in outline.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(
+                lambda _, given, name=name: reading.append(name) if given[0] is image else None
+            )
+    outline.eval()(image)
+    for name in reading:
+        old = network.get_submodule(name)
+        assert isinstance(old, nn.Conv2d), name
+        owner, _, attribute = name.rpartition(".")
+        geometry = (old.kernel_size, old.stride, old.padding, old.dilation)
+        made = nn.Conv2d(channels, old.out_channels, *geometry, bias=old.bias is not None)  # type: ignore[arg-type]
+        setattr(network.get_submodule(owner), attribute, made)
+    return network
 
 
 def _check_memory(name: str, arguments: Mapping[str, Any], outline: nn.Module) -> None:

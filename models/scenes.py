@@ -9,8 +9,9 @@ follow. The hood of the camera's own car is ignored, as in real recordings. A fr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +36,18 @@ Points = list[tuple[float, float]]
 
 
 def generate(
-    split: str, count: int, size: tuple[int, int], seed: int
-) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Yield `count` frames as `(name, image (H, W, 3) uint8, mask (H, W) uint8)`."""
+    split: str,
+    count: int,
+    size: tuple[int, int],
+    seed: int,
+    channels: Sequence[str] = ("R", "G", "B"),
+    dtype: str = "uint8",
+) -> Iterator[tuple[str, NDArray[Any], NDArray[np.uint8]]]:
+    """Yield `count` frames as `(name, image (H, W, C) of dtype, mask (H, W) uint8)`."""
     for index in range(count):
         rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
         image, mask = draw_scene(rng, size)
-        yield f"{split}_{index:04d}", image, mask
+        yield f"{split}_{index:04d}", recorded(image, channels, dtype), mask
 
 
 def draw_scene(
@@ -57,6 +63,35 @@ def draw_scene(
         place(canvas, float(depth))
     _bonnet(canvas)
     return _lit(canvas), np.array(canvas.mask)
+
+
+# Shares of red, green and blue in the channels of other cameras. Near infrared is bright on plants.
+_SHARES = {
+    **{"R": (1, 0, 0), "G": (0, 1, 0), "B": (0, 0, 1)},
+    **{"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)},
+    **{"gray": (0.299, 0.587, 0.114), "nir": (0.3, 1.1, -0.4)},
+}
+
+
+def recorded(
+    image: NDArray[np.uint8], channels: Sequence[str], dtype: str, largest: float = 1.0
+) -> NDArray[Any]:
+    """Return an RGB image as another camera would record it: `(H, W, C)` of `dtype`.
+
+    A channel is a mixture of red, green and blue; one without a known name gets a mixture of its
+    own. White is 255, 65535, or `largest` for float32.
+    """
+    if dtype == "uint8" and tuple(channels) == ("R", "G", "B"):
+        return image
+    unknown = [name for name in channels if name not in _SHARES]
+    shares = [
+        _SHARES.get(name) or np.random.default_rng(unknown.index(name)).dirichlet((1, 1, 1))
+        for name in channels
+    ]
+    light = np.clip(image.astype(np.float64) @ np.array(shares, np.float64).T / 255, 0, 1)
+    levels = largest if dtype == "float32" else np.iinfo(dtype).max
+    values: NDArray[Any] = light * levels if dtype == "float32" else np.rint(light * levels)
+    return values.astype(dtype)
 
 
 @dataclass

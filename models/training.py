@@ -39,14 +39,17 @@ _POLY_POWER = 0.9  # Chen et al. 2016, arXiv 1606.00915, section 4.1
 class TrainingSettings:
     """Settings of a training run.
 
-    `size` is the (H, W) that a whole frame is scaled to. `mean` and `std` are of RGB in 0..1. Each
+    `size` is the (H, W) that a whole frame is scaled to. Images are multiplied by `scale`, and then
+    normalized by the `mean` and `std` of each channel. `dtype` is that of the images. Each
     optimizer step uses `batch_size * accumulate` frames.
     """
 
     size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     augmentation: Augmentation
+    scale: float = 1 / 255
+    dtype: str = "uint8"
     epochs: int = 3
     batch_size: int = 8
     accumulate: int = 1
@@ -79,7 +82,7 @@ class Step:
 class Training:
     """A network, its optimizer and its schedule, advanced by `epoch()`.
 
-    The network maps `(N, 3, H, W) float32` to logits `(N, num_classes, H, W)` and is trained in
+    The network maps `(N, C, H, W) float32` to logits `(N, num_classes, H, W)` and is trained in
     place with AdamW. An epoch depends only on the settings, the frames and the number of the epoch,
     so that `restore(state())` continues exactly.
 
@@ -115,7 +118,14 @@ class Training:
             raise ModelInputError("training: the network has no trainable parameter")
         weights = None if class_weights is None else class_weights.to(self._device)
         self._loss = weighted_sum(settings.loss, ignore_index, weights)
-        self._augment = Augment(settings.augmentation, settings.size, settings.mean, ignore_index)
+        self._augment = Augment(
+            settings.augmentation,
+            settings.size,
+            settings.mean,
+            ignore_index,
+            scale=settings.scale,
+            dtype=settings.dtype,
+        )
         self._optimizer = torch.optim.AdamW(
             self._network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -123,8 +133,8 @@ class Training:
         updates = -(-batches // settings.accumulate) * settings.epochs
         self._schedule = _schedule(settings, self._optimizer, updates)
         self._scaler = torch.amp.GradScaler(enabled=settings.amp and self._device.type == "cuda")
-        self._mean = torch.tensor(settings.mean, device=self._device).view(1, 3, 1, 1)
-        self._std = torch.tensor(settings.std, device=self._device).view(1, 3, 1, 1)
+        self._mean = torch.tensor(settings.mean, device=self._device).view(1, -1, 1, 1)
+        self._std = torch.tensor(settings.std, device=self._device).view(1, -1, 1, 1)
         self.epochs_done = 0
 
     def epoch(self) -> Iterator[Step]:
@@ -190,10 +200,12 @@ class Training:
         self.epochs_done = state["epochs_done"]
 
     def _backward(self, batch: Batch, index: int, group: int) -> float:
-        images = batch.images.to(self._device).float()
+        images = batch.images.to(self._device)
+        if images.dtype == torch.uint8:  # other images are scaled before their augmentation
+            images = images / (1 / self._settings.scale)
         masks = batch.masks.to(self._device).long()
         with self._precision():
-            logits = self._logits((images / 255 - self._mean) / self._std, batch)
+            logits = self._logits((images - self._mean) / self._std, batch)
         loss = self._loss(logits.float(), masks)
         if not torch.isfinite(loss):
             names = ", ".join(batch.names[:4]) + (", ..." if len(batch.names) > 4 else "")

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from segdeploy.models.errors import ModelInputError
+from segdeploy.models.network import image_channels
 from segdeploy.models.receptive_field import receptive_field
 from segdeploy.models.summary import Anatomy
 
@@ -42,10 +43,11 @@ def effective_receptive_field(network: nn.Module, size: tuple[int, int]) -> NDAr
     """
     network.eval()
     height, width = size
+    channels = image_channels(network)
     generator = torch.Generator().manual_seed(0)
     total = np.zeros(size)
     for _ in range(_DRAWS):
-        image = torch.randn(1, 3, height, width, generator=generator).requires_grad_()
+        image = torch.randn(1, channels, height, width, generator=generator).requires_grad_()
         middle: Tensor = network(image)[0, :, height // 2, width // 2]
         if not middle.requires_grad:
             raise ModelInputError(

@@ -131,7 +131,7 @@ def parsers() -> dict[str, Callable[[Path], Any]]:
         "onnx-optimize": lambda path: optimize(path, path.with_name("out.onnx")),
         "onnx-adopt": lambda path: adopt(
             path,
-            Statement(num_classes=8, mean=(0, 0, 0), std=(1, 1, 1)),
+            Statement(num_classes=8, preprocessing={"mean": (0.0,), "std": (1.0,)}),
             out=path.with_name("o.onnx"),
         ),
         "onnx-build": lambda path: build_engine(

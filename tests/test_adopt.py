@@ -19,7 +19,7 @@ from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 
 from .conftest import SIZE, check_one_line
 
-STATED = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+STATED = {"preprocessing": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}}
 
 
 @pytest.fixture
@@ -96,8 +96,9 @@ def test_adopt_too_little_or_wrong_statements_are_refused(
     refuse("its normalization is unknown; give --mean and --std", num_classes=8)
     refuse("its contract says \\(N, 3, 48, 64\\)|has shape", num_classes=9, **STATED)
     of_bytes = {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}
-    refuse("--mean 123.7,.* must be of RGB in 0..1; divide it by 255", num_classes=8, **of_bytes)
-    refuse("--std 0,0,0: .* above 0", num_classes=8, mean=IMAGENET_MEAN, std=(0, 0, 0))
+    refuse("--mean 123.7,.*give --mean-255", num_classes=8, preprocessing=of_bytes)
+    flat = {"mean": IMAGENET_MEAN, "std": (0, 0, 0)}
+    refuse("--std 0,0,0: .* above 0", num_classes=8, preprocessing=flat)
     refuse("input has shape", num_classes=8, size=(50, 60), **STATED)
     refuse("its input size is unknown; give --size", dynamic_graph, num_classes=8, **STATED)
     refuse("leave --data and --num-classes out", like=graph, num_classes=8)

@@ -17,8 +17,10 @@ from .conftest import ROOT
 
 PACKAGES = {"models": "segdeploy.models", "calibration": "segdeploy.calibration"}
 ALLOWED = {
-    # Pillow is what torchvision reads images with.
-    "models": {"torch", "torchvision", "numpy", "safetensors", "PIL", "segdeploy.models"},
+    # Pillow is what torchvision reads images with; tifffile is imported for a TIFF alone.
+    "models": {
+        *("torch", "torchvision", "numpy", "safetensors", "PIL", "tifffile", "segdeploy.models"),
+    },
     "calibration": {
         "ml_dtypes",
         "numpy",

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segdeploy.contract import placeholder_classes, read_contract
+from segdeploy.contract import placeholder_classes
+from segdeploy.contract_json import read_contract
 from segdeploy.errors import InputError
 
 from .conftest import CONTRACT
@@ -68,7 +69,14 @@ def test_contract_what_is_no_contract_is_told(text: str, message: str) -> None:
         ("ignore_index", 256),
         ("palette", [[1, 2]]),
         ("output", "boxes"),
-        ("color", "YUV"),
+        ("channels", ["R", "R", "B"]),
+        ("channels", []),
+        ("dtype", "int8"),
+        ("scale", 0),
+        ("normalization", "f16"),
+        ("fit", "squeeze"),
+        ("edge", 0),
+        ("pad_normalized", 1),
         ("layout", "HWC"),
         ("flip", 1),
         ("scales", [0.5, 0]),
@@ -102,10 +110,24 @@ def test_contract_what_is_not_strict_json_is_refused(text: str, reason: str) -> 
         read_contract(text, "file")
 
 
-def test_contract_of_an_earlier_version_spells_color_in_the_british_way() -> None:
+@pytest.mark.parametrize("spelling", ["color", "colour"])
+def test_contract_of_schema_1_is_lifted(spelling: str) -> None:
+    of_schema_1 = (
+        *("architecture", "classes", "palette", "ignore_index", "size", "arguments", "mean", "std"),
+        *("layout", "resize", "output", "precision", "scales", "flip", "fuse", "upsampling"),
+        *("bounds", "multiple", "provenance"),
+    )
     values = json.loads(CONTRACT.to_json())
-    values["colour"] = values.pop("color")
-    assert read_contract(json.dumps(values), "file") == CONTRACT
+    earlier = {name: values[name] for name in of_schema_1} | {"schema": 1, spelling: "RGB"}
+    assert read_contract(json.dumps(earlier), "file") == CONTRACT
+    swapped = read_contract(json.dumps({**earlier, spelling: "BGR"}), "file")
+    assert (swapped.channels, swapped.mean) == (("B", "G", "R"), CONTRACT.mean)
+    # A graph of images took their constants in the order of RGB.
+    images = {**earlier, spelling: "BGR", "layout": "NHWC", "assumed": ["color"]}
+    lifted = read_contract(json.dumps(images), "file")
+    assert (lifted.mean, lifted.assumed) == (CONTRACT.mean[::-1], ("channels",))
+    with pytest.raises(InputError, match="'channels' is wrong"):
+        read_contract(json.dumps({**earlier, spelling: "YUV"}), "file")
 
 
 def test_contract_more_classes_than_a_label_has_values() -> None:

@@ -54,7 +54,7 @@ def test_deployed_graphs_bytes_in_and_any_output_out(
     assert set(ends) == set(plain) - {"an image that is padded with zeros"}
     graph = load_onnx(out)
     contract = contract_of(graph, out)
-    assert (contract.layout, contract.color, contract.output) == ("NHWC", color, output)
+    assert (contract.layout, contract.channels, contract.output) == ("NHWC", tuple(color), output)
     onnx.checker.check_model(graph, full_check=True)
     image = first_image(dataset)[: SIZE[0], : SIZE[1]]
     with segdeploy.load(checkpoint) as torch_network:

@@ -25,7 +25,7 @@ from onnxruntime.quantization import (
 
 import segdeploy
 from segdeploy.calibration.reference_execution import open_reference_execution
-from segdeploy.contract import read_contract
+from segdeploy.contract_json import read_contract
 from segdeploy.engine import network_proof
 from segdeploy.engine.foreign_qdq import with_float_biases, with_symmetric_integers
 from segdeploy.engine.network_proof import prove_network

@@ -166,7 +166,7 @@ def test_resize_kernels_the_contract_decides_what_the_network_sees(
     expected = preprocess(pixels, replace(CONTRACT, size=(48, 64)))
     assert np.array_equal(seen, expected)
     assert not np.array_equal(seen, usual)
-    stated = Statement(like=graph, resize="opencv-linear")
+    stated = Statement(like=graph, preprocessing={"resize": "opencv-linear"})
     adopted = segdeploy.adopt(graph, stated, out=tmp_path / "m.onnx")
     with segdeploy.load(adopted) as network:
         assert network.contract.resize == "opencv-linear"

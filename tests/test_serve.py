@@ -77,7 +77,7 @@ def test_serve_the_chain_gives_what_predict_gives(
     asbytes = preprocess(frame, replace(contract, layout="NHWC"))
     labels = run_chain(tmp_path / "repo", "road", asbytes, messages)
     with segdeploy.load(model) as network:
-        resized = preprocess(frame, replace(contract, layout="NHWC", color="RGB"))[0]
+        resized = preprocess(frame, replace(contract, layout="NHWC", channels=("R", "G", "B")))[0]
         expected = network.predict(resized)
     assert labels.dtype == np.uint8
     assert np.array_equal(labels[0], expected)
@@ -110,7 +110,7 @@ def test_serve_preprocessing_on_the_server_is_ours_bit_for_bit(graph: Path) -> N
     contract = contract_of(load_onnx(graph), graph)
     image = np.random.default_rng(0).integers(0, 256, (*contract.size, 3), dtype=np.uint8)
     for color in ("RGB", "BGR"):
-        ours = replace(contract, color=color)
+        ours = replace(contract, channels=tuple(color))
         session = onnxruntime.InferenceSession(preprocessing_graph(ours).SerializeToString())
         found = session.run(None, {"bytes": image[None]})[0]
         assert np.array_equal(found, preprocess(image, ours))

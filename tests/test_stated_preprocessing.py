@@ -12,7 +12,8 @@ import pytest
 
 import segdeploy
 from segdeploy.commands.adopt import Statement
-from segdeploy.contract import PREPROCESSING, read_contract
+from segdeploy.contract import PREPROCESSING
+from segdeploy.contract_json import read_contract
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
@@ -38,9 +39,12 @@ def test_stated_preprocessing_what_nobody_stated_is_told(
     assert ran.code == 0
     (line,) = [one for one in ran.err.splitlines() if "assumed" in one]
     assert (
-        "fit stretch, resize pillow-bilinear, color RGB, mean 0.485,0.456,0.406, std 0.229," in line
+        "fit stretch, resize pillow-bilinear, channels R,G,B, mean 0.485,0.456,0.406, std 0.229,"
+        in line
     )
-    assert "--fit (and --pad), --resize, --mean and --std" in line
+    assert (
+        "--fit (and --pad), --resize, --channels, --mean and --std, or with --contract FILE" in line
+    )
     assert segdeploy.inspect(out).contract.assumed == PREPROCESSING
     assert (
         "assumed, since nobody stated it: fit stretch, resize pillow-bilinear"
@@ -55,7 +59,7 @@ def test_stated_preprocessing_is_part_of_every_file(dataset: Path, tmp_path: Pat
     path = segdeploy.export(spec, tmp_path / "m.onnx", data=dataset).path
     contract = segdeploy.inspect(path).contract
     assert {name: getattr(contract, name) for name in STATED} == STATED
-    assert contract.assumed == ("fit", "color")
+    assert contract.assumed == ("fit", "channels")
     image, _ = open_dataset(dataset).frames("val")[0].read()
     with (
         segdeploy.load(path) as exported,
@@ -71,10 +75,12 @@ def test_stated_preprocessing_a_trained_network_assumes_nothing(
     assert segdeploy.inspect(checkpoint).contract.assumed == ()
     assert segdeploy.inspect(graph).contract.assumed == ()
     out = tmp_path / "m.onnx"
-    stated = Statement(num_classes=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    stated = Statement(num_classes=8, preprocessing=half)
     segdeploy.adopt(graph, stated, out=out)
-    assert segdeploy.inspect(out).contract.assumed == ("fit", "resize", "color")
-    stated = replace(stated, fit="stretch", resize="opencv-area", color="BGR")
+    assert segdeploy.inspect(out).contract.assumed == ("fit", "resize", "channels")
+    more = {"fit": "stretch", "resize": "opencv-area", "channels": ("B", "G", "R")}
+    stated = replace(stated, preprocessing=half | more)
     segdeploy.adopt(graph, stated, out=out)
     assert segdeploy.inspect(out).contract.assumed == ()
 
@@ -85,13 +91,13 @@ def test_stated_preprocessing_that_cannot_be_is_refused(
     out = tmp_path / "m.onnx"
     words = ("export", NETWORK, "--data", dataset, "--size", "48x64", "-o", out)
     ran = run(*words, "--mean", "123.7,116.3,103.5")
-    check_one_line(ran, "--mean 123.7,116.3,103.5", "divide it by 255")
-    check_one_line(run(*words, "--std", "0,1,1"), "--std 0.0,1.0,1.0", "above 0")
+    check_one_line(ran, "--mean 123.7,116.3,103.5", "give --mean-255 for values of 0..255")
+    check_one_line(run(*words, "--std", "0,1,1"), "--std 0,1,1", "above 0")
     check_one_line(run(*words, "--resize", "lanczos"), "'lanczos' is not one of", "opencv-linear")
     ran = run("export", checkpoint, "--resize", "opencv-area", "-o", out)
     check_one_line(ran, "the file defines its classes, weights and preprocessing")
     ran = run("evaluate", graph, "--data", dataset, "--mean", "0.5,0.5,0.5")
-    check_one_line(ran, "--mean and --std go with a network's name")
+    check_one_line(ran, "leave out --mean, which go with a network's name")
     assert not out.exists()
 
 

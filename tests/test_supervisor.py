@@ -282,7 +282,7 @@ def test_supervisor_memory_that_is_not_there_is_one_line(
     def read(path: Path) -> None:
         np.empty(1 << 60, np.uint8)
 
-    monkeypatch.setattr(predict, "read_image", read)
+    monkeypatch.setattr(predict, "check_regular", read)
     ran = run_here("predict", graph, "x.png", "-o", tmp_path / "o.png")  # type: ignore[operator]
     assert ran.code == 2
     assert ran.err.startswith("error: out of memory (Unable to allocate 1.00 EiB")

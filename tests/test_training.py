@@ -11,7 +11,8 @@ from safetensors import safe_open
 from torch import nn
 
 import segdeploy
-from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, METADATA_KEY, read_contract
+from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, METADATA_KEY
+from segdeploy.contract_json import read_contract
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.augmentation import Augment, Augmentation

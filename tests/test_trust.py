@@ -596,7 +596,8 @@ def test_trust_a_network_that_cannot_be_held_is_refused_before_it_is_made(
 ) -> None:  # fmt: skip
     from safetensors.torch import load_file, save_file
 
-    from segdeploy.contract import METADATA_KEY, read_contract
+    from segdeploy.contract import METADATA_KEY
+    from segdeploy.contract_json import read_contract
 
     contract = read_contract(read_metadata(checkpoint)[METADATA_KEY], "checkpoint")
     large = replace(contract, arguments={**contract.arguments, "width": 1 << 16})

@@ -20,6 +20,7 @@ from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.errors import first_line
 from segdeploy.models.metrics import ConfusionMatrix
 from segdeploy.proof.accuracy import Accuracy, summarize
+from segdeploy.runtime.postprocess import shown as shown_image
 from segdeploy.runtime.predictor import Predictor
 
 _Output = tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, NDArray[np.uint8]]
@@ -60,7 +61,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A frame with the reference's outputs; `outputs` caches candidates' outputs by predictor."""
+    """A frame with the reference's outputs; `outputs` caches candidates' outputs by predictor.
+
+    `window` are the rows and columns that the networks see.
+    """
 
     frame: Frame
     image: NDArray[np.uint8]
@@ -69,6 +73,7 @@ class _Seen:
     upsampled: NDArray[np.float32]
     labels: NDArray[np.uint8]
     margin: NDArray[np.float32]
+    window: tuple[slice, slice]
     outputs: dict[int, _Output] = field(default_factory=dict)
 
 
@@ -163,8 +168,9 @@ def _see(reference: Predictor, frame: Frame) -> _Seen:
     image, mask = frame.read()
     scores = reference.logits(image)
     upsampled = reference.upsampled(scores, (mask.shape[0], mask.shape[1]))
-    labels = upsampled.argmax(0).astype(np.uint8)
-    return _Seen(frame, image, mask, scores, upsampled, labels, margin(upsampled))
+    labels = reference.best(upsampled)
+    window = reference.seen((mask.shape[0], mask.shape[1]))
+    return _Seen(frame, image, mask, scores, upsampled, labels, margin(upsampled), window)
 
 
 def _count(opened: OpenCandidate, seen: _Seen, dataset: DataSet, *, ece: bool) -> dict[str, Any]:
@@ -178,7 +184,10 @@ def _count(opened: OpenCandidate, seen: _Seen, dataset: DataSet, *, ece: bool) -
     except InputError as error:  # such as NaN in the output; others continue
         return {"failure": f"frame {seen.frame.name}: {first_line(error)}"}
     agreement = AgreementCount()
-    agreement.add(seen.frame.name, seen.scores, seen.labels, seen.margin, labels, scores)
+    at = seen.window  # what lies outside a crop is in no network's answer
+    agreement.add(
+        seen.frame.name, seen.scores, seen.labels[at], seen.margin[at], labels[at], scores
+    )
     found["agreement"] = agreement.to_plain()
     if ece and upsampled is not None:
         found.update(_sureness(upsampled, seen, opened.predictor, dataset))
@@ -198,7 +207,7 @@ def _output(predictor: Predictor, seen: _Seen) -> _Output:
             height, width = seen.labels.shape
             scores = predictor.logits(seen.image)
             upsampled = predictor.upsampled(scores, (height, width))
-            held = scores, upsampled, upsampled.argmax(0).astype(np.uint8)
+            held = scores, upsampled, predictor.best(upsampled)
         seen.outputs[id(predictor)] = held
     return held
 
@@ -213,7 +222,11 @@ def _sureness(
     upsampled: NDArray[np.float32], seen: _Seen, predictor: Predictor, dataset: DataSet
 ) -> dict[str, Any]:
     are_logits = predictor.contract.output == "logits"
-    found = reliability(upsampled, seen.mask, dataset.ignore_index, are_logits=are_logits)
+    rows, columns = seen.window
+    shown_scores = upsampled[:, rows, columns]
+    found = reliability(
+        shown_scores, seen.mask[rows, columns], dataset.ignore_index, are_logits=are_logits
+    )
     return {"reliability": found.tolist()}
 
 
@@ -257,5 +270,7 @@ def show(
         labels |= {name: one.predictor.predict(image) for name, (one, _) in opened.items()}
         marks = {name: one.pixel for name, one in worst.items() if one.frame == frame.name}
         has_truth = bool((mask != dataset.ignore_index).any())
-        shown.append(Sample(frame.name, image, mask if has_truth else None, labels, marks))
+        shown.append(
+            Sample(frame.name, shown_image(image), mask if has_truth else None, labels, marks)
+        )
     return shown

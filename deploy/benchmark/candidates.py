@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from segdeploy.artifact import Artifact, OnnxFile, open_artifact
 from segdeploy.benchmark.accuracy import OpenCandidate
 from segdeploy.benchmark.cpp_program import read_cpp_candidate
 from segdeploy.benchmark.process import Candidate
 from segdeploy.content_keys import key_of_network
+from segdeploy.contract import Contract
+from segdeploy.contract_json import STATED
 from segdeploy.errors import InputError
 from segdeploy.model_spec import LoadedNetwork, ModelSpec
 from segdeploy.models.names import escaped
@@ -74,14 +77,28 @@ def check_contract(candidate: Candidate, truth: Predictor) -> None:
         theirs = replace(theirs, scales=candidate.scales)
     is_network = isinstance(truth.session, TorchSession)
     advice = (
-        "; --fit, --pad, --resize, --mean and --std state the reference's" if is_network else ""
+        "; the options of preprocessing (--fit, --pad, --resize, --mean, ...) state the reference's"
+        if is_network
+        else ""
     )
-    for what in ("classes", "size", "fit", "pad", "resize", "mean", "std", "scales", "flip"):
-        if getattr(theirs, what) != getattr(ours, what):
+    stated = [field for field in STATED if field != "source_channels"]
+    for what in ("classes", "size", *stated, "image_channels", "scales", "flip"):
+        one, other = (_comparable(contract, what) for contract in (theirs, ours))
+        if one != other:
             raise InputError(
-                f"{path}: its {what} is {getattr(theirs, what)}, but the reference has "
-                f"{getattr(ours, what)}; they cannot be compared{advice}"
+                f"{path}: its {what} is {one}, but the reference has {other}; they cannot be "
+                f"compared{advice}"
             )
+
+
+def _comparable(contract: Contract, field: str) -> Any:
+    """Return a field that two contracts must share, whatever the order of their channels."""
+    value = getattr(contract, field)
+    if field == "channels":
+        return tuple(sorted(value))
+    if field in ("mean", "std", "pad") and value is not None:
+        return tuple(value for _, value in sorted(zip(contract.channels, value, strict=True)))
+    return value
 
 
 def open_candidate(

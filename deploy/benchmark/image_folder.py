@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
 from segdeploy.models.dataset import DataSet, Frame, images_in
-from segdeploy.models.images import read_image
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class UnlabeledFrame(Frame):
     def check_mask(self) -> None:
         """Accept the frame, since it has no mask file to check."""
 
-    def read(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def read(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Return the image, and a mask in which every pixel is ignored."""
-        image = read_image(self.image)
+        image = self.read_image()
         return image, np.full(image.shape[:2], self.ignore_index, np.uint8)
 
 
@@ -34,7 +34,15 @@ class ImageFolder(DataSet):
         """Return the frames of the folder, in the order of the listing."""
         count = len(self.classes)
         return [
-            UnlabeledFrame(image.stem, image, image, count, self.ignore_index)
+            UnlabeledFrame(
+                image.stem,
+                image,
+                image,
+                count,
+                self.ignore_index,
+                channels=self.channels,
+                dtype=self.dtype,
+            )
             for image, _ in self.listing(split)
         ]
 
@@ -55,4 +63,6 @@ def open_image_folder(folder: Path, contract: Contract) -> ImageFolder:
         ignore_index=contract.ignore_index,
         splits=("images",),
         listing=lambda split: [(path, path) for path in images_in(folder)],
+        channels=contract.image_channels,
+        dtype=contract.dtype,
     )

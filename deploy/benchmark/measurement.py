@@ -33,7 +33,7 @@ from segdeploy.contract import Contract
 from segdeploy.device import current_gpu
 from segdeploy.errors import InputError
 from segdeploy.ledger import Ledger
-from segdeploy.model_spec import ModelSpec, check_classes
+from segdeploy.model_spec import ModelSpec, matched
 from segdeploy.models.dataset import DataSet, Frame, open_dataset
 from segdeploy.packages import versions
 from segdeploy.proof.accuracy import check_labeled
@@ -74,11 +74,13 @@ def open_context(
     labeled = None if is_image_folder(data) else open_dataset(data)
     size = None
     if labeled is not None:
-        size = labeled.frames(split, 1)[0].read()[0].shape[:2]
+        size = labeled.frames(split, 1)[0].read_image().shape[:2]
     file = artifact_of(spec)
     with load(file or spec, reference_execution=True, dataset=labeled, default_size=size) as truth:
-        dataset = labeled or open_image_folder(data, truth.contract)
-        check_classes(truth.contract, dataset, spec.model)
+        if labeled is None:
+            dataset: DataSet = open_image_folder(data, truth.contract)
+        else:
+            dataset = matched(truth.contract, labeled, spec.model)
         split = dataset.splits[0] if labeled is None else split
         complete = _complete(spec, truth.contract)
         yield BenchContext(

@@ -105,7 +105,7 @@ def work_of_network(session: TorchSession, size: tuple[int, int]) -> Work:
     watched = [one for one in session.network.modules() if isinstance(one, kinds)]
     hooks = [one.register_forward_hook(watch) for one in watched]
     try:
-        session.run(np.zeros((1, 3, *size), np.float32))
+        session.run(np.zeros((1, *session.contract.shape_at(size)), np.float32))
     finally:
         for hook in hooks:
             hook.remove()

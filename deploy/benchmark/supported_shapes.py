@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,9 +131,9 @@ def _check_shape(
     batch, *sides = shape
     size = (sides[0], sides[1])
     images = list(_images(frames, batch))
-    contract = replace(predictor.contract, size=size)
+    contract = predictor.contract.stretched_to(size)
     try:
-        wanted = Predictor(reference.session, size, reference.loop)
+        wanted = _stretching(reference, size)
         scores = [wanted.logits(image) for image in images]
     except InputError as error:
         return ShapeCheck(shape, untried=f"the reference cannot run it: {first_line(error)}")
@@ -145,7 +145,7 @@ def _check_shape(
     height, width = outputs.shape[-2:]
     if contract.upsampling is None and (height, width) != size:
         return ShapeCheck(shape, failure=f"it returns {height}x{width}")
-    at_size = Predictor(predictor.session, size if predictor.session.takes_any_size else None)
+    at_size = _stretching(predictor, size)
     pairs = list(zip(scores, outputs, strict=True))
     equal = [
         label_agreement(at_size.labels_of(ours, size), wanted.labels_of(theirs, size))
@@ -153,6 +153,15 @@ def _check_shape(
     ]
     offs = list(_offs(predictor, pairs))
     return ShapeCheck(shape, float(np.mean(equal)), max(offs, default=None))
+
+
+def _stretching(predictor: Predictor, size: tuple[int, int]) -> Predictor:
+    """Return a predictor of the same session that stretches every image to `size` (H, W)."""
+    given = Predictor(predictor.session, scales=predictor.loop)
+    if size != given.contract.size and not predictor.session.takes_any_size:
+        raise InputError(f"the network is static at {given.contract.size}")
+    given.contract = given.contract.stretched_to(size)
+    return given
 
 
 def _images(frames: Sequence[Frame], count: int) -> Iterator[NDArray[np.uint8]]:

@@ -15,7 +15,6 @@ import statistics
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from segdeploy.errors import IncompatibleDevice, InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.errors import first_line
+from segdeploy.proof.test_inputs import noise_image
 from segdeploy.runtime.multi_scale import fused_logits
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.preprocess import preprocess
@@ -63,8 +63,7 @@ def main() -> None:
             scales=candidate["scales"],
         )
         load_s = time.perf_counter() - started
-        height, width = predictor.contract.size
-        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+        pixels = noise_image(predictor.contract)
         first_ms = 1e3 * _run(predictor, pixels, 1)["network"]
         ready = {"load_s": load_s, "first_ms": first_ms, "stable": _warm_up(predictor, pixels)}
         say({**ready, "scales": _scales(predictor, pixels)})
@@ -128,7 +127,7 @@ def _shaped(
 ) -> dict[str, Any]:
     """Run an input of shape (N, H, W) once."""
     batch, height, width = shape
-    image = preprocess(pixels, replace(predictor.contract, size=(height, width)))
+    image = preprocess(pixels, predictor.contract.stretched_to((height, width)))
     predictor.session.run(np.repeat(image, batch, axis=0))
     return {}
 

@@ -10,7 +10,13 @@ import click
 from segdeploy.cli.build_engine import profile_options, read_profiles
 from segdeploy.cli.console import say
 from segdeploy.cli.headings import command
-from segdeploy.cli.options import Size, foreign_model, preprocessing_options
+from segdeploy.cli.options import (
+    PREPROCESSING_OPTIONS,
+    Size,
+    foreign_model,
+    preprocessing_options,
+    stated_preprocessing,
+)
 from segdeploy.contract import PRECISIONS
 
 
@@ -28,9 +34,8 @@ from segdeploy.contract import PRECISIONS
 )
 @click.option("--size", type=Size(), help="Input size of the network, in pixels.")
 @preprocessing_options
-@click.option("--color", type=click.Choice(["RGB", "BGR"]), help="Order of the channels.")
 @click.option(
-    "--layout", type=click.Choice(["NCHW", "NHWC"]), help="Layout; NHWC means uint8 images."
+    "--layout", type=click.Choice(["NCHW", "NHWC"]), help="Layout; NHWC means images as they are."
 )
 @click.option(
     "--output",
@@ -85,9 +90,11 @@ def adopt(
     import segdeploy
     from segdeploy.commands.adopt import Statement
 
+    preprocessing = stated_preprocessing(stated)
+    own = {name: value for name, value in stated.items() if name not in PREPROCESSING_OPTIONS}
     written = segdeploy.adopt(
         file,
-        Statement(**stated),
+        Statement(**own, preprocessing=preprocessing),
         out=out,
         backend=backend,
         version=version,

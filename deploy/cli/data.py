@@ -9,7 +9,8 @@ import click
 
 from segdeploy.cli.console import print_json, print_table, progress, say
 from segdeploy.cli.headings import Command
-from segdeploy.cli.options import Size, json_option, quiet_option
+from segdeploy.cli.options import Channels, Size, json_option, quiet_option
+from segdeploy.contract import DTYPES, RGB
 
 if TYPE_CHECKING:
     from segdeploy.models.dataset_check import SplitCheck
@@ -54,9 +55,30 @@ _COUNT = click.IntRange(1, 1_000_000)
     metavar="N",
     help="Seed; the same seed gives the same frames.",
 )
+@click.option(
+    "--channels",
+    type=Channels(),
+    default=RGB,
+    show_default="R,G,B",
+    help="Channels of the frames, such as gray or nir,red,green.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(tuple(DTYPES)),
+    default="uint8",
+    show_default=True,
+    help="Type of the frames' values.",
+)
 @quiet_option
 def scenes(
-    folder: Path, train_count: int, val_count: int, size: tuple[int, int], seed: int, quiet: bool
+    folder: Path,
+    train_count: int,
+    val_count: int,
+    size: tuple[int, int],
+    seed: int,
+    channels: tuple[str, ...],
+    dtype: str,
+    quiet: bool,
 ) -> None:
     """Generate road scenes with masks as a data set in FOLDER."""
     from segdeploy.contract import check_pixels
@@ -71,8 +93,11 @@ def scenes(
         palette=generated.PALETTE,
         ignore_index=generated.IGNORE_INDEX,
         splits={
-            split: generated.generate(split, count, size, seed) for split, count in counts.items()
+            split: generated.generate(split, count, size, seed, channels, dtype)
+            for split, count in counts.items()
         },
+        channels=channels,
+        dtype=dtype,
     )
     with progress("scenes", quiet) as update:
         for done, _ in enumerate(names, 1):

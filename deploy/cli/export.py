@@ -14,6 +14,7 @@ from segdeploy.cli.headings import command
 from segdeploy.cli.optimize import print_optimization
 from segdeploy.cli.options import (
     NETWORK_OPTIONS,
+    Channels,
     Scales,
     Size,
     json_option,
@@ -84,8 +85,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--preprocess",
-    type=click.Choice(["RGB", "BGR"]),
-    help="Embed preprocessing: the graph takes uint8 images (N, H, W, 3) in this channel order.",
+    type=Channels(),
+    help="Embed preprocessing: the graph takes images (N, H, W, C) with the channels in this "
+    "order, such as RGB.",
 )
 @click.option(
     "--opset", type=int, default=20, show_default=True, metavar="N", help="ONNX operator set."

@@ -30,7 +30,13 @@ OPTIONS = {
     ),
     "Pre- and postprocessing in the graph": ("preprocess", "output", "late_upsampling", "fp16_io"),
     "Test-time augmentation": ("scales", "flip", "fuse", "tile"),
-    "Contract": ("like", "fit", "pad", "resize", "mean", "std", "layout"),
+    "Contract": ("like", "layout"),
+    "Preprocessing": (
+        *("contract_file", "channels", "source_channels", "dtype", "gray"),
+        *("fit", "edge", "longest_edge", "rounding", "side_multiple"),
+        *("pad", "pad_normalized", "pad_side", "pad_multiple", "resize"),
+        *("rescale", "mean", "std", "mean_255", "std_255", "normalization"),
+    ),
     "Graph": ("opset", "no_optimize"),
     "Precision": ("precision", "method", "scheme", "exclude", "sensitivity", "cache"),
     "Engine": (

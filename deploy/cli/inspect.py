@@ -58,7 +58,8 @@ def _show(seen: Inspection) -> None:
     if seen.contract is None:
         say("no segdeploy contract; state one with `segdeploy adopt`")
     else:
-        rows = [(name, _text(value)) for name, value in asdict(seen.contract).items()]
+        values = asdict(seen.contract).items()
+        rows = [(name, _text(value)) for name, value in values if value is not None]
         print_table(("contract", ""), rows, words=True)
         if seen.contract.assumed:
             say(f"assumed, since nobody stated it: {seen.contract.assumptions}")

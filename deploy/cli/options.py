@@ -5,16 +5,27 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
 from segdeploy.cli.console import say
-from segdeploy.contract import FITS, RESIZE_KERNELS
+from segdeploy.contract import (
+    DTYPES,
+    FITS,
+    GRAY_CONVERSIONS,
+    MOST_CHANNELS,
+    NORMALIZATIONS,
+    PAD_SIDES,
+    RESIZE_KERNELS,
+    ROUNDINGS,
+)
+from segdeploy.contract_json import as_number, read_statement
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
+from segdeploy.models.names import are_names
 from segdeploy.models.strict_json import parse_json
 from segdeploy.supervisor import limit
 
@@ -59,31 +70,50 @@ class Shape(_Spelled):
         return int(match[1]), int(match[2]), int(match[3])
 
 
-class Triple(click.ParamType):  # type: ignore[type-arg]
-    """Three numbers for red, green and blue, separated by commas."""
+class Numbers(_Spelled):
+    """Numbers separated by commas, one for each channel, or one for all."""
 
-    name = "R,G,B"
+    name = "N,N,..."
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float, float]:
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
         """Parse the value, or fail with an example of a valid one."""
         if isinstance(value, tuple):
             return value
         try:
-            first, second, third = (float(part) for part in value.split(","))
+            numbers = tuple(float(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"'{value}' is not three numbers such as 0.485,0.456,0.406", param, ctx)
-        return first, second, third
+            numbers = ()
+        if not numbers or not all(map(math.isfinite, numbers)):
+            self.fail(f"'{value}' is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
+        return numbers
 
 
-class Padding(Triple):
-    """One number for all channels, or three numbers."""
+class Factor(_Spelled):
+    """A positive number, or a fraction of two."""
 
-    name = "N|R,G,B"
+    name = "N|N/N"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float, float]:
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Parse the value, or fail with an example of a valid one."""
-        is_one = isinstance(value, str) and "," not in value
-        return super().convert(",".join([value] * 3) if is_one else value, param, ctx)
+        number = value if isinstance(value, float) else as_number(value)
+        if number is None or not 0 < number < math.inf:
+            self.fail(f"'{value}' is not a factor such as 1/255 or 1", param, ctx)
+        return number
+
+
+class Channels(_Spelled):
+    """Names of channels in the network's order, separated by commas; RGB and BGR are short."""
+
+    name = "NAME,NAME,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Parse the value, or fail with an example of a valid one."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(value if value in ("RGB", "BGR") else value.split(","))
+        if not are_names(list(names)) or len(names) > MOST_CHANNELS:
+            self.fail(f"'{value}' is not a list of channels such as R,G,B or gray", param, ctx)
+        return names
 
 
 class Scales(click.ParamType):  # type: ignore[type-arg]
@@ -120,7 +150,7 @@ class Argument(click.ParamType):  # type: ignore[type-arg]
             return key, text
 
 
-STATED = ("fit", "pad", "resize", "mean", "std")
+_PIXELS = click.IntRange(1, 1 << 16)
 
 
 def preprocessing_options(command: Command) -> Command:
@@ -128,16 +158,85 @@ def preprocessing_options(command: Command) -> Command:
     for option in reversed(
         (
             click.option(
+                "--contract",
+                "contract_file",
+                type=Path,
+                metavar="FILE",
+                help="JSON or TOML file with fields of the contract; options override it.",
+            ),
+            click.option(
+                "--channels",
+                type=Channels(),
+                help="Channels in the network's order, such as R,G,B, B,G,R, gray or "
+                "nir,red,green.  [default: R,G,B]",
+            ),
+            click.option(
+                "--source-channels",
+                type=Channels(),
+                help="Channels of the images in their own order, where the network takes some of "
+                "them, or another order.",
+            ),
+            click.option(
+                "--dtype",
+                type=click.Choice(tuple(DTYPES)),
+                help="Type of the images' values.  [default: uint8]",
+            ),
+            click.option(
+                "--gray",
+                type=click.Choice(GRAY_CONVERSIONS),
+                help="Convert RGB images to the channel gray with the weights of this library.",
+            ),
+            click.option(
                 "--fit",
                 type=click.Choice(FITS),
-                help="How an image is fitted to the input size; a letterbox keeps the aspect "
-                "ratio.  [default: stretch]",
+                metavar="STEPS",
+                help="How an image is fitted to the input size, such as letterbox or "
+                "shortest-edge,center-crop.  [default: stretch]",
+            ),
+            click.option(
+                "--edge",
+                type=_PIXELS,
+                metavar="N",
+                help="Length of the edge that --fit names, in pixels.",
+            ),
+            click.option(
+                "--longest-edge",
+                type=_PIXELS,
+                metavar="N",
+                help="Limit of the longer edge with --fit shortest-edge, in pixels.",
+            ),
+            click.option(
+                "--rounding",
+                type=click.Choice(ROUNDINGS),
+                help="Library whose rule rounds the sides of a resized image.",
+            ),
+            click.option(
+                "--side-multiple",
+                type=_PIXELS,
+                metavar="N",
+                help="Round the sides of a resized image up to multiples of N.",
             ),
             click.option(
                 "--pad",
-                type=Padding(),
-                help="Value of a letterbox's padding before normalization, in 0..255: one number, "
-                "or red, green and blue.",
+                type=Numbers(),
+                help="Value of the padding before normalization, in the images' units: one number, "
+                "or one for each channel.",
+            ),
+            click.option(
+                "--pad-normalized",
+                type=Numbers(),
+                help="Value of the padding after normalization, instead of --pad.",
+            ),
+            click.option(
+                "--pad-side",
+                type=click.Choice(PAD_SIDES),
+                help="Where the padding lies.  [default: center]",
+            ),
+            click.option(
+                "--pad-multiple",
+                type=_PIXELS,
+                metavar="N",
+                help="Pad height and width to multiples of N, with --fit pad-to-multiple.",
             ),
             click.option(
                 "--resize",
@@ -147,19 +246,68 @@ def preprocessing_options(command: Command) -> Command:
                 "opencv-linear.  [default: pillow-bilinear]",
             ),
             click.option(
+                "--rescale",
+                type=Factor(),
+                help="Factor that multiplies the images' values before mean and standard "
+                "deviation.  [default: 1/255 for uint8]",
+            ),
+            click.option(
                 "--mean",
-                type=Triple(),
-                help="Mean of red, green and blue that preprocessing subtracts, in 0..1.",
+                type=Numbers(),
+                help="Mean of each channel that preprocessing subtracts, after --rescale.",
             ),
             click.option(
                 "--std",
-                type=Triple(),
-                help="Standard deviation that preprocessing divides by, in 0..1.",
+                type=Numbers(),
+                help="Standard deviation of each channel that preprocessing divides by.",
+            ),
+            click.option("--mean-255", type=Numbers(), help="--mean in units of 0 to 255."),
+            click.option("--std-255", type=Numbers(), help="--std in units of 0 to 255."),
+            click.option(
+                "--normalization",
+                type=click.Choice(NORMALIZATIONS),
+                metavar="FORMULA",
+                help="Arithmetic of the normalization, such as f32-div; none for a network that "
+                "normalizes by itself.  [default: f32-affine]",
             ),
         )
     ):
         command = option(command)
     return command
+
+
+# The options above that are fields of a contract, under the contract's names.
+STATED = (
+    *("channels", "source_channels", "dtype", "gray", "fit", "edge", "longest_edge", "rounding"),
+    "side_multiple",
+    *("pad", "pad_side", "pad_multiple", "resize"),
+    *("rescale", "mean", "std", "mean_255", "std_255", "normalization"),
+)
+PREPROCESSING_OPTIONS = (*STATED, "pad_normalized", "contract_file")
+
+
+def stated_preprocessing(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the contract that `preprocessing_options` state, the file's first.
+
+    Raises:
+        InputError: for a contract file that cannot be used.
+    """
+    file = options["contract_file"]
+    stated = {} if file is None else read_statement(file)
+    given = {name: options[name] for name in STATED if options[name] is not None}
+    if "rescale" in given:  # `--scale` is an option of the augmentation
+        given["scale"] = given.pop("rescale")
+    if options["pad_normalized"] is not None:
+        if "pad" in given:
+            raise click.UsageError("--pad and --pad-normalized: give one of the two")
+        given |= {"pad": options["pad_normalized"], "pad_normalized": True}
+    for name in ("mean", "std"):  # an option replaces the file's value, in whatever unit
+        if {name, f"{name}_255"} & set(given):
+            stated.pop(name, None)
+            stated.pop(f"{name}_255", None)
+    if "pad" in given:
+        stated.pop("pad_normalized", None)
+    return {**stated, **given}
 
 
 def network_options(command: Command) -> Command:
@@ -212,7 +360,7 @@ def network_options(command: Command) -> Command:
 
 NETWORK_OPTIONS = (
     *("num_classes", "width", "stride", "extra", "weights", "size", "take"),
-    *STATED,
+    *PREPROCESSING_OPTIONS,
 )
 
 
@@ -230,7 +378,7 @@ def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
         options["weights"],
         options["size"],
         options["take"],
-        {name: options[name] for name in STATED if options[name] is not None},
+        stated_preprocessing(options),
     )
 
 

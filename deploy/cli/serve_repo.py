@@ -66,4 +66,5 @@ def serve_repo(model: Path, out: Path, as_json: bool, **options: Any) -> None:
         f"{max(1, written.batch)}; models {', '.join(written.models)}; configurations {checked}"
     )
     say(f"tritonserver --model-repository={written.path.resolve()}")
-    say(f"python {written.path / written.model}_client.py image.jpg labels.png")
+    image = "image.jpg" if written.takes_files else "image.npy"
+    say(f"python {written.path / written.model}_client.py {image} labels.png")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from segdeploy.artifact import EngineFile, OnnxFile, open_artifact
 from segdeploy.contract import (
+    GRAY,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    RGB,
+    Classes,
     Contract,
     Precision,
+    listed,
     placeholder_classes,
+    stated_classes,
 )
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
@@ -43,28 +49,21 @@ class Statement:
     """The user's statement about a file: the contract of another file (`like`), or its fields.
 
     Classes come from the data set `data`, else from `num_classes` with placeholder names. `output`
-    is the kind of output of the network, and `size` is the (H, W) that images are resized to.
+    is the kind of output of the network, and `size` is the (H, W) of its input. `preprocessing`
+    holds further fields, as in `Contract.with_stated`.
     """
 
     like: Path | None = None
     data: Path | None = None
     num_classes: int | None = None
     size: tuple[int, int] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    color: str | None = None
-    fit: str | None = None
-    pad: tuple[float, float, float] | None = None
-    resize: str | None = None
     layout: str | None = None
     output: str | None = None
     precision: Precision | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
-_FIELDS = (
-    *("size", "fit", "pad", "resize", "mean", "std", "color"),
-    *("layout", "output", "precision"),
-)
+_FIELDS = ("size", "layout", "output", "precision")
 
 
 def adopt(
@@ -192,58 +191,86 @@ def _input_and_output(contract: Contract, dynamic: bool) -> tuple[TensorSpec, Te
     height, width = contract.size
     classes = len(contract.classes)
     sides: tuple[int | str, ...] = ("height", "width") if dynamic else (height, width)
-    taken = (*sides, 3) if contract.layout == "NHWC" else (3, *sides)
+    count = len(contract.channels)
+    taken = (*sides, count) if contract.layout == "NHWC" else (count, *sides)
     given = sides if contract.output == "labels" else (classes, *sides)
     if contract.upsampling:
         given = (classes, "rows", "columns")
     batch: int | str = "batch" if dynamic else 1
     kind = "uint8" if contract.output == "labels" and not contract.upsampling else "float"
     return (
-        TensorSpec(None, (batch, *taken), "uint8" if contract.layout == "NHWC" else "float"),
+        TensorSpec(None, (batch, *taken), contract.input_dtype.removesuffix("32")),
         TensorSpec(None, (batch, *given), kind),
     )
 
 
 def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) -> Contract:
-    stated = {name: value for name in _FIELDS if (value := getattr(statement, name)) is not None}
+    stated = dict(statement.preprocessing)
+    stated |= {name: value for name in _FIELDS if (value := getattr(statement, name)) is not None}
     provenance = {**versions("onnx"), "stated": "by segdeploy adopt"}
     if statement.like is not None:
         if statement.data or statement.num_classes:
             raise InputError("--like: includes the classes; leave --data and --num-classes out")
         # The provenance of the file `like` does not apply to this file.
         return replace(_contract_of(statement.like).with_stated(stated), provenance=provenance)
-    if statement.data is not None:
-        dataset = open_dataset(statement.data)
-        classes, palette, ignored = dataset.classes, dataset.palette, dataset.ignore_index
-    elif statement.num_classes:
-        (classes, palette), ignored = placeholder_classes(statement.num_classes), 255
-    else:
-        raise InputError(
-            f"{file}: its classes are unknown; give --like FILE, --data DIR or --num-classes N"
-        )
-    layout = statement.layout or ("NHWC" if shape[3:] == (3,) else "NCHW")
-    if statement.size is None:
+    classes, palette, ignored = _classes(file, statement)
+    count = len(stated.get("channels", RGB))
+    is_nhwc = shape[3:] in ((count,), (1,)) and shape[1:2] != (count,)
+    layout = statement.layout or ("NHWC" if is_nhwc else "NCHW")
+    if "size" not in stated:
         sides = shape[1:3] if layout == "NHWC" else shape[2:4]
         if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
             raise InputError(f"{file}: its input size is unknown; give --size HxW")
         stated["size"] = sides
-    if statement.mean is None or statement.std is None:
+    _complete_channels(file, stated, shape[3:4] if layout == "NHWC" else shape[1:2])
+    has_both = all({name, f"{name}_255"} & set(stated) for name in ("mean", "std"))
+    if not has_both and stated.get("normalization") not in ("none", "per-image"):
         if layout == "NCHW":
             raise InputError(
-                f"{file}: its normalization is unknown; give --mean and --std of RGB in 0..1 "
-                f"(ImageNet's are {','.join(map(str, IMAGENET_MEAN))} and "
-                f"{','.join(map(str, IMAGENET_STD))})"
+                f"{file}: its normalization is unknown; give --mean and --std of values in 0..1 "
+                f"(ImageNet's are {listed(IMAGENET_MEAN)} and {listed(IMAGENET_STD)}), or "
+                "--normalization none if the network normalizes by itself"
             )
-        stated |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        stated["normalization"] = "none"
     return Contract(
         architecture="adopted",
-        assumed=("fit", "resize", "color"),
+        assumed=("fit", "resize", "channels"),
         classes=classes,
         palette=palette,
         ignore_index=ignored,
         size=stated["size"],
         provenance=provenance,
     ).with_stated({**stated, "layout": layout})
+
+
+def _classes(file: Path, statement: Statement) -> Classes:
+    if statement.data is not None:
+        dataset = open_dataset(statement.data)
+        return dataset.classes, dataset.palette, dataset.ignore_index
+    if statement.num_classes:
+        return *placeholder_classes(statement.num_classes), 255
+    if (named := stated_classes(statement.preprocessing)) is not None:
+        return named
+    raise InputError(
+        f"{file}: its classes are unknown; give --like FILE, --data DIR or --num-classes N"
+    )
+
+
+def _complete_channels(file: Path, stated: dict[str, Any], counts: tuple[int | str, ...]) -> None:
+    """State the channel of a graph that takes one, if the user states none.
+
+    Raises:
+        InputError: for a graph of other channels, which have no usual names.
+    """
+    count = next(iter(counts), 3)
+    if "channels" in stated or isinstance(count, str) or count == 3:
+        return
+    if count != 1:
+        raise InputError(
+            f"{file}: takes {count} channels; name them in the network's order: --channels "
+            f"{','.join(['NAME'] * min(count, 8))}"
+        )
+    stated["channels"] = GRAY
 
 
 def _contract_of(path: Path) -> Contract:

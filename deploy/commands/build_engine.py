@@ -135,9 +135,7 @@ def build_engine(
         job = _prepared(built_from, out, bindings, options, profiles, repeats)
         images = golden_images(job.contract, Path(data) if data else None)
         shown = {f"golden image {i}": image for i, image in enumerate(images)}
-        check_scores(
-            job.graph, job.contract, str(model), shown | breaking_images(job.contract.size)
-        )
+        check_scores(job.graph, job.contract, str(model), shown | breaking_images(job.contract))
         plans = [
             build_plan(bindings, job.graph, str(model), job.options, on_progress)
             for _ in range(repeats)

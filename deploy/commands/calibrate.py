@@ -15,7 +15,7 @@ from segdeploy.content_keys import key_of_frames
 from segdeploy.contract import Contract, Precision
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file
-from segdeploy.model_spec import check_classes
+from segdeploy.model_spec import matched
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.onnx_graph.model_file import save_onnx, set_contract
 from segdeploy.output_lock import one_writer
@@ -159,7 +159,7 @@ def _opened(
     file.check(is_run_alone=False)
     model, graph = file.path, file.graph
     contract = file.contract
-    check_classes(contract, dataset, str(model))
+    dataset = matched(contract, dataset, str(model))
     if contract.precision != "fp32":
         raise InputError(
             f"{model}: is {contract.precision} already; calibrate the FP32 graph that it came from"

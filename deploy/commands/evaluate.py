@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from segdeploy.model_spec import ModelSpec, check_classes
+from segdeploy.model_spec import ModelSpec, matched
 from segdeploy.models.dataset import open_dataset
 from segdeploy.proof.accuracy import Accuracy, confusion, summarize
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
@@ -31,9 +31,8 @@ def evaluate(
             differ.
     """
     dataset = open_dataset(Path(data))
-    frames = dataset.frames(split, limit)
     spec = ModelSpec.of(model)
-    first, _ = frames[0].read()
+    first = dataset.frames(split, limit)[0].read_image()
     predictor = load(
         spec,
         backend=backend,
@@ -42,6 +41,6 @@ def evaluate(
         default_size=first.shape[:2],
     )
     with predictor:
-        check_classes(predictor.contract, dataset, spec.model)
+        frames = matched(predictor.contract, dataset, spec.model).frames(split, limit)
         matrix = confusion(predictor, dataset, frames, options, on_frame)
     return summarize(matrix, dataset.classes, len(frames))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.contract import OUTPUTS, Contract
+from segdeploy.contract import OUTPUTS, Contract, is_color, listed
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.exporter.pre_post_processing import (
     append_output,
@@ -22,7 +22,7 @@ from segdeploy.exporter.pre_post_processing import (
 from segdeploy.exporter.sizes import fit, stepped
 from segdeploy.exporter.tracing import OPSET, OPSETS, trace
 from segdeploy.files import check_output
-from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network
+from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network, matched
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import first_line
 from segdeploy.onnx_graph.convolutions import ConvProof
@@ -116,19 +116,19 @@ def export(
     fuse: str = "mean",
     output: str = "logits",
     late_upsampling: bool = False,
-    preprocess: str | None = None,
+    preprocess: str | Sequence[str] | None = None,
     opset: int = OPSET,
 ) -> ExportReport:
-    """Export a network to ONNX: input `image` (N, 3, H, W) float32, output `logits`.
+    """Export a network to ONNX: input `image` (N, C, H, W) float32, output `logits`.
 
     The graph is static at the contract's size and batch 1, or `dynamic` in batch, height and width
     within `bounds`. Height and width are multiples of `multiple_of`, which is determined by trial
     if None. `optimized` applies the exact rewrites. `scales`, `flip` and `fuse` embed multi-scale
     and flip test-time augmentation. `output` is `logits`, `probabilities` or `labels`. With
     `late_upsampling` the graph ends at the low-resolution logits that the labels are computed from.
-    With `preprocess` (`RGB` or `BGR`) the graph takes images `(N, H, W, 3) uint8` in that channel
-    order. `data` is a data set that names the classes of a network without a checkpoint, and
-    provides a real frame for the comparison.
+    With `preprocess`, names of channels such as `RGB` or `("gray",)`, the graph takes images
+    `(N, H, W, C)` in that channel order, uint8 or float32. `data` is a data set that names the
+    classes of a network without a checkpoint, and provides a real frame for the comparison.
 
     The graph that PyTorch's exporter writes is compared with PyTorch's execution, convolution by
     convolution. Its outputs are compared with PyTorch's on noise at several shapes and on edge-case
@@ -142,17 +142,25 @@ def export(
     started = time.perf_counter()
     out = check_output(Path(out), ".onnx")
     spec = ModelSpec.of(model)
-    _check_options(output, late_upsampling, preprocess, opset)
+    _check_options(output, late_upsampling, opset)
     require("torch", "onnxscript", "onnxruntime")
     dataset = open_dataset(Path(data)) if data else None
     loaded = load_network(spec, dataset)
     size = loaded.contract.size
     scales = tuple(float(scale) for scale in scales)
     bounds, step, notes = stepped(loaded, bounds, multiple_of, scales, dynamic=dynamic)
-    shapes = probe_shapes(size, bounds)
+    shapes = probe_shapes(size, bounds, len(loaded.contract.channels))
     run = _multi_scale(loaded, scales, step, flip=flip, fuse=fuse)
     fit(loaded, {shape[2:] for shape in shapes}, scales, bounds, step)
-    graph = trace(run, size, dynamic=dynamic, name=spec.model, bounds=bounds, opset=opset)
+    graph = trace(
+        run,
+        size,
+        dynamic=dynamic,
+        name=spec.model,
+        channels=len(loaded.contract.channels),
+        bounds=bounds,
+        opset=opset,
+    )
     contract = replace(
         loaded.contract.derived(loaded.sha256 or "", versions("torch", "onnx", "onnxscript")),
         scales=scales,
@@ -161,7 +169,7 @@ def export(
         bounds=(bounds.smallest, bounds.largest, bounds.batch) if bounds else None,
         multiple=step,
     )
-    images = breaking_inputs(contract) | (_frame(dataset, contract) if dataset else {})
+    images = breaking_inputs(contract) | _frame(dataset, contract, spec.model)
     subject = _ExportTarget(loaded.network.module, run, contract, shapes, images)
     proven = _proven(subject, graph, notes, optimized=optimized)
     graph, parity, failures = proven.graph, proven.parity, proven.failures
@@ -181,10 +189,16 @@ def export(
             append_output(graph, output)
         contract = replace(contract, output=output, upsampling=alignment)
         if preprocess:
-            contract = replace(contract, layout="NHWC", color=preprocess).with_stated({})
-            prepend_preprocessing(graph, contract)
+            contract = _with_images(graph, contract, preprocess)
         if preprocess or output != "logits":
-            parity += check_ends(run, graph, contract, shapes, has_softmax=has_softmax)
+            parity += check_ends(
+                run,
+                graph,
+                contract,
+                shapes,
+                of_network=loaded.contract,
+                has_softmax=has_softmax,
+            )
             failures = failures_of((), parity)
     set_contract(graph, contract)
     if failures:
@@ -252,11 +266,48 @@ def _proven(
     )
 
 
-def _frame(dataset: DataSet, contract: Contract) -> dict[str, NDArray[np.float32]]:
+def _frame(
+    dataset: DataSet | None, contract: Contract, source: str
+) -> dict[str, NDArray[np.float32]]:
     """Return the first frame of the last split; a real frame shows errors that noise does not."""
-    frame = dataset.frames(dataset.splits[-1], 1)[0]
+    if dataset is None:
+        return {}
+    frame = matched(contract, dataset, source).frames(dataset.splits[-1], 1)[0]
     image, _ = frame.read()
-    return {f"the frame {frame.name}": preprocess_image(image, contract)}
+    return {
+        f"the frame {frame.name}": preprocess_image(image, contract.stretched_to(contract.size))
+    }
+
+
+def _with_images(
+    graph: onnx.ModelProto, contract: Contract, given: str | Sequence[str]
+) -> Contract:
+    """Prepend the preprocessing of images with the channels `given`; return the new contract."""
+    channels = tuple(given.split(",")) if isinstance(given, str) and "," in given else tuple(given)
+    if sorted(channels) != sorted(contract.channels):
+        raise InputError(
+            f"--preprocess {listed(channels)}: names the channels of the images, which are "
+            f"{','.join(contract.channels)} in any order"
+        )
+    if contract.normalization == "per-image":
+        raise InputError(
+            "--preprocess: a normalization by the image's own mean cannot be embedded; leave the "
+            "option out"
+        )
+    prepend_preprocessing(graph, contract, channels)
+    order = [contract.channels.index(name) for name in channels]
+    images = replace(
+        contract,
+        layout="NHWC",
+        channels=channels,
+        source_channels=contract.source_channels
+        if channels == contract.channels or is_color(channels)
+        else contract.image_channels,
+        mean=tuple(contract.mean[at] for at in order),
+        std=tuple(contract.std[at] for at in order),
+        pad=None if contract.pad is None else tuple(contract.pad[at] for at in order),
+    )
+    return images.with_stated({})
 
 
 def _where(subject: _ExportTarget, graph: onnx.ModelProto, parity: Sequence[Parity]) -> str:
@@ -283,13 +334,11 @@ def _where(subject: _ExportTarget, graph: onnx.ModelProto, parity: Sequence[Pari
     )
 
 
-def _check_options(output: str, late_upsampling: bool, preprocess: str | None, opset: int) -> None:
+def _check_options(output: str, late_upsampling: bool, opset: int) -> None:
     if output not in OUTPUTS:
         raise InputError(f"--output {output}: must be one of {', '.join(OUTPUTS)}")
     if late_upsampling and output != "labels":
         raise InputError("--late-upsampling: needs --output labels")
-    if preprocess not in (None, "RGB", "BGR"):
-        raise InputError(f"--preprocess {preprocess}: must be RGB or BGR")
     if opset not in OPSETS:
         raise InputError(f"--opset {opset}: PyTorch's exporter writes {OPSETS[0]} to {OPSETS[-1]}")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segdeploy.artifact import open_graph
+from segdeploy.contract import MOST_CHANNELS
 from segdeploy.errors import InputError
 from segdeploy.files import check_output, sha256_of_file
 from segdeploy.models.errors import first_line
@@ -103,7 +104,7 @@ def _shapes(
 
     def shape(batch: int, more: int) -> tuple[int, ...]:
         sides = (height + more, width + more)
-        free = (batch, *sides, 3) if fixed[3] in (1, 3) else (batch, 3, *sides)
+        free = (batch, *sides, 3) if 0 < fixed[3] <= MOST_CHANNELS else (batch, 3, *sides)
         return tuple(side or other for side, other in zip(fixed, free, strict=True))
 
     if all(fixed):

@@ -9,11 +9,13 @@ import numpy as np
 from segdeploy.errors import InputError
 from segdeploy.files import check_output, write_atomically
 from segdeploy.model_spec import ModelSpec
+from segdeploy.models.errors import ModelInputError
+from segdeploy.models.files import check_regular
 from segdeploy.models.images import encoded, read_image
 from segdeploy.output_lock import one_writer
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
-from segdeploy.runtime.postprocess import overlay
-from segdeploy.runtime.predictor import load
+from segdeploy.runtime.postprocess import overlay, shown
+from segdeploy.runtime.predictor import as_image, load
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
@@ -38,18 +40,30 @@ def predict_file(
         check_output(labels, ".png", read_from=image)
         if labels.resolve() == out.resolve():
             raise InputError(f"{labels}: is also the path of the overlay; give two files")
-    pixels = read_image(image)
-    size = (pixels.shape[0], pixels.shape[1])
-    with load(model, backend=backend, default_size=size) as predictor:
-        found = predictor.predict(pixels, options)
+    check_regular(image)
+    spec = ModelSpec.of(model)
+    with load(spec, backend=backend, default_size=_size_for(spec, image)) as predictor:
         contract = predictor.contract
+        pixels = as_image(image, contract)
+        found = predictor.predict(pixels, options)
     write_atomically(
-        out, encoded(overlay(pixels, found, contract.palette), _FORMATS[out.suffix.lower()])
+        out, encoded(overlay(shown(pixels), found, contract.palette), _FORMATS[out.suffix.lower()])
     )
     if labels is not None:
         write_atomically(labels, encoded(found, "PNG"))
-    counts = np.bincount(found.ravel(), minlength=len(contract.classes))
+    counts = np.bincount(found.ravel(), minlength=len(contract.classes))[: len(contract.classes)]
     return {
         name: float(count / found.size)
         for name, count in zip(contract.classes, counts, strict=True)
     }
+
+
+def _size_for(spec: ModelSpec, image: Path) -> tuple[int, int] | None:
+    """Return the image's size (H, W) for a network's name, which has no size of its own."""
+    if spec.is_file or spec.size is not None:
+        return None
+    try:
+        height, width, _ = read_image(image).shape
+    except ModelInputError:  # told later, when the network's channels and dtype are known
+        return None
+    return height, width

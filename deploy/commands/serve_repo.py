@@ -20,7 +20,7 @@ from segdeploy.onnx_graph.model_file import (
 from segdeploy.output_lock import one_writer
 from segdeploy.profiles import route
 from segdeploy.runtime.session import check_tensors
-from segdeploy.serve.client import client_source
+from segdeploy.serve.client import client_source, takes_files
 from segdeploy.serve.config import Served, ensemble, validate
 from segdeploy.serve.pre_post_processing import labels_graph, preprocessing_graph
 from segdeploy.tensor_spec import TensorSpec
@@ -33,7 +33,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 class Repository:
     """The written repository: the model to request, its version, and the folders of all models.
 
-    `validated` states whether Triton's own protobuf parsed the configurations.
+    `takes_files` states whether the client reads JPEG and PNG files, which hold 8-bit RGB; others
+    come as NPY. `validated` states whether Triton's own protobuf parsed the configurations.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Repository:
     models: tuple[str, ...]
     batch: int
     validated: bool
+    takes_files: bool
 
 
 @one_writer
@@ -57,7 +59,8 @@ def serve_repo(
 ) -> Repository:
     """Write MODEL into the repository `out`, with the preprocessing and argmax that it lacks.
 
-    The served model `NAME` takes `(N, H, W, 3) uint8` RGB of the contract's size and returns
+    The served model `NAME` takes images `(N, H, W, C)` of the contract's size, `(N, H, W, 3) uint8`
+    RGB for most networks, and returns
     `labels` `(N, H, W) uint8`. It is an ensemble if the graph lacks preprocessing or argmax. An
     existing model gets a new version. The repository also holds `labels.txt` and an example client.
 
@@ -91,10 +94,17 @@ def serve_repo(
         parts.append(_Part(name, configs[name], None, None))
     _add(out, parts, version, labels)
     write_atomically(out / f"{name}_client.py", client_source(name, contract, version).encode())
-    return Repository(out, name, version, tuple(configs), served.batch, all(validated))
+    return Repository(
+        out, name, version, tuple(configs), served.batch, all(validated), takes_files(contract)
+    )
 
 
 Write = Callable[[Path], object]
+
+
+def _onnx_name(dtype: str) -> str:
+    """Return ONNX's name of a dtype: `float` for float32."""
+    return "float" if dtype == "float32" else dtype
 
 
 def _chain(
@@ -115,12 +125,17 @@ def _chain(
     first = () if served.batch else (1,)  # without batching, dims includes the batch dimension
     ends = replace(served, platform="onnxruntime_onnx", file="model.onnx", profile=None)
     if contract.layout == "NCHW":
-        graph = preprocessing_graph(contract)
+        if contract.normalization == "per-image":
+            raise InputError(
+                f"{opened.path}: normalizes by the mean of each image, which the server's "
+                "preprocessing does not compute; serve the network with your own preprocessing"
+            )
+        graph, count = preprocessing_graph(contract), len(contract.channels)
         before = replace(
             ends,
             name=f"{name}_preprocessing",
-            input=TensorSpec("bytes", (*first, height, width, 3), "uint8"),
-            output=TensorSpec("image", (*first, 3, height, width), "float"),
+            input=TensorSpec("bytes", (*first, height, width, count), _onnx_name(contract.dtype)),
+            output=TensorSpec("image", (*first, count, height, width), "float"),
             labels=None,
         )
         steps.append((before, lambda path: save_onnx(graph, path)))

@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.content_keys import key_of_frames, same_images
-from segdeploy.contract import METADATA_KEY
+from segdeploy.contract import FIT_FIELDS, METADATA_KEY, Contract
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, check_output, write_atomically
-from segdeploy.model_spec import CHECKPOINT_SUFFIX, LoadedNetwork, ModelSpec, load_network
+from segdeploy.model_spec import (
+    CHECKPOINT_SUFFIX,
+    LoadedNetwork,
+    ModelSpec,
+    load_network,
+    matched,
+)
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 
@@ -96,23 +102,26 @@ def train(
     from segdeploy.models.training import Training, TrainingSettings
 
     dataset = open_dataset(Path(data))
-    frames = dataset.frames(split)
-    validation = dataset.frames(val_split) if validate_every else []
+    dataset.frames(split)
+    if validate_every:
+        dataset.frames(val_split)
     torch.manual_seed(settings.get("seed", 0))  # the network's random initial weights
     loaded = _with_provenance(load_network(spec, dataset, DEFAULT_SIZE, is_trained_here=True))
     contract = loaded.contract
-    if named := [f"--{name}" for name in ("fit", "pad", "resize") if name in spec.stated]:
-        raise InputError(
-            f"{', '.join(named)}: training has its own scaling and cropping (--crop, --scale); "
-            "leave the option out"
-        )
-    if contract.fit != "stretch":
-        raise InputError(
-            f"{spec.weights}: its contract says {contract.fit}, which training cannot keep; train "
-            "from weights without a contract"
-        )
+    _check_trainable(spec, contract)
+    dataset = matched(contract, dataset, spec.model)
+    frames = dataset.frames(split)
+    validation = dataset.frames(val_split) if validate_every else []
     wanted = Augmentation(**{"crop": contract.size, **(augmentation or {})})
-    chosen = TrainingSettings(contract.size, contract.mean, contract.std, wanted, **settings)
+    chosen = TrainingSettings(
+        contract.size,
+        contract.mean,
+        contract.std,
+        wanted,
+        contract.scale,
+        contract.dtype,
+        **settings,
+    )
     if shared := same_images(validation, frames):
         _LOG.info(
             f"{len(shared)} of {len(validation)} frames of '{val_split}' are in '{split}', too: "
@@ -150,6 +159,35 @@ def train(
                 _write_events(log, done, progress, miou)
             on_epoch(done, miou)
     return progress.report(out, chosen.epochs, unseen)
+
+
+def _check_trainable(spec: ModelSpec, contract: Contract) -> None:
+    """Refuse preprocessing that training does not do.
+
+    Raises:
+        InputError: for a fit or kernel of its own, a conversion, or a normalization without
+            constants.
+    """
+    if named := [name for name in (*FIT_FIELDS, "resize") if name in spec.stated]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+        raise InputError(
+            f"{options}: training has its own scaling and cropping (--crop, --scale); "
+            "leave the option out"
+        )
+    if contract.fit != "stretch":
+        raise InputError(
+            f"{spec.weights}: its contract says {contract.fit}, which training cannot keep; train "
+            "from weights without a contract"
+        )
+    if contract.gray is not None:
+        raise InputError(
+            f"--gray {contract.gray}: training takes the images as they are; convert the data set "
+            "to gray, or train on RGB"
+        )
+    if contract.normalization == "per-image":
+        raise InputError(
+            "--normalization per-image: training normalizes by constants; state --mean and --std"
+        )
 
 
 def _described(loaded: LoadedNetwork, settings: TrainingSettings) -> dict[str, str]:

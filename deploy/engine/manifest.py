@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segdeploy.contract import PRECISIONS, Contract, Precision, read_contract
+from segdeploy.contract import PRECISIONS, Contract, Precision
+from segdeploy.contract_json import read_contract
 from segdeploy.engine.bindings import BACKENDS
 from segdeploy.errors import InputError
 from segdeploy.files import check_input

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
-from segdeploy.runtime.preprocess import normalization
+from segdeploy.runtime.normalization import affine
 
 if TYPE_CHECKING:
     import onnx
@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 _ALIGNMENTS = {"align_corners": "align-corners", "half_pixel": "half-pixel"}
 
 
-def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
-    """Prepend preprocessing in place: input `(N, H, W, 3) uint8` in `contract.color` order.
+def prepend_preprocessing(
+    graph: onnx.ModelProto, contract: Contract, channels: tuple[str, ...]
+) -> None:
+    """Prepend preprocessing in place: input `(N, H, W, C)` of the contract's dtype.
 
-    The Cast precedes the Transpose, because TensorRT refuses a Transpose of uint8. A Gather of
-    channels converts BGR to RGB. The constants are those of `runtime.preprocess.normalization`.
+    `channels` is the order of the images that the graph takes; a Gather brings the channels into
+    the network's order, that of the contract. The Cast precedes the Transpose, because TensorRT
+    refuses a Transpose of uint8. It takes no uint16, so that images of more than 8 bits come as
+    float32. The constants are those of the formula `f32-affine`.
+
+    Raises:
+        InputError: for a normalization that depends on the image.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -33,21 +40,29 @@ def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
     inner = "image_normalized"
     for node in graph.graph.node:
         node.input[:] = [inner if name == taken.name else name for name in node.input]
-    scale, shift = (values.reshape(1, 3, 1, 1) for values in normalization(contract))
+    count = len(contract.channels)
+    scale, shift = (values.reshape(1, count, 1, 1) for values in affine(contract))
     constants = {"image_scale": scale, "image_shift": shift}
-    nodes = [
-        helper.make_node("Cast", [taken.name], ["image_float"], "image_cast", to=TensorProto.FLOAT),
-        helper.make_node(
-            "Transpose", ["image_float"], ["image_planes"], "image_planes", perm=[0, 3, 1, 2]
-        ),
-    ]
-    planes = "image_planes"
-    if contract.color == "BGR":
-        constants["image_order"] = np.array([2, 1, 0], np.int64)
+    is_bytes = contract.dtype == "uint8"
+    floats, nodes = taken.name, []
+    if is_bytes:
+        floats = "image_float"
         nodes.append(
-            helper.make_node("Gather", [planes, "image_order"], ["image_rgb"], "image_rgb", axis=1)
+            helper.make_node("Cast", [taken.name], [floats], "image_cast", to=TensorProto.FLOAT)
         )
-        planes = "image_rgb"
+    nodes.append(
+        helper.make_node("Transpose", [floats], ["image_planes"], "image_planes", perm=[0, 3, 1, 2])
+    )
+    planes = "image_planes"
+    if channels != contract.channels:
+        order = [channels.index(name) for name in contract.channels]
+        constants["image_order"] = np.array(order, np.int64)
+        nodes.append(
+            helper.make_node(
+                "Gather", [planes, "image_order"], ["image_ordered"], "image_ordered", axis=1
+            )
+        )
+        planes = "image_ordered"
     nodes += [
         helper.make_node("Mul", [planes, "image_scale"], ["image_scaled"], "image_scaled"),
         helper.make_node("Sub", ["image_scaled", "image_shift"], [inner], "image_normalized"),
@@ -55,10 +70,11 @@ def prepend_preprocessing(graph: onnx.ModelProto, contract: Contract) -> None:
     for position, node in enumerate(nodes):
         graph.graph.node.insert(position, node)
     graph.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
-    taken.CopyFrom(helper.make_tensor_value_info(taken.name, TensorProto.UINT8, None))
+    kind = TensorProto.UINT8 if is_bytes else TensorProto.FLOAT
+    taken.CopyFrom(helper.make_tensor_value_info(taken.name, kind, None))
     taken.type.tensor_type.shape.Clear()
-    three = type(batch)(dim_value=3)
-    taken.type.tensor_type.shape.dim.extend([batch, height, width, three])
+    last = type(batch)(dim_value=count)
+    taken.type.tensor_type.shape.dim.extend([batch, height, width, last])
 
 
 def append_output(graph: onnx.ModelProto, kind: str) -> None:

@@ -33,6 +33,7 @@ def trace(
     *,
     dynamic: bool,
     name: str,
+    channels: int = 3,
     bounds: Bounds | None = None,
     opset: int = OPSET,
 ) -> onnx.ModelProto:
@@ -50,7 +51,7 @@ def trace(
     from segdeploy.exporter.translations import translations
 
     # torch.export specializes a batch of 1, so a dynamic graph is traced with a batch of 2.
-    sample = torch.zeros(2 if dynamic else 1, 3, *size)
+    sample = torch.zeros(2 if dynamic else 1, channels, *size)
     dynamic_shapes = None
     if dynamic:
         bounds = bounds or Bounds().around(size)

@@ -14,8 +14,8 @@ from segdeploy.contract import (
     REJECTED_KEY,
     Contract,
     Precision,
-    read_contract,
 )
+from segdeploy.contract_json import read_contract
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, write_atomically
 from segdeploy.models.errors import first_line

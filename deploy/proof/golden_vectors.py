@@ -4,7 +4,8 @@ The vectors are stored beside an engine. Any host can check its own resize, arit
 against them. The file is safetensors, which holds arrays and no executable code. For each image `i`
 it contains:
 
-- `image_i` `(H, W, 3) uint8` RGB, and `labels_i` `(H, W) uint8`, the labels at the image's size;
+- `image_i` `(H, W, C)` of the contract's channels and dtype, `(H, W, 3) uint8` RGB for most, and
+  `labels_i` `(H, W) uint8`, the labels at the image's size;
 - `input_i` and `output_i` `(K,) float32`, samples of the network's input and raw output.
 
 Sample `k` of `K` is at the flat index `k * (size - 1) // (K - 1)`. The header's entry `KEY` is
@@ -28,12 +29,14 @@ from numpy.typing import NDArray
 from segdeploy.contract import Contract, Precision
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
+from segdeploy.model_spec import matched
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import first_line
 from segdeploy.models.names import escaped
-from segdeploy.models.scenes import draw_scene
+from segdeploy.models.scenes import draw_scene, recorded
 from segdeploy.models.strict_json import parse_json
 from segdeploy.proof.tolerance import Tolerance, described_tolerances, parsed_tolerance
+from segdeploy.runtime.fit import placement
 from segdeploy.runtime.predictor import Predictor
 from segdeploy.runtime.preprocess import preprocess
 
@@ -43,7 +46,7 @@ IMAGES = 3
 _SAMPLES = 4096
 _MOST_IMAGES = 64
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,31 @@ def golden_images(contract: Contract, data: Path | None = None) -> list[Pixels]:
     One scene has the contract's size. The others have different sizes, so that resizing is covered.
     """
     if data is not None:
-        dataset = open_dataset(data)
+        dataset = matched(contract, open_dataset(data), "the network")
         frames = dataset.frames("val" if "val" in dataset.splits else next(iter(dataset.splits)))
         step = max(1, len(frames) // IMAGES)
-        return [frame.read()[0] for frame in frames[::step][:IMAGES]]
+        return [frame.read_image() for frame in frames[::step][:IMAGES]]
     height, width = contract.size
     sizes = ((height, width), (height + height // 3, width + 1), (max(8, height // 2) + 1, width))
-    scenes = (draw_scene(np.random.default_rng(i), size) for i, size in enumerate(sizes))
-    return [image for image, _ in scenes]
+    return [
+        _scene(seed, size, contract)
+        for seed, size in enumerate(sizes)
+        if _fits_input(size, contract)
+    ]
+
+
+def _fits_input(size: tuple[int, int], contract: Contract) -> bool:
+    """Return whether the contract's fit brings an image of `size` to the contract's size."""
+    try:
+        return placement(size, contract).size == contract.size
+    except InputError:  # smaller than the crop
+        return False
+
+
+def _scene(seed: int, size: tuple[int, int], contract: Contract) -> Pixels:
+    """Return a generated scene with the contract's channels and dtype."""
+    image, _ = draw_scene(np.random.default_rng(seed), size)
+    return recorded(image, contract.image_channels, contract.dtype, 1 / contract.scale)
 
 
 def sample(values: NDArray[Any]) -> NDArray[np.float32]:
@@ -167,10 +187,10 @@ def read_golden(path: Path) -> list[GoldenVector]:
 
 
 _KINDS = {
-    "image": (np.uint8, 3),
-    "input": (np.float32, 1),
-    "output": (np.float32, 1),
-    "labels": (np.uint8, 2),
+    "image": ((np.uint8, np.uint16, np.float32), 3),
+    "input": ((np.float32,), 1),
+    "output": ((np.float32,), 1),
+    "labels": ((np.uint8,), 2),
 }
 
 
@@ -205,8 +225,8 @@ def _digests(described: Any) -> list[str]:
 
 def _fits(arrays: dict[str, NDArray[Any]]) -> bool:
     typed = all(
-        arrays[name].dtype == dtype and arrays[name].ndim == dimensions and arrays[name].size
+        arrays[name].dtype in dtype and arrays[name].ndim == dimensions and arrays[name].size
         for name, (dtype, dimensions) in _KINDS.items()
     )
     image = arrays["image"]
-    return bool(typed and image.shape[2] == 3 and image.shape[:2] == arrays["labels"].shape)
+    return bool(typed and image.shape[:2] == arrays["labels"].shape)

@@ -23,12 +23,13 @@ from segdeploy.proof.test_inputs import (
     Shape,
     breaking_images,
     breaking_inputs,
+    noise_values,
     normalized,
-    random_bytes,
     random_images,
 )
 from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
 from segdeploy.runtime.postprocess import softmax
+from segdeploy.runtime.preprocess import ordered
 
 if TYPE_CHECKING:
     import onnx
@@ -41,12 +42,14 @@ def check_ends(
     contract: Contract,
     shapes: Iterable[Shape],
     *,
+    of_network: Contract,
     has_softmax: bool = False,
 ) -> list[Parity]:
     """Run the finished graph on the inputs of its contract and compare its outputs with PyTorch's.
 
     The inputs are noise of each shape and the edge-case images. Image bytes are normalized in
-    float64 for PyTorch. Low-resolution logits are turned into labels as segdeploy's runtimes do.
+    float64 for PyTorch, as `of_network` says, the contract of PyTorch's network. Low-resolution
+    logits are turned into labels as segdeploy's runtimes do.
     `has_softmax` states that the network itself outputs probabilities.
 
     Raises:
@@ -55,7 +58,7 @@ def check_ends(
     run = runner(graph)
     scale: Scale | None = None
     results = []
-    for name, given, images in _inputs(contract, shapes):
+    for name, given, images in _inputs(contract, of_network, shapes):
         logits = reference_of(network, images)
         if contract.output == "probabilities" and not has_softmax:
             logits = np.stack([softmax(one) for one in logits])
@@ -80,7 +83,7 @@ def _compared(
 
 
 def _inputs(
-    contract: Contract, shapes: Iterable[Shape]
+    contract: Contract, of_network: Contract, shapes: Iterable[Shape]
 ) -> Iterable[tuple[str, NDArray[Any], NDArray[np.float32]]]:
     """Yield the name of each input, the graph's input array, and the same images for PyTorch."""
     if contract.layout != "NHWC":
@@ -90,13 +93,15 @@ def _inputs(
         for name, image in breaking_inputs(contract).items():
             yield name, image, image
         return
-    order = slice(None, None, -1) if contract.color == "BGR" else slice(None)
+    order = [contract.channels.index(name) for name in of_network.channels]
     for batch, channels, height, width in shapes:
-        given = random_bytes((batch, height, width, channels))
-        yield NOISE, given, np.concatenate([normalized(i, contract) for i in given[..., order]])
-    for name, rgb in breaking_images(contract.size).items():
-        given = np.ascontiguousarray(rgb[None, ..., order])
-        yield name, given, normalized(rgb, contract)
+        given = noise_values((batch, height, width, channels), contract)
+        given = given.astype(contract.input_dtype)
+        planes = [normalized(image, of_network) for image in given[..., order]]
+        yield NOISE, given, np.concatenate(planes)
+    for name, image in breaking_images(contract).items():
+        given = np.ascontiguousarray(ordered(image, contract)[None], contract.input_dtype)
+        yield name, given, normalized(given[0][..., order], of_network)
 
 
 def _labels(output: NDArray[Any], contract: Contract, size: tuple[int, int]) -> NDArray[np.integer]:

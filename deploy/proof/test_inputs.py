@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
+from segdeploy.runtime import normalization as arithmetic
+from segdeploy.runtime.preprocess import ordered
 
 if TYPE_CHECKING:
     from segdeploy.profiles import Bounds
@@ -54,25 +56,44 @@ def random_images(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return images
 
 
+def noise_image(contract: Contract, seed: int = 0) -> NDArray[Any]:
+    """Return an image of noise `(H, W, C)` of the contract's size, channels and dtype."""
+    height, width = contract.size
+    shape = (height, width, len(contract.image_channels))
+    return noise_values(shape, contract, seed)
+
+
+def noise_values(shape: tuple[int, ...], contract: Contract, seed: int = 0) -> NDArray[Any]:
+    """Return noise over all values of the contract's dtype, different for each image of a batch."""
+    generator = np.random.default_rng(seed)
+    if contract.dtype == "float32":
+        floats: NDArray[np.float32] = generator.random(shape, np.float32) / contract.scale
+        return floats.astype(np.float32)
+    most = np.iinfo(contract.dtype).max
+    values: NDArray[Any] = generator.integers(0, most + 1, shape).astype(contract.dtype)
+    return values
+
+
 def random_bytes(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return random image bytes, different for each image of a batch."""
     values: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     return values
 
 
-def breaking_images(size: tuple[int, int]) -> dict[str, NDArray[np.uint8]]:
-    """Return edge-case images `(H, W, 3) uint8` by name; a graph may agree on noise and fail here.
+def breaking_images(contract: Contract) -> dict[str, NDArray[Any]]:
+    """Return edge-case images `(H, W, C)` by name; a graph may agree on noise and fail here.
 
     In an image without texture, a sum, a variance or a norm becomes zero. A hard edge and a
     saturated channel give the largest values.
     """
-    height, width = size
-    noise = random_bytes((height, width, 3))
-    black, white = np.zeros_like(noise), np.full_like(noise, 255)
+    height, width = contract.size
+    noise = noise_image(contract)
+    most = 1 / contract.scale if contract.dtype == "float32" else np.iinfo(contract.dtype).max
+    black, white = np.zeros_like(noise), np.full_like(noise, most)
     half, letterboxed, saturated = white.copy(), noise.copy(), noise.copy()
     half[:, : width // 2] = 0
     letterboxed[: height // 4] = letterboxed[height - height // 4 :] = 0
-    saturated[..., 0] = 255
+    saturated[..., 0] = most
     return {
         "a black image": black,
         "a white image": white,
@@ -82,24 +103,27 @@ def breaking_images(size: tuple[int, int]) -> dict[str, NDArray[np.uint8]]:
     }
 
 
-def normalized(image: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
-    """Return an RGB image `(H, W, 3) uint8` as network input `(1, 3, H, W) float32`.
+def normalized(image: NDArray[Any], contract: Contract) -> NDArray[np.float32]:
+    """Return an image `(H, W, C)` in the network's channel order as input `(1, C, H, W) float32`.
 
     The normalization is computed in float64, so that it is more exact than the graph's own.
     """
-    values = (image / 255 - np.array(contract.mean)) / np.array(contract.std)
+    if contract.normalization == "per-image":
+        return arithmetic.normalized(image, contract)
+    values = (image * contract.scale - np.array(contract.mean)) / np.array(contract.std)
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32)
 
 
 def breaking_inputs(contract: Contract) -> dict[str, NDArray[np.float32]]:
-    """Return `breaking_images` at the contract's size as network inputs `(1, 3, H, W) float32`.
+    """Return `breaking_images` at the contract's size as network inputs `(1, C, H, W) float32`.
 
     An additional input has a border of zeros, as from padding after normalization.
     """
     inputs = {
-        name: normalized(image, contract) for name, image in breaking_images(contract.size).items()
+        name: normalized(ordered(image, contract), contract)
+        for name, image in breaking_images(contract).items()
     }
-    height, width = contract.size
-    padded = random_images((1, 3, height, width))
+    count, height, width = contract.shape_at(contract.size)
+    padded = random_images((1, count, height, width))
     padded[:, :, : height // 4] = padded[:, :, :, width - width // 4 :] = 0
     return {**inputs, "an image that is padded with zeros": padded}

@@ -1,17 +1,25 @@
-"""How an image of any size is fitted to the network's input, and the way back."""
+"""How an image of any size is fitted to the network's input, and the way back.
+
+A fit resizes the image, and then crops or pads it. Both ends are described by two spans: the rows
+and the columns of the network's input that show the image.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from segdeploy.contract import Contract
+from segdeploy.errors import InputError
 
 
 @dataclass(frozen=True)
 class Span:
-    """The pixels of one axis of the network's input that show the image.
+    """One axis of the network's input, and the resized image along it.
 
-    They are `start` to `start + length` of `side` pixels.
+    The image has `length` pixels. Its first pixel lies at `start` of the input's `side` pixels. A
+    padded image begins at 0 or later and ends within the input, a cropped one begins and ends
+    outside.
     """
 
     start: int
@@ -20,8 +28,29 @@ class Span:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is no padding along the axis."""
-        return self.length == self.side
+        """Whether the image covers the axis exactly."""
+        return self.start == 0 and self.length == self.side
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the axis is longer than the image."""
+        return self.length < self.side
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether a part of the image lies outside of the axis."""
+        return self.length > self.side
+
+    @property
+    def shown(self) -> slice:
+        """The pixels of the resized image that the input shows."""
+        return slice(max(0, -self.start), max(0, -self.start) + min(self.length, self.side))
+
+    @property
+    def covered(self) -> slice:
+        """The pixels of the input that show the image."""
+        first = max(0, self.start)
+        return slice(first, first + min(self.length, self.side))
 
 
 @dataclass(frozen=True)
@@ -37,23 +66,126 @@ class Placement:
         return self.rows.length, self.columns.length
 
     @property
+    def size(self) -> tuple[int, int]:
+        """The size (H, W) of the network's input."""
+        return self.rows.side, self.columns.side
+
+    @property
     def is_whole(self) -> bool:
-        """Whether there is no padding."""
+        """Whether there is neither padding nor a crop."""
         return self.rows.is_whole and self.columns.is_whole
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether there is padding."""
+        return self.rows.is_padded or self.columns.is_padded
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether a part of the image is cropped away."""
+        return self.rows.is_cropped or self.columns.is_cropped
 
 
 def placement(source: tuple[int, int], contract: Contract) -> Placement:
-    """Return where an image of size `source` (H, W) lies on the input of the contract's size.
+    """Return where an image of size `source` (H, W) lies on the network's input.
 
-    A letterboxed image keeps its aspect ratio: it is scaled by the smaller of the two ratios, its
-    sides are rounded (half to even), and the rest is padding, around it or at the bottom and right.
+    The input has the contract's size, except for a fit whose input follows the image:
+    `shortest-edge`, `longest-edge`, `none` and all that pad to a multiple.
+
+    Raises:
+        InputError: if the image is smaller than the crop, or larger than the input that pads it.
     """
-    spans = [Span(0, side, side) for side in contract.size]
-    if contract.fit != "stretch":
-        scale = min(side / own for side, own in zip(contract.size, source, strict=True))
-        spans = []
-        for side, own in zip(contract.size, source, strict=True):
-            length = min(max(round(own * scale), 1), side)
-            start = (side - length) // 2 if contract.fit == "letterbox" else 0
-            spans.append(Span(start, length, side))
+    resize, _, then = contract.fit.partition(",")
+    if resize in ("center-crop", "pad-to-multiple"):
+        resize, then = "none", resize
+    if resize == "stretch":
+        return Placement(*(Span(0, side, side) for side in contract.size))
+    lengths = _resized(source, resize, contract)
+    if resize == "letterbox":
+        then = "pad"
+    if then == "pad":
+        sides = contract.size
+    elif then == "pad-to-multiple":
+        step = contract.pad_multiple or 1
+        sides = (-(-lengths[0] // step) * step, -(-lengths[1] // step) * step)
+    elif then == "center-crop":
+        sides = contract.size
+        if any(length < side for length, side in zip(lengths, sides, strict=True)):
+            raise InputError(
+                f"the image is {lengths[0]}x{lengths[1]} where {sides[0]}x{sides[1]} are cropped "
+                "from it; give a larger image, or state a fit that resizes it"
+            )
+    else:
+        sides = lengths
+    if any(length > side for length, side in zip(lengths, sides, strict=True)) and then == "pad":
+        raise InputError(
+            f"the image is resized to {lengths[0]}x{lengths[1]}, larger than the input of "
+            f"{sides[0]}x{sides[1]}; state a smaller --edge, or --fit letterbox"
+        )
+    spans = (_span(*one, then, contract) for one in zip(lengths, sides, strict=True))
     return Placement(*spans)
+
+
+def _span(length: int, side: int, then: str, contract: Contract) -> Span:
+    if then == "center-crop":
+        # torchvision and Pillow's users round the middle half to even, transformers, albumentations
+        # and NumPy's users round it down.
+        extra = length - side
+        offset = round(extra / 2) if contract.rounding in (None, "torchvision") else extra // 2
+        return Span(-offset, length, side)
+    start = 0 if contract.pad_side == "bottom-right" else (side - length) // 2
+    return Span(start, length, side)
+
+
+def _resized(source: tuple[int, int], resize: str, contract: Contract) -> tuple[int, int]:
+    """Return the size (H, W) that a fit which keeps the aspect ratio resizes an image to."""
+    if resize == "none":
+        return source
+    if resize == "letterbox":
+        scale = min(side / own for side, own in zip(contract.size, source, strict=True))
+        rule = contract.rounding or "albumentations"
+        height, width = (
+            min(_rounded(own * scale, rule), side)
+            for own, side in zip(source, contract.size, strict=True)
+        )
+        return height, width
+    assert contract.edge is not None
+    edges = _edges(min(source), max(source), resize, contract.edge, contract)
+    step = contract.side_multiple or 1
+    short, long = (-(-max(1, edge) // step) * step for edge in edges)
+    return (short, long) if source[0] <= source[1] else (long, short)
+
+
+def _edges(short: int, long: int, resize: str, edge: int, contract: Contract) -> tuple[int, int]:
+    """Return the two edges of a resized image, the shorter first, by the rule of a library.
+
+    - `torchvision`: `Resize` with one size, and with `max_size`.
+    - `huggingface`: transformers' shortest edge, and `get_size_with_aspect_ratio`.
+    - `albumentations`: `SmallestMaxSize` and `LongestMaxSize` (half to even).
+    - `mmcv`: `rescale_size`, a box of the longest and the shortest edge (half up).
+    """
+    rule = contract.rounding or "torchvision"
+    limit = contract.longest_edge
+    if resize == "longest-edge":
+        if rule in ("torchvision", "huggingface"):
+            return int(edge * short / long), edge
+        return _rounded(short * (edge / long), rule), _rounded(long * (edge / long), rule)
+    if rule == "huggingface":
+        if limit is not None and long / short * edge > limit:
+            raw = limit * short / long
+            edge = round(raw)
+            return edge, int(raw * long / short)
+        return edge, int(edge * long / short)
+    if rule == "torchvision":
+        other = int(edge * long / short)
+        if limit is not None and other > limit:
+            return int(limit * edge / other), limit
+        return edge, other
+    scale = edge / short if limit is None else min(limit / long, edge / short)
+    return _rounded(short * scale, rule), _rounded(long * scale, rule)
+
+
+def _rounded(side: float, rule: str) -> int:
+    if rule == "albumentations":
+        return max(1, round(side))
+    return max(1, math.floor(side + 0.5) if rule == "mmcv" else int(side))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +59,26 @@ def nearest(
     if place is not None:
         spans = [place.rows, place.columns]
     rows, columns = (
-        span.start + ((np.arange(target) + 0.5) * span.length / target).astype(np.intp)
+        np.clip(
+            span.start + ((np.arange(target) + 0.5) * span.length / target).astype(np.intp),
+            *(0, span.side - 1),
+        )
         for span, target in zip(spans, size, strict=True)
     )
     resized: NDArray[np.uint8] = labels[rows][:, columns]
     return resized
+
+
+def seen(place: Placement, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the rows and columns of an image of `size` (H, W) that a crop shows."""
+    rows, columns = (
+        slice(
+            math.ceil(span.shown.start * target / span.length - 0.5),
+            math.floor(span.shown.stop * target / span.length - 0.5) + 1,
+        )
+        for span, target in zip((place.rows, place.columns), size, strict=True)
+    )
+    return rows, columns
 
 
 def upsample(
@@ -76,7 +93,7 @@ def upsample(
 
     Coordinates are half-pixel (ONNX half_pixel) unless `align_corners`. Only the given `rows` of
     the result are computed. `place` is where the image lies on the network's input; the padding is
-    left out.
+    left out, and beyond a crop the outermost values are repeated.
     """
     height, width = size
     spans = (None, None) if place is None else (place.rows, place.columns)
@@ -104,12 +121,27 @@ def _taps(
         centers = (np.arange(target) + 0.5) * (source / target) - 0.5
     else:
         shown = (np.arange(target) + 0.5) * (span.length / target)
-        # The centers of the outermost pixels that show the image: beyond is padding.
-        shown = np.clip(shown, 0.5, span.length - 0.5) + span.start
+        # The centers of the outermost pixels that show the image: beyond are padding and the crop.
+        shown = np.clip(shown, span.shown.start + 0.5, span.shown.stop - 0.5) + span.start
         centers = shown * (source / span.side) - 0.5
     centers = np.clip(centers, 0, source - 1)
     low = np.floor(centers).astype(np.intp)
     return low, np.minimum(low + 1, source - 1), (centers - low).astype(np.float32)
+
+
+def shown(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return any image `(H, W, C)` as `(H, W, 3) uint8` to look at.
+
+    One or two channels are shown as gray, of more the first three as red, green and blue. Values of
+    16 bits or float32 are stretched between their 1st and 99th percentile.
+    """
+    picked = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(picked)
+    low, high = np.percentile(picked, (1, 99))
+    scaled = (picked.astype(np.float32) - low) * (255 / max(float(high - low), 1e-12))
+    stretched: NDArray[np.uint8] = np.clip(scaled, 0, 255).astype(np.uint8)
+    return stretched
 
 
 def overlay(
@@ -120,7 +152,8 @@ def overlay(
 ) -> NDArray[np.uint8]:
     """Blend the class colors over an image; a pixel with an id outside the palette is unchanged.
 
-    `image` is `(H, W, 3) uint8` RGB, `labels` is `(H, W) uint8`.
+    `image` is `(H, W, 3) uint8` RGB, `labels` is `(H, W) uint8`. `shown` makes such an image of
+    any other.
     """
     colors = np.zeros((256, 3), np.float32)
     colors[: len(palette)] = palette

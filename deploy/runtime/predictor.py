@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 from PIL.Image import Image as PillowImage
 
 from segdeploy.artifact import Artifact, OnnxFile, artifact_of
-from segdeploy.contract import Contract
+from segdeploy.contract import GRAY, RGB, Contract, contradiction, listed
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.dataset import DataSet
-from segdeploy.models.images import of_pillow, read_image
+from segdeploy.models.images import of_pillow, read_pixels
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.fit import Placement, placement
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
 from segdeploy.runtime.native import open_stages
-from segdeploy.runtime.postprocess import labels_at, nearest, softmax, upsample
+from segdeploy.runtime.postprocess import labels_at, nearest, seen, softmax, upsample
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import Session, open_session
 from segdeploy.runtime.tiling import largest_window, tiled
 
-Image = NDArray[np.uint8] | PillowImage | Path | str
+Image = NDArray[Any] | PillowImage | Path | str
 _MOST_BATCH = 8
 
 
@@ -62,6 +62,8 @@ class Predictor(Closing):
                     f"{size[0]}x{size[1]} is not a multiple"
                 )
             self.contract = replace(self.contract, size=size)
+            if reason := contradiction(self.contract):
+                raise InputError(f"{session.backend}: {reason}")
         self.loop: tuple[float, ...] = ()
         """The scales that run one after another outside the graph, if any."""
         if scales and tuple(scales) != self.contract.scales:
@@ -72,20 +74,41 @@ class Predictor(Closing):
 
     def warm_up(self, runs: int = 3) -> None:
         """Run a gray image `runs` times, to complete the runtime's one-time initialization."""
-        gray = np.full((*self.contract.size, 3), 127, np.uint8)
+        contract = self.contract
+        gray = np.full((*contract.size, len(contract.image_channels)), 127, contract.dtype)
+        made = preprocess(gray, contract.stretched_to(contract.size))
         for _ in range(runs):
-            self.run(self.prepare(gray))
+            self.run(made)
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
-        """Return the network's input for `(H, W, 3) uint8` RGB, as in `preprocess`."""
+    def prepare(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Return the network's input for an image of the contract, as in `preprocess`."""
         if self._stages is not None and self._stages.takes(pixels):
             return self._stages.prepare(pixels)
+        self._check_size((pixels.shape[0], pixels.shape[1]))
         return preprocess(pixels, self.contract)
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        """Refuse an image that its fit brings to a size that the network does not take."""
+        made, contract = placement(size, self.contract).size, self.contract
+        if made == contract.size:
+            return
+        shown = f"a {size[0]}x{size[1]} image becomes {made[0]}x{made[1]} by --fit {contract.fit}"
+        if not self.session.takes_any_size:
+            raise InputError(
+                f"{self.session.backend}: {shown}, and the network is static at "
+                f"{contract.size[0]}x{contract.size[1]}; export it with --size "
+                f"{made[0]}x{made[1]}, or --dynamic"
+            )
+        if any(side % contract.multiple for side in made):
+            raise InputError(
+                f"{self.session.backend}: {shown}, and the network takes only multiples of "
+                f"{contract.multiple}; state a fit with pad-to-multiple"
+            )
 
     def run(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Return the raw output of a prepared batch: one run, or a loop over the scales in `loop`.
 
-        The loop takes one image `(1, 3, H, W) float32`, and returns `(1, C, H, W) float32`.
+        The loop takes one image `(1, C, H, W) float32`, and returns `(1, C, H, W) float32`.
         """
         if not self.loop:
             return self.session.run(batch)
@@ -99,21 +122,22 @@ class Predictor(Closing):
         Raises:
             InputError: if a logit is not finite, or the network gives no logits.
         """
-        pixels = as_rgb(image)
+        pixels = as_image(image, self.contract)
         self._check_logits()
         return self._scores(pixels, options)
 
     def predict(self, image: Image, options: InferenceOptions = ONE_RUN) -> NDArray[np.uint8]:
         """Return labels `(H, W) uint8` at the image's own size.
 
-        `image` is `(H, W, 3) uint8` RGB, a Pillow image, or the path of a JPEG or PNG. Logits are
+        `image` is an array `(H, W, C)` of the contract's channels and dtype, `(H, W, 3) uint8` RGB
+        for most networks; a Pillow image; or the path of a JPEG, PNG, NPY or TIFF file. Logits are
         upsampled to the image's size before the best class is taken. The labels of a graph that
         ends in labels can only be enlarged by nearest neighbor.
 
         Raises:
             InputError, ModelInputError: for an array of another shape or dtype, or a bad file.
         """
-        pixels = as_rgb(image)
+        pixels = as_image(image, self.contract)
         size = (pixels.shape[0], pixels.shape[1])
         if options.tile:
             labels = np.empty(size, np.uint8)
@@ -121,16 +145,21 @@ class Predictor(Closing):
                 labels[rows] = found if found.ndim == 2 else found.argmax(0)
             return labels
         if self._runs_several(options):
-            return labels_at(self._scores(pixels, options), size, self._place(size))
+            place = self._place(size)
+            return self._blanked(labels_at(self._scores(pixels, options), size, place), place)
         return self.labels_of(self._run(pixels), size)
 
     def predict_batch(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
         """Return the labels of each image; images run in batches if the network takes batches."""
-        arrays = [as_rgb(image) for image in images]
+        arrays = [as_image(image, self.contract) for image in images]
         inputs = [self.prepare(pixels) for pixels in arrays]
         labels: list[NDArray[np.uint8]] = []
-        for start in range(0, len(inputs), self._batch):
-            outputs = self.run(np.concatenate(inputs[start : start + self._batch]))
+        while len(labels) < len(inputs):
+            start = len(labels)
+            together = inputs[start : start + self._batch]
+            alike = [one.shape == together[0].shape for one in together]
+            count = alike.index(False) if False in alike else len(alike)
+            outputs = self.run(np.concatenate(together[:count]))
             for pixels, output in zip(arrays[start:], outputs, strict=False):
                 size = (pixels.shape[0], pixels.shape[1])
                 labels.append(self.labels_of(self.finite(output), size))
@@ -141,20 +170,29 @@ class Predictor(Closing):
     ) -> NDArray[np.float32]:
         """Return probabilities `(C, H, W) float32` at the image's own size; each pixel sums to 1.
 
+        Pixels outside the contract's crop have the probability 0 for every class.
+
         Raises:
             InputError: if the graph ends in labels.
         """
-        pixels = as_rgb(image)
+        pixels = as_image(image, self.contract)
         if self.contract.output == "labels":
             raise InputError(
                 f"{self.session.backend}: the graph gives labels; export it without --output"
             )
         scores = self._scores(pixels, options)
         size = (pixels.shape[0], pixels.shape[1])
-        scores = upsample(scores, size, place=None if options.tile else self._place(size))
-        return softmax(scores) if self.contract.output == "logits" else scores
+        place = None if options.tile else self._place(size)
+        scores = upsample(scores, size, place=place)
+        scores = softmax(scores) if self.contract.output == "logits" else scores
+        if place is not None and place.is_cropped:
+            known = np.zeros_like(scores)
+            rows, columns = seen(place, size)
+            known[:, rows, columns] = scores[:, rows, columns]
+            return known
+        return scores
 
-    def _scores(self, pixels: NDArray[np.uint8], options: InferenceOptions) -> NDArray[Any]:
+    def _scores(self, pixels: NDArray[Any], options: InferenceOptions) -> NDArray[Any]:
         """Return scores `(C, h, w)` of one run, of several fused runs, or of tiles."""
         if options.tile:
             found = self._tiled(pixels, options)
@@ -178,10 +216,33 @@ class Predictor(Closing):
             )
 
     def labels_of(self, output: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Convert one image's raw output to labels at `size` (H, W), as the contract specifies."""
+        """Convert one image's raw output to labels at `size` (H, W), as the contract specifies.
+
+        Pixels outside the contract's crop get the ignore index.
+        """
         if self._stages is not None and output.ndim == 3:
             return self._stages.labels(output, size)
-        return self._labels(output, size, self.contract, self._place(size))
+        place = self._place(size)
+        return self._blanked(self._labels(output, size, self.contract, place), place)
+
+    def _blanked(self, labels: NDArray[np.uint8], place: Placement | None) -> NDArray[np.uint8]:
+        """Return labels with the ignore index where a crop left pixels out."""
+        if place is None or not place.is_cropped:
+            return labels
+        height, width = labels.shape
+        known = np.full_like(labels, self.contract.ignore_index)
+        rows, columns = seen(place, (height, width))
+        known[rows, columns] = labels[rows, columns]
+        return known
+
+    def best(self, upsampled: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the labels `(H, W)` of scores `(C, H, W)` that `upsampled` returned."""
+        _, height, width = upsampled.shape
+        return self._blanked(upsampled.argmax(0).astype(np.uint8), self._place((height, width)))
+
+    def seen(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Return the rows and columns of an image of `size` (H, W) that the network sees."""
+        return seen(placement(size, self.contract), size)
 
     def upsampled(self, scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
         """Return scores `(C, h, w)` at an image's own `size` (H, W), without the padding."""
@@ -203,19 +264,20 @@ class Predictor(Closing):
             return labels_at(output, size, place)
         if contract.upsampling is not None:
             aligned = contract.upsampling == "align-corners"
-            output = labels_of_low_resolution_logits(output, contract.size, align_corners=aligned)
+            sides = placement(size, contract).size
+            output = labels_of_low_resolution_logits(output, sides, align_corners=aligned)
         return nearest(output, size, place)
 
     def _tiled(
-        self, pixels: NDArray[np.uint8], options: InferenceOptions
+        self, pixels: NDArray[Any], options: InferenceOptions
     ) -> Iterator[tuple[slice, NDArray[Any]]]:
         if options.is_augmented or self.loop:
             raise InputError("tiles go with one scale, and without flip")
         contract = self.contract
         window = largest_window(self.session, contract, pixels.shape[:2])
-        at_window = replace(contract, size=window)
+        at_window = contract.stretched_to(window)
 
-        def run(part: NDArray[np.uint8]) -> NDArray[Any]:
+        def run(part: NDArray[Any]) -> NDArray[Any]:
             found = self.finite(self.session.run(preprocess(part, at_window))[0])
             if contract.output == "labels":
                 return self._labels(found, window, at_window)
@@ -232,7 +294,7 @@ class Predictor(Closing):
         taking = [p.maximum[0] for p in self.session.profiles if p.takes((1, *self.contract.size))]
         return max(taking, default=_MOST_BATCH)
 
-    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    def _run(self, pixels: NDArray[Any]) -> NDArray[Any]:
         return self.finite(self.run(self.prepare(pixels))[0])
 
     def finite(self, output: NDArray[Any]) -> NDArray[Any]:
@@ -255,27 +317,58 @@ class Predictor(Closing):
         self._closed = True
 
 
-def as_rgb(image: Image) -> NDArray[np.uint8]:
-    """Return `(H, W, 3) uint8` RGB for an array, a Pillow image or a path.
+def as_image(image: Image, contract: Contract) -> NDArray[Any]:
+    """Return an array, a Pillow image or a file as the contract's image `(H, W, C)`.
+
+    Where the contract converts RGB to gray, an RGB image is returned as it is. Nothing else is
+    converted.
 
     Raises:
-        InputError, ModelInputError: for an array of another shape or dtype, or a bad file.
+        InputError, ModelInputError: for an array of another shape or dtype, values that are not
+            finite, or a bad file.
     """
+    channels, dtype = contract.image_channels, contract.dtype
     if isinstance(image, (str, Path)):
-        return read_image(Path(image))
+        may_be_color = contract.gray is not None
+        return read_pixels(Path(image), channels, dtype, may_be_color=may_be_color)
     if isinstance(image, PillowImage):
-        return of_pillow(image, "the image")
+        image = _of_pillow(image, contract)
+    named = "in RGB order" if channels == RGB else f"of {listed(channels)}"
+    wanted = f"(H, W, {len(channels)}) {dtype} {named}"
     if not isinstance(image, np.ndarray):
         raise InputError(
-            f"predict: the image is a {type(image).__name__}; give an array (H, W, 3) uint8 in RGB "
-            "order, a Pillow image or a path"
+            f"predict: the image is a {type(image).__name__}; give an array {wanted}, a Pillow "
+            "image or a path"
         )
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+    if image.ndim == 2 and len(channels) == 1:
+        image = image[:, :, None]
+    counts = {len(channels)} | ({3} if contract.gray is not None else set())
+    fits = image.ndim == 3 and image.shape[2] in counts and image.dtype == dtype
+    if not fits or not image.size:
         raise InputError(
-            f"predict: the image has shape {image.shape} and dtype {image.dtype}; "
-            "it must be (H, W, 3) uint8 in RGB order"
+            f"predict: the image has shape {image.shape} and dtype {image.dtype}; it must be "
+            f"{wanted}{_mend(image, contract)}"
         )
+    if dtype == "float32" and not np.isfinite(image).all():
+        raise InputError("predict: the image holds NaN or infinity")
     return image
+
+
+def _of_pillow(image: PillowImage, contract: Contract) -> NDArray[Any]:
+    """Return a Pillow image's pixels; a gray one is not repeated for a contract of one channel."""
+    if len(contract.image_channels) == 1:
+        if contract.dtype == "uint8" and image.mode == "L":
+            return of_pillow(image, "the image")[:, :, :1]
+        if contract.dtype == "uint16" and image.mode == "I;16":
+            return np.array(image)[:, :, None]
+    return of_pillow(image, "the image")
+
+
+def _mend(image: NDArray[Any], contract: Contract) -> str:
+    """Return the advice for an image that the contract could convert, if it said so."""
+    if contract.channels == GRAY and image.ndim == 3 and image.shape[2] == len(RGB):
+        return "; state a conversion of RGB with --gray pillow or --gray opencv"
+    return ""
 
 
 def load(

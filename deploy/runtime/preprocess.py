@@ -7,42 +7,79 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.contract import Contract
+from segdeploy.contract import RGB, Contract
 from segdeploy.resize_kernels.kernels import resize
 from segdeploy.resize_kernels.taps import saturated
 from segdeploy.runtime.fit import Placement, placement
+from segdeploy.runtime.normalization import normalized
+
+Pixels = NDArray[Any]
+
+# Weights of red, green and blue in fixed point, and their fraction's bits: `convert("L")` of Pillow
+# (Convert.c), `cvtColor` of OpenCV (color_rgb.simd.hpp).
+_GRAY_WEIGHTS = {"pillow": ((19595, 38470, 7471), 16), "opencv": ((9798, 19235, 3735), 15)}
 
 
-def preprocess(image: NDArray[np.uint8], contract: Contract) -> NDArray[Any]:
-    """Return the network's input for `(H, W, 3) uint8` RGB, as the contract specifies.
+def preprocess(image: Pixels, contract: Contract) -> NDArray[Any]:
+    """Return the network's input for an image `(H, W, C)` of the contract's channels and dtype.
 
-    The input is `(1, 3, H', W') float32`, scaled to 0..1 and normalized, or `(1, H', W', 3) uint8`
-    if the graph normalizes. The image is resized with the contract's kernel.
+    The input is `(1, C, H', W') float32`, scaled and normalized, or `(1, H', W', C)` of the
+    contract's `input_dtype` if the graph normalizes. The image is fitted with the contract's
+    kernel.
+
+    Raises:
+        InputError: for an image that the contract's crop or padding does not fit.
     """
     place = placement((image.shape[0], image.shape[1]), contract)
-    image = resize(image, place.resized, contract.resize)
-    if not place.is_whole:
+    image = resize(_with_gray(image, contract), place.resized, contract.resize)
+    image = ordered(image, contract)
+    if place.is_cropped:
+        image = image[place.rows.shown, place.columns.shown]
+    is_padded_before = place.is_padded and not contract.pad_normalized
+    if is_padded_before:
         image = _padded(image, place, contract)
-    if contract.color == "BGR":
-        image = image[:, :, ::-1]
     if contract.layout == "NHWC":
-        return np.ascontiguousarray(saturated(np.rint(image[None]), np.uint8))
-    scale, shift = normalization(contract)
-    normalized = image.astype(np.float32) * scale - shift
-    return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None])
+        if contract.input_dtype == "uint8" and image.dtype != np.uint8:
+            image = saturated(np.rint(image), np.uint8)
+        return np.ascontiguousarray(image[None], contract.input_dtype)
+    made = normalized(image, contract)
+    if place.is_padded and not is_padded_before:
+        planes = _padded(made[0].transpose(1, 2, 0), place, contract)
+        made = np.ascontiguousarray(planes.transpose(2, 0, 1)[None])
+    return made
 
 
-def _padded(image: NDArray[Any], place: Placement, contract: Contract) -> NDArray[Any]:
-    """Return the image on the network's input, `(H, W, 3) float32` in 0..255."""
+def _with_gray(image: Pixels, contract: Contract) -> Pixels:
+    """Return an RGB image as gray, if the contract converts it; else the image."""
+    if contract.gray is None or image.shape[2] != len(RGB):
+        return image
+    weights, bits = _GRAY_WEIGHTS[contract.gray]
+    if image.dtype == np.float32:
+        plain: Pixels = image @ (np.array(weights, np.float32) / np.float32(1 << bits))
+        return plain[:, :, None]
+    total = image.astype(np.uint64) @ np.array(weights, np.uint64)
+    # Both libraries add half of the last bit before the shift.
+    return ((total + (1 << (bits - 1))) >> bits).astype(image.dtype)[:, :, None]
+
+
+def ordered(image: Pixels, contract: Contract) -> Pixels:
+    """Return the image with its channels in the network's order."""
+    if contract.channels == contract.image_channels:
+        return image
+    if contract.channels == RGB[::-1]:
+        return image[:, :, ::-1]
+    return image[:, :, [contract.image_channels.index(name) for name in contract.channels]]
+
+
+def _padded(image: Pixels, place: Placement, contract: Contract) -> Pixels:
+    """Return the image on the network's input, `(H, W, C)`, with the padding's values around it.
+
+    The values of the padding may be fractions, so that the result is float32 where they are.
+    """
     assert contract.pad is not None
-    canvas = np.empty((place.rows.side, place.columns.side, 3), np.float32)
-    canvas[:] = contract.pad
-    top, left = place.rows.start, place.columns.start
-    canvas[top : top + place.rows.length, left : left + place.columns.length] = image
+    whole = all(float(value).is_integer() for value in contract.pad)
+    kind = image.dtype if whole else np.float32
+    canvas = np.empty((*place.size, image.shape[2]), kind)
+    canvas[:] = np.asarray(contract.pad, np.float64)
+    canvas[place.rows.covered, place.columns.covered] = image
     return canvas
-
-
-def normalization(contract: Contract) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the scale and the shift of `bytes * scale - shift`, both `(3,) float32`."""
-    std = np.asarray(contract.std, np.float32)
-    return np.float32(1) / (np.float32(255) * std), np.asarray(contract.mean, np.float32) / std

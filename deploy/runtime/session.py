@@ -133,7 +133,8 @@ def check_types(path: Path, contract: Contract, taken: str, given: str) -> None:
         InputError: unless bytes and labels are uint8, and all else float, float16 or bfloat16.
     """
     gives_labels = contract.output == "labels" and contract.upsampling is None
-    for dtype, is_bytes in ((taken, contract.layout == "NHWC"), (given, gives_labels)):
+    takes_bytes = contract.input_dtype == "uint8"
+    for dtype, is_bytes in ((taken, takes_bytes), (given, gives_labels)):
         if dtype not in (("uint8",) if is_bytes else ("float", "float16", "bfloat16")):
             raise InputError(
                 f"{path}: its input or output has another type than its contract says; export it "

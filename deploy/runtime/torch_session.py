@@ -31,11 +31,11 @@ class TorchSession(Closing):
         self._device = next(network.parameters()).device
         self.contract = contract
         batch, size = "batch", contract.size
-        self.input = TensorSpec("image", (batch, 3, *size), "float")
+        self.input = TensorSpec("image", (batch, len(contract.channels), *size), "float")
         self.output = TensorSpec("logits", (batch, len(contract.classes), *size), "float")
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Run once: `(N, 3, H, W) float32` to logits `(N, num_classes, H, W) float32`."""
+        """Run once: `(N, C, H, W) float32` to logits `(N, num_classes, H, W) float32`."""
         with self._torch.inference_mode():
             logits = self.network(self._torch.from_numpy(array).to(self._device))
         result: NDArray[Any] = logits.cpu().numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segdeploy.contract import Contract
+from segdeploy.contract import Contract, is_color, listed
 from segdeploy.models import image_file
 from segdeploy.templates import render
 
@@ -22,6 +22,9 @@ def client_source(name: str, contract: Contract, version: int) -> str:
         name=name,
         version=version,
         preparation=_preparation(contract),
+        takes_files=takes_files(contract),
+        channels=contract.channels,
+        dtype=contract.dtype,
         height=height,
         width=width,
         classes=len(contract.classes),
@@ -29,10 +32,14 @@ def client_source(name: str, contract: Contract, version: int) -> str:
     )
 
 
+def takes_files(contract: Contract) -> bool:
+    """Return whether the client reads JPEG and PNG files: the network takes 8-bit RGB images."""
+    return contract.dtype == "uint8" and is_color(contract.channels)
+
+
 def _preparation(contract: Contract) -> str | None:
     """Return the preprocessing in words, where it is not the one that the client has."""
     if contract.fit == "stretch":
         return None if contract.resize == "pillow-bilinear" else f"resized with {contract.resize}"
-    assert contract.pad is not None
-    value = ",".join(f"{one:g}" for one in contract.pad)
-    return f"fitted as {contract.fit} with padding {value} and resized with {contract.resize}"
+    padding = "" if contract.pad is None else f" with padding {listed(contract.pad)}"
+    return f"fitted as {contract.fit}{padding} and resized with {contract.resize}"

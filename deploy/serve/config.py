@@ -17,6 +17,7 @@ _TYPES = {
     "float": "TYPE_FP32",
     "float16": "TYPE_FP16",
     "uint8": "TYPE_UINT8",
+    "uint16": "TYPE_UINT16",
     "int32": "TYPE_INT32",
     "int64": "TYPE_INT64",
 }

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
-from segdeploy.runtime.preprocess import normalization
+from segdeploy.runtime.normalization import affine
 
 if TYPE_CHECKING:
     import onnx
@@ -17,17 +17,23 @@ if TYPE_CHECKING:
 def preprocessing_graph(contract: Contract) -> onnx.ModelProto:
     """Return the graph that normalizes images as `preprocess` does, without the resize.
 
-    It maps `bytes` `(N, H, W, 3) uint8` RGB to `image` `(N, 3, H, W) float32`. The client resizes
-    the images to the network's size, because a server's resize would differ from Pillow's.
+    It maps `bytes` `(N, H, W, C)` of the contract's image channels and dtype to `image`
+    `(N, C, H, W) float32`. The client resizes the images to the network's size, because a server's
+    resize would differ from Pillow's.
     """
     from onnx import TensorProto, helper, numpy_helper
 
     height, width = contract.size
-    scale, shift = normalization(contract)
+    kind = {"uint8": TensorProto.UINT8, "uint16": TensorProto.UINT16}.get(
+        contract.dtype, TensorProto.FLOAT
+    )
+    scale, shift = affine(contract)
     constants: dict[str, NDArray[Any]] = {"scale": scale, "shift": shift}
     nodes = [helper.make_node("Cast", ["bytes"], ["values"], to=TensorProto.FLOAT)]
-    if contract.color == "BGR":
-        constants["order"] = np.array([2, 1, 0])
+    count = len(contract.channels)
+    if contract.channels != contract.image_channels:
+        order = [contract.image_channels.index(name) for name in contract.channels]
+        constants["order"] = np.array(order)
         nodes = [
             helper.make_node("Gather", ["bytes", "order"], ["ordered"], axis=3),
             helper.make_node("Cast", ["ordered"], ["values"], to=TensorProto.FLOAT),
@@ -40,8 +46,12 @@ def preprocessing_graph(contract: Contract) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "preprocessing",
-        [helper.make_tensor_value_info("bytes", TensorProto.UINT8, ["batch", height, width, 3])],
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, height, width])],
+        [helper.make_tensor_value_info("bytes", kind, ["batch", height, width, count])],
+        [
+            helper.make_tensor_value_info(
+                "image", TensorProto.FLOAT, ["batch", count, height, width]
+            )
+        ],
         [numpy_helper.from_array(values, name) for name, values in constants.items()],
     )
     return _model(graph)

@@ -15,6 +15,7 @@ constexpr int kMaxSide = 1 << 16;
 // Limits of mean and std within which float32 arithmetic works.
 constexpr double kLargestNumber = 1e9;
 constexpr float kSmallestDeviation = 1e-9F;
+constexpr double kScale = 1.0 / 255.0;  // the factor of bytes before mean and std
 constexpr std::ptrdiff_t kLongestName = 100;
 constexpr std::size_t kMaxClasses = 255;  // a label is a byte, and one value means "ignored"
 
@@ -171,6 +172,19 @@ void read_classes(const Entries& entries, Contract& contract) {
   contract.palette = entries.palette("palette", contract.classes.size());
 }
 
+// Return whether the network's channels are blue, green and red; refuse other channels than these.
+bool read_is_bgr(const Entries& entries) {
+  using Names = std::vector<std::string>;
+  if (!entries.has("channels")) {  // schema 1, and the spelling of its first versions
+    const char* color = entries.has("colour") ? "colour" : "color";
+    return entries.one_of<bool>(color, {{"RGB", false}, {"BGR", true}});
+  }
+  const auto names = entries.get<Names>("channels");
+  if (names == Names{"R", "G", "B"}) return false;
+  if (names == Names{"B", "G", "R"}) return true;
+  entries.refuse("channels");
+}
+
 // The network's input: size, normalization, channel order, layout and resize.
 void read_input(const Entries& entries, Contract& contract) {
   if (!entries.has("size")) entries.refuse("size");
@@ -182,10 +196,17 @@ void read_input(const Entries& entries, Contract& contract) {
   for (const float deviation : contract.std) {
     if (!(deviation > kSmallestDeviation)) entries.refuse("std");
   }
-  const char* color =
-      entries.has("colour") ? "colour" : "color";  // the spelling of earlier versions
-  contract.is_bgr = entries.one_of<bool>(color, {{"RGB", false}, {"BGR", true}});
+  contract.is_bgr = read_is_bgr(entries);
   contract.takes_bytes = entries.one_of<bool>("layout", {{"NCHW", false}, {"NHWC", true}});
+  if (entries.has("dtype")) entries.one_of<bool>("dtype", {{"uint8", true}});
+  if (entries.has("gray")) entries.refuse("gray");
+  if (entries.has("source_channels")) entries.refuse("source_channels");
+  if (!contract.takes_bytes) {  // a graph of bytes contains the normalization
+    if (entries.has("scale") && entries.get<double>("scale") != kScale) entries.refuse("scale");
+    if (entries.has("normalization")) {
+      entries.one_of<bool>("normalization", {{"f32-affine", true}});
+    }
+  }
   entries.one_of<bool>("resize", {{"pillow-bilinear", true}});
   if (entries.has("fit")) entries.one_of<bool>("fit", {{"stretch", true}});
 }

@@ -55,6 +55,35 @@ int main() {
   letterboxed["fit"] = "letterbox";
   check_refused("'fit' is wrong, or of a kind that this version does not execute",
                 [&] { segdeploy::read_contract(letterboxed.dump(), "m.onnx"); });
+  auto current = sound();
+  current.erase("color");
+  current.update({{"schema", 2},
+                  {"channels", {"B", "G", "R"}},
+                  {"dtype", "uint8"},
+                  {"gray", nullptr},
+                  {"scale", 1.0 / 255.0},
+                  {"normalization", "f32-affine"}});
+  CHECK(segdeploy::read_contract(current.dump(), "m.onnx").is_bgr);
+  // What this library does not compute is refused by name.
+  const std::pair<const char*, const char*> others[] = {
+      {"channels", "[\"gray\"]"},
+      {"channels", "[\"nir\",\"R\",\"G\"]"},
+      {"channels", "7"},
+      {"dtype", "\"uint16\""},
+      {"gray", "\"pillow\""},
+      {"source_channels", "[\"R\",\"G\",\"B\",\"nir\"]"},
+      {"scale", "1.0"},
+      {"scale", "\"1\""},
+      {"normalization", "\"f32-div\""}};
+  for (const auto& [name, value] : others) {
+    auto foreign = current;
+    foreign[name] = nlohmann::json::parse(value);
+    check_refused(std::string("'") + name + "' is wrong, or of a kind that this version",
+                  [&] { segdeploy::read_contract(foreign.dump(), "m.onnx"); });
+  }
+  auto normalizing = current;  // a graph of bytes
+  normalizing.update({{"layout", "NHWC"}, {"scale", 1.0}, {"normalization", "none"}});
+  CHECK(segdeploy::read_contract(normalizing.dump(), "m.onnx").takes_bytes);
   auto bounded = sound();
   bounded["bounds"] = {{16, 24}, {480, 640}, 4};
   CHECK(segdeploy::read_contract(bounded.dump(), "m.onnx").profiles[0].takes({4, 16, 640}));

@@ -1,0 +1,298 @@
+"""Read a contract from the JSON in a file's metadata, and statements from a user's own file."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from segdeploy.contract import (
+    DTYPES,
+    FITS,
+    GRAY_CONVERSIONS,
+    MOST_CHANNELS,
+    MOST_CLASSES,
+    NORMALIZATIONS,
+    OUTPUTS,
+    PAD_SIDES,
+    PRECISIONS,
+    PREPROCESSING,
+    RESIZE_KERNELS,
+    ROUNDINGS,
+    SCHEMA,
+    Contract,
+    check_pixels,
+    contradiction,
+)
+from segdeploy.errors import InputError
+from segdeploy.files import check_input
+from segdeploy.models.names import are_names, is_line
+from segdeploy.models.strict_json import parse_json
+
+
+def read_contract(text: str, source: str) -> Contract:
+    """Parse and check a contract that was read from `source`.
+
+    A contract of schema 1 is lifted: its `color`, RGB or BGR, becomes `channels`.
+
+    Raises:
+        InputError: if the text is not JSON, the schema differs, or a field has a wrong type or
+            length.
+    """
+    values = parse_json(text, f"{source}: its segdeploy contract", mend="export the network again")
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: its segdeploy contract is not a JSON object")
+    schema = values.pop("schema", None)
+    if isinstance(schema, bool) or schema not in range(1, SCHEMA + 1):
+        raise InputError(
+            f"{source}: its contract has schema {schema!r}, this segdeploy reads {SCHEMA}; "
+            "install the segdeploy that wrote it, or export again"
+        )
+    if "channels" not in values:
+        values = _lifted(values)
+    required = {name: check for name, check in CHECKS.items() if name not in _LATER}
+    for name, is_valid in {**required, **{k: v for k, v in CHECKS.items() if k in values}}.items():
+        if name not in values:
+            raise InputError(
+                f"{source}: the contract's '{name}' is missing; export the network again"
+            )
+        if not is_valid(values[name]):
+            raise InputError(
+                f"{source}: the contract's '{name}' is wrong, or of a kind that this version does "
+                "not execute; export the network again"
+            )
+    largest = (values.get("bounds") or [None, values["size"]])[1]
+    for size in (values["size"], largest):
+        check_pixels(size, f"{source}: the contract's input")
+    if len(values["palette"]) != len(values["classes"]):
+        raise InputError(
+            f"{source}: the contract's numbers of colors and classes differ; export the network "
+            "again"
+        )
+    known = {entry.name for entry in fields(Contract)}
+    contract = Contract(**{name: frozen(v) for name, v in values.items() if name in known})
+    if reason := contradiction(contract):
+        raise InputError(
+            f"{source}: its contract contradicts itself ({reason}); export the network again"
+        )
+    return contract
+
+
+def _lifted(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of schema 1 as those of schema 2."""
+    lifted = dict(values)
+    color = lifted.pop("colour", None)  # the spelling of the first versions
+    color = lifted.pop("color", color)
+    if color in ("RGB", "BGR"):
+        lifted["channels"] = list(color)
+        if color == "BGR" and values.get("layout") == "NHWC":
+            # The order of the graph's images; its mean and std were those of RGB.
+            for name in ("mean", "std"):
+                if isinstance(values.get(name), list):
+                    lifted[name] = values[name][::-1]
+    elif color is not None:
+        lifted["channels"] = color  # refused by its check
+    if isinstance(assumed := values.get("assumed"), list):
+        lifted["assumed"] = ["channels" if name == "color" else name for name in assumed]
+    return lifted
+
+
+# What a contract file may state, beside `mean_255` and `std_255`. The network decides the rest.
+STATED = (
+    *("channels", "source_channels", "dtype", "gray"),
+    *("scale", "mean", "std", "normalization"),
+    *("fit", "edge", "longest_edge", "rounding", "side_multiple"),
+    *("pad", "pad_normalized", "pad_side", "pad_multiple", "resize"),
+)
+_STATED_IN_FILE = (*STATED, "size", "classes", "palette", "ignore_index")
+
+
+def read_statement(path: Path) -> dict[str, Any]:
+    """Return the fields of a contract that a file states, FILE.json or FILE.toml.
+
+    The names are those of the contract. A scale may be a fraction in quotes, such as `"1/255"`, and
+    `mean_255` and `std_255` are in units of 0 to 255. The fields of a complete contract that the
+    network decides, such as its precision, are left out.
+
+    Raises:
+        InputError: for a file that is neither, an unknown name, or a value of a wrong type.
+    """
+    values = _parsed(path)
+    schema = values.pop("schema", SCHEMA)
+    if schema not in range(1, SCHEMA + 1):
+        raise InputError(f"{path}: has schema {schema!r}, this segdeploy reads {SCHEMA}")
+    if {"color", "colour"} & set(values):
+        values = _lifted(values)
+    is_complete = "architecture" in values
+    stated: dict[str, Any] = {}
+    for name, value in values.items():
+        field = name.removesuffix("_255") if name in ("mean_255", "std_255") else name
+        if field not in _STATED_IN_FILE:
+            if field not in CHECKS:
+                names = ", ".join(_STATED_IN_FILE)
+                raise InputError(f"{path}: '{name}' is no field of a contract; there are {names}")
+            if not is_complete:
+                raise InputError(
+                    f"{path}: '{name}' is decided by the network, and cannot be stated; remove it"
+                )
+            continue
+        if field == "scale" and isinstance(value, str):
+            value = as_number(value)
+        if field in ("mean", "std", "pad") and isinstance(value, (int, float)):
+            value = [value] * len(values.get("channels", ("R", "G", "B")))
+        if not CHECKS[field](value):
+            raise InputError(f"{path}: '{name}' has a value that a contract cannot hold: {value!r}")
+        if value is not None:
+            stated[name] = frozen(value)
+    return stated
+
+
+def as_number(text: str) -> float | None:
+    """Return the number of `0.5` or `1/255`; None for other text."""
+    numerator, _, denominator = text.partition("/")
+    try:
+        return float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    content = check_input(path).read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text ({error})") from error
+    if path.suffix == ".toml":
+        return _toml(text, path)
+    if path.suffix != ".json":
+        raise InputError(f"{path}: a contract file ends in .json or .toml")
+    values = parse_json(text, str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold a JSON object")
+    return values
+
+
+def _toml(text: str, path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+
+        try:
+            return tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise InputError(f"{path}: is not TOML ({error})") from error
+    raise InputError(f"{path}: TOML needs Python 3.11; write the contract as .json")
+
+
+def frozen(value: Any) -> Any:
+    """Return a value of JSON or TOML with tuples instead of lists."""
+    return tuple(frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    """Return whether `value` is a number (not a bool) of magnitude up to 1e9, safe for float32."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e9
+
+
+def _is_byte(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def _is_list(length: int | None, is_item: Any, most: int | None = None) -> Any:
+    def check(value: object) -> bool:
+        return (
+            isinstance(value, list)
+            and (len(value) == length if length is not None else bool(value))
+            and (most is None or len(value) <= most)
+            and all(is_item(item) for item in value)
+        )
+
+    return check
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16
+
+
+def _are_bounds(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    sizes = _is_list(2, _is_size)
+    if not (sizes(value[0]) and sizes(value[1]) and _is_size(value[2])):
+        return False
+    return all(low <= high for low, high in zip(value[0], value[1], strict=True))
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and float(value) > 1e-9  # type: ignore[arg-type]
+
+
+def _is_provenance(value: object) -> bool:
+    return isinstance(value, dict) and all(is_line(text) for item in value.items() for text in item)
+
+
+def _one_of(values: Any) -> Any:
+    return lambda value: isinstance(value, str) and value in values
+
+
+def _optional(is_valid: Any) -> Any:
+    return lambda value: value is None or is_valid(value)
+
+
+def _are_channels(value: object) -> bool:
+    return _is_list(None, is_line, MOST_CHANNELS)(value) and are_names(value)
+
+
+# Only values that this version implements. Others would silently give wrong results.
+CHECKS = {
+    "architecture": is_line,
+    "classes": lambda value: are_names(value) and len(value) <= MOST_CLASSES,
+    "palette": _is_list(None, _is_list(3, _is_byte)),
+    "ignore_index": _is_byte,
+    "size": _is_list(2, _is_size),
+    "arguments": _is_mapping,
+    "channels": _are_channels,
+    "source_channels": _optional(_are_channels),
+    "dtype": _one_of(DTYPES),
+    "gray": _optional(_one_of(GRAY_CONVERSIONS)),
+    "scale": _is_positive,
+    "mean": _is_list(None, _is_number, MOST_CHANNELS),
+    "std": _is_list(None, _is_positive, MOST_CHANNELS),
+    "normalization": _one_of(NORMALIZATIONS),
+    "layout": _one_of(("NCHW", "NHWC")),
+    "fit": _one_of(FITS),
+    "edge": _optional(_is_size),
+    "longest_edge": _optional(_is_size),
+    "rounding": _optional(_one_of(ROUNDINGS)),
+    "side_multiple": _optional(_is_size),
+    "pad": _optional(_is_list(None, _is_number, MOST_CHANNELS)),
+    "pad_normalized": _is_bool,
+    "pad_side": _optional(_one_of(PAD_SIDES)),
+    "pad_multiple": _optional(_is_size),
+    "resize": _one_of(RESIZE_KERNELS),
+    "output": _one_of(OUTPUTS),
+    "precision": _one_of(PRECISIONS),
+    "scales": _is_list(None, _is_positive),
+    "flip": _is_bool,
+    "fuse": _one_of(("mean", "max")),
+    "upsampling": _optional(_one_of(("align-corners", "half-pixel"))),
+    "bounds": _optional(_are_bounds),
+    "multiple": _is_size,
+    "provenance": _is_provenance,
+    "assumed": lambda value: isinstance(value, list) and all(v in PREPROCESSING for v in value),
+}
+# Fields that are missing in files of earlier versions.
+_LATER = {
+    *("source_channels", "dtype", "gray", "scale", "normalization"),
+    *("fit", "edge", "longest_edge", "rounding", "side_multiple"),
+    *("pad", "pad_normalized", "pad_side", "pad_multiple", "fuse", "upsampling", "bounds"),
+    *("multiple", "assumed"),
+}
