@@ -7,6 +7,7 @@ The contract is created once, when a network is trained or loaded. The checkpoin
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -28,6 +29,9 @@ SCHEMA = 2
 Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OUTPUTS = ("logits", "probabilities", "labels")
+# `multiclass` takes the best class. `binary` has one channel, the score of the second class.
+HEADS = ("multiclass", "binary")
+BINARY_CLASSES = ("background", "foreground")
 _FILTERS = ("box", "bilinear", "bicubic", "lanczos")
 # Resize kernels by the library whose arithmetic they have. Pillow 13 changed the order of its
 # passes; `pillow-pre13` is the earlier order.
@@ -89,6 +93,11 @@ class Contract:
     `pad_normalized`, after normalization), `pad_side` is its place, and `pad_multiple` the number
     whose multiples the sides are padded to.
 
+    The `head` is `multiclass`, or `binary`: two classes and one channel, the score of the second
+    class, whose probability (the sigmoid of the logit) is compared with `threshold`. A pixel whose
+    class has a probability below `min_confidence` gets the ignore index. Below, C is the number of
+    channels of the scores.
+
     `output` is `logits` or `probabilities` `(N, C, H, W) float32`, or `labels` `(N, H, W) uint8`.
     With `upsampling` (`align-corners` or `half-pixel`) the graph returns low-resolution logits
     `(N, C, h, w)`, and the runtime computes the labels: bilinear upsampling to `size`, then argmax.
@@ -123,6 +132,9 @@ class Contract:
     pad_side: str | None = None
     pad_multiple: int | None = None
     resize: str = "pillow-bilinear"
+    head: str = "multiclass"
+    threshold: float | None = None
+    min_confidence: float | None = None
     output: str = "logits"
     precision: Precision = "fp32"
     scales: tuple[float, ...] = (1.0,)
@@ -149,6 +161,23 @@ class Contract:
     def input_dtype(self) -> str:
         """The network's input dtype: float32, or uint8 where the graph normalizes bytes."""
         return "uint8" if self.layout == "NHWC" and self.dtype == "uint8" else "float32"
+
+    @property
+    def score_channels(self) -> int:
+        """The number of channels of the network's scores."""
+        return 1 if self.head == "binary" else len(self.classes)
+
+    @property
+    def threshold_score(self) -> float:
+        """The score of a binary network above which a pixel is of the second class.
+
+        It is the threshold's logit, so that no sigmoid is computed, unless the network gives
+        probabilities.
+        """
+        threshold = 0.5 if self.threshold is None else self.threshold
+        if self.output == "probabilities":
+            return threshold
+        return math.log(threshold / (1 - threshold))
 
     @property
     def image_channels(self) -> tuple[str, ...]:
@@ -277,7 +306,10 @@ def contradiction(contract: Contract) -> str | None:
 
     The reason begins with the option that states the field.
     """
-    checks = (_channel_contradiction, _normalization_contradiction, _fit_contradiction)
+    checks = (
+        *(_channel_contradiction, _normalization_contradiction),
+        *(_fit_contradiction, _head_contradiction),
+    )
     return next(filter(None, (check(contract) for check in checks)), None)
 
 
@@ -324,6 +356,29 @@ def _normalization_contradiction(contract: Contract) -> str | None:
                 f"--{name} {listed(values)}: is beyond the values, which the scale brings to "
                 f"0..{largest:g}; give --{name}-255 for values of 0..255, or another --scale"
             )
+    return None
+
+
+def _head_contradiction(contract: Contract) -> str | None:
+    threshold, least = contract.threshold, contract.min_confidence
+    if least is not None and not 0 < least < 1:
+        return f"--min-confidence {least:g}: is a probability, above 0 and below 1"
+    if least is not None and contract.output == "labels":
+        return (
+            f"--min-confidence {least:g}: needs the probabilities, and the graph gives labels; "
+            "leave --output labels out"
+        )
+    if contract.head != "binary":
+        if threshold is None:
+            return None
+        return f"--threshold {threshold:g}: goes with a binary network, of one output channel"
+    if len(contract.classes) not in (0, 2):
+        return (
+            f"a binary network has two classes, and there are {len(contract.classes)}; name the "
+            "one that it finds with --foreground"
+        )
+    if threshold is not None and not 0 < threshold < 1:
+        return f"--threshold {threshold:g}: is a probability, above 0 and below 1"
     return None
 
 

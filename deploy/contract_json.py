@@ -11,6 +11,7 @@ from segdeploy.contract import (
     DTYPES,
     FITS,
     GRAY_CONVERSIONS,
+    HEADS,
     MOST_CHANNELS,
     MOST_CLASSES,
     NORMALIZATIONS,
@@ -104,6 +105,7 @@ STATED = (
     *("scale", "mean", "std", "normalization"),
     *("fit", "edge", "longest_edge", "rounding", "side_multiple"),
     *("pad", "pad_normalized", "pad_side", "pad_multiple", "resize"),
+    *("head", "threshold", "min_confidence"),
 )
 _STATED_IN_FILE = (*STATED, "size", "classes", "palette", "ignore_index")
 
@@ -278,6 +280,9 @@ CHECKS = {
     "pad_side": _optional(_one_of(PAD_SIDES)),
     "pad_multiple": _optional(_is_size),
     "resize": _one_of(RESIZE_KERNELS),
+    "head": _one_of(HEADS),
+    "threshold": _optional(_is_number),
+    "min_confidence": _optional(_is_number),
     "output": _one_of(OUTPUTS),
     "precision": _one_of(PRECISIONS),
     "scales": _is_list(None, _is_positive),
@@ -293,6 +298,7 @@ CHECKS = {
 _LATER = {
     *("source_channels", "dtype", "gray", "scale", "normalization"),
     *("fit", "edge", "longest_edge", "rounding", "side_multiple"),
-    *("pad", "pad_normalized", "pad_side", "pad_multiple", "fuse", "upsampling", "bounds"),
-    *("multiple", "assumed"),
+    *("pad", "pad_normalized", "pad_side", "pad_multiple"),
+    *("head", "threshold", "min_confidence"),
+    *("fuse", "upsampling", "bounds", "multiple", "assumed"),
 }

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.contract import (
+    BINARY_CLASSES,
     GRAY,
     METADATA_KEY,
     MOST_CLASSES,
     PREPROCESSING,
+    Classes,
     Contract,
     check_pixels,
     is_color,
@@ -48,6 +50,8 @@ class ModelSpec:
     take: str | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the contract that the user states, as in `Contract.with_stated`."""
+    foreground: str | None = None
+    """The class of a data set that a binary network finds; all others are the background."""
 
     @classmethod
     def of(cls, model: str | Path | ModelSpec) -> ModelSpec:
@@ -60,7 +64,8 @@ class ModelSpec:
         Raises:
             InputError: if weights, classes, arguments or an output key are given with the file.
         """
-        given = [name for name in ("weights", "num_classes", "take") if getattr(self, name)]
+        named = ("weights", "num_classes", "take", "foreground")
+        given = [name for name in named if getattr(self, name)]
         given += [name if name in ("width", "stride") else "arg" for name in self.arguments]
         given += ["rescale" if name == "scale" else name for name in self.stated]
         if given:
@@ -118,7 +123,7 @@ def load_network(
     spec, published = _published(spec, default_size)
     state, stored = _weights(spec)
     start = _contract(spec, stored or published, dataset, default_size)
-    classes = len(start.classes) or None
+    classes = start.score_channels or None
     module = build(classes, start.arguments, len(start.channels))
 
     from segdeploy.models.checkpoint import check_finite, load_weights
@@ -134,6 +139,12 @@ def load_network(
     network = Network(module, classes, start.size, spec.model, spec.take, channels)
     network.eval()
     contract = _completed(start, network, spec)
+    if spec.is_factory and network.gives_probabilities(contract.size):
+        _LOG.info(
+            f"{spec.model}: ends in a {'sigmoid' if network.num_classes == 1 else 'softmax'}, so "
+            "its output is taken as probabilities"
+        )
+        contract = replace(contract, output="probabilities")
     if contract.assumed and not is_trained_here:
         _LOG.info(
             f"{spec.model}: assumed how its images are prepared: {contract.assumptions}; state "
@@ -169,11 +180,6 @@ def _with_channels(contract: Contract, module: nn.Module, spec: ModelSpec) -> Co
 def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contract:
     """Return the contract completed from the network's output: classes, and the output taken."""
     count = network.num_classes
-    if count < 2:
-        raise InputError(
-            f"{spec.model}: the network has one output channel, so every pixel gets class 0; add a "
-            "channel for the background"
-        )
     if count > MOST_CLASSES:
         raise InputError(
             f"{spec.model}: the network has {count} output channels; labels are uint8, so the "
@@ -189,6 +195,12 @@ def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contrac
         )
     if contract.classes:
         return contract
+    if count == 1:
+        _LOG.info(
+            f"{spec.model}: has one output channel, so it is a binary network: a pixel is of the "
+            "foreground where the sigmoid is above 0.5; name its class with --data and --foreground"
+        )
+        return replace(contract.with_stated({"head": "binary"}), **_BINARY)
     _LOG.info(f"{spec.model}: has {count} classes, read from its output; name them with --data")
     names, palette = placeholder_classes(count)
     return replace(contract, classes=names, palette=palette)
@@ -253,6 +265,12 @@ def _published(
     return replace(spec, weights=path), contract
 
 
+_BINARY: Mapping[str, Any] = {
+    "classes": BINARY_CLASSES,
+    "palette": placeholder_classes(len(BINARY_CLASSES))[1],
+}
+
+
 def _weights(spec: ModelSpec) -> tuple[Mapping[str, Tensor] | None, Contract | None]:
     if spec.weights is None:
         return None, None
@@ -275,23 +293,15 @@ def _contract(
     dataset: DataSet | None,
     default_size: tuple[int, int] | None,
 ) -> Contract:
-    named = stated_classes(spec.stated)
+    if spec.foreground is not None:
+        if dataset is None:
+            raise InputError("--foreground: names a class of a data set; give --data, too")
+        dataset = dataset.against_rest(spec.foreground)
     size = spec.size or spec.stated.get("size")
     stated = {name: value for name, value in spec.stated.items() if name != "size"}
     if stored is not None:
-        if spec.num_classes and spec.num_classes != len(stored.classes):
-            raise InputError(
-                f"{spec.weights}: has {len(stored.classes)} classes, not {spec.num_classes}; "
-                "leave --num-classes out"
-            )
-        if dataset is not None:
-            matched(stored, dataset, str(spec.weights))
+        _check_stored(spec, stored, dataset)
         check_pixels(size or stored.size, f"{spec.weights}: its input")
-        if named is not None and named[0] != stored.classes:
-            raise InputError(
-                f"{spec.weights}: has the classes {', '.join(stored.classes)}, and the contract "
-                f"file has {', '.join(named[0])}; leave its classes out"
-            )
         return replace(
             stored,
             size=size or stored.size,
@@ -301,22 +311,7 @@ def _contract(
     if size is None:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --size HxW")
     check_pixels(size, f"{spec.model}: its input")
-    if dataset is not None:
-        if spec.num_classes and spec.num_classes != len(dataset.classes):
-            raise InputError(
-                f"{dataset.root}: has {len(dataset.classes)} classes, but --num-classes is "
-                f"{spec.num_classes}; leave out --num-classes"
-            )
-        classes, palette, ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
-    elif named is not None:
-        classes, palette, ignore_index = named
-    elif spec.num_classes:
-        classes, palette = placeholder_classes(spec.num_classes)
-        ignore_index = 255
-    elif spec.is_factory:  # the classes are read from the network's output later
-        classes, palette, ignore_index = (), (), 255
-    else:
-        raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
+    classes, palette, ignore_index = _classes(spec, dataset)
     has_own_weights = spec.weights is not None or spec.is_factory
     start = Contract(
         architecture=spec.model,
@@ -327,7 +322,52 @@ def _contract(
         arguments=dict(spec.arguments),
         assumed=PREPROCESSING if has_own_weights else (),
     )
-    return start.with_stated({**_images_of(dataset), **stated})
+    is_binary = spec.foreground is not None or spec.num_classes == 1
+    implied = {"head": "binary"} if is_binary else {}
+    return start.with_stated({**implied, **_images_of(dataset), **stated})
+
+
+def _check_stored(spec: ModelSpec, stored: Contract, dataset: DataSet | None) -> None:
+    """Refuse classes that are not those of a checkpoint."""
+    if spec.num_classes not in (None, len(stored.classes), stored.score_channels):
+        raise InputError(
+            f"{spec.weights}: has {len(stored.classes)} classes, not {spec.num_classes}; "
+            "leave --num-classes out"
+        )
+    if dataset is not None:
+        matched(stored, dataset, str(spec.weights))
+    named = stated_classes(spec.stated)
+    if named is not None and named[0] != stored.classes:
+        raise InputError(
+            f"{spec.weights}: has the classes {', '.join(stored.classes)}, and the contract "
+            f"file has {', '.join(named[0])}; leave its classes out"
+        )
+
+
+def _classes(spec: ModelSpec, dataset: DataSet | None) -> Classes:
+    """Return the classes of a network without a checkpoint; none if its output tells them."""
+    named = stated_classes(spec.stated)
+    if dataset is not None:
+        if spec.num_classes not in (None, 1, len(dataset.classes)):
+            raise InputError(
+                f"{dataset.root}: has {len(dataset.classes)} classes, but --num-classes is "
+                f"{spec.num_classes}; leave out --num-classes"
+            )
+        if named is not None and named[0] != dataset.classes:
+            raise InputError(
+                f"{dataset.root}: has the classes {', '.join(dataset.classes)}, and the contract "
+                f"file has {', '.join(named[0])}; leave its classes out"
+            )
+        return dataset.classes, dataset.palette, dataset.ignore_index
+    if named is not None:
+        return named
+    if spec.num_classes == 1:
+        return BINARY_CLASSES, placeholder_classes(len(BINARY_CLASSES))[1], 255
+    if spec.num_classes:
+        return *placeholder_classes(spec.num_classes), 255
+    if spec.is_factory:
+        return (), (), 255
+    raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
 
 
 def _images_of(dataset: DataSet | None) -> dict[str, Any]:
@@ -355,6 +395,10 @@ def matched(contract: Contract, dataset: DataSet, source: str) -> DataSet:
     Raises:
         InputError, ModelInputError: if the classes, the channels or the dtype differ.
     """
+    if contract.head == "binary" and contract.classes != dataset.classes:
+        background, foreground = contract.classes
+        if background == BINARY_CLASSES[0] and foreground in dataset.classes:
+            dataset = dataset.against_rest(foreground)
     if contract.classes != dataset.classes:
         raise InputError(_other_classes(source, contract.classes, dataset))
     if contract.dtype != dataset.dtype:

@@ -131,6 +131,29 @@ class DataSet:
             )
         return replace(self, order=tuple(self.channels.index(name) for name in names))
 
+    def against_rest(self, name: str) -> DataSet:
+        """Return the data set with the two classes `background` and `name`.
+
+        Raises:
+            ModelInputError: if there is no class of that name.
+        """
+        if name not in self.classes:
+            raise ModelInputError(
+                f"{self.root}: has no class '{name}'; it has {', '.join(self.classes)}"
+            )
+        at = self.classes.index(name)
+        ids = self.lookup or bytes(range(256))
+        binary = [
+            int(one == at) if one < len(self.classes) and one != self.ignore_index else one
+            for one in ids
+        ]
+        return replace(
+            self,
+            classes=("background", name),
+            palette=((0, 0, 0), self.palette[at]),
+            lookup=bytes(binary),
+        )
+
     def frames(self, split: str, limit: int | None = None) -> list[Frame]:
         """Return a split's frames in order of name, at most the first `limit`.
 

@@ -63,6 +63,23 @@ class Network(nn.Module):
         """
         self._check(self._main_output(self._run(size), self.num_classes), size)
 
+    def gives_probabilities(self, size: tuple[int, int]) -> bool:
+        """Return whether the network ends in a softmax, or with one channel in a sigmoid.
+
+        The outputs of a softmax sum to one. Those of a sigmoid stay within 0 and 1 for any image,
+        as for one of very large values.
+        """
+        shape = (1, self.channels, *size)
+        noise = 1e4 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        parameter = next(self.parameters(), torch.zeros(()))
+        with torch.no_grad():
+            scores = self._main_output(self.module(noise.to(parameter.device)), self.num_classes)
+        if not torch.isfinite(scores).all() or not ((scores >= 0) & (scores <= 1)).all():
+            return False
+        if self.num_classes == 1:
+            return bool(scores.max() > scores.min())
+        return bool(torch.allclose(scores.sum(1), torch.ones(()).to(scores), atol=1e-3))
+
     def step(self, size: tuple[int, int]) -> int | None:
         """Return the number of which height and width must be multiples; None if none is found.
 

@@ -82,9 +82,9 @@ class Step:
 class Training:
     """A network, its optimizer and its schedule, advanced by `epoch()`.
 
-    The network maps `(N, C, H, W) float32` to logits `(N, num_classes, H, W)` and is trained in
-    place with AdamW. An epoch depends only on the settings, the frames and the number of the epoch,
-    so that `restore(state())` continues exactly.
+    The network maps `(N, C, H, W) float32` to logits `(N, num_classes, H, W)`, or `(N, 1, H, W)` of
+    two classes, and is trained in place with AdamW. An epoch depends only on the settings, the
+    frames and the number of the epoch, so that `restore(state())` continues exactly.
 
     Raises:
         ModelInputError: for an unknown schedule or loss, an invalid learning rate, or a network
@@ -206,7 +206,12 @@ class Training:
         masks = batch.masks.to(self._device).long()
         with self._precision():
             logits = self._logits((images - self._mean) / self._std, batch)
-        loss = self._loss(logits.float(), masks)
+        logits = logits.float()
+        if logits.shape[1] == 1:
+            # The softmax over (0, x) is the sigmoid of x, so the losses of two classes are the
+            # binary ones.
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        loss = self._loss(logits, masks)
         if not torch.isfinite(loss):
             names = ", ".join(batch.names[:4]) + (", ..." if len(batch.names) > 4 else "")
             raise ModelInputError(

@@ -124,7 +124,7 @@ def test_costs_calibration_error_by_hand() -> None:
     scores[0] = [0.9, 0.9, 0.6, 0.6]
     scores[1] = 1 - scores[0]
     mask = np.array([[0, 1, 0, 255]], np.uint8)
-    counts = reliability(scores, mask, 255, are_logits=False)
+    counts = reliability(scores, mask, 255)
     assert counts.shape == (BINS, 3)
     # 0.9 sure and right once of two; 0.6 sure and right
     assert expected_calibration_error(counts) == pytest.approx((0.8 + 0.4) / 3)

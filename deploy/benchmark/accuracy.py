@@ -63,7 +63,7 @@ class Evaluation:
 class _Seen:
     """A frame with the reference's outputs; `outputs` caches candidates' outputs by predictor.
 
-    `window` are the rows and columns that the networks see.
+    `window` are the rows and columns that the networks see, `output` is the kind of the scores.
     """
 
     frame: Frame
@@ -74,6 +74,7 @@ class _Seen:
     labels: NDArray[np.uint8]
     margin: NDArray[np.float32]
     window: tuple[slice, slice]
+    output: str
     outputs: dict[int, _Output] = field(default_factory=dict)
 
 
@@ -166,11 +167,12 @@ def evaluate(
 
 def _see(reference: Predictor, frame: Frame) -> _Seen:
     image, mask = frame.read()
-    scores = reference.logits(image)
+    scores = reference.scores(image)
     upsampled = reference.upsampled(scores, (mask.shape[0], mask.shape[1]))
     labels = reference.best(upsampled)
     window = reference.seen((mask.shape[0], mask.shape[1]))
-    return _Seen(frame, image, mask, scores, upsampled, labels, margin(upsampled), window)
+    kind = reference.contract.output
+    return _Seen(frame, image, mask, scores, upsampled, labels, margin(upsampled), window, kind)
 
 
 def _count(opened: OpenCandidate, seen: _Seen, dataset: DataSet, *, ece: bool) -> dict[str, Any]:
@@ -197,15 +199,15 @@ def _count(opened: OpenCandidate, seen: _Seen, dataset: DataSet, *, ece: bool) -
 def _output(predictor: Predictor, seen: _Seen) -> _Output:
     """Return the scores, the scores upsampled to the frame's size, and the labels.
 
-    Both scores are None for a graph that does not return logits.
+    Both scores are None for a graph whose output is of another kind than the reference's.
     """
     held = seen.outputs.get(id(predictor))  # shared by candidates of the same file
     if held is None:
-        if predictor.contract.output != "logits":
+        if predictor.contract.output != seen.output:
             held = None, None, predictor.predict(seen.image)
         else:
             height, width = seen.labels.shape
-            scores = predictor.logits(seen.image)
+            scores = predictor.scores(seen.image)
             upsampled = predictor.upsampled(scores, (height, width))
             held = scores, upsampled, predictor.best(upsampled)
         seen.outputs[id(predictor)] = held
@@ -221,12 +223,9 @@ def _counts(mask: NDArray[np.uint8], labels: NDArray[np.uint8], dataset: DataSet
 def _sureness(
     upsampled: NDArray[np.float32], seen: _Seen, predictor: Predictor, dataset: DataSet
 ) -> dict[str, Any]:
-    are_logits = predictor.contract.output == "logits"
     rows, columns = seen.window
-    shown_scores = upsampled[:, rows, columns]
-    found = reliability(
-        shown_scores, seen.mask[rows, columns], dataset.ignore_index, are_logits=are_logits
-    )
+    shares = predictor.shares(upsampled[:, rows, columns])
+    found = reliability(shares, seen.mask[rows, columns], dataset.ignore_index)
     return {"reliability": found.tolist()}
 
 

@@ -316,7 +316,7 @@ def _complete(spec: ModelSpec, contract: Contract) -> ModelSpec:
     """Add the size and classes from the data set to a named network, for the worker process."""
     if spec.is_file:
         return spec
-    return replace(spec, size=contract.size, num_classes=len(contract.classes))
+    return replace(spec, size=contract.size, num_classes=contract.score_channels)
 
 
 def _bytes(spec: ModelSpec) -> int | None:

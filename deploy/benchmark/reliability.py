@@ -5,21 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.runtime.postprocess import softmax
-
 BINS = 15
 
 
 def reliability(
-    scores: NDArray[np.float32], mask: NDArray[np.uint8], ignore_index: int, *, are_logits: bool
+    shares: NDArray[np.float32], mask: NDArray[np.uint8], ignore_index: int
 ) -> NDArray[np.float64]:
     """Return `(15, 3)`: pixels, summed confidence and correct pixels per confidence bin.
 
-    The bins have equal width. `scores` are `(C, H, W)` at the size of `mask`. Ignored pixels do not
-    count.
+    The bins have equal width. `shares` are probabilities `(C, H, W)` at the size of `mask`. Ignored
+    pixels do not count.
     """
     labeled = mask != ignore_index
-    shares = softmax(scores) if are_logits else scores
     confidence = shares.max(0)[labeled]
     right = shares.argmax(0)[labeled] == mask[labeled]
     bins = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)

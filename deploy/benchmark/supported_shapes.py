@@ -134,7 +134,7 @@ def _check_shape(
     contract = predictor.contract.stretched_to(size)
     try:
         wanted = _stretching(reference, size)
-        scores = [wanted.logits(image) for image in images]
+        scores = [wanted.scores(image) for image in images]
     except InputError as error:
         return ShapeCheck(shape, untried=f"the reference cannot run it: {first_line(error)}")
     try:

@@ -17,7 +17,10 @@ COMMANDS = {
     "End to end": ("deploy",),
 }
 OPTIONS = {
-    "Network": ("num_classes", "width", "stride", "extra", "weights", "size", "take"),
+    "Network": (
+        *("num_classes", "foreground", "threshold", "min_confidence"),
+        *("width", "stride", "extra", "weights", "size", "take"),
+    ),
     "Data": ("data", "split", "limit", "check_split", "reference", "golden"),
     "Training": (
         *("epochs", "batch_size", "accumulate", "learning_rate", "schedule", "loss"),

@@ -264,6 +264,19 @@ def preprocessing_options(command: Command) -> Command:
             click.option("--mean-255", type=Numbers(), help="--mean in units of 0 to 255."),
             click.option("--std-255", type=Numbers(), help="--std in units of 0 to 255."),
             click.option(
+                "--threshold",
+                type=click.FloatRange(0, 1, min_open=True, max_open=True),
+                metavar="P",
+                help="Probability above which a binary network's pixel is of the foreground.  "
+                "[default: 0.5]",
+            ),
+            click.option(
+                "--min-confidence",
+                type=click.FloatRange(0, 1, min_open=True, max_open=True),
+                metavar="P",
+                help="Give pixels whose class has a lower probability the ignore index.",
+            ),
+            click.option(
                 "--normalization",
                 type=click.Choice(NORMALIZATIONS),
                 metavar="FORMULA",
@@ -282,6 +295,7 @@ STATED = (
     "side_multiple",
     *("pad", "pad_side", "pad_multiple", "resize"),
     *("rescale", "mean", "std", "mean_255", "std_255", "normalization"),
+    *("threshold", "min_confidence"),
 )
 PREPROCESSING_OPTIONS = (*STATED, "pad_normalized", "contract_file")
 
@@ -318,7 +332,13 @@ def network_options(command: Command) -> Command:
                 "--num-classes",
                 type=click.IntRange(1, 255),
                 metavar="N",
-                help="Number of classes of a registry network.",
+                help="Number of classes of a registry network; 1 is a binary network with one "
+                "output channel.",
+            ),
+            click.option(
+                "--foreground",
+                metavar="CLASS",
+                help="Class of --data that a binary network finds; all others are the background.",
             ),
             click.option(
                 "--width",
@@ -359,7 +379,7 @@ def network_options(command: Command) -> Command:
 
 
 NETWORK_OPTIONS = (
-    *("num_classes", "width", "stride", "extra", "weights", "size", "take"),
+    *("num_classes", "foreground", "width", "stride", "extra", "weights", "size", "take"),
     *PREPROCESSING_OPTIONS,
 )
 
@@ -379,6 +399,7 @@ def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
         options["size"],
         options["take"],
         stated_preprocessing(options),
+        options["foreground"],
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from segdeploy.artifact import EngineFile, OnnxFile, open_artifact
 from segdeploy.contract import (
+    BINARY_CLASSES,
     GRAY,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -189,7 +190,7 @@ def _input_and_output(contract: Contract, dynamic: bool) -> tuple[TensorSpec, Te
     Only the engine knows the names of its tensors.
     """
     height, width = contract.size
-    classes = len(contract.classes)
+    classes = contract.score_channels
     sides: tuple[int | str, ...] = ("height", "width") if dynamic else (height, width)
     count = len(contract.channels)
     taken = (*sides, count) if contract.layout == "NHWC" else (count, *sides)
@@ -213,6 +214,8 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
             raise InputError("--like: includes the classes; leave --data and --num-classes out")
         # The provenance of the file `like` does not apply to this file.
         return replace(_contract_of(statement.like).with_stated(stated), provenance=provenance)
+    if statement.num_classes == 1:
+        stated.setdefault("head", "binary")
     classes, palette, ignored = _classes(file, statement)
     count = len(stated.get("channels", RGB))
     is_nhwc = shape[3:] in ((count,), (1,)) and shape[1:2] != (count,)
@@ -247,6 +250,8 @@ def _classes(file: Path, statement: Statement) -> Classes:
     if statement.data is not None:
         dataset = open_dataset(statement.data)
         return dataset.classes, dataset.palette, dataset.ignore_index
+    if statement.num_classes == 1:
+        return BINARY_CLASSES, placeholder_classes(len(BINARY_CLASSES))[1], 255
     if statement.num_classes:
         return *placeholder_classes(statement.num_classes), 255
     if (named := stated_classes(statement.preprocessing)) is not None:

@@ -41,6 +41,7 @@ def evaluate(
         default_size=first.shape[:2],
     )
     with predictor:
-        frames = matched(predictor.contract, dataset, spec.model).frames(split, limit)
+        dataset = matched(predictor.contract, dataset, spec.model)
+        frames = dataset.frames(split, limit)
         matrix = confusion(predictor, dataset, frames, options, on_frame)
     return summarize(matrix, dataset.classes, len(frames))

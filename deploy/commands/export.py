@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.contract import OUTPUTS, Contract, is_color, listed
+from segdeploy.contract import OUTPUTS, Contract, contradiction, is_color, listed
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.exporter.pre_post_processing import (
     append_output,
-    are_probabilities,
     cut_last_upsampling,
     prepend_preprocessing,
 )
@@ -35,7 +34,7 @@ from segdeploy.profiles import Bounds
 from segdeploy.proof.dilation import TraceProof, modules_left_out, prove_dilations, prove_trace
 from segdeploy.proof.divergence import first_divergence
 from segdeploy.proof.image_parity import check_ends
-from segdeploy.proof.parity import Parity, check_parity, check_steadiness, reference_of
+from segdeploy.proof.parity import Parity, check_parity, check_steadiness
 from segdeploy.proof.test_inputs import Shape, breaking_inputs, probe_shapes, random_images
 from segdeploy.runtime.preprocess import preprocess as preprocess_image
 
@@ -146,6 +145,8 @@ def export(
     require("torch", "onnxscript", "onnxruntime")
     dataset = open_dataset(Path(data)) if data else None
     loaded = load_network(spec, dataset)
+    if reason := contradiction(replace(loaded.contract, output=output)):
+        raise InputError(reason)
     size = loaded.contract.size
     scales = tuple(float(scale) for scale in scales)
     bounds, step, notes = stepped(loaded, bounds, multiple_of, scales, dynamic=dynamic)
@@ -174,30 +175,17 @@ def export(
     proven = _proven(subject, graph, notes, optimized=optimized)
     graph, parity, failures = proven.graph, proven.parity, proven.failures
     if not failures:
-        alignment = cut_last_upsampling(graph) if late_upsampling else None
-        if late_upsampling and alignment is None:
-            notes.append(
-                "--late-upsampling left out, the graph computes the labels: it does not end in "
-                "one bilinear Resize of logits to a given size (a graph of several scales does "
-                "not; one of --flip does if it is static, optimized and fused by the mean)"
-            )
-        has_softmax = are_probabilities(reference_of(run, random_images(shapes[0])))
-        if has_softmax:
-            notes.append("the network already ends in a softmax; no second softmax is added")
-        made = output == "logits" or (output == "probabilities" and has_softmax)
-        if not made and alignment is None:
-            append_output(graph, output)
-        contract = replace(contract, output=output, upsampling=alignment)
+        contract = _with_output(graph, contract, output, late_upsampling, notes)
         if preprocess:
             contract = _with_images(graph, contract, preprocess)
-        if preprocess or output != "logits":
+        if preprocess or contract.output != "logits":
             parity += check_ends(
                 run,
                 graph,
                 contract,
                 shapes,
                 of_network=loaded.contract,
-                has_softmax=has_softmax,
+                has_softmax=loaded.contract.output == "probabilities",
             )
             failures = failures_of((), parity)
     set_contract(graph, contract)
@@ -277,6 +265,29 @@ def _frame(
     return {
         f"the frame {frame.name}": preprocess_image(image, contract.stretched_to(contract.size))
     }
+
+
+def _with_output(
+    graph: onnx.ModelProto, contract: Contract, output: str, late: bool, notes: list[str]
+) -> Contract:
+    """Append what `output` asks for to a graph of logits or probabilities; return its contract."""
+    gives_shares, is_binary = contract.output == "probabilities", contract.head == "binary"
+    if gives_shares:
+        last = "sigmoid" if is_binary else "softmax"
+        notes.append(f"the network already ends in a {last}; no second {last} is added")
+        output = "probabilities" if output == "logits" else output
+    # A threshold of low-resolution probabilities is not that of the upsampled logits.
+    may_be_late = late and not (gives_shares and is_binary)
+    alignment = cut_last_upsampling(graph) if may_be_late else None
+    if late and alignment is None:
+        notes.append(
+            "--late-upsampling left out, the graph computes the labels: it does not end in "
+            "one bilinear Resize of logits to a given size (a graph of several scales does "
+            "not; one of --flip does if it is static, optimized and fused by the mean)"
+        )
+    if output != contract.output and alignment is None:
+        append_output(graph, output, contract)
+    return replace(contract, output=output, upsampling=alignment)
 
 
 def _with_images(

@@ -140,6 +140,11 @@ def _chain(
         )
         steps.append((before, lambda path: save_onnx(graph, path)))
     needs_labels = contract.output != "labels"
+    if contract.min_confidence is not None:
+        raise InputError(
+            f"{opened.path}: gives unsure pixels the ignore index (min_confidence), which the "
+            "server's graph of labels does not; state the contract without it"
+        )
     alone = not steps and not needs_labels
     steps.append((served if alone else replace(served, name=f"{name}_network"), copy))
     if needs_labels:
@@ -147,7 +152,7 @@ def _chain(
         behind = replace(
             ends,
             name=f"{name}_labels",
-            input=TensorSpec("scores", (*first, len(contract.classes), height, width), "float"),
+            input=TensorSpec("scores", (*first, contract.score_channels, height, width), "float"),
             output=TensorSpec("labels", (*first, height, width), "uint8"),
             labels="labels.txt",
         )
@@ -191,7 +196,7 @@ def _described(opened: Artifact, name: str, batch: int | None) -> tuple[Served, 
     # The preprocessing and argmax models of the ensemble have the contract's size.
     height, width = contract.size
     scores = (
-        (height, width) if contract.output == "labels" else (len(contract.classes), height, width)
+        (height, width) if contract.output == "labels" else (contract.score_channels, height, width)
     )
     first = () if is_batched else (1,)
     labels = "labels.txt" if contract.output == "labels" else None

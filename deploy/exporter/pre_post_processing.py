@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
 from segdeploy.runtime.normalization import affine
@@ -77,36 +76,34 @@ def prepend_preprocessing(
     taken.type.tensor_type.shape.dim.extend([batch, height, width, last])
 
 
-def append_output(graph: onnx.ModelProto, kind: str) -> None:
+def append_output(graph: onnx.ModelProto, kind: str, contract: Contract) -> None:
     """Replace the logits output of `graph` with `probabilities` or `labels`, in place.
 
     Labels are `(N, H, W) uint8`: ArgMax in the graph is faster than in NumPy, and only one byte per
-    pixel leaves the device.
+    pixel leaves the device. `contract` is that of the logits.
     """
     from onnx import TensorProto, helper
+
+    from segdeploy.onnx_graph.label_nodes import label_nodes
 
     given = graph.graph.output[0]
     dims = [_copied(d) for d in given.type.tensor_type.shape.dim]
     logits = given.name
     if kind == "probabilities":
-        nodes = [helper.make_node("Softmax", [logits], [kind], kind, axis=1)]
+        if contract.head == "binary":
+            nodes = [helper.make_node("Sigmoid", [logits], [kind], kind)]
+        else:
+            nodes = [helper.make_node("Softmax", [logits], [kind], kind, axis=1)]
         element = TensorProto.FLOAT
     else:
-        nodes = [
-            helper.make_node("ArgMax", [logits], ["best"], "best_class", axis=1, keepdims=0),
-            helper.make_node("Cast", ["best"], [kind], kind, to=TensorProto.UINT8),
-        ]
+        nodes, constants = label_nodes(logits, kind, contract)
+        graph.graph.initializer.extend(constants)
         element = TensorProto.UINT8
         dims.pop(1)
     graph.graph.node.extend(nodes)
     given.CopyFrom(helper.make_tensor_value_info(kind, element, None))
     given.type.tensor_type.shape.Clear()
     given.type.tensor_type.shape.dim.extend(dims)
-
-
-def are_probabilities(scores: NDArray[np.float32]) -> bool:
-    """Return whether scores `(N, C, H, W)` are softmax outputs: non-negative and of sum 1."""
-    return bool((scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3))
 
 
 def cut_last_upsampling(graph: onnx.ModelProto) -> str | None:

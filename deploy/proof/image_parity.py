@@ -28,7 +28,7 @@ from segdeploy.proof.test_inputs import (
     random_images,
 )
 from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
-from segdeploy.runtime.postprocess import softmax
+from segdeploy.runtime.postprocess import softmax, with_background
 from segdeploy.runtime.preprocess import ordered
 
 if TYPE_CHECKING:
@@ -57,15 +57,22 @@ def check_ends(
     """
     run = runner(graph)
     scale: Scale | None = None
+    threshold = of_network.threshold_score
     results = []
     for name, given, images in _inputs(contract, of_network, shapes):
         logits = reference_of(network, images)
         if contract.output == "probabilities" and not has_softmax:
-            logits = np.stack([softmax(one) for one in logits])
+            logits = _probabilities(logits, contract)
         scale = scale or Scale.of(logits)
-        result = _compared(logits, run(given), contract, images.shape, scale)
+        result = _compared(logits, run(given), contract, images.shape, scale, threshold)
         results.append(replace(result, image=name))
     return results
+
+
+def _probabilities(logits: NDArray[np.float32], contract: Contract) -> NDArray[np.float32]:
+    if contract.head == "binary":
+        return np.stack([softmax(one)[1:] for one in with_background(logits)])
+    return np.stack([softmax(one) for one in logits])
 
 
 def _compared(
@@ -74,9 +81,12 @@ def _compared(
     contract: Contract,
     shape: tuple[int, ...],
     scale: Scale,
+    threshold: float,
 ) -> Parity:
     what = f"PyTorch's {contract.output}"
     if contract.output == "labels":
+        if contract.head == "binary":
+            logits = with_background(logits, threshold)
         labels = _labels(output, contract, (shape[2], shape[3]))
         return compare_labels(shape, logits, labels, what, scale)
     return compare(shape, logits, output, what, scale)
@@ -108,6 +118,8 @@ def _labels(output: NDArray[Any], contract: Contract, size: tuple[int, int]) -> 
     if contract.upsampling is None:
         return output
     aligned = contract.upsampling == "align-corners"
+    if contract.head == "binary":
+        output = with_background(output, contract.threshold_score)
     return np.stack(
         [labels_of_low_resolution_logits(one, size, align_corners=aligned) for one in output]
     )

@@ -21,6 +21,7 @@ from segdeploy.calibration.difference import (
 )
 from segdeploy.proof.graph_session import Outputs, run_graph, runner
 from segdeploy.proof.test_inputs import Shape, random_images
+from segdeploy.runtime.postprocess import with_background
 
 if TYPE_CHECKING:
     import onnx
@@ -99,8 +100,7 @@ class Scale:
     @classmethod
     def of(cls, reference: NDArray[np.float32]) -> Scale:
         """Return the scale of logits `(N, C, H, W)`."""
-        margin = float(_margins(reference).mean()) if reference.shape[1] > 1 else 0.0
-        return cls(value_range(reference), margin)
+        return cls(value_range(reference), float(_margins(_of_classes(reference)).mean()))
 
 
 def compare(
@@ -121,15 +121,16 @@ def compare(
     least = scale or Scale()
     largest = max_abs(output, reference)
     span = max(value_range(reference), least.span)
-    different = output.argmax(1) != reference.argmax(1)
+    ours, theirs = (_of_classes(scores) for scores in (output, reference))
+    different = ours.argmax(1) != theirs.argmax(1)
     rounding = max(4 * least.rounding, rounding_of(reference))
     limit = max(FP32_LIMIT, min(rounding / span, _LARGEST_LIMIT)) if span else FP32_LIMIT
     return Parity(
         shape,
         largest,
         over_range(largest, span),
-        label_agreement(output.argmax(1), reference.argmax(1)),
-        int(_sure(reference, least)[different].sum()),
+        label_agreement(ours.argmax(1), theirs.argmax(1)),
+        int(_sure(theirs, least)[different].sum()),
         limit=limit,
         snr_db=snr_db(power(reference), power(output - reference)),
         against=against,
@@ -174,10 +175,20 @@ def _incomparable(
     return Parity(shape, worst, worst, 0.0, labels, snr_db=-worst, against=against, problem=problem)
 
 
+def _of_classes(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return scores with one channel for each class: those of a binary network get a background.
+
+    The background's score is the usual threshold, a probability of a half: 0.5 for scores of 0..1,
+    else 0.
+    """
+    if scores.shape[1] != 1:
+        return scores
+    are_shares = scores.size and scores.min() >= 0 and scores.max() <= 1
+    return with_background(scores, 0.5 if are_shares else 0.0)
+
+
 def _sure(reference: NDArray[np.float32], least: Scale) -> NDArray[np.bool_]:
     """Return a mask `(N, H, W)` of the pixels whose best class clearly leads the second."""
-    if reference.shape[1] < 2:
-        return np.zeros(reference[:, 0].shape, bool)
     margins = _margins(reference)
     rounding = max(8 * least.rounding, rounding_of(reference))
     needed = max(NEAR_TIE * max(float(margins.mean()), least.margin), rounding)

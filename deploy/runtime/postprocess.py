@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,10 +15,19 @@ from segdeploy.runtime.fit import Placement, Span
 _BAND_VALUES = 1 << 22
 
 
+def best_class(scores: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the class with the highest of the scores `(C, H, W)` for each pixel."""
+    best: NDArray[np.uint8] = scores.argmax(0).astype(np.uint8)
+    return best
+
+
 def labels_at(
-    logits: NDArray[np.float32], size: tuple[int, int], place: Placement | None = None
+    logits: NDArray[np.float32],
+    size: tuple[int, int],
+    place: Placement | None = None,
+    decide: Callable[[NDArray[np.float32]], NDArray[np.uint8]] = best_class,
 ) -> NDArray[np.uint8]:
-    """Upsample logits `(C, h, w)` bilinearly to `size` (H, W), then take the best class per pixel.
+    """Upsample logits `(C, h, w)` bilinearly to `size` (H, W), then decide the class of each pixel.
 
     `place` is where the image lies on the network's input; None if the image covers the input.
 
@@ -27,7 +36,7 @@ def labels_at(
     """
     labels = np.empty(size, np.uint8)
     for rows in bands(size[0], len(logits) * max(logits.shape[2], size[1])):
-        labels[rows] = upsample(logits, size, rows=rows, place=place).argmax(0)
+        labels[rows] = decide(upsample(logits, size, rows=rows, place=place))
     return labels
 
 
@@ -39,6 +48,16 @@ def bands(rows: int, values: int) -> Iterator[slice]:
     step = max(1, _BAND_VALUES // max(1, values))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def with_background(scores: NDArray[np.float32], threshold: float = 0.0) -> NDArray[np.float32]:
+    """Return scores of one channel `(..., 1, H, W)` as scores of two classes `(..., 2, H, W)`.
+
+    The background has the constant score `threshold`, so that the best class is the foreground
+    exactly where its score is above the threshold, also between pixels that are interpolated.
+    """
+    background = np.full_like(scores, threshold)
+    return np.concatenate([background, scores], axis=-3)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -23,7 +23,15 @@ from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
 from segdeploy.runtime.native import open_stages
-from segdeploy.runtime.postprocess import labels_at, nearest, seen, softmax, upsample
+from segdeploy.runtime.postprocess import (
+    best_class,
+    labels_at,
+    nearest,
+    seen,
+    softmax,
+    upsample,
+    with_background,
+)
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import Session, open_session
 from segdeploy.runtime.tiling import largest_window, tiled
@@ -117,13 +125,24 @@ class Predictor(Closing):
     def logits(self, image: Image, options: InferenceOptions = ONE_RUN) -> NDArray[np.float32]:
         """Return an image's logits `(C, H', W') float32` at the contract's size.
 
-        With `options.tile`, the logits have the image's own size.
+        A binary network's have two channels: the threshold's logit and the network's own. With
+        `options.tile`, the logits have the image's own size.
 
         Raises:
             InputError: if a logit is not finite, or the network gives no logits.
         """
-        pixels = as_image(image, self.contract)
         self._check_logits()
+        return self.scores(image, options)
+
+    def scores(self, image: Image, options: InferenceOptions = ONE_RUN) -> NDArray[np.float32]:
+        """Return an image's logits, as `logits`, or a network's probabilities if it ends in them.
+
+        Raises:
+            InputError: as `logits`, but for a graph that gives labels alone.
+        """
+        pixels = as_image(image, self.contract)
+        if self.contract.output == "labels":
+            self._check_logits()
         return self._scores(pixels, options)
 
     def predict(self, image: Image, options: InferenceOptions = ONE_RUN) -> NDArray[np.uint8]:
@@ -142,11 +161,13 @@ class Predictor(Closing):
         if options.tile:
             labels = np.empty(size, np.uint8)
             for rows, found in self._tiled(pixels, options):
-                labels[rows] = found if found.ndim == 2 else found.argmax(0)
+                labels[rows] = found if found.ndim == 2 else self._decided(found)
             return labels
         if self._runs_several(options):
             place = self._place(size)
-            return self._blanked(labels_at(self._scores(pixels, options), size, place), place)
+            return self._blanked(
+                labels_at(self._scores(pixels, options), size, place, self._decided), place
+            )
         return self.labels_of(self._run(pixels), size)
 
     def predict_batch(self, images: Sequence[Image]) -> list[NDArray[np.uint8]]:
@@ -184,7 +205,7 @@ class Predictor(Closing):
         size = (pixels.shape[0], pixels.shape[1])
         place = None if options.tile else self._place(size)
         scores = upsample(scores, size, place=place)
-        scores = softmax(scores) if self.contract.output == "logits" else scores
+        scores = self.shares(scores)
         if place is not None and place.is_cropped:
             known = np.zeros_like(scores)
             rows, columns = seen(place, size)
@@ -202,7 +223,29 @@ class Predictor(Closing):
         self._check_logits()
         batch, scales = self.prepare(pixels), options.scales or self.loop
         logits = fused_logits(self.session, batch, scales, flip=options.flip, fuse=options.fuse)
-        return self.finite(logits)
+        return self._of_classes(self.finite(logits))
+
+    def _of_classes(self, scores: NDArray[Any]) -> NDArray[Any]:
+        """Return scores with one channel for each class; those of a binary network have one."""
+        if self.contract.head != "binary" or scores.ndim != 3 or len(scores) != 1:
+            return scores
+        return with_background(scores, self.contract.threshold_score)
+
+    def _decided(self, scores: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the best class of each pixel, or the ignore index where the class is unsure."""
+        labels = best_class(scores)
+        if self.contract.min_confidence is not None:
+            confidence = np.take_along_axis(self.shares(scores), labels[None].astype(np.intp), 0)[0]
+            labels[confidence < self.contract.min_confidence] = self.contract.ignore_index
+        return labels
+
+    def shares(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the probabilities `(C, H, W)` of scores with one channel for each class."""
+        if self.contract.head == "binary":
+            if self.contract.output == "probabilities":
+                return np.concatenate([1 - scores[1:], scores[1:]])
+            scores = with_background(scores[1:])
+        return softmax(scores) if self.contract.output == "logits" else scores
 
     def _runs_several(self, options: InferenceOptions) -> bool:
         """Return whether the options ask for more than `run`, which fuses `loop` by the mean."""
@@ -223,6 +266,7 @@ class Predictor(Closing):
         if self._stages is not None and output.ndim == 3:
             return self._stages.labels(output, size)
         place = self._place(size)
+        output = self._of_classes(output)
         return self._blanked(self._labels(output, size, self.contract, place), place)
 
     def _blanked(self, labels: NDArray[np.uint8], place: Placement | None) -> NDArray[np.uint8]:
@@ -238,7 +282,7 @@ class Predictor(Closing):
     def best(self, upsampled: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the labels `(H, W)` of scores `(C, H, W)` that `upsampled` returned."""
         _, height, width = upsampled.shape
-        return self._blanked(upsampled.argmax(0).astype(np.uint8), self._place((height, width)))
+        return self._blanked(self._decided(upsampled), self._place((height, width)))
 
     def seen(self, size: tuple[int, int]) -> tuple[slice, slice]:
         """Return the rows and columns of an image of `size` (H, W) that the network sees."""
@@ -261,7 +305,7 @@ class Predictor(Closing):
         place: Placement | None = None,
     ) -> NDArray[np.uint8]:
         if contract.output != "labels":
-            return labels_at(output, size, place)
+            return labels_at(output, size, place, self._decided)
         if contract.upsampling is not None:
             aligned = contract.upsampling == "align-corners"
             sides = placement(size, contract).size
@@ -279,6 +323,7 @@ class Predictor(Closing):
 
         def run(part: NDArray[Any]) -> NDArray[Any]:
             found = self.finite(self.session.run(preprocess(part, at_window))[0])
+            found = self._of_classes(found)
             if contract.output == "labels":
                 return self._labels(found, window, at_window)
             return found
@@ -295,7 +340,7 @@ class Predictor(Closing):
         return max(taking, default=_MOST_BATCH)
 
     def _run(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        return self.finite(self.run(self.prepare(pixels))[0])
+        return self._of_classes(self.finite(self.run(self.prepare(pixels))[0]))
 
     def finite(self, output: NDArray[Any]) -> NDArray[Any]:
         """Return the output unchanged if all its values are finite.

@@ -72,7 +72,7 @@ def check_tensors(
             "a dynamic batch"
         )
     height, width = contract.size
-    classes = len(contract.classes)
+    classes = contract.score_channels
     given: tuple[int | None, ...] = (classes, height, width)
     if contract.upsampling:
         given = (classes, None, None)
@@ -107,7 +107,7 @@ def check_output(
         InputError: with both shapes, or the largest label.
     """
     height, width = taken[1:3] if contract.layout == "NHWC" else taken[2:4]
-    given, classes = output.shape, len(contract.classes)
+    given, classes = output.shape, contract.score_channels
     if contract.upsampling:
         fits = len(given) == 4 and given[1] == classes and min(given) > 0
     elif contract.output == "labels":
@@ -119,10 +119,11 @@ def check_output(
             f"{path}: gave an output of shape {'x'.join(map(str, given))} for an input of "
             f"{height}x{width}, which its contract does not say; export it again"
         )
-    if output.ndim == 3 and (largest := int(output.max())) >= classes:
+    count = len(contract.classes)
+    if output.ndim == 3 and (largest := int(output.max())) >= count:
         raise InputError(
-            f"{path}: the network gives the label {largest}, and its contract has {classes} "
-            f"classes (0 to {classes - 1}); state its classes anew with `segdeploy adopt`"
+            f"{path}: the network gives the label {largest}, and its contract has {count} "
+            f"classes (0 to {count - 1}); state its classes anew with `segdeploy adopt`"
         )
 
 

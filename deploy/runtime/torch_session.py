@@ -32,7 +32,7 @@ class TorchSession(Closing):
         self.contract = contract
         batch, size = "batch", contract.size
         self.input = TensorSpec("image", (batch, len(contract.channels), *size), "float")
-        self.output = TensorSpec("logits", (batch, len(contract.classes), *size), "float")
+        self.output = TensorSpec("logits", (batch, contract.score_channels, *size), "float")
 
     def run(self, array: NDArray[Any]) -> NDArray[Any]:
         """Run once: `(N, C, H, W) float32` to logits `(N, num_classes, H, W) float32`."""

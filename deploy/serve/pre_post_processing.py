@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
+from segdeploy.onnx_graph.label_nodes import label_nodes
 from segdeploy.runtime.normalization import affine
 
 if TYPE_CHECKING:
@@ -58,20 +59,18 @@ def preprocessing_graph(contract: Contract) -> onnx.ModelProto:
 
 
 def labels_graph(contract: Contract) -> onnx.ModelProto:
-    """Return the argmax graph: `scores` `(N, C, H, W) float32` to `labels` `(N, H, W) uint8`."""
+    """Return the graph of the best class: `scores` `(N, C, H, W)` to `labels` `(N, H, W) uint8`."""
     from onnx import TensorProto, helper
 
-    classes, (height, width) = len(contract.classes), contract.size
-    nodes = [
-        helper.make_node("ArgMax", ["scores"], ["best"], axis=1, keepdims=0),
-        helper.make_node("Cast", ["best"], ["labels"], to=TensorProto.UINT8),
-    ]
+    classes, (height, width) = contract.score_channels, contract.size
+    nodes, constants = label_nodes("scores", "labels", contract)
     scores: list[str | int | None] = ["batch", classes, height, width]
     graph = helper.make_graph(
         nodes,
         "labels",
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, scores)],
         [helper.make_tensor_value_info("labels", TensorProto.UINT8, ["batch", height, width])],
+        constants,
     )
     return _model(graph)
 

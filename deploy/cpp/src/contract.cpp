@@ -216,6 +216,8 @@ void read_output(const Entries& entries, Contract& contract) {
   contract.output = entries.one_of<Output>("output", {{"logits", Output::logits},
                                                       {"probabilities", Output::probabilities},
                                                       {"labels", Output::labels}});
+  if (entries.has("head")) entries.one_of<bool>("head", {{"multiclass", true}});
+  if (entries.has("min_confidence")) entries.refuse("min_confidence");
   const auto scales = entries.get<std::vector<double>>("scales");
   if (scales.empty() || !std::all_of(scales.begin(), scales.end(), [](double scale) {
         return scale > 0 && scale <= kLargestNumber;

@@ -74,7 +74,9 @@ int main() {
       {"source_channels", "[\"R\",\"G\",\"B\",\"nir\"]"},
       {"scale", "1.0"},
       {"scale", "\"1\""},
-      {"normalization", "\"f32-div\""}};
+      {"normalization", "\"f32-div\""},
+      {"head", "\"binary\""},
+      {"min_confidence", "0.5"}};
   for (const auto& [name, value] : others) {
     auto foreign = current;
     foreign[name] = nlohmann::json::parse(value);
