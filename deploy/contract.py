@@ -95,8 +95,9 @@ class Contract:
 
     The `head` is `multiclass`, or `binary`: two classes and one channel, the score of the second
     class, whose probability (the sigmoid of the logit) is compared with `threshold`. A pixel whose
-    class has a probability below `min_confidence` gets the ignore index. Below, C is the number of
-    channels of the scores.
+    class has a probability below `min_confidence` gets the ignore index. `label_ids` are the ids
+    that the classes have in published label images; classes of one group share an id. Below, C is
+    the number of channels of the scores.
 
     `output` is `logits` or `probabilities` `(N, C, H, W) float32`, or `labels` `(N, H, W) uint8`.
     With `upsampling` (`align-corners` or `half-pixel`) the graph returns low-resolution logits
@@ -135,6 +136,7 @@ class Contract:
     head: str = "multiclass"
     threshold: float | None = None
     min_confidence: float | None = None
+    label_ids: tuple[int, ...] | None = None
     output: str = "logits"
     precision: Precision = "fp32"
     scales: tuple[float, ...] = (1.0,)
@@ -363,6 +365,12 @@ def _head_contradiction(contract: Contract) -> str | None:
     threshold, least = contract.threshold, contract.min_confidence
     if least is not None and not 0 < least < 1:
         return f"--min-confidence {least:g}: is a probability, above 0 and below 1"
+    ids = contract.label_ids
+    if ids is not None and len(ids) != len(contract.classes):
+        return (
+            f"--label-ids {listed(ids)}: has {len(ids)} ids for {len(contract.classes)} classes; "
+            "state one for each class"
+        )
     if least is not None and contract.output == "labels":
         return (
             f"--min-confidence {least:g}: needs the probabilities, and the graph gives labels; "

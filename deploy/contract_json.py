@@ -105,7 +105,7 @@ STATED = (
     *("scale", "mean", "std", "normalization"),
     *("fit", "edge", "longest_edge", "rounding", "side_multiple"),
     *("pad", "pad_normalized", "pad_side", "pad_multiple", "resize"),
-    *("head", "threshold", "min_confidence"),
+    *("head", "threshold", "min_confidence", "label_ids"),
 )
 _STATED_IN_FILE = (*STATED, "size", "classes", "palette", "ignore_index")
 
@@ -283,6 +283,7 @@ CHECKS = {
     "head": _one_of(HEADS),
     "threshold": _optional(_is_number),
     "min_confidence": _optional(_is_number),
+    "label_ids": _optional(_is_list(None, _is_byte)),
     "output": _one_of(OUTPUTS),
     "precision": _one_of(PRECISIONS),
     "scales": _is_list(None, _is_positive),
@@ -299,6 +300,6 @@ _LATER = {
     *("source_channels", "dtype", "gray", "scale", "normalization"),
     *("fit", "edge", "longest_edge", "rounding", "side_multiple"),
     *("pad", "pad_normalized", "pad_side", "pad_multiple"),
-    *("head", "threshold", "min_confidence"),
+    *("head", "threshold", "min_confidence", "label_ids"),
     *("fuse", "upsampling", "bounds", "multiple", "assumed"),
 }

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional
 
@@ -214,6 +215,31 @@ def test_binary_unsure_pixels_get_the_ignore_index(
     ran = run(*words, "--min-confidence", 0.6, "--output", "labels")
     assert ran.code == 2
     assert "--min-confidence 0.6: needs the probabilities, and the graph gives labels" in ran.err
+
+
+def test_binary_published_ids(
+    run: Callable[..., Ran], graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Train ids to published ids, as Cityscapes has them; classes of one group share an id."""
+    ids = (23, 11, 7, 8, 21, 26, 24, 26)
+    path = segdeploy.adopt(
+        graph,
+        Statement(like=graph, preprocessing={"label_ids": ids, "min_confidence": 0.2}),
+        out=tmp_path / "m.onnx",
+    )
+    frame = open_dataset(dataset).frames("val")[0]
+    out, labels = tmp_path / "o.png", tmp_path / "l.png"
+    assert run("predict", path, frame.image, "-o", out, "--labels", labels).code == 0
+    with segdeploy.load(path) as network:
+        found = network.predict(frame.image)
+    expected = np.array([*ids, *range(8, 256)], np.uint8)[found]
+    assert 255 in expected
+    assert np.array_equal(np.asarray(Image.open(labels)), expected)
+    wrong = Statement(like=graph, preprocessing={"label_ids": (1, 2)})
+    with pytest.raises(InputError, match="--label-ids 1,2: has 2 ids for 8 classes"):
+        segdeploy.adopt(graph, wrong, out=tmp_path / "w.onnx")
+    words = ("export", "tests.test_binary:of_logits", "--size", "32x48", "-o", tmp_path / "w.onnx")
+    check_one_line(run(*words, "--label-ids", "1,300"), "is not a list of ids of 0 to 255")
 
 
 def test_binary_of_a_foreign_file(run: Callable[..., Ran], road: Path, tmp_path: Path) -> None:

@@ -116,6 +116,21 @@ class Channels(_Spelled):
         return names
 
 
+class LabelIds(_Spelled):
+    """Ids of 0 to 255, one for each class, separated by commas."""
+
+    name = "ID,ID,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Parse the value, or fail with an example of a valid one."""
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        if not all(re.fullmatch(r"\d{1,3}", part) and int(part) <= 255 for part in parts):
+            self.fail(f"'{value}' is not a list of ids of 0 to 255 such as 7,8,11", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
 class Scales(click.ParamType):  # type: ignore[type-arg]
     """Factors of the input size, separated by commas."""
 
@@ -277,6 +292,12 @@ def preprocessing_options(command: Command) -> Command:
                 help="Give pixels whose class has a lower probability the ignore index.",
             ),
             click.option(
+                "--label-ids",
+                type=LabelIds(),
+                help="Ids that the classes have in the label images of `predict --labels`; classes "
+                "of one group share an id.  [default: 0,1,2,...]",
+            ),
+            click.option(
                 "--normalization",
                 type=click.Choice(NORMALIZATIONS),
                 metavar="FORMULA",
@@ -295,7 +316,7 @@ STATED = (
     "side_multiple",
     *("pad", "pad_side", "pad_multiple", "resize"),
     *("rescale", "mean", "std", "mean_255", "std_255", "normalization"),
-    *("threshold", "min_confidence"),
+    *("threshold", "min_confidence", "label_ids"),
 )
 PREPROCESSING_OPTIONS = (*STATED, "pad_normalized", "contract_file")
 

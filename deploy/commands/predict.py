@@ -46,11 +46,12 @@ def predict_file(
         contract = predictor.contract
         pixels = as_image(image, contract)
         found = predictor.predict(pixels, options)
+        published = predictor.published(found)
     write_atomically(
         out, encoded(overlay(shown(pixels), found, contract.palette), _FORMATS[out.suffix.lower()])
     )
     if labels is not None:
-        write_atomically(labels, encoded(found, "PNG"))
+        write_atomically(labels, encoded(published, "PNG"))
     counts = np.bincount(found.ravel(), minlength=len(contract.classes))[: len(contract.classes)]
     return {
         name: float(count / found.size)

@@ -284,6 +284,18 @@ class Predictor(Closing):
         _, height, width = upsampled.shape
         return self._blanked(self._decided(upsampled), self._place((height, width)))
 
+    def published(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return labels with the ids of the contract's `label_ids` instead of the classes' ids.
+
+        The ignore index stays.
+        """
+        ids = self.contract.label_ids
+        if ids is None:
+            return labels
+        table = np.arange(256, dtype=np.uint8)
+        table[: len(ids)] = ids
+        return table[labels]
+
     def seen(self, size: tuple[int, int]) -> tuple[slice, slice]:
         """Return the rows and columns of an image of `size` (H, W) that the network sees."""
         return seen(placement(size, self.contract), size)

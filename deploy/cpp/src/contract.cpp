@@ -217,7 +217,9 @@ void read_output(const Entries& entries, Contract& contract) {
                                                       {"probabilities", Output::probabilities},
                                                       {"labels", Output::labels}});
   if (entries.has("head")) entries.one_of<bool>("head", {{"multiclass", true}});
-  if (entries.has("min_confidence")) entries.refuse("min_confidence");
+  for (const char* name : {"min_confidence", "label_ids"}) {
+    if (entries.has(name)) entries.refuse(name);
+  }
   const auto scales = entries.get<std::vector<double>>("scales");
   if (scales.empty() || !std::all_of(scales.begin(), scales.end(), [](double scale) {
         return scale > 0 && scale <= kLargestNumber;

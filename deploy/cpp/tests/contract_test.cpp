@@ -76,7 +76,8 @@ int main() {
       {"scale", "\"1\""},
       {"normalization", "\"f32-div\""},
       {"head", "\"binary\""},
-      {"min_confidence", "0.5"}};
+      {"min_confidence", "0.5"},
+      {"label_ids", "[7,8]"}};
   for (const auto& [name, value] : others) {
     auto foreign = current;
     foreign[name] = nlohmann::json::parse(value);
