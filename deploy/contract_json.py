@@ -142,7 +142,7 @@ def read_statement(path: Path) -> dict[str, Any]:
         if field == "scale" and isinstance(value, str):
             value = as_number(value)
         if field in ("mean", "std", "pad") and isinstance(value, (int, float)):
-            value = [value] * len(values.get("channels", ("R", "G", "B")))
+            value = [value]  # one number for all channels
         if not CHECKS[field](value):
             raise InputError(f"{path}: '{name}' has a value that a contract cannot hold: {value!r}")
         if value is not None:

@@ -72,8 +72,12 @@ class Network(nn.Module):
         shape = (1, self.channels, *size)
         noise = 1e4 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
         parameter = next(self.parameters(), torch.zeros(()))
-        with torch.no_grad():
-            scores = self._main_output(self.module(noise.to(parameter.device)), self.num_classes)
+        try:
+            with torch.no_grad():
+                output = self.module(noise.to(parameter.device))
+        except Exception:  # the user's own code may refuse such values
+            return False
+        scores = self._main_output(output, self.num_classes)
         if not torch.isfinite(scores).all() or not ((scores >= 0) & (scores <= 1)).all():
             return False
         if self.num_classes == 1:

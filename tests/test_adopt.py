@@ -101,7 +101,7 @@ def test_adopt_too_little_or_wrong_statements_are_refused(
     refuse("--std 0,0,0: .* above 0", num_classes=8, preprocessing=flat)
     refuse("input has shape", num_classes=8, size=(50, 60), **STATED)
     refuse("its input size is unknown; give --size", dynamic_graph, num_classes=8, **STATED)
-    refuse("leave --data and --num-classes out", like=graph, num_classes=8)
+    refuse("leave --data, --num-classes and --foreground out", like=graph, num_classes=8)
     with pytest.raises(InputError, match="give it a name with --out"):
         segdeploy.adopt(bare, Statement(like=graph))
     with pytest.raises(InputError, match="is the input itself"):

@@ -242,7 +242,7 @@ def test_binary_published_ids(
     check_one_line(run(*words, "--label-ids", "1,300"), "is not a list of ids of 0 to 255")
 
 
-def test_binary_of_a_foreign_file(run: Callable[..., Ran], road: Path, tmp_path: Path) -> None:
+def test_binary_of_a_foreign_file(road: Path, dataset: Path, tmp_path: Path) -> None:
     plain = segdeploy.export(road, tmp_path / "m.onnx").path
     graph = load_onnx(plain)
     del graph.metadata_props[:]
@@ -253,6 +253,9 @@ def test_binary_of_a_foreign_file(run: Callable[..., Ran], road: Path, tmp_path:
     segdeploy.adopt(tmp_path / "foreign.onnx", statement, out=out)
     contract = segdeploy.inspect(out).contract
     assert (contract.head, contract.threshold) == ("binary", 0.9)
+    named = Statement(data=dataset, foreground="road", preprocessing=half)
+    segdeploy.adopt(tmp_path / "foreign.onnx", named, out=out)
+    assert segdeploy.inspect(out).contract.classes == ("background", "road")
     with segdeploy.load(out) as network:
         assert network.predict(np.zeros((48, 64, 3), np.uint8)).shape == (48, 64)
 

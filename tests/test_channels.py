@@ -15,6 +15,7 @@ from PIL import Image
 import segdeploy
 from segdeploy.commands.adopt import Statement
 from segdeploy.contract import Contract
+from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset, write_dataset
@@ -94,6 +95,12 @@ def test_channels_a_gray_network_of_16_bits_goes_the_whole_way(
     int8 = segdeploy.calibrate(plain, gray16, tmp_path / "int8.onnx").path
     engine = segdeploy.build_engine(int8, tmp_path / "m.engine", targets=["sm86"]).path
     assert segdeploy.inspect(engine).contract.dtype == "uint16"
+    # A dynamic graph of gray images has its one channel last.
+    moving = segdeploy.export(
+        gray_checkpoint, tmp_path / "d.onnx", preprocess=("gray",), dynamic=True
+    ).path
+    built = segdeploy.build_engine(moving, tmp_path / "d.engine", targets=["sm86"]).path
+    assert read_manifest(built).input.shape == ("batch", "height", "width", 1)
     assert run("self-test", int8, "--golden", golden_path(engine)).code == 0
     words = ("bench", plain, int8, "--reference", gray_checkpoint, "--data", gray16)
     ran = run(*words, "--seconds", 0.1, "--limit", 2, "--report", tmp_path / "r", "--json")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdeploy.contract import placeholder_classes
-from segdeploy.contract_json import read_contract
+from segdeploy.contract_json import CHECKS, read_contract, read_statement
 from segdeploy.errors import InputError
 
 from .conftest import CONTRACT
@@ -181,3 +183,90 @@ def test_contract_placeholder_colors_differ() -> None:
     assert names[39] == "class_39"
     assert palette[0] == (0, 0, 0)
     assert len(set(palette)) == 40
+
+
+def test_contract_a_file_of_statements(tmp_path: Path) -> None:
+    """JSON and TOML state the same; a complete contract may be given, too."""
+    stated = {
+        "channels": ["B", "G", "R"],
+        "scale": "1/255",
+        "mean_255": [123.675, 116.28, 103.53],
+        "std": 0.25,
+        "fit": "letterbox",
+        "pad": 114,
+        "size": [48, 64],
+        "classes": ["road", "rest"],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(stated))
+    lines = (f"{name} = {json.dumps(value)}" for name, value in stated.items())
+    (tmp_path / "c.toml").write_text("\n".join(lines))
+    found = read_statement(tmp_path / "c.json")
+    assert found == read_statement(tmp_path / "c.toml")
+    contract = CONTRACT.with_stated({k: v for k, v in found.items() if k != "size"})
+    assert contract.mean == (123.675 / 255, 116.28 / 255, 103.53 / 255)
+    assert (contract.std, contract.pad, contract.scale) == ((0.25,) * 3, (114,) * 3, 1 / 255)
+    (tmp_path / "whole.json").write_text(contract.to_json())
+    again = read_statement(tmp_path / "whole.json")
+    restated = {k: v for k, v in again.items() if k != "size"}
+    assert CONTRACT.with_stated(restated) == contract
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"schema": 3}', "has schema 3, this segdeploy reads 2"),
+        ('{"weather": 1}', "'weather' is no field of a contract; there are channels, "),
+        ('{"precision": "fp16"}', "'precision' is decided by the network, and cannot be stated"),
+        ('{"mean": "0.5"}', "'mean' has a value that a contract cannot hold: '0.5'"),
+        ('{"mean": [true, 0, 0]}', "'mean' has a value that a contract cannot hold"),
+        ('{"channels": 1, "pad": 0}', "'channels' has a value"),
+        ('{"scale": "1/0"}', "'scale' has a value that a contract cannot hold"),
+        ('{"scale": NaN}', "NaN is not a JSON number"),
+    ],
+)
+def test_contract_a_file_of_statements_that_is_wrong(
+    tmp_path: Path, content: str, reason: str
+) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"c.json:? .*{re.escape(reason)}"):
+        read_statement(path)
+    for name, text in (("c.toml", "a = ["), ("c.yaml", "a: 1"), ("d.json", "\xff")):
+        other = tmp_path / name
+        other.write_bytes(text.encode("latin-1"))
+        with pytest.raises(InputError, match=name):
+            read_statement(other)
+    with pytest.raises(InputError, match="no such file"):
+        read_statement(tmp_path / "none.json")
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 70000),
+    st.floats(allow_nan=False),
+    st.sampled_from(["", "1/255", "gray", "stretch", "letterbox", "binary", "f64", "uint16"]),
+    st.lists(st.one_of(st.integers(-1, 300), st.sampled_from(["R", "G", "gray"])), max_size=4),
+)
+
+
+@given(
+    values=st.dictionaries(
+        st.sampled_from([*CHECKS, "mean_255", "std_255", "schema", "color"]), VALUES, max_size=4
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_contract_any_file_of_statements_is_used_or_refused(
+    values: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.json"
+    path.write_text(json.dumps(values, allow_nan=False, default=str))
+    try:
+        stated = {k: v for k, v in read_statement(path).items() if k != "size"}
+        contract = CONTRACT.with_stated(stated)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    assert read_contract(contract.to_json(), "m") == contract

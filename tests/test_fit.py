@@ -208,6 +208,8 @@ def test_fit_outside_a_crop_is_the_ignore_index(
     found = json.loads(run("evaluate", crop_graph, "--data", dataset, "--json").out)
     verdict = segdeploy.bench([crop_graph], reference=crop_graph, data=dataset, limit=4)
     assert verdict.rows[1].evaluation.accuracy.miou == pytest.approx(found["miou"], abs=1e-9)
+    with pytest.raises(InputError, match="1x2000000 would be resized to 80x160000000, more than"):
+        placement((1, 2_000_000), CONTRACT.stretched_to((48, 64)).with_stated(CROP))
     small = np.zeros((20, 20, 3), np.uint8)
     cut = segdeploy.adopt(
         crop_graph,

@@ -30,7 +30,12 @@ from segdeploy.contract import PRECISIONS
     "--num-classes",
     type=click.IntRange(1, 255),
     metavar="N",
-    help="Number of classes, where there is no data set.",
+    help="Number of classes, where there is no data set; 1 is a binary network.",
+)
+@click.option(
+    "--foreground",
+    metavar="CLASS",
+    help="Class of --data that a binary network finds; all others are the background.",
 )
 @click.option("--size", type=Size(), help="Input size of the network, in pixels.")
 @preprocessing_options

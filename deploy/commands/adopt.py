@@ -49,14 +49,16 @@ from segdeploy.tensor_spec import TensorSpec
 class Statement:
     """The user's statement about a file: the contract of another file (`like`), or its fields.
 
-    Classes come from the data set `data`, else from `num_classes` with placeholder names. `output`
-    is the kind of output of the network, and `size` is the (H, W) of its input. `preprocessing`
-    holds further fields, as in `Contract.with_stated`.
+    Classes come from the data set `data`, else from `num_classes` with placeholder names. A network
+    of one output channel is binary: `foreground` is its class in `data`, or `num_classes` is 1.
+    `output` is the kind of output of the network, and `size` is the (H, W) of its input.
+    `preprocessing` holds further fields, as in `Contract.with_stated`.
     """
 
     like: Path | None = None
     data: Path | None = None
     num_classes: int | None = None
+    foreground: str | None = None
     size: tuple[int, int] | None = None
     layout: str | None = None
     output: str | None = None
@@ -210,11 +212,13 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
     stated |= {name: value for name in _FIELDS if (value := getattr(statement, name)) is not None}
     provenance = {**versions("onnx"), "stated": "by segdeploy adopt"}
     if statement.like is not None:
-        if statement.data or statement.num_classes:
-            raise InputError("--like: includes the classes; leave --data and --num-classes out")
+        if statement.data or statement.num_classes or statement.foreground:
+            raise InputError(
+                "--like: includes the classes; leave --data, --num-classes and --foreground out"
+            )
         # The provenance of the file `like` does not apply to this file.
         return replace(_contract_of(statement.like).with_stated(stated), provenance=provenance)
-    if statement.num_classes == 1:
+    if statement.num_classes == 1 or statement.foreground:
         stated.setdefault("head", "binary")
     classes, palette, ignored = _classes(file, statement)
     count = len(stated.get("channels", RGB))
@@ -249,6 +253,8 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
 def _classes(file: Path, statement: Statement) -> Classes:
     if statement.data is not None:
         dataset = open_dataset(statement.data)
+        if statement.foreground is not None:
+            dataset = dataset.against_rest(statement.foreground)
         return dataset.classes, dataset.palette, dataset.ignore_index
     if statement.num_classes == 1:
         return BINARY_CLASSES, placeholder_classes(len(BINARY_CLASSES))[1], 255

@@ -114,11 +114,13 @@ def _configure(
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     image = network.get_input(0)
-    is_nhwc = tuple(image.shape)[-1] == 3
+    _, second, _, last = tuple(image.shape)  # -1 where the shape is dynamic
+    # The number of channels is fixed, and smaller than the height of an image.
+    is_nhwc = last > 0 and (second < 0 or last < second)
 
     def laid_out(shape: Shape) -> tuple[int, ...]:
         batch, height, width = shape
-        return (batch, height, width, 3) if is_nhwc else (batch, 3, height, width)
+        return (batch, height, width, last) if is_nhwc else (batch, second, height, width)
 
     for profile in options.profiles:
         shapes = builder.create_optimization_profile()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from segdeploy.contract import Contract
+from segdeploy.contract import MOST_PIXELS, Contract
 from segdeploy.errors import InputError
 
 
@@ -93,7 +93,8 @@ def placement(source: tuple[int, int], contract: Contract) -> Placement:
     `shortest-edge`, `longest-edge`, `none` and all that pad to a multiple.
 
     Raises:
-        InputError: if the image is smaller than the crop, or larger than the input that pads it.
+        InputError: if the image is smaller than the crop, larger than the input that pads it, or
+            so narrow that it would be resized to more than `MOST_PIXELS`.
     """
     resize, _, then = contract.fit.partition(",")
     if resize in ("center-crop", "pad-to-multiple"):
@@ -101,6 +102,11 @@ def placement(source: tuple[int, int], contract: Contract) -> Placement:
     if resize == "stretch":
         return Placement(*(Span(0, side, side) for side in contract.size))
     lengths = _resized(source, resize, contract)
+    if lengths[0] * lengths[1] > MOST_PIXELS:
+        raise InputError(
+            f"the image of {source[0]}x{source[1]} would be resized to {lengths[0]}x{lengths[1]}, "
+            f"more than {MOST_PIXELS} pixels; crop the image, or state --longest-edge"
+        )
     if resize == "letterbox":
         then = "pad"
     if then == "pad":
