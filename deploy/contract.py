@@ -239,6 +239,7 @@ class Contract:
                 found[name] = tuple(found[name]) * len(channels)
         if len(channels) != len(self.channels):  # ImageNet's constants are of RGB
             found = {"mean": (0.0,) * len(channels), "std": (1.0,) * len(channels), **found}
+        _check_units(found, self.dtype)
         if "dtype" in found:
             found.setdefault("scale", DTYPES[found["dtype"]])
         if found.get("normalization") in ("none", "per-image"):
@@ -267,6 +268,19 @@ class Contract:
     def to_json(self) -> str:
         """Serialize as one line of JSON."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+
+
+def _check_units(stated: Mapping[str, Any], dtype: str) -> None:
+    """Refuse a scale of other units than 0 to 1 without a mean and a deviation in these units."""
+    scale = stated.get("scale")
+    usual = DTYPES[stated.get("dtype", dtype)]
+    if scale in (None, usual) or stated.get("normalization") in ("none", "per-image"):
+        return
+    if not all({name, f"{name}_255"} & set(stated) for name in ("mean", "std")):
+        raise InputError(
+            f"--rescale {scale:g}: changes the units of the mean and the standard deviation; state "
+            "--mean and --std, too"
+        )
 
 
 Classes = tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], int]
@@ -347,7 +361,7 @@ def _normalization_contradiction(contract: Contract) -> str | None:
     if kind in ("none", "per-image") and not trivial:
         return f"--normalization {kind}: has no mean and no standard deviation; leave them out"
     if kind == "none" and contract.scale != 1:
-        return "--normalization none: has no scale; leave --scale out"
+        return "--normalization none: has no scale; leave --rescale out"
     largest = contract.scale * {"uint8": 255, "uint16": 65535}.get(contract.dtype, 0)
     for name in ("mean", "std") if largest else ():
         values = getattr(contract, name)
@@ -356,7 +370,7 @@ def _normalization_contradiction(contract: Contract) -> str | None:
         if any(abs(value) > 2 * largest for value in values):
             return (
                 f"--{name} {listed(values)}: is beyond the values, which the scale brings to "
-                f"0..{largest:g}; give --{name}-255 for values of 0..255, or another --scale"
+                f"0..{largest:g}; give --{name}-255 for values of 0..255, or another --rescale"
             )
     return None
 
@@ -404,7 +418,7 @@ def _fit_contradiction(contract: Contract) -> str | None:
     edge, limit, step = contract.edge or 0, contract.longest_edge, contract.pad_multiple
     if limit is not None and limit < edge:
         return f"--longest-edge {limit}: is below --edge {edge}, the shorter one"
-    if fit == "shortest-edge,center-crop" and edge < max(contract.size):
+    if fit == "shortest-edge,center-crop" and edge < min(contract.size):
         return f"--edge {edge}: is below the crop of {shown}, which would lie outside the image"
     if fit == "longest-edge,pad" and edge > min(contract.size):
         return f"--edge {edge}: is above the input of {shown}, so no image would fit"
@@ -431,7 +445,7 @@ def _fields_of(fit: str) -> set[str]:
         found |= {"edge", "rounding", "side_multiple"}
     if steps[0] == "shortest-edge":
         found.add("longest_edge")
-    if steps[0] == "letterbox":
+    if {"letterbox", "center-crop"} & set(steps):
         found.add("rounding")
     if {"letterbox", "pad", "pad-to-multiple"} & set(steps):
         found |= {"pad", "pad_side"}

@@ -294,7 +294,7 @@ def test_fit_what_contradicts_itself_is_refused(
         (("--fit", "shortest-edge"), "--fit shortest-edge: needs --edge, such as --edge 512"),
         (("--edge", "80"), "--edge 80: goes with --fit shortest-edge or longest-edge"),
         (("--fit", "shortest-edge", "--edge", 80, "--longest-edge", 70), "is below --edge 80"),
-        (("--fit", "shortest-edge,center-crop", "--edge", 50), "is below the crop of 48x64"),
+        (("--fit", "shortest-edge,center-crop", "--edge", 40), "is below the crop of 48x64"),
         (("--fit", "longest-edge,pad", "--edge", 64, "--pad", 0), "is above the input of 48x64"),
         (
             ("--fit", "pad-to-multiple", "--pad", 0, "--pad-multiple", 32),
@@ -311,9 +311,13 @@ def test_fit_what_contradicts_itself_is_refused(
         ),
         (("--channels", "R,R,B"), "'R,R,B' is not a list of channels"),
         (("--gray", "pillow"), "--gray pillow: converts RGB to one channel"),
+        (("--rescale", 1), "--rescale 1: changes the units of the mean and the standard deviation"),
         (("--rescale", "1/0"), "'1/0' is not a factor such as 1/255"),
         (("--normalization", "none", "--mean", "0.5"), "--normalization none: has no mean"),
-        (("--normalization", "none", "--rescale", "1/255"), "none: has no scale"),
+        (
+            ("--normalization", "none", "--rescale", "1/255"),
+            "none: has no scale; leave --rescale out",
+        ),
         (("--mean", "0.5", "--mean-255", "127"), "--mean-255: is the same as --mean"),
         (("--dtype", "uint16", "--resize", "torchvision-uint8-bilinear"), "resizes uint8 images"),
     ):
