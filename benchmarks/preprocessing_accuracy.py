@@ -27,7 +27,7 @@ from segdeploy.runtime.predictor import Predictor
 from segdeploy.runtime.session import open_session
 
 Rows = dict[str, Mapping[str, Any]]
-KERNELS: Rows = {name: {"resize": name} for name in ("pillow-bilinear", *RESIZE_KERNELS[1:])}
+KERNELS: Rows = {name: {"resize": name} for name in ("pillow-bilinear", *RESIZE_KERNELS)}
 PAD = {"pad": (124.0, 116.0, 104.0)}
 FITS: Rows = {
     "stretch": {"fit": "stretch"},
