@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from segdeploy.errors import InputError
+from segdeploy.models.channels import DTYPES, RGB
+from segdeploy.models.names import BACKGROUND
 from segdeploy.models.palette import voc_color
 
 METADATA_KEY = "segdeploy.contract"
@@ -31,7 +33,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OUTPUTS = ("logits", "probabilities", "labels")
 # `multiclass` takes the best class. `binary` has one channel, the score of the second class.
 HEADS = ("multiclass", "binary")
-BINARY_CLASSES = ("background", "foreground")
+BINARY_CLASSES = (BACKGROUND, "foreground")
 _FILTERS = ("box", "bilinear", "bicubic", "lanczos")
 # Resize kernels by the library whose arithmetic they have. Pillow 13 changed the order of its
 # passes; `pillow-pre13` is the earlier order.
@@ -52,10 +54,7 @@ MOST_CHANNELS = 64
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-RGB = ("R", "G", "B")
 GRAY = ("gray",)
-# The dtypes of an image, each with the usual factor to values of 0 to 1.
-DTYPES: Mapping[str, float] = {"uint8": 1 / 255, "uint16": 1 / 65535, "float32": 1.0}
 GRAY_CONVERSIONS = ("pillow", "opencv")
 # The arithmetic of the normalization (`runtime.normalization`).
 NORMALIZATIONS = (
@@ -256,14 +255,12 @@ class Contract:
             if values is not None:
                 found[name] = tuple(_scaled(value, scale) for value in values)
         if "fit" in found:
-            dropped = {**dict.fromkeys(_EXAMPLES), "pad_normalized": False}
-            found = {**dropped, **found}
+            found = {**_NO_FIT, **found}
         return found
 
     def stretched_to(self, size: tuple[int, int]) -> Contract:
         """Return the contract of a window or a trial: every image is stretched to `size` (H, W)."""
-        nothing: dict[str, Any] = dict.fromkeys(_EXAMPLES)
-        return replace(self, size=size, fit="stretch", pad_normalized=False, **nothing)
+        return replace(self, size=size, fit="stretch", **_NO_FIT)
 
     def to_json(self) -> str:
         """Serialize as one line of JSON."""
@@ -435,6 +432,7 @@ _EXAMPLES = {
 
 
 FIT_FIELDS = ("fit", *_EXAMPLES)
+_NO_FIT: Mapping[str, Any] = {**dict.fromkeys(_EXAMPLES), "pad_normalized": False}
 
 
 def _fields_of(fit: str) -> set[str]:
@@ -505,3 +503,30 @@ def placeholder_classes(count: int) -> tuple[tuple[str, ...], tuple[tuple[int, i
         raise InputError(f"{count} classes: labels are uint8, so the maximum is {MOST_CLASSES}")
     names = tuple(f"class_{index}" for index in range(count))
     return names, tuple(voc_color(index) for index in range(count))
+
+
+def numbered_classes(count: int) -> Classes:
+    """Return placeholder classes for `count` output channels; one channel is a binary network's.
+
+    Raises:
+        InputError: for more than `MOST_CLASSES` classes.
+    """
+    if count == 1:
+        return BINARY_CLASSES, placeholder_classes(len(BINARY_CLASSES))[1], 255
+    return *placeholder_classes(count), 255
+
+
+def usual_channels(count: int, source: str) -> tuple[str, ...]:
+    """Return the usual names of `count` channels: RGB, or gray for one.
+
+    Raises:
+        InputError: for another number; the message begins with `source`.
+    """
+    if count == len(RGB):
+        return RGB
+    if count == 1:
+        return GRAY
+    raise InputError(
+        f"{source} takes {count} channels; name them in the network's order: --channels "
+        f"{','.join(['NAME'] * min(count, 8))}"
+    )

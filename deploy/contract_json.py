@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from segdeploy.contract import (
-    DTYPES,
     FITS,
     GRAY_CONVERSIONS,
     HEADS,
@@ -28,6 +27,7 @@ from segdeploy.contract import (
 )
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
+from segdeploy.models.channels import DTYPES
 from segdeploy.models.names import are_names, is_line
 from segdeploy.models.strict_json import parse_json
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.contract import (
-    BINARY_CLASSES,
     GRAY,
     METADATA_KEY,
     MOST_CLASSES,
@@ -19,13 +18,16 @@ from segdeploy.contract import (
     Contract,
     check_pixels,
     is_color,
+    numbered_classes,
     placeholder_classes,
     stated_classes,
+    usual_channels,
 )
 from segdeploy.contract_json import read_contract
 from segdeploy.errors import InputError
 from segdeploy.factory import builder
 from segdeploy.files import check_input, sha256_of_file
+from segdeploy.models.names import BACKGROUND
 from segdeploy.packages import require
 
 if TYPE_CHECKING:
@@ -167,14 +169,8 @@ def _with_channels(contract: Contract, module: nn.Module, spec: ModelSpec) -> Co
     count = input_channels(module)
     if count in (None, len(contract.channels)) or runs(module, contract.shape_at(contract.size)):
         return contract
-    if count == 1:
-        assumed = contract.assumed
-        return replace(contract.with_stated({"channels": GRAY}), assumed=assumed)
-    names = ",".join(["NAME"] * (count or 0))
-    raise InputError(
-        f"{spec.model}: its first convolution takes {count} channels; name them in the network's "
-        f"order: --channels {names}"
-    )
+    channels = usual_channels(count or 0, f"{spec.model}: its first convolution")
+    return replace(contract.with_stated({"channels": channels}), assumed=contract.assumed)
 
 
 def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contract:
@@ -200,9 +196,10 @@ def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contrac
             f"{spec.model}: has one output channel, so it is a binary network: a pixel is of the "
             "foreground where the sigmoid is above 0.5; name its class with --data and --foreground"
         )
-        return replace(contract.with_stated({"head": "binary"}), **_BINARY)
-    _LOG.info(f"{spec.model}: has {count} classes, read from its output; name them with --data")
-    names, palette = placeholder_classes(count)
+        contract = contract.with_stated({"head": "binary"})
+    else:
+        _LOG.info(f"{spec.model}: has {count} classes, read from its output; name them with --data")
+    names, palette, _ = numbered_classes(count)
     return replace(contract, classes=names, palette=palette)
 
 
@@ -263,12 +260,6 @@ def _published(
         assumed=("fit",),  # torchvision's transforms keep the aspect ratio
     )
     return replace(spec, weights=path), contract
-
-
-_BINARY: Mapping[str, Any] = {
-    "classes": BINARY_CLASSES,
-    "palette": placeholder_classes(len(BINARY_CLASSES))[1],
-}
 
 
 def _weights(spec: ModelSpec) -> tuple[Mapping[str, Tensor] | None, Contract | None]:
@@ -361,10 +352,8 @@ def _classes(spec: ModelSpec, dataset: DataSet | None) -> Classes:
         return dataset.classes, dataset.palette, dataset.ignore_index
     if named is not None:
         return named
-    if spec.num_classes == 1:
-        return BINARY_CLASSES, placeholder_classes(len(BINARY_CLASSES))[1], 255
     if spec.num_classes:
-        return *placeholder_classes(spec.num_classes), 255
+        return numbered_classes(spec.num_classes)
     if spec.is_factory:
         return (), (), 255
     raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
@@ -397,7 +386,7 @@ def matched(contract: Contract, dataset: DataSet, source: str) -> DataSet:
     """
     if contract.head == "binary" and contract.classes != dataset.classes:
         background, foreground = contract.classes
-        if background == BINARY_CLASSES[0] and foreground in dataset.classes:
+        if background == BACKGROUND and foreground in dataset.classes:
             dataset = dataset.against_rest(foreground)
     if contract.classes != dataset.classes:
         raise InputError(_other_classes(source, contract.classes, dataset))

@@ -16,3 +16,8 @@ class TensorSpec:
     name: str | None
     shape: tuple[int | str, ...]
     dtype: str
+
+
+def onnx_name(dtype: str) -> str:
+    """Return ONNX's name of a dtype of NumPy: `float` for float32."""
+    return "float" if dtype == "float32" else dtype

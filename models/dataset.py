@@ -21,15 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.models.array_file import ARRAY_SUFFIXES
+from segdeploy.models.channels import DTYPES, RGB
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.files import temporary_folder, write_atomically
 from segdeploy.models.images import encoded, image_content, read_mask, read_pixels
-from segdeploy.models.names import are_names
+from segdeploy.models.names import BACKGROUND, are_names
 from segdeploy.models.strict_json import read_json
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *ARRAY_SUFFIXES)
-_DTYPES = ("uint8", "uint16", "float32")
-_RGB = ("R", "G", "B")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Frame:
     num_classes: int
     ignore_index: int
     lookup: bytes | None = None
-    channels: tuple[str, ...] = _RGB
+    channels: tuple[str, ...] = RGB
     dtype: str = "uint8"
     order: tuple[int, ...] | None = None
 
@@ -111,7 +110,7 @@ class DataSet:
     splits: tuple[str, ...]
     listing: Listing
     lookup: bytes | None = None
-    channels: tuple[str, ...] = _RGB
+    channels: tuple[str, ...] = RGB
     dtype: str = "uint8"
     order: tuple[int, ...] | None = None
 
@@ -149,7 +148,7 @@ class DataSet:
         ]
         return replace(
             self,
-            classes=("background", name),
+            classes=(BACKGROUND, name),
             palette=((0, 0, 0), self.palette[at]),
             lookup=bytes(binary),
         )
@@ -200,7 +199,7 @@ def _list_folder(root: Path, split: str) -> list[tuple[Path, Path]]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the JPEG and PNG files of a folder, sorted by name.
+    """Return the image files of a folder, sorted by name.
 
     Raises:
         ModelInputError: if the folder is missing or cannot be read, or if two files have one stem.
@@ -287,10 +286,10 @@ def open_dataset(root: Path) -> DataSet:
         f"a number from {len(classes)} to 255, outside the classes",
         isinstance(index, int) and len(classes) <= index <= 255,
     )
-    described.setdefault("channels", list(_RGB))
+    described.setdefault("channels", list(RGB))
     described.setdefault("dtype", "uint8")
     channels = field("channels", "a list of different names", are_names(described["channels"]))
-    dtype = field("dtype", f"one of {', '.join(_DTYPES)}", described["dtype"] in _DTYPES)
+    dtype = field("dtype", f"one of {', '.join(DTYPES)}", described["dtype"] in DTYPES)
     return DataSet(
         root,
         tuple(classes),
@@ -321,7 +320,7 @@ def write_dataset(
     palette: Sequence[tuple[int, int, int]],
     ignore_index: int,
     splits: Mapping[str, LabeledImages],
-    channels: Sequence[str] = _RGB,
+    channels: Sequence[str] = RGB,
     dtype: str = "uint8",
 ) -> Iterator[str]:
     """Write `(name, image, mask)` triples as a new data set, and yield each name once written.
@@ -354,7 +353,7 @@ def write_dataset(
             "ignore_index": ignore_index,
             "splits": list(splits),
         }
-        if tuple(channels) != _RGB or dtype != "uint8":
+        if tuple(channels) != RGB or dtype != "uint8":
             described |= {"channels": list(channels), "dtype": dtype}
         content = json.dumps(described, indent=2).encode() + b"\n"
         write_atomically(unfinished / "dataset.json", content)

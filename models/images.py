@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segdeploy.models.array_file import ARRAY_SUFFIXES, read_array
+from segdeploy.models.channels import RGB
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.files import check_regular
 from segdeploy.models.image_file import (
@@ -21,8 +22,6 @@ from segdeploy.models.image_file import (
     read_ids,
     rgb_of,
 )
-
-_RGB = ("R", "G", "B")
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -48,7 +47,7 @@ def read_pixels(
             dtype.
     """
     if path.suffix.lower() not in ARRAY_SUFFIXES:
-        if dtype == "uint8" and tuple(channels) == _RGB:
+        if dtype == "uint8" and tuple(channels) == RGB:
             return read_image(path)
         if len(channels) != 1 or dtype == "float32":
             raise ModelInputError(
@@ -122,7 +121,7 @@ def image_content(image: NDArray[Any], channels: Sequence[str]) -> tuple[bytes, 
     """Return an image `(H, W, C)` as the content of a file, and the suffix of the file's name."""
     if image.shape[2] == 1 and image.dtype != np.float32:
         return encoded(image[:, :, 0], "PNG"), ".png"
-    if tuple(channels) == _RGB and image.dtype == np.uint8:
+    if tuple(channels) == RGB and image.dtype == np.uint8:
         return encoded(image, "JPEG", quality=92, subsampling=0), ".jpg"
     file = io.BytesIO()
     np.save(file, image, allow_pickle=False)

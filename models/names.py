@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 LONGEST_NAME = 100
+BACKGROUND = "background"  # the class of a binary network that is everything else
 
 
 def is_name(value: object) -> bool:

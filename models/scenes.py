@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from segdeploy.models.channels import RGB
+
 CLASSES = ("sky", "building", "road", "pavement", "tree", "car", "person", "pole")
 PALETTE = (
     (128, 160, 208),
@@ -40,7 +42,7 @@ def generate(
     count: int,
     size: tuple[int, int],
     seed: int,
-    channels: Sequence[str] = ("R", "G", "B"),
+    channels: Sequence[str] = RGB,
     dtype: str = "uint8",
 ) -> Iterator[tuple[str, NDArray[Any], NDArray[np.uint8]]]:
     """Yield `count` frames as `(name, image (H, W, C) of dtype, mask (H, W) uint8)`."""
@@ -81,7 +83,7 @@ def recorded(
     A channel is a mixture of red, green and blue; one without a known name gets a mixture of its
     own. White is 255, 65535, or `largest` for float32.
     """
-    if dtype == "uint8" and tuple(channels) == ("R", "G", "B"):
+    if dtype == "uint8" and tuple(channels) == RGB:
         return image
     unknown = [name for name in channels if name not in _SHARES]
     shares = [

@@ -13,6 +13,7 @@ from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
     PREPROCESSING_OPTIONS,
     Size,
+    foreground_option,
     foreign_model,
     preprocessing_options,
     stated_preprocessing,
@@ -32,11 +33,7 @@ from segdeploy.contract import PRECISIONS
     metavar="N",
     help="Number of classes, where there is no data set; 1 is a binary network.",
 )
-@click.option(
-    "--foreground",
-    metavar="CLASS",
-    help="Class of --data that a binary network finds; all others are the background.",
-)
+@foreground_option
 @click.option("--size", type=Size(), help="Input size of the network, in pixels.")
 @preprocessing_options
 @click.option(

@@ -10,7 +10,7 @@ import click
 from segdeploy.cli.console import print_json, print_table, progress, say
 from segdeploy.cli.headings import Command
 from segdeploy.cli.options import Channels, Size, json_option, quiet_option
-from segdeploy.contract import DTYPES, RGB
+from segdeploy.models.channels import DTYPES, RGB
 
 if TYPE_CHECKING:
     from segdeploy.models.dataset_check import SplitCheck

@@ -13,7 +13,6 @@ import click
 
 from segdeploy.cli.console import say
 from segdeploy.contract import (
-    DTYPES,
     FITS,
     GRAY_CONVERSIONS,
     MOST_CHANNELS,
@@ -22,9 +21,11 @@ from segdeploy.contract import (
     RESIZE_KERNELS,
     ROUNDINGS,
 )
+from segdeploy.contract_json import STATED as FIELDS
 from segdeploy.contract_json import as_number, read_statement
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
+from segdeploy.models.channels import DTYPES
 from segdeploy.models.names import are_names
 from segdeploy.models.strict_json import parse_json
 from segdeploy.supervisor import limit
@@ -32,137 +33,143 @@ from segdeploy.supervisor import limit
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class _Spelled(click.ParamType):  # type: ignore[type-arg]
-    """A type whose metavar is its name as it stands; click would write `HXW`."""
+class _Parsed(click.ParamType):  # type: ignore[type-arg]
+    """A value that `parse` reads from text; `wanted` describes one, with an example.
+
+    The metavar is the name as it stands; click would write `HXW`.
+    """
+
+    wanted: str
 
     def get_metavar(self, *args: Any, **kwargs: Any) -> str:
         """Return the name."""
         return self.name
 
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Parse the value, or fail with an example of a valid one."""
+        if not isinstance(value, str):
+            return value
+        found = self.parse(value)
+        if found is None:
+            self.fail(f"'{value}' is not {self.wanted}", param, ctx)
+        return found
 
-class Size(_Spelled):
+    def parse(self, text: str) -> Any:
+        """Return the value, or None for text that is none."""
+        raise NotImplementedError
+
+
+def _sides(pattern: str, text: str) -> tuple[int, ...] | None:
+    match = re.fullmatch(pattern, text)
+    sides = tuple(map(int, match.groups())) if match else ()
+    return sides if sides and all(sides) else None
+
+
+def _numbers(text: str) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return None
+
+
+class Size(_Parsed):
     """`HxW` in pixels, height first."""
 
     name = "HxW"
+    wanted = "a size such as 360x480 (height x width)"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        """Parse the value, or fail with an example of a valid one."""
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
-        if not match or not all(int(side) for side in match.groups()):
-            self.fail(f"'{value}' is not a size such as 360x480 (height x width)", param, ctx)
-        return int(match[1]), int(match[2])
+    def parse(self, text: str) -> tuple[int, ...] | None:
+        """Return (H, W)."""
+        return _sides(r"(\d{1,5})x(\d{1,5})", text)
 
 
-class Shape(_Spelled):
+class Shape(_Parsed):
     """`NxHxW`: batch, height and width."""
 
     name = "NxHxW"
+    wanted = "a shape such as 1x360x480"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int, int]:
-        """Parse the value, or fail with an example of a valid one."""
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", value)
-        if not match or not all(int(side) for side in match.groups()):
-            self.fail(f"'{value}' is not a shape such as 1x360x480", param, ctx)
-        return int(match[1]), int(match[2]), int(match[3])
+    def parse(self, text: str) -> tuple[int, ...] | None:
+        """Return (N, H, W)."""
+        return _sides(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text)
 
 
-class Numbers(_Spelled):
+class Numbers(_Parsed):
     """Numbers separated by commas, one for each channel, or one for all."""
 
     name = "N,N,..."
+    wanted = "a list of numbers such as 0.485,0.456,0.406"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        """Parse the value, or fail with an example of a valid one."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or not all(map(math.isfinite, numbers)):
-            self.fail(f"'{value}' is not a list of numbers such as 0.485,0.456,0.406", param, ctx)
-        return numbers
+    def parse(self, text: str) -> tuple[float, ...] | None:
+        """Return the finite numbers."""
+        numbers = _numbers(text)
+        return numbers if numbers and all(map(math.isfinite, numbers)) else None
 
 
-class Factor(_Spelled):
+class Factor(_Parsed):
     """A positive number, or a fraction of two."""
 
     name = "N|N/N"
+    wanted = "a factor such as 1/255 or 1"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Parse the value, or fail with an example of a valid one."""
-        number = value if isinstance(value, float) else as_number(value)
-        if number is None or not 0 < number < math.inf:
-            self.fail(f"'{value}' is not a factor such as 1/255 or 1", param, ctx)
-        return number
+    def parse(self, text: str) -> float | None:
+        """Return the number."""
+        number = as_number(text)
+        return number if number is not None and 0 < number < math.inf else None
 
 
-class Channels(_Spelled):
+class Channels(_Parsed):
     """Names of channels in the network's order, separated by commas; RGB and BGR are short."""
 
     name = "NAME,NAME,..."
+    wanted = "a list of channels such as R,G,B or gray"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        """Parse the value, or fail with an example of a valid one."""
-        if isinstance(value, tuple):
-            return value
-        names = tuple(value if value in ("RGB", "BGR") else value.split(","))
-        if not are_names(list(names)) or len(names) > MOST_CHANNELS:
-            self.fail(f"'{value}' is not a list of channels such as R,G,B or gray", param, ctx)
-        return names
+    def parse(self, text: str) -> tuple[str, ...] | None:
+        """Return the names."""
+        names = list(text if text in ("RGB", "BGR") else text.split(","))
+        return tuple(names) if are_names(names) and len(names) <= MOST_CHANNELS else None
 
 
-class LabelIds(_Spelled):
+class LabelIds(_Parsed):
     """Ids of 0 to 255, one for each class, separated by commas."""
 
     name = "ID,ID,..."
+    wanted = "a list of ids of 0 to 255 such as 7,8,11"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        """Parse the value, or fail with an example of a valid one."""
-        if isinstance(value, tuple):
-            return value
-        parts = value.split(",")
-        if not all(re.fullmatch(r"\d{1,3}", part) and int(part) <= 255 for part in parts):
-            self.fail(f"'{value}' is not a list of ids of 0 to 255 such as 7,8,11", param, ctx)
-        return tuple(int(part) for part in parts)
+    def parse(self, text: str) -> tuple[int, ...] | None:
+        """Return the ids."""
+        parts = text.split(",")
+        are_ids = all(re.fullmatch(r"\d{1,3}", part) and int(part) <= 255 for part in parts)
+        return tuple(map(int, parts)) if are_ids else None
 
 
-class Scales(click.ParamType):  # type: ignore[type-arg]
+class Scales(_Parsed):
     """Factors of the input size, separated by commas."""
 
     name = "S,S,..."
+    wanted = "a list of scales such as 0.5,1,1.5"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        """Parse the value, or fail with an example of a valid one."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            scales = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            scales = ()
-        if not scales or not all(0 < scale < 100 for scale in scales):
-            self.fail(f"'{value}' is not a list of scales such as 0.5,1,1.5", param, ctx)
-        return scales
+    def parse(self, text: str) -> tuple[float, ...] | None:
+        """Return the factors."""
+        scales = _numbers(text)
+        return scales if scales and all(0 < scale < 100 for scale in scales) else None
 
 
-class Argument(click.ParamType):  # type: ignore[type-arg]
+class Argument(_Parsed):
     """`KEY=VALUE`. A value that is no JSON is text."""
 
     name = "KEY=VALUE"
+    wanted = "of the form KEY=VALUE"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
-        """Parse the value, or fail with an example of a valid one."""
-        key, equals, text = value.partition("=")
+    def parse(self, text: str) -> tuple[str, Any] | None:
+        """Return the key and the value."""
+        key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            self.fail(f"'{value}' is not of the form KEY=VALUE", param, ctx)
+            return None
         try:
-            return key, parse_json(text, key)
+            return key, parse_json(value, key)
         except InputError:
-            return key, text
+            return key, value
 
 
 _PIXELS = click.IntRange(1, 1 << 16)
@@ -310,13 +317,10 @@ def preprocessing_options(command: Command) -> Command:
     return command
 
 
-# The options above that are fields of a contract, under the contract's names.
+# The options above that are fields of a contract. `--scale` is an option of the augmentation.
 STATED = (
-    *("channels", "source_channels", "dtype", "gray", "fit", "edge", "longest_edge", "rounding"),
-    "side_multiple",
-    *("pad", "pad_side", "pad_multiple", "resize"),
-    *("rescale", "mean", "std", "mean_255", "std_255", "normalization"),
-    *("threshold", "min_confidence", "label_ids"),
+    *(field for field in FIELDS if field not in ("scale", "pad_normalized", "head")),
+    *("rescale", "mean_255", "std_255"),
 )
 PREPROCESSING_OPTIONS = (*STATED, "pad_normalized", "contract_file")
 
@@ -330,7 +334,7 @@ def stated_preprocessing(options: Mapping[str, Any]) -> dict[str, Any]:
     file = options["contract_file"]
     stated = {} if file is None else read_statement(file)
     given = {name: options[name] for name in STATED if options[name] is not None}
-    if "rescale" in given:  # `--scale` is an option of the augmentation
+    if "rescale" in given:
         given["scale"] = given.pop("rescale")
     if options["pad_normalized"] is not None:
         if "pad" in given:
@@ -345,6 +349,13 @@ def stated_preprocessing(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**stated, **given}
 
 
+foreground_option = click.option(
+    "--foreground",
+    metavar="CLASS",
+    help="Class of --data that a binary network finds; all others are the background.",
+)
+
+
 def network_options(command: Command) -> Command:
     """Options that describe the network behind MODEL, as far as MODEL does not."""
     for option in reversed(
@@ -356,11 +367,7 @@ def network_options(command: Command) -> Command:
                 help="Number of classes of a registry network; 1 is a binary network with one "
                 "output channel.",
             ),
-            click.option(
-                "--foreground",
-                metavar="CLASS",
-                help="Class of --data that a binary network finds; all others are the background.",
-            ),
+            foreground_option,
             click.option(
                 "--width",
                 type=click.IntRange(1, 1024),

@@ -11,17 +11,15 @@ from typing import Any
 
 from segdeploy.artifact import EngineFile, OnnxFile, open_artifact
 from segdeploy.contract import (
-    BINARY_CLASSES,
-    GRAY,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    RGB,
     Classes,
     Contract,
     Precision,
     listed,
-    placeholder_classes,
+    numbered_classes,
     stated_classes,
+    usual_channels,
 )
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
@@ -29,6 +27,7 @@ from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
 from segdeploy.engine.options import BuildOptions
 from segdeploy.errors import InputError
 from segdeploy.files import check_output, sha256_of_file, write_atomically
+from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.model_file import (
@@ -42,7 +41,7 @@ from segdeploy.output_lock import output_lock
 from segdeploy.packages import versions
 from segdeploy.profiles import Profile
 from segdeploy.runtime.session import check_tensors
-from segdeploy.tensor_spec import TensorSpec
+from segdeploy.tensor_spec import TensorSpec, onnx_name
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def _input_and_output(contract: Contract, dynamic: bool) -> tuple[TensorSpec, Te
     batch: int | str = "batch" if dynamic else 1
     kind = "uint8" if contract.output == "labels" and not contract.upsampling else "float"
     return (
-        TensorSpec(None, (batch, *taken), contract.input_dtype.removesuffix("32")),
+        TensorSpec(None, (batch, *taken), onnx_name(contract.input_dtype)),
         TensorSpec(None, (batch, *given), kind),
     )
 
@@ -229,7 +228,9 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
         if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
             raise InputError(f"{file}: its input size is unknown; give --size HxW")
         stated["size"] = sides
-    _complete_channels(file, stated, shape[3:4] if layout == "NHWC" else shape[1:2])
+    taken = (shape[3:4] if layout == "NHWC" else shape[1:2]) or (len(RGB),)
+    if "channels" not in stated and isinstance(taken[0], int) and taken[0] != len(RGB):
+        stated["channels"] = usual_channels(taken[0], f"{file}:")
     has_both = all({name, f"{name}_255"} & set(stated) for name in ("mean", "std"))
     if not has_both and stated.get("normalization") not in ("none", "per-image"):
         if layout == "NCHW":
@@ -256,32 +257,13 @@ def _classes(file: Path, statement: Statement) -> Classes:
         if statement.foreground is not None:
             dataset = dataset.against_rest(statement.foreground)
         return dataset.classes, dataset.palette, dataset.ignore_index
-    if statement.num_classes == 1:
-        return BINARY_CLASSES, placeholder_classes(len(BINARY_CLASSES))[1], 255
     if statement.num_classes:
-        return *placeholder_classes(statement.num_classes), 255
+        return numbered_classes(statement.num_classes)
     if (named := stated_classes(statement.preprocessing)) is not None:
         return named
     raise InputError(
         f"{file}: its classes are unknown; give --like FILE, --data DIR or --num-classes N"
     )
-
-
-def _complete_channels(file: Path, stated: dict[str, Any], counts: tuple[int | str, ...]) -> None:
-    """State the channel of a graph that takes one, if the user states none.
-
-    Raises:
-        InputError: for a graph of other channels, which have no usual names.
-    """
-    count = next(iter(counts), 3)
-    if "channels" in stated or isinstance(count, str) or count == 3:
-        return
-    if count != 1:
-        raise InputError(
-            f"{file}: takes {count} channels; name them in the network's order: --channels "
-            f"{','.join(['NAME'] * min(count, 8))}"
-        )
-    stated["channels"] = GRAY
 
 
 def _contract_of(path: Path) -> Contract:

@@ -23,7 +23,7 @@ from segdeploy.runtime.session import check_tensors
 from segdeploy.serve.client import client_source, takes_files
 from segdeploy.serve.config import Served, ensemble, validate
 from segdeploy.serve.pre_post_processing import labels_graph, preprocessing_graph
-from segdeploy.tensor_spec import TensorSpec
+from segdeploy.tensor_spec import TensorSpec, onnx_name
 
 _MOST_BATCH = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -60,9 +60,9 @@ def serve_repo(
     """Write MODEL into the repository `out`, with the preprocessing and argmax that it lacks.
 
     The served model `NAME` takes images `(N, H, W, C)` of the contract's size, `(N, H, W, 3) uint8`
-    RGB for most networks, and returns
-    `labels` `(N, H, W) uint8`. It is an ensemble if the graph lacks preprocessing or argmax. An
-    existing model gets a new version. The repository also holds `labels.txt` and an example client.
+    RGB for most networks, and returns `labels` `(N, H, W) uint8`. It is an ensemble if the graph
+    lacks preprocessing or argmax. An existing model gets a new version. The repository also holds
+    `labels.txt` and an example client.
 
     Raises:
         InputError: for a model that Triton cannot serve, or a name that another model has.
@@ -102,15 +102,10 @@ def serve_repo(
 Write = Callable[[Path], object]
 
 
-def _onnx_name(dtype: str) -> str:
-    """Return ONNX's name of a dtype: `float` for float32."""
-    return "float" if dtype == "float32" else dtype
-
-
 def _chain(
     name: str, served: Served, contract: Contract, opened: Artifact
 ) -> list[tuple[Served, Write]]:
-    """Return the models from the uint8 image to the labels, in order, each with its file writer."""
+    """Return the models from the image to the labels, in order, each with its file writer."""
 
     def copy(path: Path) -> None:
         model = opened.path
@@ -134,7 +129,7 @@ def _chain(
         before = replace(
             ends,
             name=f"{name}_preprocessing",
-            input=TensorSpec("bytes", (*first, height, width, count), _onnx_name(contract.dtype)),
+            input=TensorSpec("bytes", (*first, height, width, count), onnx_name(contract.dtype)),
             output=TensorSpec("image", (*first, count, height, width), "float"),
             labels=None,
         )

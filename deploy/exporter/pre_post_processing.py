@@ -28,9 +28,6 @@ def prepend_preprocessing(
     the network's order, that of the contract. The Cast precedes the Transpose, because TensorRT
     refuses a Transpose of uint8. It takes no uint16, so that images of more than 8 bits come as
     float32. The constants are those of the formula `f32-affine`.
-
-    Raises:
-        InputError: for a normalization that depends on the image.
     """
     from onnx import TensorProto, helper, numpy_helper
 

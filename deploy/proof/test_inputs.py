@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,10 +109,9 @@ def normalized(image: NDArray[Any], contract: Contract) -> NDArray[np.float32]:
 
     The normalization is computed in float64, so that it is more exact than the graph's own.
     """
-    if contract.normalization == "per-image":
-        return arithmetic.normalized(image, contract)
-    values = (image * contract.scale - np.array(contract.mean)) / np.array(contract.std)
-    return np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32)
+    if contract.normalization != "per-image":
+        contract = replace(contract, normalization="f64")
+    return arithmetic.normalized(image, contract)
 
 
 def breaking_inputs(contract: Contract) -> dict[str, NDArray[np.float32]]:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL.Image import Image as PillowImage
 
 from segdeploy.artifact import Artifact, OnnxFile, artifact_of
-from segdeploy.contract import GRAY, RGB, Contract, contradiction, listed
+from segdeploy.contract import GRAY, Contract, contradiction, listed
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.images import of_pillow, read_pixels
 from segdeploy.runtime.closing import Closing

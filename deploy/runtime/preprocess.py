@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.contract import RGB, Contract
+from segdeploy.contract import Contract
+from segdeploy.models.channels import RGB
 from segdeploy.resize_kernels.kernels import resize
 from segdeploy.resize_kernels.taps import saturated
 from segdeploy.runtime.fit import Placement, placement
