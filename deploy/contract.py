@@ -187,6 +187,11 @@ class Contract:
             return self.source_channels
         return RGB if is_color(self.channels) else self.channels
 
+    @property
+    def channel_order(self) -> list[int]:
+        """The places of the network's channels among those of an image."""
+        return [self.image_channels.index(name) for name in self.channels]
+
     def derived(self, parent_sha256: str, versions: Mapping[str, str], **changes: Any) -> Contract:
         """Return the contract of a derived file, with the parent's SHA-256 and the tool versions.
 

@@ -27,6 +27,7 @@ from segdeploy.contract_json import read_contract
 from segdeploy.errors import InputError
 from segdeploy.factory import builder
 from segdeploy.files import check_input, sha256_of_file
+from segdeploy.models.channels import RGB
 from segdeploy.models.names import BACKGROUND
 from segdeploy.packages import require
 
@@ -396,7 +397,7 @@ def matched(contract: Contract, dataset: DataSet, source: str) -> DataSet:
             "give images of that dtype"
         )
     if contract.gray is not None and is_color(dataset.channels):
-        return dataset
+        return dataset.with_channels(RGB)
     if contract.channels == GRAY and is_color(dataset.channels):
         raise InputError(
             f"{dataset.root}: its images are RGB, and {source} takes gray; state a conversion with "

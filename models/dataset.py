@@ -120,8 +120,6 @@ class DataSet:
         Raises:
             ModelInputError: if the images lack a channel.
         """
-        if tuple(names) == self.channels:
-            return self
         missing = [name for name in names if name not in self.channels]
         if missing:
             raise ModelInputError(

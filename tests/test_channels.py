@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +19,13 @@ from segdeploy.commands.adopt import Statement
 from segdeploy.contract import Contract
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
-from segdeploy.model_spec import ModelSpec
+from segdeploy.model_spec import ModelSpec, matched
 from segdeploy.models.dataset import open_dataset, write_dataset
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.images import read_pixels
 from segdeploy.models.registry import build
 from segdeploy.models.scenes import CLASSES, IGNORE_INDEX, PALETTE, generate
+from segdeploy.models.training import Training
 from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.proof.golden_vectors import golden_images, golden_path
 from segdeploy.runtime.preprocess import preprocess
@@ -328,3 +331,77 @@ def test_channels_of_generated_scenes(run: Callable[..., Ran], tmp_path: Path) -
         image = frame.read_image()
         assert (image.shape, image.dtype) == ((16, 24, len(names)), dtype)
         assert run("data", "check", folder).code == 0
+
+
+def test_channels_are_picked_by_name_in_any_order() -> None:
+    image = np.broadcast_to(np.array([10, 20, 30, 40], np.uint8), (4, 6, 4))
+    raw = {"normalization": "none", "source_channels": ("nir", "G", "R", "B")}
+    for channels, values in (
+        (("B", "G", "R"), [40, 20, 30]),
+        (("R", "G", "B"), [30, 20, 40]),
+        (("G", "nir"), [20, 10]),
+    ):
+        contract = CONTRACT.stretched_to((4, 6)).with_stated({**raw, "channels": channels})
+        assert preprocess(image, contract)[0, :, 0, 0].tolist() == values
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"channels": ("B", "G", "R")},
+        {"channels": ("R", "G", "B"), "source_channels": ("nir", "R", "G", "B")},
+        {"channels": ("G", "nir"), "source_channels": ("nir", "R", "G", "B")},
+    ],
+)
+def test_channels_in_training_are_those_of_inference(
+    stated: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network sees the same picture in training as the finished file sees at inference."""
+    of_images = stated.get("source_channels", ("R", "G", "B"))
+    data = generated(tmp_path / "d", of_images, "uint8")
+    seen: list[torch.Tensor] = []
+    train = Training._logits
+
+    def watched(self: Training, images: torch.Tensor, batch: Any) -> torch.Tensor:
+        seen.append(images.mean((0, 2, 3)))
+        return train(self, images, batch)
+
+    monkeypatch.setattr(Training, "_logits", watched)
+    neutral = {"mean": (0.0,), "std": (1.0,)}
+    spec = ModelSpec(
+        "deeplabv3", arguments={"width": 4, "stride": 2}, size=(48, 64), stated=stated | neutral
+    )
+    out = tmp_path / "m.safetensors"
+    segdeploy.train(
+        spec, data, out, epochs=1, batch_size=6, workers=0, augmentation={"scale": (1.0, 1.0)}
+    )
+    contract = segdeploy.inspect(out).contract
+    assert contract.channels == stated["channels"]
+    dataset = matched(contract, open_dataset(data), "m")
+    inputs = [preprocess(frame.read_image(), contract) for frame in dataset.frames("train")]
+    expected = np.concatenate(inputs).mean((0, 2, 3))
+    assert np.abs(expected[0] - expected[-1]) > 0.01  # so that another order shows
+    np.testing.assert_allclose(seen[0].numpy(), expected, atol=2e-3)
+
+
+def test_channels_of_a_data_set_in_another_order_are_converted_to_the_same_gray(
+    dataset: Path, tmp_path: Path
+) -> None:
+    rgb = open_dataset(dataset)
+    swapped = tmp_path / "bgr"
+    shutil.copytree(dataset, swapped)
+    described = json.loads((swapped / "dataset.json").read_text())
+    (swapped / "dataset.json").write_text(json.dumps(described | {"channels": ["B", "G", "R"]}))
+    for frame in rgb.frames("val"):
+        place = swapped / "val" / "images" / frame.image.name
+        np.save(place.with_suffix(".npy"), frame.read_image()[:, :, ::-1])
+        place.unlink()
+    contract = CONTRACT.with_stated({"channels": ("gray",), "gray": "opencv"})
+    contract = replace(contract, classes=rgb.classes, palette=rgb.palette)
+    for one, other in zip(
+        *(matched(contract, found, "m").frames("val") for found in (rgb, open_dataset(swapped))),
+        strict=True,
+    ):
+        assert np.array_equal(
+            preprocess(one.read_image(), contract), preprocess(other.read_image(), contract)
+        )

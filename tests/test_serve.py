@@ -8,18 +8,24 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from google.protobuf import text_format
+from PIL import Image
 
 import segdeploy
 from segdeploy.commands.adopt import Statement
 from segdeploy.engine.manifest import manifest_path
 from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.runtime.preprocess import preprocess
@@ -196,3 +202,87 @@ def test_serve_a_wrong_configuration_is_found(messages: object) -> None:
 def test_serve_the_client_is_python(graph: Path, tmp_path: Path) -> None:
     written = segdeploy.serve_repo(graph, tmp_path / "repo", name="road")
     ast.parse((written.path / "road_client.py").read_text())
+
+
+class Answering(ModuleType):
+    """tritonclient.grpc, answered by the repository's own graphs instead of a server."""
+
+    def __init__(self, repository: Path, name: str, messages: object):
+        super().__init__("tritonclient.grpc")
+        config = parsed(repository / name, messages)
+        ends = SimpleNamespace(inputs=config.input, outputs=config.output)
+        self.sent: list[np.ndarray] = []
+
+        def infer(model: str, tensors: list, outputs: list) -> object:
+            (tensor,) = tensors
+            self.sent.append(tensor.pixels)
+            return SimpleNamespace(
+                as_numpy=lambda _: run_chain(repository, model, tensor.pixels, messages)
+            )
+
+        self.InferenceServerClient = lambda _: SimpleNamespace(
+            get_model_metadata=lambda *_: ends, infer=infer
+        )
+        self.InferRequestedOutput = str
+        self.InferInput = Sent
+
+
+class Sent:
+    def __init__(self, name: str, shape: tuple[int, ...], kind: str):
+        self.shape, self.kind = shape, kind
+
+    def set_data_from_numpy(self, pixels: np.ndarray) -> None:
+        assert pixels.shape == tuple(self.shape)
+        assert {"UINT8": "uint8", "UINT16": "uint16", "FP32": "float32"}[self.kind] == pixels.dtype
+        self.pixels = np.ascontiguousarray(pixels)
+
+
+@pytest.mark.parametrize("preprocess", [None, "RGB", "BGR"])
+def test_serve_the_client_sends_the_channels_that_the_server_takes(
+    checkpoint: Path, dataset: Path, tmp_path: Path, messages: object,
+    monkeypatch: pytest.MonkeyPatch, preprocess: str | None,
+) -> None:  # fmt: skip
+    path = segdeploy.export(checkpoint, tmp_path / "road.onnx", preprocess=preprocess).path
+    repository = segdeploy.serve_repo(path, tmp_path / "repo").path
+    frame = open_dataset(dataset).frames("val")[0]
+    labels = run_client(repository, frame.image, tmp_path, messages, monkeypatch)
+    with segdeploy.load(path) as network:
+        small = Image.fromarray(frame.read_image()).resize((64, 48), Image.Resampling.BILINEAR)
+        expected = Image.fromarray(network.predict(small))
+    upright = expected.resize((128, 96), Image.Resampling.NEAREST)
+    assert np.array_equal(labels, np.asarray(upright))
+
+
+@pytest.mark.parametrize("preprocess", [None, "B,G,R"])
+def test_serve_takes_some_channels_of_deep_images(
+    tmp_path: Path, messages: object, monkeypatch: pytest.MonkeyPatch, preprocess: str | None
+) -> None:
+    """The images have four channels of 16 bits, the network takes three of them."""
+    torch.manual_seed(0)
+    stated = {
+        "channels": ("R", "G", "B"),
+        "source_channels": ("nir", "R", "G", "B"),
+        "dtype": "uint16",
+        "mean": (0.2, 0.4, 0.6),
+        "std": (0.2, 0.3, 0.4),
+    }
+    spec = ModelSpec(
+        "deeplabv3", 5, {"width": 4, "stride": 2}, size=(48, 64), stated=stated
+    )  # fmt: skip
+    path = segdeploy.export(spec, tmp_path / "road.onnx", preprocess=preprocess).path
+    written = segdeploy.serve_repo(path, tmp_path / "repo")
+    assert not written.takes_files
+    image = np.random.default_rng(0).integers(0, 65536, (48, 64, 4)).astype(np.uint16)
+    np.save(tmp_path / "x.npy", image)
+    labels = run_client(written.path, tmp_path / "x.npy", tmp_path, messages, monkeypatch)
+    with segdeploy.load(path) as network:
+        assert np.array_equal(labels, network.predict(image))
+
+
+def run_client(
+    repository: Path, image: Path, folder: Path, messages: object, monkeypatch: pytest.MonkeyPatch
+) -> np.ndarray:
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", Answering(repository, "road", messages))
+    client = runpy.run_path(str(repository / "road_client.py"))
+    client["main"](str(image), str(folder / "labels.png"))
+    return np.asarray(Image.open(folder / "labels.png"))

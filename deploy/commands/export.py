@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.contract import OUTPUTS, Contract, contradiction, is_color, listed
+from segdeploy.contract import OUTPUTS, Contract, contradiction, listed
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.exporter.pre_post_processing import (
     append_output,
@@ -311,13 +311,13 @@ def _with_images(
         contract,
         layout="NHWC",
         channels=channels,
-        source_channels=contract.source_channels
-        if channels == contract.channels or is_color(channels)
-        else contract.image_channels,
+        source_channels=None,
         mean=tuple(contract.mean[at] for at in order),
         std=tuple(contract.std[at] for at in order),
         pad=None if contract.pad is None else tuple(contract.pad[at] for at in order),
     )
+    if images.image_channels != contract.image_channels:
+        images = replace(images, source_channels=contract.image_channels)
     return images.with_stated({})
 
 

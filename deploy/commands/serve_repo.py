@@ -125,12 +125,12 @@ def _chain(
                 f"{opened.path}: normalizes by the mean of each image, which the server's "
                 "preprocessing does not compute; serve the network with your own preprocessing"
             )
-        graph, count = preprocessing_graph(contract), len(contract.channels)
+        graph, count = preprocessing_graph(contract), len(contract.image_channels)
         before = replace(
             ends,
             name=f"{name}_preprocessing",
             input=TensorSpec("bytes", (*first, height, width, count), onnx_name(contract.dtype)),
-            output=TensorSpec("image", (*first, count, height, width), "float"),
+            output=TensorSpec("image", (*first, *contract.image_shape), "float"),
             labels=None,
         )
         steps.append((before, lambda path: save_onnx(graph, path)))

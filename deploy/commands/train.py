@@ -110,7 +110,7 @@ def train(
     contract = loaded.contract
     _check_trainable(spec, contract)
     dataset = matched(contract, dataset, spec.model)
-    frames = dataset.frames(split)
+    frames = dataset.with_channels(contract.channels).frames(split)  # what the network takes
     validation = dataset.frames(val_split) if validate_every else []
     wanted = Augmentation(**{"crop": contract.size, **(augmentation or {})})
     chosen = TrainingSettings(

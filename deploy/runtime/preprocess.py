@@ -67,9 +67,7 @@ def ordered(image: Pixels, contract: Contract) -> Pixels:
     """Return the image with its channels in the network's order."""
     if contract.channels == contract.image_channels:
         return image
-    if contract.channels == RGB[::-1]:
-        return image[:, :, ::-1]
-    return image[:, :, [contract.image_channels.index(name) for name in contract.channels]]
+    return image[:, :, contract.channel_order]
 
 
 def _padded(image: Pixels, place: Placement, contract: Contract) -> Pixels:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segdeploy.contract import Contract, is_color, listed
+from segdeploy.contract import Contract, listed
 from segdeploy.models import image_file
+from segdeploy.models.channels import RGB
 from segdeploy.templates import render
 
 
@@ -23,7 +24,9 @@ def client_source(name: str, contract: Contract, version: int) -> str:
         version=version,
         preparation=_preparation(contract),
         takes_files=takes_files(contract),
-        channels=contract.channels,
+        channels=contract.image_channels,
+        order=_order(contract),
+        sent=contract.dtype if contract.layout == "NCHW" else contract.input_dtype,
         dtype=contract.dtype,
         height=height,
         width=width,
@@ -34,7 +37,14 @@ def client_source(name: str, contract: Contract, version: int) -> str:
 
 def takes_files(contract: Contract) -> bool:
     """Return whether the client reads JPEG and PNG files: the network takes 8-bit RGB images."""
-    return contract.dtype == "uint8" and is_color(contract.channels)
+    return contract.dtype == "uint8" and contract.image_channels == RGB
+
+
+def _order(contract: Contract) -> list[int] | None:
+    """Return the channels that the client picks; None where the served graphs pick them."""
+    if contract.layout == "NCHW" or contract.channels == contract.image_channels:
+        return None
+    return contract.channel_order
 
 
 def _preparation(contract: Contract) -> str | None:

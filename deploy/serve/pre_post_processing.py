@@ -31,10 +31,8 @@ def preprocessing_graph(contract: Contract) -> onnx.ModelProto:
     scale, shift = affine(contract)
     constants: dict[str, NDArray[Any]] = {"scale": scale, "shift": shift}
     nodes = [helper.make_node("Cast", ["bytes"], ["values"], to=TensorProto.FLOAT)]
-    count = len(contract.channels)
     if contract.channels != contract.image_channels:
-        order = [contract.image_channels.index(name) for name in contract.channels]
-        constants["order"] = np.array(order)
+        constants["order"] = np.array(contract.channel_order)
         nodes = [
             helper.make_node("Gather", ["bytes", "order"], ["ordered"], axis=3),
             helper.make_node("Cast", ["ordered"], ["values"], to=TensorProto.FLOAT),
@@ -47,10 +45,14 @@ def preprocessing_graph(contract: Contract) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "preprocessing",
-        [helper.make_tensor_value_info("bytes", kind, ["batch", height, width, count])],
         [
             helper.make_tensor_value_info(
-                "image", TensorProto.FLOAT, ["batch", count, height, width]
+                "bytes", kind, ["batch", height, width, len(contract.image_channels)]
+            )
+        ],
+        [
+            helper.make_tensor_value_info(
+                "image", TensorProto.FLOAT, ["batch", len(contract.channels), height, width]
             )
         ],
         [numpy_helper.from_array(values, name) for name, values in constants.items()],
