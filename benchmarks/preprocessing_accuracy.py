@@ -20,6 +20,7 @@ import numpy as np
 
 import segdeploy
 from segdeploy.contract import RESIZE_KERNELS
+from segdeploy.contract_statement import with_stated
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.metrics import ConfusionMatrix, defined_mean
@@ -69,7 +70,7 @@ def measured(path: Path, frames: list[Any], rows: Rows) -> dict[str, dict[str, f
     for name, stated in rows.items():
         fields = {key: value for key, value in stated.items() if key != "gray_image"}
         session = open_session(path)
-        session.contract = replace(session.contract, assumed=()).with_stated(fields)
+        session.contract = with_stated(replace(session.contract, assumed=()), fields)
         matrix = ConfusionMatrix(len(session.contract.classes), session.contract.ignore_index)
         equal = []
         with Predictor(session) as predictor:
@@ -81,7 +82,7 @@ def measured(path: Path, frames: list[Any], rows: Rows) -> dict[str, dict[str, f
                 matrix.add(mask, labels)
                 if len(first) <= index:
                     first.append(labels)
-                seen = predictor.seen(mask.shape)
+                seen = predictor.crop_window(mask.shape)
                 equal.append(np.mean(labels[seen] == first[index][seen]))
         found[name] = {
             "miou": round(100 * defined_mean(matrix.iou()), 2),

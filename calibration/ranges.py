@@ -39,13 +39,14 @@ def observe(
     extremes_only: Collection[str] = (),
     on_frame: Callable[[Mapping[str, Histogram]], None] = lambda histograms: None,
     held_bytes: int = _HELD_BYTES,
+    any_size: onnx.ModelProto | None = None,
 ) -> dict[str, Histogram]:
     """Return histograms of float tensors over all frames; only the extremes for some.
 
     `frames` yields `(name, input array)` and is read once. One frame is held at a time, and at most
     `held_bytes` of the watched tensors (by the graph's static shapes). Memory therefore grows with
     neither the number of frames nor the depth of the network. `on_frame` gets the histograms after
-    each frame.
+    each frame. `any_size` is the same graph for frames of other sizes than the static one.
 
     Raises:
         CalibrationInputError: if there is no frame, or a tensor is not finite for a frame.
@@ -61,7 +62,7 @@ def observe(
     }
     whole = [name for name in tensors if name not in reduced and name != name_of_input]
     groups = _groups(shapes, whole, held_bytes) or [[]]
-    session = _watcher(model, whole, reduced, len(groups))
+    session = _watcher(any_size or model, whole, reduced, len(groups))
     histograms = {name: Histogram(extremes_only=name in extremes_only) for name in tensors}
     extremes = [_extreme(kind, name) for name, kinds in reduced.items() for kind in kinds]
     count = 0

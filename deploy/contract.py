@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from segdeploy.errors import InputError
-from segdeploy.models.channels import DTYPES, RGB
+from segdeploy.models.channels import RGB
 from segdeploy.models.names import BACKGROUND
 from segdeploy.models.palette import voc_color
 
@@ -49,6 +49,8 @@ RESIZE_KERNELS = (
 MOST_PIXELS = 100_000_000  # limit of H * W of an input, equal to the limit of an image file
 MOST_CLASSES = 255  # a label is a byte, and one value of it means "ignored"
 MOST_CHANNELS = 64
+# Limits of the numbers of preprocessing, which keep float32 results finite.
+LEAST, MOST = 1e-9, 1e9
 
 # torchvision's ImageNet statistics of RGB in 0..1, which published weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -67,6 +69,16 @@ FITS = (
     *("shortest-edge,center-crop", "longest-edge,pad", "center-crop"),
     *("shortest-edge,pad-to-multiple", "longest-edge,pad-to-multiple", "pad-to-multiple"),
 )
+SIZE_FOLLOWS_IMAGE = (
+    *("shortest-edge", "longest-edge", "none"),
+    *(fit for fit in FITS if fit.endswith("pad-to-multiple")),
+)
+# The fields that belong to a fit and are stated with it, each with an example.
+FIT_EXAMPLES: Mapping[str, Any] = {
+    **{"edge": 512, "longest_edge": 2048, "rounding": "mmcv", "side_multiple": 32},
+    **{"pad": 114, "pad_side": "center", "pad_multiple": 32},
+}
+NO_FIT: Mapping[str, Any] = {**dict.fromkeys(FIT_EXAMPLES), "pad_normalized": False}
 # The rules for the sides of a resized image and the offset of a crop, by library.
 ROUNDINGS = ("torchvision", "huggingface", "albumentations", "mmcv")
 PAD_SIDES = ("center", "bottom-right")
@@ -192,6 +204,11 @@ class Contract:
         """The places of the network's channels among those of an image."""
         return [self.image_channels.index(name) for name in self.channels]
 
+    @property
+    def follows_image(self) -> bool:
+        """Whether the size of the network's input follows the image's own size."""
+        return self.fit in SIZE_FOLLOWS_IMAGE
+
     def derived(self, parent_sha256: str, versions: Mapping[str, str], **changes: Any) -> Contract:
         """Return the contract of a derived file, with the parent's SHA-256 and the tool versions.
 
@@ -211,273 +228,22 @@ class Contract:
             f"{name} {value if isinstance(value, str) else listed(value)}" for name, value in values
         )
 
-    def with_stated(self, stated: Mapping[str, Any]) -> Contract:
-        """Return the contract with fields that the user states, which are no longer assumed.
-
-        `mean_255` and `std_255` state a mean and a standard deviation in units of 0 to 255. What
-        follows from a statement is stated with it: the scale from the dtype, the absence of padding
-        from a fit without padding, no constants from the normalization `none`.
-
-        Raises:
-            InputError: if the statements contradict each other, or the rest of the contract.
-        """
-        made = replace(self, **self._implied(stated))
-        names = {name.removesuffix("_255") for name in stated}
-        if stated.get("normalization") in ("none", "per-image"):
-            names |= {"mean", "std"}
-        assumed = tuple(name for name in self.assumed if name not in names)
-        made = replace(made, assumed=assumed)
-        if reason := contradiction(made):
-            raise InputError(reason)
-        return made
-
-    def _implied(self, stated: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields that the statement sets, with those that follow from it."""
-        found = {name: value for name, value in stated.items() if name not in _OF_CLASSES}
-        for name in ("mean", "std"):
-            if f"{name}_255" in found and name in found:
-                raise InputError(f"--{name}-255: is the same as --{name}; leave one of them out")
-        channels = found.get("channels", self.channels)
-        for name in ("mean", "std", "mean_255", "std_255", "pad"):
-            if len(found.get(name) or ()) == 1:  # one number for all channels
-                found[name] = tuple(found[name]) * len(channels)
-        if len(channels) != len(self.channels):  # ImageNet's constants are of RGB
-            found = {"mean": (0.0,) * len(channels), "std": (1.0,) * len(channels), **found}
-        _check_units(found, self.dtype)
-        if "dtype" in found:
-            found.setdefault("scale", DTYPES[found["dtype"]])
-        if found.get("normalization") in ("none", "per-image"):
-            neutral: dict[str, Any] = {
-                "mean": (0.0,) * len(channels),
-                "std": (1.0,) * len(channels),
-            }
-            if found["normalization"] == "none":
-                neutral["scale"] = 1.0
-            found = {**neutral, **found}
-        scale = found.get("scale", self.scale)
-        for name in ("mean", "std"):
-            values = found.pop(f"{name}_255", None)
-            if values is not None:
-                found[name] = tuple(_scaled(value, scale) for value in values)
-        if "fit" in found:
-            found = {**_NO_FIT, **found}
-        return found
-
     def stretched_to(self, size: tuple[int, int]) -> Contract:
         """Return the contract of a window or a trial: every image is stretched to `size` (H, W)."""
-        return replace(self, size=size, fit="stretch", **_NO_FIT)
+        return replace(self, size=size, fit="stretch", **NO_FIT)
 
     def to_json(self) -> str:
         """Serialize as one line of JSON."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
 
 
-def _check_units(stated: Mapping[str, Any], dtype: str) -> None:
-    """Refuse a scale of other units than 0 to 1 without a mean and a deviation in these units."""
-    scale = stated.get("scale")
-    usual = DTYPES[stated.get("dtype", dtype)]
-    if scale in (None, usual) or stated.get("normalization") in ("none", "per-image"):
-        return
-    if not all({name, f"{name}_255"} & set(stated) for name in ("mean", "std")):
-        raise InputError(
-            f"--rescale {scale:g}: changes the units of the mean and the standard deviation; state "
-            "--mean and --std, too"
-        )
-
-
 Classes = tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], int]
 """Names, colors and the ignore index of a data set's or a contract's classes."""
-_OF_CLASSES = ("classes", "palette", "ignore_index")
-
-
-def stated_classes(stated: Mapping[str, Any]) -> Classes | None:
-    """Return the classes that a contract file states, with placeholder colors if it has none.
-
-    Raises:
-        InputError: if the numbers of colors and classes differ.
-    """
-    if "classes" not in stated:
-        return None
-    classes = stated["classes"]
-    palette = stated.get("palette", placeholder_classes(len(classes))[1])
-    if len(palette) != len(classes):
-        raise InputError(
-            f"the contract file has {len(palette)} colors for {len(classes)} classes; state one "
-            "color for each class"
-        )
-    return classes, palette, stated.get("ignore_index", 255)
 
 
 def is_color(channels: Sequence[str]) -> bool:
     """Return whether the channels are red, green and blue, in any order."""
     return sorted(channels) == sorted(RGB)
-
-
-def _scaled(value: float, scale: float) -> float:
-    """Return `value * scale`; the division is exact where the factor 1/255 would round."""
-    divisor = 1 / scale
-    return value / divisor if divisor.is_integer() else value * scale
-
-
-def contradiction(contract: Contract) -> str | None:
-    """Return how fields of the contract contradict each other; None if they do not.
-
-    The reason begins with the option that states the field.
-    """
-    checks = (
-        *(_channel_contradiction, _normalization_contradiction),
-        *(_fit_contradiction, _head_contradiction),
-    )
-    return next(filter(None, (check(contract) for check in checks)), None)
-
-
-def _channel_contradiction(contract: Contract) -> str | None:
-    channels = contract.channels
-    shown = f"--channels {','.join(channels)}"
-    if len(set(channels)) != len(channels):
-        return f"{shown}: names a channel twice"
-    missing = [name for name in channels if name not in contract.image_channels]
-    if missing:
-        return f"{shown}: the images lack {','.join(missing)} (--source-channels)"
-    if contract.gray is not None and channels != GRAY:
-        return f"--gray {contract.gray}: converts RGB to one channel; it goes with --channels gray"
-    if contract.dtype != "uint8" and contract.resize.startswith("torchvision-uint8"):
-        return (
-            f"--resize {contract.resize}: resizes uint8 images, and the images are {contract.dtype}"
-        )
-    return None
-
-
-def _normalization_contradiction(contract: Contract) -> str | None:
-    count, kind = len(contract.channels), contract.normalization
-    for name in ("mean", "std"):
-        values = getattr(contract, name)
-        if len(values) != count:
-            return (
-                f"--{name} {listed(values)}: has {len(values)} values, and the network takes "
-                f"{count} channel{'s' * (count != 1)} ({','.join(contract.channels)})"
-            )
-    if any(value <= 0 for value in contract.std):
-        return f"--std {listed(contract.std)}: must be above 0"
-    trivial = set(contract.mean) <= {0} and set(contract.std) <= {1}
-    if kind in ("none", "per-image") and not trivial:
-        return f"--normalization {kind}: has no mean and no standard deviation; leave them out"
-    if kind == "none" and contract.scale != 1:
-        return "--normalization none: has no scale; leave --rescale out"
-    largest = contract.scale * {"uint8": 255, "uint16": 65535}.get(contract.dtype, 0)
-    for name in ("mean", "std") if largest else ():
-        values = getattr(contract, name)
-        # Values of another unit: a mean of 123.7 for values of 0..1, which would give labels
-        # without meaning.
-        if any(abs(value) > 2 * largest for value in values):
-            return (
-                f"--{name} {listed(values)}: is beyond the values, which the scale brings to "
-                f"0..{largest:g}; give --{name}-255 for values of 0..255, or another --rescale"
-            )
-    return None
-
-
-def _head_contradiction(contract: Contract) -> str | None:
-    threshold, least = contract.threshold, contract.min_confidence
-    if least is not None and not 0 < least < 1:
-        return f"--min-confidence {least:g}: is a probability, above 0 and below 1"
-    ids = contract.label_ids
-    if ids is not None and len(ids) != len(contract.classes):
-        return (
-            f"--label-ids {listed(ids)}: has {len(ids)} ids for {len(contract.classes)} classes; "
-            "state one for each class"
-        )
-    if least is not None and contract.output == "labels":
-        return (
-            f"--min-confidence {least:g}: needs the probabilities, and the graph gives labels; "
-            "leave --output labels out"
-        )
-    if contract.head != "binary":
-        if threshold is None:
-            return None
-        return f"--threshold {threshold:g}: goes with a binary network, of one output channel"
-    if len(contract.classes) not in (0, 2):
-        return (
-            f"a binary network has two classes, and there are {len(contract.classes)}; name the "
-            "one that it finds with --foreground"
-        )
-    if threshold is not None and not 0 < threshold < 1:
-        return f"--threshold {threshold:g}: is a probability, above 0 and below 1"
-    return None
-
-
-def _fit_contradiction(contract: Contract) -> str | None:
-    fit, shown = contract.fit, f"{contract.size[0]}x{contract.size[1]}"
-    for name, example in _EXAMPLES.items():
-        value, option = getattr(contract, name), f"--{name.replace('_', '-')}"
-        if name in _fields_of(fit):
-            if value is None and name in ("edge", "pad", "pad_multiple"):
-                return f"--fit {fit}: needs {option}, such as {option} {example}"
-        elif value is not None:
-            goes = " or ".join(one for one in FITS if name in _fields_of(one))
-            given = listed(value) if isinstance(value, tuple) else str(value)
-            return f"{option} {given}: goes with --fit {goes}"
-    edge, limit, step = contract.edge or 0, contract.longest_edge, contract.pad_multiple
-    if limit is not None and limit < edge:
-        return f"--longest-edge {limit}: is below --edge {edge}, the shorter one"
-    if fit == "shortest-edge,center-crop" and edge < min(contract.size):
-        return f"--edge {edge}: is below the crop of {shown}, which would lie outside the image"
-    if fit == "longest-edge,pad" and edge > min(contract.size):
-        return f"--edge {edge}: is above the input of {shown}, so no image would fit"
-    if step and any(side % step for side in contract.size):
-        return f"--pad-multiple {step}: does not divide the input size {shown}"
-    return _pad_contradiction(contract)
-
-
-# The fields that belong to a fit and are stated with it, each with an example.
-_EXAMPLES = {
-    **{"edge": 512, "longest_edge": 2048, "rounding": "mmcv", "side_multiple": 32},
-    **{"pad": 114, "pad_side": "center", "pad_multiple": 32},
-}
-
-
-FIT_FIELDS = ("fit", *_EXAMPLES)
-_NO_FIT: Mapping[str, Any] = {**dict.fromkeys(_EXAMPLES), "pad_normalized": False}
-
-
-def _fields_of(fit: str) -> set[str]:
-    """Return the fields that a fit takes."""
-    steps = fit.split(",")
-    found: set[str] = set()
-    if steps[0].endswith("-edge"):
-        found |= {"edge", "rounding", "side_multiple"}
-    if steps[0] == "shortest-edge":
-        found.add("longest_edge")
-    if {"letterbox", "center-crop"} & set(steps):
-        found.add("rounding")
-    if {"letterbox", "pad", "pad-to-multiple"} & set(steps):
-        found |= {"pad", "pad_side"}
-    if "pad-to-multiple" in steps:
-        found.add("pad_multiple")
-    return found
-
-
-def _pad_contradiction(contract: Contract) -> str | None:
-    pad = contract.pad
-    if pad is None:
-        return "--pad-normalized: goes with a fit that pads" if contract.pad_normalized else None
-    option = "--pad-normalized" if contract.pad_normalized else "--pad"
-    shown = f"{option} {listed(pad)}"
-    if len(pad) != len(contract.channels):
-        return (
-            f"{shown}: has {len(pad)} values, and the network takes {len(contract.channels)} "
-            "channels"
-        )
-    if contract.pad_normalized:
-        if contract.layout == "NHWC":
-            return f"{shown}: the graph normalizes, so the padding lies before it; give --pad"
-        return None
-    most = {"uint8": 255, "uint16": 65535}.get(contract.dtype)
-    if most and not all(0 <= one <= most for one in pad):
-        return f"{shown}: must be in 0..{most}, before normalization"
-    if contract.input_dtype == "uint8" and not all(float(one).is_integer() for one in pad):
-        return f"{shown}: the graph takes uint8 images, so the padding is a whole number"
-    return None
 
 
 def listed(values: Sequence[Any]) -> str:

@@ -1,16 +1,16 @@
-"""Read a contract from the JSON in a file's metadata, and statements from a user's own file."""
+"""Read and check a contract from the JSON in a file's metadata."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from segdeploy.contract import (
     FITS,
     GRAY_CONVERSIONS,
     HEADS,
+    LEAST,
+    MOST,
     MOST_CHANNELS,
     MOST_CLASSES,
     NORMALIZATIONS,
@@ -23,10 +23,9 @@ from segdeploy.contract import (
     SCHEMA,
     Contract,
     check_pixels,
-    contradiction,
 )
+from segdeploy.contract_checks import contradiction
 from segdeploy.errors import InputError
-from segdeploy.files import check_input
 from segdeploy.models.channels import DTYPES
 from segdeploy.models.names import are_names, is_line
 from segdeploy.models.strict_json import parse_json
@@ -45,13 +44,13 @@ def read_contract(text: str, source: str) -> Contract:
     if not isinstance(values, dict):
         raise InputError(f"{source}: its segdeploy contract is not a JSON object")
     schema = values.pop("schema", None)
-    if isinstance(schema, bool) or schema not in range(1, SCHEMA + 1):
+    if not is_schema(schema):
         raise InputError(
             f"{source}: its contract has schema {schema!r}, this segdeploy reads {SCHEMA}; "
             "install the segdeploy that wrote it, or export again"
         )
     if "channels" not in values:
-        values = _lifted(values)
+        values = lifted(values)
     required = {name: check for name, check in CHECKS.items() if name not in _LATER}
     for name, is_valid in {**required, **{k: v for k, v in CHECKS.items() if k in values}}.items():
         if name not in values:
@@ -80,7 +79,12 @@ def read_contract(text: str, source: str) -> Contract:
     return contract
 
 
-def _lifted(values: dict[str, Any]) -> dict[str, Any]:
+def is_schema(value: object) -> bool:
+    """Return whether `value` is the number of a schema that this version reads."""
+    return type(value) is int and 1 <= value <= SCHEMA
+
+
+def lifted(values: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of schema 1 as those of schema 2."""
     lifted = dict(values)
     color = lifted.pop("colour", None)  # the spelling of the first versions
@@ -99,93 +103,6 @@ def _lifted(values: dict[str, Any]) -> dict[str, Any]:
     return lifted
 
 
-# What a contract file may state, beside `mean_255` and `std_255`. The network decides the rest.
-STATED = (
-    *("channels", "source_channels", "dtype", "gray"),
-    *("scale", "mean", "std", "normalization"),
-    *("fit", "edge", "longest_edge", "rounding", "side_multiple"),
-    *("pad", "pad_normalized", "pad_side", "pad_multiple", "resize"),
-    *("head", "threshold", "min_confidence", "label_ids"),
-)
-_STATED_IN_FILE = (*STATED, "size", "classes", "palette", "ignore_index")
-
-
-def read_statement(path: Path) -> dict[str, Any]:
-    """Return the fields of a contract that a file states, FILE.json or FILE.toml.
-
-    The names are those of the contract. A scale may be a fraction in quotes, such as `"1/255"`, and
-    `mean_255` and `std_255` are in units of 0 to 255. The fields of a complete contract that the
-    network decides, such as its precision, are left out.
-
-    Raises:
-        InputError: for a file that is neither, an unknown name, or a value of a wrong type.
-    """
-    values = _parsed(path)
-    schema = values.pop("schema", SCHEMA)
-    if schema not in range(1, SCHEMA + 1):
-        raise InputError(f"{path}: has schema {schema!r}, this segdeploy reads {SCHEMA}")
-    if {"color", "colour"} & set(values):
-        values = _lifted(values)
-    is_complete = "architecture" in values
-    stated: dict[str, Any] = {}
-    for name, value in values.items():
-        field = name.removesuffix("_255") if name in ("mean_255", "std_255") else name
-        if field not in _STATED_IN_FILE:
-            if field not in CHECKS:
-                names = ", ".join(_STATED_IN_FILE)
-                raise InputError(f"{path}: '{name}' is no field of a contract; there are {names}")
-            if not is_complete:
-                raise InputError(
-                    f"{path}: '{name}' is decided by the network, and cannot be stated; remove it"
-                )
-            continue
-        if field == "scale" and isinstance(value, str):
-            value = as_number(value)
-        if field in ("mean", "std", "pad") and isinstance(value, (int, float)):
-            value = [value]  # one number for all channels
-        if not CHECKS[field](value):
-            raise InputError(f"{path}: '{name}' has a value that a contract cannot hold: {value!r}")
-        if value is not None:
-            stated[name] = frozen(value)
-    return stated
-
-
-def as_number(text: str) -> float | None:
-    """Return the number of `0.5` or `1/255`; None for other text."""
-    numerator, _, denominator = text.partition("/")
-    try:
-        return float(numerator) / float(denominator or 1)
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    content = check_input(path).read_bytes()
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text ({error})") from error
-    if path.suffix == ".toml":
-        return _toml(text, path)
-    if path.suffix != ".json":
-        raise InputError(f"{path}: a contract file ends in .json or .toml")
-    values = parse_json(text, str(path))
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold a JSON object")
-    return values
-
-
-def _toml(text: str, path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        try:
-            return tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: is not TOML ({error})") from error
-    raise InputError(f"{path}: TOML needs Python 3.11; write the contract as .json")
-
-
 def frozen(value: Any) -> Any:
     """Return a value of JSON or TOML with tuples instead of lists."""
     return tuple(frozen(v) for v in value) if isinstance(value, list) else value
@@ -200,8 +117,8 @@ def _is_bool(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """Return whether `value` is a number (not a bool) of magnitude up to 1e9, safe for float32."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e9
+    """Return whether `value` is a number (not a bool) of magnitude up to `MOST`."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST
 
 
 def _is_byte(value: object) -> bool:
@@ -234,7 +151,7 @@ def _are_bounds(value: object) -> bool:
 
 
 def _is_positive(value: object) -> bool:
-    return _is_number(value) and float(value) > 1e-9  # type: ignore[arg-type]
+    return _is_number(value) and float(value) >= LEAST  # type: ignore[arg-type]
 
 
 def _is_provenance(value: object) -> bool:

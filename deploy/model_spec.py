@@ -20,10 +20,16 @@ from segdeploy.contract import (
     is_color,
     numbered_classes,
     placeholder_classes,
-    stated_classes,
     usual_channels,
 )
 from segdeploy.contract_json import read_contract
+from segdeploy.contract_statement import (
+    agreed_classes,
+    images_of,
+    option_of,
+    stated_classes,
+    with_stated,
+)
 from segdeploy.errors import InputError
 from segdeploy.factory import builder
 from segdeploy.files import check_input, sha256_of_file
@@ -52,7 +58,7 @@ class ModelSpec:
     size: tuple[int, int] | None = None
     take: str | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the contract that the user states, as in `Contract.with_stated`."""
+    """Fields of the contract that the user states, as in `with_stated`."""
     foreground: str | None = None
     """The class of a data set that a binary network finds; all others are the background."""
 
@@ -68,14 +74,15 @@ class ModelSpec:
             InputError: if weights, classes, arguments or an output key are given with the file.
         """
         named = ("weights", "num_classes", "take", "foreground")
-        given = [name for name in named if getattr(self, name)]
-        given += [name if name in ("width", "stride") else "arg" for name in self.arguments]
-        given += ["rescale" if name == "scale" else name for name in self.stated]
+        given = [option_of(name) for name in named if getattr(self, name)]
+        given += [
+            f"--{name}" if name in ("width", "stride") else "--arg" for name in self.arguments
+        ]
+        given += map(option_of, self.stated)
         if given:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in dict.fromkeys(given))
             raise InputError(
                 f"{self.model}: the file defines its classes, weights and preprocessing; leave out "
-                f"{options}, which go with a network's name"
+                f"{', '.join(dict.fromkeys(given))} (for the name of a network alone)"
             )
 
     @property
@@ -171,7 +178,7 @@ def _with_channels(contract: Contract, module: nn.Module, spec: ModelSpec) -> Co
     if count in (None, len(contract.channels)) or runs(module, contract.shape_at(contract.size)):
         return contract
     channels = usual_channels(count or 0, f"{spec.model}: its first convolution")
-    return replace(contract.with_stated({"channels": channels}), assumed=contract.assumed)
+    return replace(with_stated(contract, {"channels": channels}), assumed=contract.assumed)
 
 
 def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contract:
@@ -197,11 +204,11 @@ def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contrac
             f"{spec.model}: has one output channel, so it is a binary network: a pixel is of the "
             "foreground where the sigmoid is above 0.5; name its class with --data and --foreground"
         )
-        contract = contract.with_stated({"head": "binary"})
+        contract = with_stated(contract, {"head": "binary"})
     else:
         _LOG.info(f"{spec.model}: has {count} classes, read from its output; name them with --data")
     names, palette, _ = numbered_classes(count)
-    return replace(contract, classes=names, palette=palette)
+    return with_stated(replace(contract, classes=names, palette=palette), {})
 
 
 def _checkpoint_spec(spec: ModelSpec) -> ModelSpec:
@@ -294,11 +301,8 @@ def _contract(
     if stored is not None:
         _check_stored(spec, stored, dataset)
         check_pixels(size or stored.size, f"{spec.weights}: its input")
-        return replace(
-            stored,
-            size=size or stored.size,
-            arguments={**stored.arguments, **spec.arguments},
-        ).with_stated(stated)
+        arguments = {**stored.arguments, **spec.arguments}
+        return with_stated(replace(stored, size=size or stored.size, arguments=arguments), stated)
     size = size or default_size
     if size is None:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --size HxW")
@@ -316,7 +320,7 @@ def _contract(
     )
     is_binary = spec.foreground is not None or spec.num_classes == 1
     implied = {"head": "binary"} if is_binary else {}
-    return start.with_stated({**implied, **_images_of(dataset), **stated})
+    return with_stated(start, {**implied, **images_of(dataset), **stated})
 
 
 def _check_stored(spec: ModelSpec, stored: Contract, dataset: DataSet | None) -> None:
@@ -338,33 +342,10 @@ def _check_stored(spec: ModelSpec, stored: Contract, dataset: DataSet | None) ->
 
 def _classes(spec: ModelSpec, dataset: DataSet | None) -> Classes:
     """Return the classes of a network without a checkpoint; none if its output tells them."""
-    named = stated_classes(spec.stated)
-    if dataset is not None:
-        if spec.num_classes not in (None, 1, len(dataset.classes)):
-            raise InputError(
-                f"{dataset.root}: has {len(dataset.classes)} classes, but --num-classes is "
-                f"{spec.num_classes}; leave out --num-classes"
-            )
-        if named is not None and named[0] != dataset.classes:
-            raise InputError(
-                f"{dataset.root}: has the classes {', '.join(dataset.classes)}, and the contract "
-                f"file has {', '.join(named[0])}; leave its classes out"
-            )
-        return dataset.classes, dataset.palette, dataset.ignore_index
-    if named is not None:
-        return named
-    if spec.num_classes:
-        return numbered_classes(spec.num_classes)
-    if spec.is_factory:
-        return (), (), 255
-    raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
-
-
-def _images_of(dataset: DataSet | None) -> dict[str, Any]:
-    """Return what a data set of other images than 8-bit RGB says about them."""
-    if dataset is None or (is_color(dataset.channels) and dataset.dtype == "uint8"):
-        return {}
-    return {"channels": dataset.channels, "dtype": dataset.dtype}
+    found = agreed_classes(spec.stated, dataset, spec.num_classes)
+    if found is None and not spec.is_factory:
+        raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
+    return found or ((), (), 255)
 
 
 def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> str:

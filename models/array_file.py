@@ -27,6 +27,7 @@ def read_array(path: Path) -> NDArray[Any]:
             package tifffile.
     """
     array = _npy(path) if path.suffix.lower() == NPY else _tiff(path)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or not array.size:
@@ -40,7 +41,7 @@ def _npy(path: Path) -> NDArray[Any]:
     try:
         # Mapped, so that a header which claims a huge array allocates nothing.
         held = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
+    except Exception as error:  # the header is a Python literal, whose parser raises many types
         raise ModelInputError(f"{path}: is no NPY image ({first_line(error)})") from error
     if not isinstance(held, np.ndarray):
         raise ModelInputError(f"{path}: is an archive of arrays; save one image with numpy.save")

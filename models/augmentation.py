@@ -112,8 +112,8 @@ class Augment:
         dtype: str = "uint8",
     ):
         self._scale = scale
-        self._stays_bytes = dtype == "uint8" and len(mean) == 3
-        color = [round(value / scale) for value in mean] if self._stays_bytes else list(mean)
+        self._is_uint8_rgb = dtype == "uint8" and len(mean) == 3
+        color = [round(value / scale) for value in mean] if self._is_uint8_rgb else list(mean)
         fill = {tv_tensors.Image: color, tv_tensors.Mask: ignore_index}
         steps: list[v2.Transform] = [_RandomScale(size, wanted.scale)]
         if wanted.rotation:
@@ -131,14 +131,14 @@ class Augment:
             strength = wanted.color
             steps.append(
                 v2.ColorJitter(strength, strength, strength)
-                if self._stays_bytes
+                if self._is_uint8_rgb
                 else _ValueJitter(strength)
             )
         self._transform = v2.Compose(steps)
 
     def tensor(self, image: NDArray[Any]) -> Tensor:
         """Return an image `(H, W, C)` as the tensor `(C, H, W)` that is augmented."""
-        values = image if self._stays_bytes else image.astype(np.float32) * np.float32(self._scale)
+        values = image if self._is_uint8_rgb else image.astype(np.float32) * np.float32(self._scale)
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

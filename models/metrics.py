@@ -14,13 +14,15 @@ from segdeploy.models.errors import ModelInputError
 class ConfusionMatrix:
     """Counts of (true class, predicted class) pixel pairs; ignored pixels are left out.
 
-    A prediction of the ignore index is of a pixel that the network did not see, outside a crop.
+    `counts` is `(C, C + 1)`. The last column counts the pixels that got the ignore index instead of
+    a class, since their class was unsure. They are misses of their true class, as in the evaluation
+    of Cityscapes.
 
     The score of a class that is in neither truth nor prediction is NaN and left out of means.
     """
 
     def __init__(self, num_classes: int, ignore_index: int):
-        self.counts: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
+        self.counts: NDArray[np.int64] = np.zeros((num_classes, num_classes + 1), np.int64)
         self._ignore_index = ignore_index
 
     def add(self, truth: NDArray[np.uint8], predicted: NDArray[np.integer]) -> None:
@@ -30,21 +32,23 @@ class ConfusionMatrix:
             ModelInputError: for an id outside the classes, which would count for another pair.
         """
         num_classes = len(self.counts)
-        kept = (truth != self._ignore_index) & (predicted != self._ignore_index)
-        known, found = truth[kept], predicted[kept]
-        for what, ids in (("mask", known), ("prediction", found)):
+        kept = truth != self._ignore_index
+        known, found = truth[kept], predicted[kept].astype(np.int64)
+        is_unsure = found == self._ignore_index
+        for what, ids in (("mask", known), ("prediction", found[~is_unsure])):
             if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < num_classes:
                 raise ModelInputError(
                     f"the {what} holds the id {int(ids.max())}; there are {num_classes} classes "
                     f"(0 to {num_classes - 1})"
                 )
-        pairs = known.astype(np.int64) * num_classes + found
-        self.counts += np.bincount(pairs, minlength=num_classes**2).reshape(self.counts.shape)
+        found[is_unsure] = num_classes
+        pairs = known.astype(np.int64) * (num_classes + 1) + found
+        self.counts += np.bincount(pairs, minlength=self.counts.size).reshape(self.counts.shape)
 
     def iou(self) -> NDArray[np.float64]:
         """Return the IoU per class, `(num_classes,)`, in 0..1, or NaN where undefined."""
         hits = np.diag(self.counts)
-        union = self.counts.sum(0) + self.counts.sum(1) - hits
+        union = self.counts[:, :-1].sum(0) + self.counts.sum(1) - hits
         with np.errstate(invalid="ignore"):
             result: NDArray[np.float64] = hits / union
         return result
@@ -53,7 +57,9 @@ class ConfusionMatrix:
         """Return the Dice score per class, `(num_classes,)`, in 0..1, or NaN where undefined."""
         hits = np.diag(self.counts)
         with np.errstate(invalid="ignore"):
-            result: NDArray[np.float64] = 2 * hits / (self.counts.sum(0) + self.counts.sum(1))
+            result: NDArray[np.float64] = (
+                2 * hits / (self.counts[:, :-1].sum(0) + self.counts.sum(1))
+            )
         return result
 
     def frequency_weighted_iou(self) -> float:
@@ -61,6 +67,11 @@ class ConfusionMatrix:
         share, iou = self.counts.sum(1), self.iou()
         seen = share > 0
         return float((share * iou)[seen].sum() / share.sum()) if seen.any() else float("nan")
+
+    def coverage(self) -> float:
+        """Return the share of the pixels that got a class, in 0..1; NaN if no pixel was counted."""
+        total = self.counts.sum()
+        return float(self.counts[:, :-1].sum() / total) if total else float("nan")
 
     def pixel_accuracy(self) -> float:
         """Return the share of correct pixels, in 0..1; NaN if no pixel was counted."""

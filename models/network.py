@@ -159,9 +159,11 @@ class Network(nn.Module):
 
     def _check(self, logits: Tensor, size: tuple[int, int]) -> None:
         if logits.ndim != 4 or logits.shape[1] != self.num_classes:
+            is_binary = logits.ndim == 4 and logits.shape[1] == 1
             raise ModelInputError(
                 f"{self.name}: the output has shape {tuple(logits.shape)}; segmentation logits for "
                 f"{self.num_classes} classes have shape (N, {self.num_classes}, H, W)"
+                + ("; for a binary network, name its class with --foreground" * is_binary)
             )
         if not torch.isfinite(logits).all():
             raise ModelInputError(
@@ -177,8 +179,8 @@ class Network(nn.Module):
         return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
-def image_channels(module: nn.Module) -> int:
-    """Return the number of channels of a network's images: 3, unless a `Network` says otherwise."""
+def channel_count(module: nn.Module) -> int:
+    """Return the number of channels that a network takes: 3, unless a `Network` says otherwise."""
     return module.channels if isinstance(module, Network) else 3
 
 

@@ -43,12 +43,16 @@ def parse_json(text: str | bytes, subject: str, *, expected: str = "JSON", mend:
 
     Raises:
         InputError: if the text is not JSON or nested too deeply, or holds a number that is not
-            finite or beyond 64 bits, or a lone surrogate.
+            finite or beyond 64 bits, a lone surrogate, or one name twice in an object.
     """
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = json.loads(
-            decoded, parse_int=_integer, parse_float=_finite, parse_constant=_no_constant
+            decoded,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_no_constant,
+            object_pairs_hook=_without_duplicates,
         )
         if "\\u" in decoded:  # only an escape can hold a lone surrogate
             json.dumps(value, ensure_ascii=False).encode()
@@ -64,6 +68,16 @@ def parse_json(text: str | bytes, subject: str, *, expected: str = "JSON", mend:
 
 def _refusal(subject: str, expected: str, reason: str, mend: str) -> str:
     return f"{subject} is not {expected} ({reason})" + (f"; {mend}" if mend else "")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object; of two values for one name, no reader can know which one was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {json.dumps(twice)} is given twice")
+    return found
 
 
 def _integer(text: str) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from segdeploy.models.errors import ModelInputError, first_line
-from segdeploy.models.network import image_channels
+from segdeploy.models.network import channel_count
 from segdeploy.models.receptive_field import Reach, receptive_field
 
 
@@ -74,7 +74,7 @@ def anatomy(network: nn.Module, size: tuple[int, int]) -> Anatomy:
         ModelInputError: if the network cannot take an image of this size.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, image_channels(network), *size, device=device)
+    image = torch.zeros(1, channel_count(network), *size, device=device)
     training = network.training
     network.eval()
     try:

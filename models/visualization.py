@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from segdeploy.models.errors import ModelInputError
-from segdeploy.models.network import image_channels
+from segdeploy.models.network import channel_count
 from segdeploy.models.receptive_field import receptive_field
 from segdeploy.models.summary import Anatomy
 
@@ -43,7 +43,7 @@ def effective_receptive_field(network: nn.Module, size: tuple[int, int]) -> NDAr
     """
     network.eval()
     height, width = size
-    channels = image_channels(network)
+    channels = channel_count(network)
     generator = torch.Generator().manual_seed(0)
     total = np.zeros(size)
     for _ in range(_DRAWS):

@@ -178,6 +178,10 @@ def test_binary_of_a_users_network(run: Callable[..., Ran], dataset: Path, tmp_p
     assert 0 < answers[0].mean() < 1
     for answer in answers[1:]:
         assert np.mean(answer == answers[0]) > 0.999
+    out = tmp_path / "threshold.onnx"
+    words = ("export", "tests.test_binary:of_logits", "--size", "32x48", "--threshold", 0.3)
+    assert run(*words, "-o", out).code == 0  # the network's output tells that it is binary
+    assert segdeploy.inspect(out).contract.threshold == 0.3
     out = tmp_path / "road.onnx"
     words = (
         "export",
@@ -211,6 +215,13 @@ def test_binary_unsure_pixels_get_the_ignore_index(
         assert 0 < np.mean(found == 255) < 1
         evaluated(run, sure, dataset)
         check_one_line(run("serve-repo", sure, "-o", tmp_path / "repo"), "min_confidence")
+    unsure = Statement(like=graph, preprocessing={"min_confidence": 0.999})
+    none = segdeploy.adopt(graph, unsure, out=tmp_path / "none.onnx")
+    found = evaluated(run, none, dataset)
+    assert found["coverage"] < 0.5
+    assert found["miou"] < evaluated(run, graph, dataset)["miou"]  # what got no class is a miss
+    budget = ("--max-miou-drop", 100, "-o", tmp_path / "int8.onnx")
+    assert run("calibrate", none, "--data", dataset, *budget).code == 0
     words = ("export", "tests.test_binary:of_logits", "--size", "32x48", "-o", tmp_path / "l.onnx")
     ran = run(*words, "--min-confidence", 0.6, "--output", "labels")
     assert ran.code == 2
@@ -267,7 +278,10 @@ def test_binary_what_contradicts_itself_is_refused(
     network = "tests.test_stated_preprocessing:network"
     words = ("export", network, "--data", dataset, "--size", "32x48", "-o", out)
     check_one_line(run(*words, "--threshold", 0.5), "--threshold 0.5: goes with a binary network")
-    check_one_line(run(*words, "--num-classes", 1), "has two classes, and there are 8")
+    check_one_line(
+        run(*words, "--num-classes", 1),
+        "has 8 classes, but --num-classes is 1; for a binary network, name",
+    )
     check_one_line(run(*words, "--foreground", "cow"), "has no class 'cow'; it has sky, building")
     check_one_line(run(*words, "--foreground", "road", "--threshold", 1), "0<x<1")
     bare = ("export", network, "--size", "32x48", "-o", out)

@@ -17,6 +17,7 @@ from PIL import Image
 import segdeploy
 from segdeploy.commands.adopt import Statement
 from segdeploy.contract import Contract
+from segdeploy.contract_statement import with_stated
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec, matched
@@ -281,6 +282,31 @@ def test_channels_a_header_that_claims_too_much_allocates_nothing(tmp_path: Path
         read_pixels(tmp_path / "x.npy", ("R", "G", "B"), "float32")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<u2', 'fortran_order': False, 'shape': (9999999999999999999999, 2), }",
+        b"{'descr': ['x'], 'fortran_order': False, 'shape': (2, 2), }",
+        b"{'descr': '<u2', 'fortran_order': False, 'shape': (2, 2)",
+        b"{'descr': '<u2', 'fortran_order': False, 'shape': (-1, 2), }",
+        b"'''",
+    ],
+)
+def test_channels_damaged_npy_headers(tmp_path: Path, header: bytes) -> None:
+    content = b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n"
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(ModelInputError, match=r"x.npy: is no NPY image \(.*\)$"):
+        read_pixels(tmp_path / "x.npy", ("gray",), "uint16")
+
+
+def test_channels_the_byte_order_of_a_file_does_not_matter(tmp_path: Path) -> None:
+    values = np.arange(12, dtype=">u2").reshape(3, 4) * 1000
+    np.save(tmp_path / "x.npy", values)
+    tifffile.imwrite(tmp_path / "x.tif", values, byteorder=">")
+    for name in ("x.npy", "x.tif"):
+        assert np.array_equal(read_pixels(tmp_path / name, ("gray",), "uint16")[:, :, 0], values)
+
+
 def test_channels_gray_png_of_16_bits_keeps_its_levels(tmp_path: Path) -> None:
     levels = NOISE.integers(0, 65536, (5, 6)).astype(np.uint16)
     Image.fromarray(levels).save(tmp_path / "x.png")
@@ -307,7 +333,7 @@ def test_channels_the_server_normalizes_like_we_do(tmp_path: Path) -> None:
 
 def test_channels_golden_images_are_of_the_contract() -> None:
     for channels, dtype in ((("gray",), "uint16"), (("x", "y", "nir", "R"), "float32")):
-        contract: Contract = CONTRACT.with_stated({"channels": channels, "dtype": dtype})
+        contract: Contract = with_stated(CONTRACT, {"channels": channels, "dtype": dtype})
         images = golden_images(contract)
         assert len(images) == 3
         for image in images:
@@ -341,7 +367,7 @@ def test_channels_are_picked_by_name_in_any_order() -> None:
         (("R", "G", "B"), [30, 20, 40]),
         (("G", "nir"), [20, 10]),
     ):
-        contract = CONTRACT.stretched_to((4, 6)).with_stated({**raw, "channels": channels})
+        contract = with_stated(CONTRACT.stretched_to((4, 6)), {**raw, "channels": channels})
         assert preprocess(image, contract)[0, :, 0, 0].tolist() == values
 
 
@@ -396,7 +422,7 @@ def test_channels_of_a_data_set_in_another_order_are_converted_to_the_same_gray(
         place = swapped / "val" / "images" / frame.image.name
         np.save(place.with_suffix(".npy"), frame.read_image()[:, :, ::-1])
         place.unlink()
-    contract = CONTRACT.with_stated({"channels": ("gray",), "gray": "opencv"})
+    contract = with_stated(CONTRACT, {"channels": ("gray",), "gray": "opencv"})
     contract = replace(contract, classes=rgb.classes, palette=rgb.palette)
     for one, other in zip(
         *(matched(contract, found, "m").frames("val") for found in (rgb, open_dataset(swapped))),

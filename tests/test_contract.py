@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdeploy.contract import placeholder_classes
-from segdeploy.contract_json import CHECKS, read_contract, read_statement
+from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, placeholder_classes
+from segdeploy.contract_json import CHECKS, read_contract
+from segdeploy.contract_statement import read_statement, with_stated
 from segdeploy.errors import InputError
 
-from .conftest import CONTRACT
+from .conftest import CONTRACT, Ran
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -202,13 +205,13 @@ def test_contract_a_file_of_statements(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("\n".join(lines))
     found = read_statement(tmp_path / "c.json")
     assert found == read_statement(tmp_path / "c.toml")
-    contract = CONTRACT.with_stated({k: v for k, v in found.items() if k != "size"})
+    contract = with_stated(CONTRACT, {k: v for k, v in found.items() if k != "size"})
     assert contract.mean == (123.675 / 255, 116.28 / 255, 103.53 / 255)
     assert (contract.std, contract.pad, contract.scale) == ((0.25,) * 3, (114,) * 3, 1 / 255)
     (tmp_path / "whole.json").write_text(contract.to_json())
     again = read_statement(tmp_path / "whole.json")
     restated = {k: v for k, v in again.items() if k != "size"}
-    assert CONTRACT.with_stated(restated) == contract
+    assert with_stated(CONTRACT, restated) == contract
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,12 @@ def test_contract_a_file_of_statements(tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ("[]", "must hold a JSON object"),
         ('{"schema": 3}', "has schema 3, this segdeploy reads 2"),
-        ('{"weather": 1}', "'weather' is no field of a contract; there are channels, "),
+        ('{"weather": 1}', "'weather' is no field of a contract; docs/reference/contract.md"),
+        ('{"means": 0.5}', "'means' is no field of a contract; did you mean 'mean'?"),
+        ('{"schema": true}', "has schema True, this segdeploy reads 2"),
+        ('{"schema": 2.0}', "has schema 2.0, this segdeploy reads 2"),
+        ('{"mean": 0, "mean": 1}', 'the name "mean" is given twice'),
+        ('{"color": "BGR", "channels": ["R"]}', "'color' and 'channels' say the same; remove one"),
         ('{"precision": "fp16"}', "'precision' is decided by the network, and cannot be stated"),
         ('{"mean": "0.5"}', "'mean' has a value that a contract cannot hold: '0.5'"),
         ('{"mean": [true, 0, 0]}', "'mean' has a value that a contract cannot hold"),
@@ -233,13 +241,103 @@ def test_contract_a_file_of_statements_that_is_wrong(
     path.write_text(content)
     with pytest.raises(InputError, match=f"c.json:? .*{re.escape(reason)}"):
         read_statement(path)
-    for name, text in (("c.toml", "a = ["), ("c.yaml", "a: 1"), ("d.json", "\xff")):
+    huge = f"edge = {'9' * 5000}"
+    for name, text in (
+        ("c.toml", "a = ["),
+        ("h.toml", huge),
+        ("c.yaml", "a: 1"),
+        ("d.json", "\xff"),
+    ):
         other = tmp_path / name
         other.write_bytes(text.encode("latin-1"))
         with pytest.raises(InputError, match=name):
             read_statement(other)
     with pytest.raises(InputError, match="no such file"):
         read_statement(tmp_path / "none.json")
+
+
+def test_contract_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for name, text in (("c.json", '{"edge": 64}'), ("c.toml", "edge = 64")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert read_statement(tmp_path / name) == {"edge": 64}
+
+
+@pytest.mark.parametrize(
+    ("stated", "count", "reason"),
+    [
+        ({"classes": ["a", "b"], "ignore_index": 1}, None, "ignore_index 1 is the class b"),
+        ({"palette": [[0, 0, 0]]}, 2, "'palette' without 'classes'"),
+        ({"ignore_index": 7}, 2, "'ignore_index' without 'classes'"),
+        ({"classes": ["a", "b"]}, 5, "has 2 classes, but --num-classes is 5"),
+        ({"classes": ["a", "b", "c"]}, 1, "has 3 classes, but --num-classes is 1"),
+    ],
+)
+def test_contract_classes_of_a_file_are_not_overridden(
+    run: Callable[..., Ran], tmp_path: Path, stated: dict[str, Any], count: int | None, reason: str
+) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(stated))
+    words = [
+        "export",
+        "deeplabv3",
+        "--contract",
+        path,
+        "--size",
+        "32x32",
+        "-o",
+        tmp_path / "m.onnx",
+    ]
+    words += [] if count is None else ["--num-classes", count]
+    ran = run(*words)
+    assert ran.code == 2
+    assert reason in ran.err.splitlines()[-1]  # after the note on random weights
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [
+        ({"dtype": "uint16", "mean_255": (0.5,)}, "--mean-255: is for images of uint8, and the"),
+        ({"channels": ("nir", "R"), "scale": 1.0}, "--rescale 1: changes the units of the mean"),
+        ({"std": (1e-12,)}, "--std 1e-12,1e-12,1e-12: must be in 1e-09..1e+09"),
+        ({"dtype": "float32", "mean": (1e12,)}, "--mean 1e+12,1e+12,1e+12: must be in"),
+        ({"scale": 1e12, "mean": (0,), "std": (1,)}, "--rescale 1e+12: must be in 1e-09..1e+09"),
+        (
+            {"dtype": "float32", "fit": "letterbox", "pad": (1e12,)},
+            "--pad 1e+12,1e+12,1e+12: must be in",
+        ),
+        (
+            {"channels": ("gray",), "gray": "opencv", "source_channels": ("gray",)},
+            "--gray opencv: converts RGB images; leave --source-channels out",
+        ),
+        ({"pad": (0,), "pad_normalized": True}, "--pad-normalized 0,0,0: goes with --fit letter"),
+    ],
+)
+def test_contract_a_statement_that_contradicts_itself(stated: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(reason)}"):
+        with_stated(CONTRACT, stated)
+
+
+def test_contract_constants_belong_to_the_names_of_their_channels() -> None:
+    """ImageNet's constants are of red, green and blue, whatever their order, and of no others."""
+    red, green, blue = IMAGENET_MEAN
+    turned = with_stated(CONTRACT, {"channels": ("B", "G", "R")})
+    assert turned.mean == (blue, green, red)
+    assert turned.std == IMAGENET_STD[::-1]
+    assert with_stated(CONTRACT, {"channels": ("G",)}).mean == (green,)
+    other = with_stated(CONTRACT, {"channels": ("nir", "red", "green")})
+    assert (other.mean, other.std) == ((0, 0, 0), (1, 1, 1))
+    own = with_stated(CONTRACT, {"channels": ("B", "G", "R"), "mean": (0.1, 0.2, 0.3)})
+    assert own.mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_contract_no_normalization_goes_with_every_dtype(dtype: str) -> None:
+    for order in (("normalization", "dtype"), ("dtype", "normalization")):
+        made = CONTRACT
+        for name in order:
+            value = {"normalization": "none", "dtype": dtype}[name]
+            made = with_stated(made, {name: value})
+        assert (made.scale, made.normalization, made.dtype) == (1, "none", dtype)
 
 
 VALUES = st.one_of(
@@ -265,7 +363,7 @@ def test_contract_any_file_of_statements_is_used_or_refused(
     path.write_text(json.dumps(values, allow_nan=False, default=str))
     try:
         stated = {k: v for k, v in read_statement(path).items() if k != "size"}
-        contract = CONTRACT.with_stated(stated)
+        contract = with_stated(CONTRACT, stated)
     except InputError as error:
         assert "\n" not in str(error)
         return

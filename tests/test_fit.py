@@ -19,6 +19,7 @@ import segdeploy
 from segdeploy.commands.adopt import Statement
 from segdeploy.contract import RESIZE_KERNELS, Contract
 from segdeploy.contract_json import read_contract
+from segdeploy.contract_statement import with_stated
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
@@ -190,7 +191,7 @@ def test_fit_outside_a_crop_is_the_ignore_index(
         plain = network.contract.stretched_to((48, 64))
         assert np.array_equal(network.prepare(image), preprocess(cropped, plain))
         labels, sure = network.predict(image), network.probabilities(image)
-        rows, columns = network.seen(size)
+        rows, columns = network.crop_window(size)
     window = np.zeros(size, bool)
     window[rows, columns] = True
     # Exactly the pixels whose centers lie in the crop.
@@ -209,7 +210,7 @@ def test_fit_outside_a_crop_is_the_ignore_index(
     verdict = segdeploy.bench([crop_graph], reference=crop_graph, data=dataset, limit=4)
     assert verdict.rows[1].evaluation.accuracy.miou == pytest.approx(found["miou"], abs=1e-9)
     with pytest.raises(InputError, match="1x2000000 would be resized to 80x160000000, more than"):
-        placement((1, 2_000_000), CONTRACT.stretched_to((48, 64)).with_stated(CROP))
+        placement((1, 2_000_000), with_stated(CONTRACT.stretched_to((48, 64)), CROP))
     small = np.zeros((20, 20, 3), np.uint8)
     cut = segdeploy.adopt(
         crop_graph,
@@ -255,6 +256,21 @@ def test_fit_an_input_that_follows_the_image(
             InputError, match="a 50x40 image becomes 64x48 by --fit shortest-edge,pad-to-multiple"
         ):
             network.predict(images[1])
+
+
+def test_fit_calibration_on_inputs_that_follow_the_image(
+    run: Callable[..., Ran], dataset: Path, tmp_path: Path
+) -> None:
+    """The frames of 96x128 become 64x85, and the graph was exported at 64x96."""
+    stated = {"fit": "shortest-edge", "edge": 64, "rounding": "mmcv"}
+    spec = ModelSpec("deeplabv3", arguments={"width": 4, "stride": 2}, size=(64, 96), stated=stated)
+    dynamic = segdeploy.export(spec, tmp_path / "d.onnx", data=dataset, dynamic=True).path
+    report = segdeploy.calibrate(dynamic, dataset, tmp_path / "int8.onnx", limit=3)
+    assert report.int8
+    assert report.accuracy.agreement > 0.9
+    static = segdeploy.export(spec, tmp_path / "s.onnx", data=dataset).path
+    ran = run("calibrate", static, "--data", dataset, "-o", tmp_path / "no.onnx")
+    check_one_line(ran, "a 96x128 image becomes 64x85 by --fit shortest-edge", "--dynamic")
 
 
 def test_fit_bytes_never_wrap_around(letterbox_graph: Path) -> None:

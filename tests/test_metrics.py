@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from sklearn.metrics import accuracy_score, jaccard_score
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 
 from segdeploy.models.metrics import ConfusionMatrix, defined_mean
 
@@ -36,6 +36,22 @@ def test_metrics_an_absent_class_is_undefined_and_left_out_of_the_mean() -> None
     assert iou[0] == iou[1] == 0.5
     assert math.isnan(iou[2])
     assert defined_mean(matrix.iou()) == 0.5
+
+
+def test_metrics_a_pixel_without_a_class_is_a_miss_of_its_true_class() -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 4, (20, 30)).astype(np.uint8)
+    predicted = np.where(rng.random(truth.shape) < 0.7, truth, (truth + 1) % 4).astype(np.uint8)
+    predicted[rng.random(truth.shape) < 0.2] = 255  # unsure
+    matrix = ConfusionMatrix(4, 255)
+    matrix.add(truth, predicted)
+    known, found, classes = truth.ravel(), predicted.ravel(), range(4)
+    expected = jaccard_score(known, found, labels=classes, average=None)
+    np.testing.assert_allclose(matrix.iou(), expected)
+    expected = f1_score(known, found, labels=classes, average=None)
+    np.testing.assert_allclose(matrix.dice(), expected)
+    assert math.isclose(matrix.pixel_accuracy(), accuracy_score(known, found))
+    assert math.isclose(matrix.coverage(), np.mean(found != 255))
 
 
 def test_metrics_nothing_counted_is_undefined() -> None:

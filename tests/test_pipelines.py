@@ -21,6 +21,7 @@ from torchvision import transforms
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
 from segdeploy.contract import Contract
+from segdeploy.contract_statement import with_stated
 from segdeploy.runtime.preprocess import preprocess
 
 from .conftest import CONTRACT
@@ -299,7 +300,7 @@ PIPELINES = {
 
 def contract_of(pipeline: Pipeline) -> Contract:
     start = CONTRACT.stretched_to(pipeline.size)
-    return start.with_stated(pipeline.stated)
+    return with_stated(start, pipeline.stated)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -77,7 +77,7 @@ def test_predictor_probabilities_are_of_the_images_size_and_sum_to_one(
         assert np.array_equal(found.argmax(0), network.predict(frames[0]))
     path = tmp_path / "labels.onnx"
     segdeploy.export(checkpoint, path, output="labels")
-    said = "the graph gives labels; export it without --output"
+    said = "the graph gives labels; use one that ends in logits"
     with segdeploy.load(path) as network, pytest.raises(InputError, match=said):
         network.probabilities(frames[0])
 

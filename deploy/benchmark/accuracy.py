@@ -20,7 +20,7 @@ from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.errors import first_line
 from segdeploy.models.metrics import ConfusionMatrix
 from segdeploy.proof.accuracy import Accuracy, summarize
-from segdeploy.runtime.postprocess import shown as shown_image
+from segdeploy.runtime.postprocess import rgb_preview
 from segdeploy.runtime.predictor import Predictor
 
 _Output = tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, NDArray[np.uint8]]
@@ -63,7 +63,8 @@ class Evaluation:
 class _Seen:
     """A frame with the reference's outputs; `outputs` caches candidates' outputs by predictor.
 
-    `window` are the rows and columns that the networks see, `output` is the kind of the scores.
+    `window` are the rows and columns in the contract's crop, if any. `output` is the kind of the
+    scores.
     """
 
     frame: Frame
@@ -145,7 +146,7 @@ def evaluate(
         counts = ledger.get(f"{place} {identity}")
         if counts is None:
             seen = _see(reference, frame)
-            counts = _counts(seen.mask, seen.labels, dataset)
+            counts = _counts(seen, seen.labels, dataset)
             counts.update(_sureness(seen.upsampled, seen, reference, dataset) if ece else {})
             ledger.put(f"{place} {identity}", counts)
         own.take(counts)
@@ -170,7 +171,7 @@ def _see(reference: Predictor, frame: Frame) -> _Seen:
     scores = reference.scores(image)
     upsampled = reference.upsampled(scores, (mask.shape[0], mask.shape[1]))
     labels = reference.best(upsampled)
-    window = reference.seen((mask.shape[0], mask.shape[1]))
+    window = reference.crop_window((mask.shape[0], mask.shape[1]))
     kind = reference.contract.output
     return _Seen(frame, image, mask, scores, upsampled, labels, margin(upsampled), window, kind)
 
@@ -179,10 +180,10 @@ def _count(opened: OpenCandidate, seen: _Seen, dataset: DataSet, *, ece: bool) -
     """Return the counts of one frame as JSON types, or the failure."""
     try:
         scores, upsampled, labels = _output(opened.predictor, seen)
-        found = _counts(seen.mask, labels, dataset)
+        found = _counts(seen, labels, dataset)
         if opened.kernels is not None:
             own = opened.kernels.predict(seen.image)
-            found["kernels"] = int((own == labels).sum())
+            found["kernels"] = int((own == labels)[seen.window].sum())
     except InputError as error:  # such as NaN in the output; others continue
         return {"failure": f"frame {seen.frame.name}: {first_line(error)}"}
     agreement = AgreementCount()
@@ -214,9 +215,9 @@ def _output(predictor: Predictor, seen: _Seen) -> _Output:
     return held
 
 
-def _counts(mask: NDArray[np.uint8], labels: NDArray[np.uint8], dataset: DataSet) -> dict[str, Any]:
+def _counts(seen: _Seen, labels: NDArray[np.uint8], dataset: DataSet) -> dict[str, Any]:
     matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
-    matrix.add(mask, labels)
+    matrix.add(seen.mask[seen.window], labels[seen.window])
     return {"counts": matrix.counts.tolist()}
 
 
@@ -224,8 +225,8 @@ def _sureness(
     upsampled: NDArray[np.float32], seen: _Seen, predictor: Predictor, dataset: DataSet
 ) -> dict[str, Any]:
     rows, columns = seen.window
-    shares = predictor.shares(upsampled[:, rows, columns])
-    found = reliability(shares, seen.mask[rows, columns], dataset.ignore_index)
+    probabilities = predictor.class_probabilities(upsampled[:, rows, columns])
+    found = reliability(probabilities, seen.mask[rows, columns], dataset.ignore_index)
     return {"reliability": found.tolist()}
 
 
@@ -270,6 +271,6 @@ def show(
         marks = {name: one.pixel for name, one in worst.items() if one.frame == frame.name}
         has_truth = bool((mask != dataset.ignore_index).any())
         shown.append(
-            Sample(frame.name, shown_image(image), mask if has_truth else None, labels, marks)
+            Sample(frame.name, rgb_preview(image), mask if has_truth else None, labels, marks)
         )
     return shown

@@ -42,7 +42,7 @@ class ConfidenceIntervals:
 def confidence_intervals(
     counts: Sequence[NDArray[np.int64]], reference: Sequence[NDArray[np.int64]] | None = None
 ) -> ConfidenceIntervals:
-    """Return the intervals for confusion matrices `(C, C)`, one per frame.
+    """Return the intervals for confusion matrices `(C, C + 1)`, one per frame.
 
     With the matrices of the reference on the same frames, the mIoU drop has an interval, too.
     """
@@ -68,8 +68,9 @@ def _draws(frames: int) -> NDArray[np.int64]:
 def _iou(weights: NDArray[np.int64], counts: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
     """Return the IoU of each class in each draw, `(DRAWS, C)`; NaN where undefined."""
     held = np.stack(counts)
-    hits = np.einsum("fcc->fc", held)
-    union = held.sum(1) + held.sum(2) - hits
+    predicted = held[:, :, :-1]  # without the pixels that got no class
+    hits = np.einsum("fcc->fc", predicted)
+    union = predicted.sum(1) + held.sum(2) - hits
     with np.errstate(invalid="ignore"):
         result: NDArray[np.float64] = (weights @ hits) / (weights @ union)
     return result

@@ -14,7 +14,7 @@ from segdeploy.benchmark.cpp_program import read_cpp_candidate
 from segdeploy.benchmark.process import Candidate
 from segdeploy.content_keys import key_of_network
 from segdeploy.contract import Contract
-from segdeploy.contract_json import STATED
+from segdeploy.contract_statement import STATED
 from segdeploy.errors import InputError
 from segdeploy.model_spec import LoadedNetwork, ModelSpec
 from segdeploy.models.names import escaped

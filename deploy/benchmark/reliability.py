@@ -9,16 +9,16 @@ BINS = 15
 
 
 def reliability(
-    shares: NDArray[np.float32], mask: NDArray[np.uint8], ignore_index: int
+    probabilities: NDArray[np.float32], mask: NDArray[np.uint8], ignore_index: int
 ) -> NDArray[np.float64]:
     """Return `(15, 3)`: pixels, summed confidence and correct pixels per confidence bin.
 
-    The bins have equal width. `shares` are probabilities `(C, H, W)` at the size of `mask`. Ignored
+    The bins have equal width. `probabilities` is `(C, H, W)` at the size of `mask`. Ignored
     pixels do not count.
     """
     labeled = mask != ignore_index
-    confidence = shares.max(0)[labeled]
-    right = shares.argmax(0)[labeled] == mask[labeled]
+    confidence = probabilities.max(0)[labeled]
+    right = probabilities.argmax(0)[labeled] == mask[labeled]
     bins = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
     weights = (None, confidence, right)
     return np.stack([np.bincount(bins, one, BINS).astype(np.float64) for one in weights], axis=1)

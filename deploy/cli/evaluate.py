@@ -81,5 +81,10 @@ def evaluate(
     title = f"{model} on {result.frames} frames of {data}/{split}"
     print_table(("class", "IoU %", "Dice %"), rows, title)
     say(f"mean IoU {percent(result.miou)}, pixel accuracy {percent(result.pixel_accuracy)}")
+    if result.coverage is not None and result.coverage < 1:
+        say(
+            f"coverage {percent(result.coverage)}: the other pixels are below "
+            "--min-confidence, and count as misses"
+        )
     if undefined := [name for name, iou in result.iou.items() if iou is None]:
         say(f"IoU undefined, left out of the mean (class in no mask, never predicted): {undefined}")

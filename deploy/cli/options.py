@@ -21,8 +21,8 @@ from segdeploy.contract import (
     RESIZE_KERNELS,
     ROUNDINGS,
 )
-from segdeploy.contract_json import STATED as FIELDS
-from segdeploy.contract_json import as_number, read_statement
+from segdeploy.contract_statement import STATED as FIELDS
+from segdeploy.contract_statement import as_number, read_statement
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.channels import DTYPES

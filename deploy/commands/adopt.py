@@ -13,14 +13,12 @@ from segdeploy.artifact import EngineFile, OnnxFile, open_artifact
 from segdeploy.contract import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Classes,
     Contract,
     Precision,
     listed,
-    numbered_classes,
-    stated_classes,
     usual_channels,
 )
+from segdeploy.contract_statement import agreed_classes, images_of, with_stated
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
 from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
@@ -51,7 +49,7 @@ class Statement:
     Classes come from the data set `data`, else from `num_classes` with placeholder names. A network
     of one output channel is binary: `foreground` is its class in `data`, or `num_classes` is 1.
     `output` is the kind of output of the network, and `size` is the (H, W) of its input.
-    `preprocessing` holds further fields, as in `Contract.with_stated`.
+    `preprocessing` holds further fields, as in `with_stated`.
     """
 
     like: Path | None = None
@@ -127,10 +125,18 @@ def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
     if statement.precision is None:
         kind: Precision = "int8" if is_quantized(graph) else "fp32"
         contract = replace(contract, precision=kind)
-    check_tensors(file, contract, shape, given)
+    check_tensors(file, contract, shape, given, _mends(given))
     set_contract(graph, contract)
     save_onnx(graph, out)
     return out
+
+
+def _mends(given: tuple[int | str, ...]) -> tuple[str, str]:
+    """Return what to state for an input and an output of another shape."""
+    of_output = "state its --output and the number of its classes"
+    if len(given) == 4 and given[1] == 1:
+        of_output = "it is a binary network: give --num-classes 1, or --data with --foreground"
+    return "state its --size, --channels and --layout", of_output
 
 
 def _adopt_engine(
@@ -216,10 +222,21 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
                 "--like: includes the classes; leave --data, --num-classes and --foreground out"
             )
         # The provenance of the file `like` does not apply to this file.
-        return replace(_contract_of(statement.like).with_stated(stated), provenance=provenance)
+        return replace(with_stated(_contract_of(statement.like), stated), provenance=provenance)
     if statement.num_classes == 1 or statement.foreground:
         stated.setdefault("head", "binary")
-    classes, palette, ignored = _classes(file, statement)
+    dataset = None if statement.data is None else open_dataset(statement.data)
+    if dataset is not None and statement.foreground is not None:
+        dataset = dataset.against_rest(statement.foreground)
+    elif statement.foreground is not None:
+        raise InputError("--foreground: names a class of a data set; give --data, too")
+    found = agreed_classes(stated, dataset, statement.num_classes)
+    if found is None:
+        raise InputError(
+            f"{file}: its classes are unknown; give --like FILE, --data DIR or --num-classes N"
+        )
+    classes, palette, ignored = found
+    stated = {**images_of(dataset), **stated}
     count = len(stated.get("channels", RGB))
     is_nhwc = shape[3:] in ((count,), (1,)) and shape[1:2] != (count,)
     layout = statement.layout or ("NHWC" if is_nhwc else "NCHW")
@@ -240,7 +257,7 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
                 "--normalization none if the network normalizes by itself"
             )
         stated["normalization"] = "none"
-    return Contract(
+    adopted = Contract(
         architecture="adopted",
         assumed=("fit", "resize", "channels"),
         classes=classes,
@@ -248,22 +265,8 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
         ignore_index=ignored,
         size=stated["size"],
         provenance=provenance,
-    ).with_stated({**stated, "layout": layout})
-
-
-def _classes(file: Path, statement: Statement) -> Classes:
-    if statement.data is not None:
-        dataset = open_dataset(statement.data)
-        if statement.foreground is not None:
-            dataset = dataset.against_rest(statement.foreground)
-        return dataset.classes, dataset.palette, dataset.ignore_index
-    if statement.num_classes:
-        return numbered_classes(statement.num_classes)
-    if (named := stated_classes(statement.preprocessing)) is not None:
-        return named
-    raise InputError(
-        f"{file}: its classes are unknown; give --like FILE, --data DIR or --num-classes N"
     )
+    return with_stated(adopted, {**stated, "layout": layout})
 
 
 def _contract_of(path: Path) -> Contract:

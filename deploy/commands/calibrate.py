@@ -17,7 +17,7 @@ from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file
 from segdeploy.model_spec import matched
 from segdeploy.models.dataset import DataSet, open_dataset
-from segdeploy.onnx_graph.model_file import save_onnx, set_contract
+from segdeploy.onnx_graph.model_file import save_onnx, set_contract, takes_any_size
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 from segdeploy.precision.assignment import (
@@ -249,10 +249,11 @@ def _learn(
 
     contract, frames = task.contract, task.frames
     count = len(frames.calibration)
+    given = inputs(frames.calibration, contract, any_size=takes_any_size(task.graph))
 
     def counted() -> Iterator[tuple[str, Any]]:
         started = time.perf_counter()
-        for done, pair in enumerate(inputs(frames.calibration, contract), 1):
+        for done, pair in enumerate(given, 1):
             yield pair
             speed = done / (time.perf_counter() - started)
             on_progress(done, count, f"ranges, {speed:.1f} images/s")
@@ -270,6 +271,7 @@ def _learn(
         half=options.float_type,
         method=options.method if options.precision == "int8" else None,
         known=known[0] if known else None,
+        any_size=contract.follows_image,
     )
     stable_after = stable_after or (known[1] if known else 0)
     if cache and (known is None or source.statistics is not known[0]):

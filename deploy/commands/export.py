@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.contract import OUTPUTS, Contract, contradiction, listed
+from segdeploy.contract import OUTPUTS, Contract, listed
+from segdeploy.contract_checks import contradiction
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.exporter.pre_post_processing import (
     append_output,
@@ -318,7 +319,9 @@ def _with_images(
     )
     if images.image_channels != contract.image_channels:
         images = replace(images, source_channels=contract.image_channels)
-    return images.with_stated({})
+    if reason := contradiction(images):
+        raise InputError(reason)
+    return images
 
 
 def _where(subject: _ExportTarget, graph: onnx.ModelProto, parity: Sequence[Parity]) -> str:

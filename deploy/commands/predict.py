@@ -14,7 +14,7 @@ from segdeploy.models.files import check_regular
 from segdeploy.models.images import encoded, read_image
 from segdeploy.output_lock import one_writer
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
-from segdeploy.runtime.postprocess import overlay, shown
+from segdeploy.runtime.postprocess import overlay, rgb_preview
 from segdeploy.runtime.predictor import as_image, load
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -46,12 +46,15 @@ def predict_file(
         contract = predictor.contract
         pixels = as_image(image, contract)
         found = predictor.predict(pixels, options)
-        published = predictor.published(found)
+        ids = predictor.with_label_ids(found)
     write_atomically(
-        out, encoded(overlay(shown(pixels), found, contract.palette), _FORMATS[out.suffix.lower()])
+        out,
+        encoded(
+            overlay(rgb_preview(pixels), found, contract.palette), _FORMATS[out.suffix.lower()]
+        ),
     )
     if labels is not None:
-        write_atomically(labels, encoded(published, "PNG"))
+        write_atomically(labels, encoded(ids, "PNG"))
     counts = np.bincount(found.ravel(), minlength=len(contract.classes))[: len(contract.classes)]
     return {
         name: float(count / found.size)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.content_keys import key_of_frames, same_images
-from segdeploy.contract import FIT_FIELDS, METADATA_KEY, Contract
+from segdeploy.contract import FIT_EXAMPLES, METADATA_KEY, Contract
+from segdeploy.contract_statement import option_of
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, check_output, write_atomically
 from segdeploy.model_spec import (
@@ -168,11 +169,10 @@ def _check_trainable(spec: ModelSpec, contract: Contract) -> None:
         InputError: for a fit or kernel of its own, a conversion, or a normalization without
             constants.
     """
-    if named := [name for name in (*FIT_FIELDS, "resize") if name in spec.stated]:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+    if named := [name for name in ("fit", *FIT_EXAMPLES, "resize") if name in spec.stated]:
         raise InputError(
-            f"{options}: training has its own scaling and cropping (--crop, --scale); "
-            "leave the option out"
+            f"{', '.join(map(option_of, named))}: training has its own scaling and cropping "
+            "(--crop, --scale); leave the option out"
         )
     if contract.fit != "stretch":
         raise InputError(

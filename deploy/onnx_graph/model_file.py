@@ -327,3 +327,8 @@ def tensor_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     """Return the shape of a graph's input or output, with the names of dynamic dimensions."""
     dims = value.type.tensor_type.shape.dim
     return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims)
+
+
+def takes_any_size(graph: onnx.ModelProto) -> bool:
+    """Return whether the height of the graph's first input `(N, C, H, W)` is dynamic."""
+    return isinstance(tensor_shape(graph.graph.input[0])[2], str)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from segdeploy.contract import Contract
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import Frame
+from segdeploy.onnx_graph.model_file import takes_any_size
 from segdeploy.precision.calibrated_graph import Source
 from segdeploy.precision.frames import evenly_spaced, inputs
 
@@ -95,7 +96,8 @@ def reference_of(source: Source, contract: Contract, held_back: Sequence[Frame])
     """Return the FP32 graph's class scores of a few held-back frames, the reference of all SNRs."""
     from segdeploy.calibration.reference_execution import Reference
 
-    images = [array for _, array in inputs(evenly_spaced(held_back, SNR_FRAMES), contract)]
+    frames = evenly_spaced(held_back, SNR_FRAMES)
+    images = [array for _, array in inputs(frames, contract, any_size=takes_any_size(source.model))]
     return Reference(source.model, images)
 
 

@@ -140,11 +140,13 @@ def learn(
     half: Precision | None,
     method: str | None,
     known: Mapping[str, Statistics] | None,
+    any_size: bool = False,
 ) -> tuple[Source, int]:
     """Collect statistics over `frames` unless they are `known`; also return when ranges settled.
 
     The second value is the number of frames after which the ranges had settled, 0 if they were
-    `known`. `shape` is the shape of one input. `method` is the method of INT8 ranges, or None
+    `known`. `shape` is the shape of one input; with `any_size` the frames may have
+    another height and width. `method` is the method of INT8 ranges, or None
     without INT8. Only the statistics that the method and FP16 need are collected.
 
     Raises:
@@ -183,6 +185,7 @@ def learn(
             frames,
             extremes_only=set(watched) - set(counted),
             on_frame=settling.look,
+            any_size=named if any_size else None,
         )
         known = {name: statistics(one) for name, one in histograms.items()}
         settled = settling.settled_after

@@ -15,7 +15,9 @@ from segdeploy.calibration.difference import mean_label_agreement
 from segdeploy.models.dataset import Frame
 from segdeploy.models.metrics import ConfusionMatrix
 from segdeploy.onnx_graph.model_file import serialized
+from segdeploy.runtime.fit import placement
 from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
+from segdeploy.runtime.postprocess import crop_window
 from segdeploy.runtime.predictor import Predictor, load
 
 Labels = NDArray[np.uint8]
@@ -42,11 +44,9 @@ class Evaluator:
 
     def __init__(self, file: OnnxFile, frames: Sequence[Frame]):
         self._path, self._frames = file.path, frames
-        self._labels: list[Labels] = []
         with load(file) as predictor:
             self.contract = predictor.contract
-            for frame in frames:
-                self._labels.append(predictor.predict(frame.read()[0]))
+            self._labels = self._predicted(predictor)
         self._reference = self._counted(self._labels)
 
     def score(self, candidate: onnx.ModelProto) -> Accuracy:
@@ -70,7 +70,15 @@ class Evaluator:
         file = OnnxFile(self._path, serialized(candidate, self._path))
         session = OnnxRuntimeSession(file, reference_execution=reference_execution)
         with Predictor(session) as predictor:
-            return [predictor.predict(frame.read()[0]) for frame in self._frames]
+            return self._predicted(predictor)
+
+    def _predicted(self, predictor: Predictor) -> list[Labels]:
+        """Return the labels of every frame, of its pixels in the contract's crop, if any."""
+        images = (frame.read()[0] for frame in self._frames)
+        return [
+            predictor.predict(image)[predictor.crop_window((image.shape[0], image.shape[1]))]
+            for image in images
+        ]
 
     def accuracy(self, labels: Sequence[Labels]) -> Accuracy:
         """Compare labels of every frame with the FP32 labels and the masks."""
@@ -92,7 +100,9 @@ class Evaluator:
     def _counted(self, labels: Sequence[Labels]) -> ConfusionMatrix:
         counted = ConfusionMatrix(len(self.contract.classes), self.contract.ignore_index)
         for frame, found in zip(self._frames, labels, strict=True):
-            counted.add(frame.read_mask(), found)
+            mask = frame.read_mask()
+            place = placement((mask.shape[0], mask.shape[1]), self.contract)
+            counted.add(mask[crop_window(place, mask.shape)], found)
         return counted
 
 

@@ -14,6 +14,7 @@ from segdeploy.contract import Contract
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.metrics import class_counts
+from segdeploy.runtime.fit import check_input_size
 from segdeploy.runtime.preprocess import preprocess
 
 CALIBRATION_FRAMES = 32
@@ -109,10 +110,20 @@ def evenly_spaced(frames: Sequence[Frame], count: int) -> list[Frame]:
     return [frames[index * len(frames) // count] for index in range(count)]
 
 
-def inputs(frames: Sequence[Frame], contract: Contract) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield each frame's name and its network input, preprocessed as the contract specifies."""
+def inputs(
+    frames: Sequence[Frame], contract: Contract, *, any_size: bool
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield each frame's name and its network input, preprocessed as the contract specifies.
+
+    Raises:
+        InputError: for an image that the contract brings to a size that the network, dynamic if
+            `any_size`, does not take.
+    """
     for frame in frames:
-        yield frame.name, preprocess(frame.read()[0], contract)
+        image = frame.read()[0]
+        size = (image.shape[0], image.shape[1])
+        check_input_size(size, contract, str(frame.image), any_size=any_size)
+        yield frame.name, preprocess(image, contract)
 
 
 def check_images(frames: Sequence[Frame]) -> list[str]:

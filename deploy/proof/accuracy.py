@@ -22,12 +22,14 @@ class Accuracy:
     """Segmentation metrics over labeled frames, all in 0..1.
 
     IoU and Dice are None for a class that neither the masks nor the predictions contain. Every
-    metric is None if all pixels are ignored.
+    metric is None if all pixels are ignored. `coverage` is the share of labeled pixels whose class
+    was sure enough; the others count as misses.
     """
 
     frames: int
     miou: float | None
     pixel_accuracy: float | None
+    coverage: float | None
     frequency_weighted_iou: float | None
     mean_dice: float | None
     iou: dict[str, float | None]
@@ -45,7 +47,11 @@ def confusion(
     matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
     for done, frame in enumerate(frames, 1):
         image, mask = frame.read()
-        matrix.add(mask, predictor.predict(image, options))
+        labels = predictor.predict(image, options)
+        if not options.tile:  # tiles are of the whole image
+            window = predictor.crop_window((mask.shape[0], mask.shape[1]))
+            mask, labels = mask[window], labels[window]
+        matrix.add(mask, labels)
         on_frame(done, len(frames))
     return matrix
 
@@ -70,6 +76,7 @@ def summarize(matrix: ConfusionMatrix, classes: tuple[str, ...], frames: int) ->
         frames=frames,
         miou=_defined(defined_mean(matrix.iou())),
         pixel_accuracy=_defined(matrix.pixel_accuracy()),
+        coverage=_defined(matrix.coverage()),
         frequency_weighted_iou=_defined(matrix.frequency_weighted_iou()),
         mean_dice=_defined(defined_mean(matrix.dice())),
         iou=_by_class(classes, matrix.iou()),

@@ -23,8 +23,8 @@ from segdeploy.proof.test_inputs import (
     Shape,
     breaking_images,
     breaking_inputs,
+    exact_input,
     noise_values,
-    normalized,
     random_images,
 )
 from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
@@ -107,11 +107,11 @@ def _inputs(
     for batch, channels, height, width in shapes:
         given = noise_values((batch, height, width, channels), contract)
         given = given.astype(contract.input_dtype)
-        planes = [normalized(image, of_network) for image in given[..., order]]
+        planes = [exact_input(image, of_network) for image in given[..., order]]
         yield NOISE, given, np.concatenate(planes)
     for name, image in breaking_images(contract).items():
         given = np.ascontiguousarray(ordered(image, contract)[None], contract.input_dtype)
-        yield name, given, normalized(given[0][..., order], of_network)
+        yield name, given, exact_input(given[0][..., order], of_network)
 
 
 def _labels(output: NDArray[Any], contract: Contract, size: tuple[int, int]) -> NDArray[np.integer]:

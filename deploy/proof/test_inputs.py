@@ -104,7 +104,7 @@ def breaking_images(contract: Contract) -> dict[str, NDArray[Any]]:
     }
 
 
-def normalized(image: NDArray[Any], contract: Contract) -> NDArray[np.float32]:
+def exact_input(image: NDArray[Any], contract: Contract) -> NDArray[np.float32]:
     """Return an image `(H, W, C)` in the network's channel order as input `(1, C, H, W) float32`.
 
     The normalization is computed in float64, so that it is more exact than the graph's own.
@@ -120,7 +120,7 @@ def breaking_inputs(contract: Contract) -> dict[str, NDArray[np.float32]]:
     An additional input has a border of zeros, as from padding after normalization.
     """
     inputs = {
-        name: normalized(ordered(image, contract), contract)
+        name: exact_input(ordered(image, contract), contract)
         for name, image in breaking_images(contract).items()
     }
     count, height, width = contract.shape_at(contract.size)

@@ -42,7 +42,7 @@ class Span:
         return self.length > self.side
 
     @property
-    def shown(self) -> slice:
+    def visible(self) -> slice:
         """The pixels of the resized image that the input shows."""
         return slice(max(0, -self.start), max(0, -self.start) + min(self.length, self.side))
 
@@ -130,6 +130,35 @@ def placement(source: tuple[int, int], contract: Contract) -> Placement:
         )
     spans = (_span(*one, then, contract) for one in zip(lengths, sides, strict=True))
     return Placement(*spans)
+
+
+def check_input_size(
+    source: tuple[int, int], contract: Contract, where: str, *, any_size: bool
+) -> None:
+    """Refuse an image of size `source` (H, W) whose fit gives a size that the network cannot take.
+
+    `any_size` says whether the network is dynamic, and the message begins with `where`.
+
+    Raises:
+        InputError: as described, and as `placement`.
+    """
+    made = placement(source, contract).size
+    if made == contract.size:
+        return
+    described = (
+        f"a {source[0]}x{source[1]} image becomes {made[0]}x{made[1]} by --fit {contract.fit}"
+    )
+    if not any_size:
+        raise InputError(
+            f"{where}: {described}, and the network is static at "
+            f"{contract.size[0]}x{contract.size[1]}; export it with --size {made[0]}x{made[1]}, or "
+            "--dynamic"
+        )
+    if any(side % contract.multiple for side in made):
+        raise InputError(
+            f"{where}: {described}, and the network takes only multiples of {contract.multiple}; "
+            "state a fit with pad-to-multiple"
+        )
 
 
 def _span(length: int, side: int, then: str, contract: Contract) -> Span:

@@ -88,12 +88,12 @@ def nearest(
     return resized
 
 
-def seen(place: Placement, size: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the rows and columns of an image of `size` (H, W) that a crop shows."""
+def crop_window(place: Placement, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the rows and columns of an image of `size` (H, W) that lie in the crop, if any."""
     rows, columns = (
         slice(
-            math.ceil(span.shown.start * target / span.length - 0.5),
-            math.floor(span.shown.stop * target / span.length - 0.5) + 1,
+            math.ceil(span.visible.start * target / span.length - 0.5),
+            math.floor(span.visible.stop * target / span.length - 0.5) + 1,
         )
         for span, target in zip((place.rows, place.columns), size, strict=True)
     )
@@ -139,17 +139,17 @@ def _taps(
     elif span is None:
         centers = (np.arange(target) + 0.5) * (source / target) - 0.5
     else:
-        shown = (np.arange(target) + 0.5) * (span.length / target)
+        offsets = (np.arange(target) + 0.5) * (span.length / target)
         # The centers of the outermost pixels that show the image: beyond are padding and the crop.
-        shown = np.clip(shown, span.shown.start + 0.5, span.shown.stop - 0.5) + span.start
-        centers = shown * (source / span.side) - 0.5
+        offsets = np.clip(offsets, span.visible.start + 0.5, span.visible.stop - 0.5) + span.start
+        centers = offsets * (source / span.side) - 0.5
     centers = np.clip(centers, 0, source - 1)
     low = np.floor(centers).astype(np.intp)
     return low, np.minimum(low + 1, source - 1), (centers - low).astype(np.float32)
 
 
-def shown(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return any image `(H, W, C)` as `(H, W, 3) uint8` to look at.
+def rgb_preview(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return any image `(H, W, C)` as a picture `(H, W, 3) uint8` for people.
 
     One or two channels are shown as gray, of more the first three as red, green and blue. Values of
     16 bits or float32 are stretched between their 1st and 99th percentile.
@@ -171,8 +171,8 @@ def overlay(
 ) -> NDArray[np.uint8]:
     """Blend the class colors over an image; a pixel with an id outside the palette is unchanged.
 
-    `image` is `(H, W, 3) uint8` RGB, `labels` is `(H, W) uint8`. `shown` makes such an image of
-    any other.
+    `image` is `(H, W, 3) uint8` RGB, `labels` is `(H, W) uint8`. `rgb_preview` makes such an
+    image of any other.
     """
     colors = np.zeros((256, 3), np.float32)
     colors[: len(palette)] = palette

@@ -12,23 +12,24 @@ from numpy.typing import NDArray
 from PIL.Image import Image as PillowImage
 
 from segdeploy.artifact import Artifact, OnnxFile, artifact_of
-from segdeploy.contract import GRAY, Contract, contradiction, listed
+from segdeploy.contract import GRAY, Contract, listed
+from segdeploy.contract_checks import contradiction
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.images import of_pillow, read_pixels
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.fit import Placement, placement
+from segdeploy.runtime.fit import Placement, check_input_size, placement
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
 from segdeploy.runtime.native import open_stages
 from segdeploy.runtime.postprocess import (
     best_class,
+    crop_window,
     labels_at,
     nearest,
-    seen,
     softmax,
     upsample,
     with_background,
@@ -93,26 +94,11 @@ class Predictor(Closing):
         """Return the network's input for an image of the contract, as in `preprocess`."""
         if self._stages is not None and self._stages.takes(pixels):
             return self._stages.prepare(pixels)
-        self._check_size((pixels.shape[0], pixels.shape[1]))
+        size = (pixels.shape[0], pixels.shape[1])
+        check_input_size(
+            size, self.contract, self.session.backend, any_size=self.session.takes_any_size
+        )
         return preprocess(pixels, self.contract)
-
-    def _check_size(self, size: tuple[int, int]) -> None:
-        """Refuse an image that its fit brings to a size that the network does not take."""
-        made, contract = placement(size, self.contract).size, self.contract
-        if made == contract.size:
-            return
-        shown = f"a {size[0]}x{size[1]} image becomes {made[0]}x{made[1]} by --fit {contract.fit}"
-        if not self.session.takes_any_size:
-            raise InputError(
-                f"{self.session.backend}: {shown}, and the network is static at "
-                f"{contract.size[0]}x{contract.size[1]}; export it with --size "
-                f"{made[0]}x{made[1]}, or --dynamic"
-            )
-        if any(side % contract.multiple for side in made):
-            raise InputError(
-                f"{self.session.backend}: {shown}, and the network takes only multiples of "
-                f"{contract.multiple}; state a fit with pad-to-multiple"
-            )
 
     def run(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Return the raw output of a prepared batch: one run, or a loop over the scales in `loop`.
@@ -166,7 +152,7 @@ class Predictor(Closing):
             return labels
         if self._runs_several(options):
             place = self._place(size)
-            return self._blanked(
+            return self._ignored_outside_crop(
                 labels_at(self._scores(pixels, options), size, place, self._decided), place
             )
         return self.labels_of(self._run(pixels), size)
@@ -200,16 +186,17 @@ class Predictor(Closing):
         pixels = as_image(image, self.contract)
         if self.contract.output == "labels":
             raise InputError(
-                f"{self.session.backend}: the graph gives labels; export it without --output"
+                f"{self.session.backend}: the graph gives labels; use one that ends in logits or "
+                "probabilities"
             )
         scores = self._scores(pixels, options)
         size = (pixels.shape[0], pixels.shape[1])
         place = None if options.tile else self._place(size)
         scores = upsample(scores, size, place=place)
-        scores = self.shares(scores)
+        scores = self.class_probabilities(scores)
         if place is not None and place.is_cropped:
             known = np.zeros_like(scores)
-            rows, columns = seen(place, size)
+            rows, columns = crop_window(place, size)
             known[:, rows, columns] = scores[:, rows, columns]
             return known
         return scores
@@ -236,11 +223,13 @@ class Predictor(Closing):
         """Return the best class of each pixel, or the ignore index where the class is unsure."""
         labels = best_class(scores)
         if self.contract.min_confidence is not None:
-            confidence = np.take_along_axis(self.shares(scores), labels[None].astype(np.intp), 0)[0]
+            confidence = np.take_along_axis(
+                self.class_probabilities(scores), labels[None].astype(np.intp), 0
+            )[0]
             labels[confidence < self.contract.min_confidence] = self.contract.ignore_index
         return labels
 
-    def shares(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    def class_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the probabilities `(C, H, W)` of scores with one channel for each class."""
         if self.contract.head == "binary":
             if self.contract.output == "probabilities":
@@ -255,8 +244,8 @@ class Predictor(Closing):
     def _check_logits(self) -> None:
         if self.contract.output != "logits":
             raise InputError(
-                f"{self.session.backend}: the graph gives {self.contract.output}, not logits; "
-                "export it without --output"
+                f"{self.session.backend}: the graph gives {self.contract.output}, not logits; use "
+                "one that ends in logits, without --output and without a softmax or sigmoid"
             )
 
     def labels_of(self, output: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -268,24 +257,26 @@ class Predictor(Closing):
             return self._stages.labels(output, size)
         place = self._place(size)
         output = self._of_classes(output)
-        return self._blanked(self._labels(output, size, self.contract, place), place)
+        return self._ignored_outside_crop(self._labels(output, size, self.contract, place), place)
 
-    def _blanked(self, labels: NDArray[np.uint8], place: Placement | None) -> NDArray[np.uint8]:
+    def _ignored_outside_crop(
+        self, labels: NDArray[np.uint8], place: Placement | None
+    ) -> NDArray[np.uint8]:
         """Return labels with the ignore index where a crop left pixels out."""
         if place is None or not place.is_cropped:
             return labels
         height, width = labels.shape
         known = np.full_like(labels, self.contract.ignore_index)
-        rows, columns = seen(place, (height, width))
+        rows, columns = crop_window(place, (height, width))
         known[rows, columns] = labels[rows, columns]
         return known
 
     def best(self, upsampled: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the labels `(H, W)` of scores `(C, H, W)` that `upsampled` returned."""
         _, height, width = upsampled.shape
-        return self._blanked(self._decided(upsampled), self._place((height, width)))
+        return self._ignored_outside_crop(self._decided(upsampled), self._place((height, width)))
 
-    def published(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def with_label_ids(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return labels with the ids of the contract's `label_ids` instead of the classes' ids.
 
         The ignore index stays.
@@ -297,9 +288,12 @@ class Predictor(Closing):
         table[: len(ids)] = ids
         return table[labels]
 
-    def seen(self, size: tuple[int, int]) -> tuple[slice, slice]:
-        """Return the rows and columns of an image of `size` (H, W) that the network sees."""
-        return seen(placement(size, self.contract), size)
+    def crop_window(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Return the rows and columns of an image of `size` (H, W) in the contract's crop, if any.
+
+        The network sees no other pixel of the image.
+        """
+        return crop_window(placement(size, self.contract), size)
 
     def upsampled(self, scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
         """Return scores `(C, h, w)` at an image's own `size` (H, W), without the padding."""

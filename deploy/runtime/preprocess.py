@@ -35,7 +35,7 @@ def preprocess(image: Pixels, contract: Contract) -> NDArray[Any]:
     image = resize(_with_gray(image, contract), place.resized, contract.resize)
     image = ordered(image, contract)
     if place.is_cropped:
-        image = image[place.rows.shown, place.columns.shown]
+        image = image[place.rows.visible, place.columns.visible]
     is_padded_before = place.is_padded and not contract.pad_normalized
     if is_padded_before:
         image = _padded(image, place, contract)

@@ -58,10 +58,12 @@ def check_tensors(
     contract: Contract,
     input_shape: tuple[int | str, ...],
     output_shape: tuple[int | str, ...],
+    mends: tuple[str, str] = ("export it again", "export it again"),
 ) -> None:
     """Refuse a graph whose input or output shape contradicts its contract.
 
-    A named dimension matches any size.
+    A named dimension matches any size. `mends` are what a user can do about the input and the
+    output.
 
     Raises:
         InputError: with the contract's shape and the graph's.
@@ -82,7 +84,7 @@ def check_tensors(
         ("input", input_shape, contract.image_shape),
         ("output", output_shape, given),
     )
-    for what, shape, expected in expectations:
+    for (what, shape, expected), mend in zip(expectations, mends, strict=True):
         fits = len(shape) == len(expected) + 1 and all(
             isinstance(size, str) or (size > 0 if size_wanted is None else size == size_wanted)
             for size, size_wanted in zip(shape[1:], expected, strict=True)
@@ -91,7 +93,7 @@ def check_tensors(
             wanted = ", ".join("any" if side is None else str(side) for side in expected)
             raise InputError(
                 f"{path}: its {what} has shape {_text(shape)}, but its contract says "
-                f"(N, {wanted}); export it again"
+                f"(N, {wanted}); {mend}"
             )
 
 
