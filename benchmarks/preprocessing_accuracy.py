@@ -23,7 +23,7 @@ from segdeploy.contract import RESIZE_KERNELS
 from segdeploy.contract_statement import with_stated
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
-from segdeploy.models.metrics import ConfusionMatrix, defined_mean
+from segdeploy.models.metrics import LabelCounts, defined_mean
 from segdeploy.runtime.predictor import Predictor
 from segdeploy.runtime.session import open_session
 
@@ -71,7 +71,7 @@ def measured(path: Path, frames: list[Any], rows: Rows) -> dict[str, dict[str, f
         fields = {key: value for key, value in stated.items() if key != "gray_image"}
         session = open_session(path)
         session.contract = with_stated(replace(session.contract, assumed=()), fields)
-        matrix = ConfusionMatrix(len(session.contract.classes), session.contract.ignore_index)
+        counts = LabelCounts(len(session.contract.classes), session.contract.ignore_index)
         equal = []
         with Predictor(session) as predictor:
             for index, frame in enumerate(frames):
@@ -79,13 +79,13 @@ def measured(path: Path, frames: list[Any], rows: Rows) -> dict[str, dict[str, f
                 if "gray_image" in stated:
                     image = np.repeat(image.mean(2, keepdims=True), 3, 2).astype(np.uint8)
                 labels = predictor.predict(image)
-                matrix.add(mask, labels)
+                counts.add(mask, labels)
                 if len(first) <= index:
                     first.append(labels)
                 seen = predictor.crop_window(mask.shape)
                 equal.append(np.mean(labels[seen] == first[index][seen]))
         found[name] = {
-            "miou": round(100 * defined_mean(matrix.iou()), 2),
+            "miou": round(100 * defined_mean(counts.iou()), 2),
             "labels_equal": round(100 * float(np.mean(equal)), 3),
         }
     return found

@@ -36,11 +36,21 @@ def open_reference_execution(
     return open_on_cpu(model.SerializeToString(), session_options(reference_execution=True))
 
 
+# The operators after the class scores.
+_OF_LABELS = (
+    *("Cast", "ArgMax", "Softmax"),
+    *("Greater", "Mul", "ReduceSum", "Squeeze"),
+)
+
+
 def scores_of(model: onnx.ModelProto) -> str:
-    """Return the name of the class scores: the output before any final Softmax, ArgMax or Cast."""
+    """Return the name of the class scores: the output before the nodes that turn it into labels.
+
+    These are a Softmax or Sigmoid, an ArgMax, or comparisons with a threshold and the sum of bits.
+    """
     producers = {name: node for node in model.graph.node for name in node.output}
     name: str = model.graph.output[0].name
-    while name in producers and producers[name].op_type in ("Cast", "ArgMax", "Softmax"):
+    while name in producers and producers[name].op_type in _OF_LABELS:
         name = producers[name].input[0]
     return name
 

@@ -32,7 +32,8 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OUTPUTS = ("logits", "probabilities", "labels")
 # `multiclass` takes the best class. `binary` has one channel, the score of the second class.
-HEADS = ("multiclass", "binary")
+# `multilabel` compares the score of each class with a threshold of its own.
+HEADS = ("multiclass", "binary", "multilabel")
 BINARY_CLASSES = (BACKGROUND, "foreground")
 _FILTERS = ("box", "bilinear", "bicubic", "lanczos")
 # Resize kernels by the library whose arithmetic they have. Pillow 13 changed the order of its
@@ -105,10 +106,12 @@ class Contract:
     whose multiples the sides are padded to.
 
     The `head` is `multiclass`, or `binary`: two classes and one channel, the score of the second
-    class, whose probability (the sigmoid of the logit) is compared with `threshold`. A pixel whose
-    class has a probability below `min_confidence` gets the ignore index. `label_ids` are the ids
-    that the classes have in published label images; classes of one group share an id. Below, C is
-    the number of channels of the scores.
+    class, whose probability (the sigmoid of the logit) is compared with `threshold`; or
+    `multilabel`, where the probability of each class is compared with its own `threshold`, and the
+    labels are bit planes: bit k is set where the pixel is of class k. A pixel whose class has a
+    probability below `min_confidence` gets the ignore index. `label_ids` are the ids that the
+    classes have in published label images; classes of one group share an id. Below, C is the number
+    of channels of the scores.
 
     `output` is `logits` or `probabilities` `(N, C, H, W) float32`, or `labels` `(N, H, W) uint8`.
     With `upsampling` (`align-corners` or `half-pixel`) the graph returns low-resolution logits
@@ -145,7 +148,7 @@ class Contract:
     pad_multiple: int | None = None
     resize: str = "pillow-bilinear"
     head: str = "multiclass"
-    threshold: float | None = None
+    threshold: float | tuple[float, ...] | None = None
     min_confidence: float | None = None
     label_ids: tuple[int, ...] | None = None
     output: str = "logits"
@@ -181,16 +184,22 @@ class Contract:
         return 1 if self.head == "binary" else len(self.classes)
 
     @property
-    def threshold_score(self) -> float:
-        """The score of a binary network above which a pixel is of the second class.
+    def has_bit_planes(self) -> bool:
+        """Whether a label is a bit plane of several classes instead of one class id."""
+        return self.head == "multilabel"
+
+    @property
+    def threshold_scores(self) -> tuple[float, ...]:
+        """The score of each channel of a binary or multilabel network above which a pixel counts.
 
         It is the threshold's logit, so that no sigmoid is computed, unless the network gives
         probabilities.
         """
-        threshold = 0.5 if self.threshold is None else self.threshold
+        given = 0.5 if self.threshold is None else self.threshold
+        thresholds = given if isinstance(given, tuple) else (given,) * self.score_channels
         if self.output == "probabilities":
-            return threshold
-        return math.log(threshold / (1 - threshold))
+            return thresholds
+        return tuple(math.log(one / (1 - one)) for one in thresholds)
 
     @property
     def image_channels(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from segdeploy.contract import (
     Contract,
     listed,
 )
+from segdeploy.models.bit_planes import IGNORED, MOST_PLANES
 
 
 def contradiction(contract: Contract) -> str | None:
@@ -82,10 +83,12 @@ def _normalization_contradiction(contract: Contract) -> str | None:
 
 def _head_contradiction(contract: Contract) -> str | None:
     threshold, least = contract.threshold, contract.min_confidence
+    if contract.head == "multilabel":
+        return _multilabel_contradiction(contract)
     if least is not None and not 0 < least < 1:
         return f"--min-confidence {least:g}: is a probability, above 0 and below 1"
     ids = contract.label_ids
-    if ids is not None and len(ids) != len(contract.classes):
+    if ids is not None and contract.classes and len(ids) != len(contract.classes):
         return (
             f"--label-ids {listed(ids)}: has {len(ids)} ids for {len(contract.classes)} classes; "
             "state one for each class"
@@ -99,17 +102,54 @@ def _head_contradiction(contract: Contract) -> str | None:
         if threshold is None or not contract.classes:  # the network's output tells the head later
             return None
         return (
-            f"--threshold {threshold:g}: goes with a binary network, of one output channel; state "
-            "one with --num-classes 1, or with --data and --foreground"
+            f"--threshold {_listed(threshold)}: goes with a binary network (--num-classes 1, or "
+            "--data and --foreground) or with --head multilabel"
         )
     if len(contract.classes) not in (0, 2):
         return (
             f"a binary network has two classes, and there are {len(contract.classes)}; give "
             "--data with --foreground, or --num-classes 1"
         )
-    if threshold is not None and not 0 < threshold < 1:
-        return f"--threshold {threshold:g}: is a probability, above 0 and below 1"
+    if isinstance(threshold, tuple):
+        return f"--threshold {_listed(threshold)}: a binary network has one threshold"
+    return _threshold_contradiction(contract)
+
+
+def _multilabel_contradiction(contract: Contract) -> str | None:
+    threshold, count = contract.threshold, len(contract.classes)
+    if count > MOST_PLANES:
+        return (
+            f"--head multilabel: the labels are bit planes in a byte, of at most {MOST_PLANES} "
+            f"classes, and there are {count}"
+        )
+    if count and contract.ignore_index != IGNORED:
+        return f"--head multilabel: its ignore index is {IGNORED}, and not {contract.ignore_index}"
+    if isinstance(threshold, tuple) and count and len(threshold) != count:
+        return (
+            f"--threshold {listed(threshold)}: has {len(threshold)} values for {count} classes; "
+            "give one for each class, or one for all"
+        )
+    for name in ("min_confidence", "label_ids"):
+        if getattr(contract, name) is not None:
+            return f"--{name.replace('_', '-')}: goes with one class for a pixel, not multilabel"
+    return _threshold_contradiction(contract)
+
+
+def _threshold_contradiction(contract: Contract) -> str | None:
+    threshold = contract.threshold
+    if threshold is None:
+        return None
+    if not all(0 < one < 1 for one in _as_tuple(threshold)):
+        return f"--threshold {_listed(threshold)}: is a probability, above 0 and below 1"
     return None
+
+
+def _as_tuple(threshold: float | tuple[float, ...]) -> tuple[float, ...]:
+    return threshold if isinstance(threshold, tuple) else (threshold,)
+
+
+def _listed(threshold: float | tuple[float, ...]) -> str:
+    return listed(_as_tuple(threshold))
 
 
 def _fit_contradiction(contract: Contract) -> str | None:

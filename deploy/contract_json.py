@@ -26,6 +26,7 @@ from segdeploy.contract import (
 )
 from segdeploy.contract_checks import contradiction
 from segdeploy.errors import InputError
+from segdeploy.models.bit_planes import MOST_PLANES
 from segdeploy.models.channels import DTYPES
 from segdeploy.models.names import are_names, is_line
 from segdeploy.models.strict_json import parse_json
@@ -198,7 +199,9 @@ CHECKS = {
     "pad_multiple": _optional(_is_size),
     "resize": _one_of(RESIZE_KERNELS),
     "head": _one_of(HEADS),
-    "threshold": _optional(_is_number),
+    "threshold": _optional(
+        lambda value: _is_number(value) or _is_list(None, _is_number, MOST_PLANES)(value)
+    ),
     "min_confidence": _optional(_is_number),
     "label_ids": _optional(_is_list(None, _is_byte)),
     "output": _one_of(OUTPUTS),

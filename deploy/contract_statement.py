@@ -39,7 +39,7 @@ STATED = (
 _OF_CLASSES = ("classes", "palette", "ignore_index")
 _STATED_IN_FILE = (*STATED, "size", *_OF_CLASSES)
 # The fields that a contract file alone can state: they have no option of their own.
-_FILE_ALONE = ("head", *_OF_CLASSES)
+_FILE_ALONE = _OF_CLASSES
 
 
 def option_of(name: str) -> str:
@@ -190,6 +190,10 @@ def agreed_classes(
             f"{dataset.root}: has the classes {', '.join(dataset.classes)}, and the contract file "
             f"has {', '.join(named[0])}; leave its classes out"
         )
+    if count == 1 and stated.get("head", "binary") != "binary":
+        raise InputError(
+            f"--head {stated['head']}: --num-classes 1 is a binary network; leave one of them out"
+        )
     source = "the contract file"
     if dataset is not None:
         source = str(dataset.root)
@@ -204,6 +208,13 @@ def agreed_classes(
             f"{source}: has {len(named[0])} classes, but --num-classes is {count}; {mend}"
         )
     return named
+
+
+def head_of(dataset: DataSet | None, foreground: str | None, count: int | None) -> dict[str, Any]:
+    """Return the head that follows from a data set's masks, `--foreground` or `--num-classes`."""
+    if foreground is not None or count == 1:
+        return {"head": "binary"}
+    return {"head": "multilabel"} if dataset is not None and dataset.bit_planes else {}
 
 
 def images_of(dataset: DataSet | None) -> dict[str, Any]:

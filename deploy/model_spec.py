@@ -25,6 +25,7 @@ from segdeploy.contract import (
 from segdeploy.contract_json import read_contract
 from segdeploy.contract_statement import (
     agreed_classes,
+    head_of,
     images_of,
     option_of,
     stated_classes,
@@ -33,6 +34,7 @@ from segdeploy.contract_statement import (
 from segdeploy.errors import InputError
 from segdeploy.factory import builder
 from segdeploy.files import check_input, sha256_of_file
+from segdeploy.models.bit_planes import BIT_PLANES
 from segdeploy.models.channels import RGB
 from segdeploy.models.names import BACKGROUND
 from segdeploy.packages import require
@@ -149,9 +151,10 @@ def load_network(
     network = Network(module, classes, start.size, spec.model, spec.take, channels)
     network.eval()
     contract = _completed(start, network, spec)
-    if spec.is_factory and network.gives_probabilities(contract.size):
+    has_sigmoid = contract.head != "multiclass"
+    if spec.is_factory and network.gives_probabilities(contract.size, has_sigmoid=has_sigmoid):
         _LOG.info(
-            f"{spec.model}: ends in a {'sigmoid' if network.num_classes == 1 else 'softmax'}, so "
+            f"{spec.model}: ends in a {'sigmoid' if has_sigmoid else 'softmax'}, so "
             "its output is taken as probabilities"
         )
         contract = replace(contract, output="probabilities")
@@ -199,7 +202,7 @@ def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contrac
         )
     if contract.classes:
         return contract
-    if count == 1:
+    if count == 1 and not contract.has_bit_planes:
         _LOG.info(
             f"{spec.model}: has one output channel, so it is a binary network: a pixel is of the "
             "foreground where the sigmoid is above 0.5; name its class with --data and --foreground"
@@ -207,7 +210,9 @@ def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contrac
         contract = with_stated(contract, {"head": "binary"})
     else:
         _LOG.info(f"{spec.model}: has {count} classes, read from its output; name them with --data")
-    names, palette, _ = numbered_classes(count)
+    names, palette = placeholder_classes(count)
+    if contract.head == "binary":
+        names, palette, _ = numbered_classes(1)
     return with_stated(replace(contract, classes=names, palette=palette), {})
 
 
@@ -318,9 +323,8 @@ def _contract(
         arguments=dict(spec.arguments),
         assumed=PREPROCESSING if has_own_weights else (),
     )
-    is_binary = spec.foreground is not None or spec.num_classes == 1
-    implied = {"head": "binary"} if is_binary else {}
-    return with_stated(start, {**implied, **images_of(dataset), **stated})
+    implied = head_of(dataset, spec.foreground, spec.num_classes) | images_of(dataset)
+    return with_stated(start, {**implied, **stated})
 
 
 def _check_stored(spec: ModelSpec, stored: Contract, dataset: DataSet | None) -> None:
@@ -372,6 +376,11 @@ def matched(contract: Contract, dataset: DataSet, source: str) -> DataSet:
             dataset = dataset.against_rest(foreground)
     if contract.classes != dataset.classes:
         raise InputError(_other_classes(source, contract.classes, dataset))
+    if contract.has_bit_planes != dataset.bit_planes:
+        raise InputError(
+            f"{dataset.root}: its masks are {BIT_PLANES if dataset.bit_planes else 'class ids'}, "
+            f"and {source} has the head {contract.head}; give the data set that it was trained for"
+        )
     if contract.dtype != dataset.dtype:
         raise InputError(
             f"{dataset.root}: its images are {dataset.dtype}, and {source} takes {contract.dtype}; "

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         DilatedResidualBlock,
         MultiScaleContextModule,
     )
-    from segdeploy.models.metrics import ConfusionMatrix
+    from segdeploy.models.metrics import LabelCounts
     from segdeploy.models.multi_scale import MultiScaleInput
     from segdeploy.models.registry import ARCHITECTURES, build
     from segdeploy.models.semantic_segmentation_model import SemanticSegmentationModel
@@ -36,7 +36,6 @@ __all__ = [
     "ARCHITECTURES",
     "ASPP",
     "Augmentation",
-    "ConfusionMatrix",
     "ContextNetwork",
     "DataSet",
     "DeepLabV2ResNet101",
@@ -49,6 +48,7 @@ __all__ = [
     "DilatedVGG16",
     "DilatedVGGFrontEnd",
     "Frame",
+    "LabelCounts",
     "MemoryEfficientDeepLabV3",
     "MultiScaleContextModule",
     "MultiScaleInput",
@@ -69,7 +69,7 @@ _HOMES = {
     "ARCHITECTURES": "registry",
     "ASPP": "layers",
     "Augmentation": "augmentation",
-    "ConfusionMatrix": "metrics",
+    "LabelCounts": "metrics",
     "ContextNetwork": "context_network",
     "DataSet": "dataset",
     "DeepLabV2ResNet101": "deeplab_v2",

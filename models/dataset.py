@@ -1,9 +1,9 @@
 """Read and write data sets, in the format of all segdeploy commands.
 
 A data set is a folder with `dataset.json` (`classes`, `palette`, `ignore_index`, `splits`). Every
-split has `SPLIT/images/NAME.{jpg,png}` and `SPLIT/masks/NAME.png` (one class id per pixel). Images
-of other channels or another depth are described by `channels` and `dtype`, and may be NPY or TIFF
-files.
+split has `SPLIT/images/NAME.{jpg,png}` and `SPLIT/masks/NAME.png` (one class id per pixel, or with
+`"masks": "bit-planes"` one bit per class). Images of other channels or another depth are described
+by `channels` and `dtype`, and may be NPY or TIFF files.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.models.array_file import ARRAY_SUFFIXES
+from segdeploy.models.bit_planes import BIT_PLANES, IGNORED, MASKS, MOST_PLANES
 from segdeploy.models.channels import DTYPES, RGB
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.files import temporary_folder, write_atomically
@@ -33,7 +34,10 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *ARRAY_SUFFIXES)
 
 @dataclass(frozen=True)
 class Frame:
-    """One labeled image of a data set; `order` are the places of the channels to read."""
+    """One labeled image of a data set; `order` are the places of the channels to read.
+
+    The masks hold class ids, or with `bit_planes` a bit for each class.
+    """
 
     name: str
     image: Path
@@ -44,6 +48,7 @@ class Frame:
     channels: tuple[str, ...] = RGB
     dtype: str = "uint8"
     order: tuple[int, ...] | None = None
+    bit_planes: bool = False
 
     def check_mask(self) -> None:
         """Refuse an image without a mask.
@@ -63,7 +68,8 @@ class Frame:
             ModelInputError: for a file that is missing or cannot be used.
         """
         self.check_mask()
-        return read_mask(self.mask, self.num_classes, self.ignore_index, self.lookup)
+        ids = 1 << self.num_classes if self.bit_planes else self.num_classes
+        return read_mask(self.mask, ids, self.ignore_index, self.lookup)
 
     def read_image(self) -> NDArray[Any]:
         """Read the image alone, `(H, W, C)` of the data set's channels and dtype.
@@ -100,7 +106,8 @@ class DataSet:
 
     `listing` lists the files of a split. `lookup` maps the ids in the mask files to class ids, if
     the two differ. Images have the channels `channels` and the dtype `dtype` (uint8, uint16 or
-    float32); `order` are the places of the channels that a network takes, if it takes others.
+    float32); `order` are the places of the channels that a network takes, if it takes others. With
+    `bit_planes` a pixel can be of several classes: bit k of the mask is set where it is of class k.
     """
 
     root: Path
@@ -113,6 +120,7 @@ class DataSet:
     channels: tuple[str, ...] = RGB
     dtype: str = "uint8"
     order: tuple[int, ...] | None = None
+    bit_planes: bool = False
 
     def with_channels(self, names: Sequence[str]) -> DataSet:
         """Return the data set with frames of the channels `names`, in this order.
@@ -139,16 +147,19 @@ class DataSet:
                 f"{self.root}: has no class '{name}'; it has {', '.join(self.classes)}"
             )
         at = self.classes.index(name)
-        ids = self.lookup or bytes(range(256))
+        count = 1 << len(self.classes) if self.bit_planes else len(self.classes)
         binary = [
-            int(one == at) if one < len(self.classes) and one != self.ignore_index else one
-            for one in ids
+            (one >> at & 1 if self.bit_planes else int(one == at))
+            if one < count and one != self.ignore_index
+            else one
+            for one in self.lookup or bytes(range(256))
         ]
         return replace(
             self,
             classes=(BACKGROUND, name),
             palette=((0, 0, 0), self.palette[at]),
             lookup=bytes(binary),
+            bit_planes=False,
         )
 
     def frames(self, split: str, limit: int | None = None) -> list[Frame]:
@@ -183,6 +194,7 @@ class DataSet:
                 self.channels,
                 self.dtype,
                 self.order,
+                self.bit_planes,
             )
             for image, mask in self.listing(split)
         ]
@@ -286,6 +298,14 @@ def open_dataset(root: Path) -> DataSet:
     )
     described.setdefault("channels", list(RGB))
     described.setdefault("dtype", "uint8")
+    described.setdefault("masks", MASKS[0])
+    masks = field("masks", f"one of {', '.join(MASKS)}", described["masks"] in MASKS)
+    bit_planes = masks == BIT_PLANES
+    field(
+        "ignore_index",
+        f"{IGNORED} for bit planes, of at most {MOST_PLANES} classes",
+        not bit_planes or (ignore_index == IGNORED and len(classes) <= MOST_PLANES),
+    )
     channels = field("channels", "a list of different names", are_names(described["channels"]))
     dtype = field("dtype", f"one of {', '.join(DTYPES)}", described["dtype"] in DTYPES)
     return DataSet(
@@ -297,6 +317,7 @@ def open_dataset(root: Path) -> DataSet:
         partial(_list_folder, root),
         channels=tuple(channels),
         dtype=dtype,
+        bit_planes=bit_planes,
     )
 
 
@@ -320,6 +341,7 @@ def write_dataset(
     splits: Mapping[str, LabeledImages],
     channels: Sequence[str] = RGB,
     dtype: str = "uint8",
+    bit_planes: bool = False,
 ) -> Iterator[str]:
     """Write `(name, image, mask)` triples as a new data set, and yield each name once written.
 
@@ -353,6 +375,8 @@ def write_dataset(
         }
         if tuple(channels) != RGB or dtype != "uint8":
             described |= {"channels": list(channels), "dtype": dtype}
+        if bit_planes:
+            described["masks"] = BIT_PLANES
         content = json.dumps(described, indent=2).encode() + b"\n"
         write_atomically(unfinished / "dataset.json", content)
         unfinished.rename(root)

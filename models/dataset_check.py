@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 
 from segdeploy.models.dataset import DataSet, masks_without_image
 from segdeploy.models.errors import ModelInputError
+from segdeploy.models.metrics import pixels_of_classes
 
 
 @dataclass
 class SplitCheck:
-    """Result of one split: pixels per class, ignored pixels, frames per size (H, W), problems."""
+    """Result of one split: pixels per class, ignored and all pixels, frames per size, problems."""
 
     split: str
     pixels: NDArray[np.int64]
     ignored: int = 0
+    total: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
@@ -46,7 +48,9 @@ def check_split(dataset: DataSet, split: str, result: SplitCheck) -> Iterator[tu
             result.problems.append(str(error))
         else:
             result.sizes[(mask.shape[0], mask.shape[1])] += 1
-            counts = np.bincount(mask.ravel(), minlength=256)
-            result.pixels += counts[: len(dataset.classes)]
-            result.ignored += int(counts[dataset.ignore_index])
+            result.pixels += pixels_of_classes(
+                mask, len(dataset.classes), bit_planes=dataset.bit_planes
+            )
+            result.ignored += int((mask == dataset.ignore_index).sum())
+            result.total += mask.size
         yield done, len(frames)

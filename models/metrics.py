@@ -1,4 +1,4 @@
-"""Segmentation metrics from a streaming confusion matrix, with NumPy alone."""
+"""Segmentation metrics from running counts of pixels, with NumPy alone."""
 
 from __future__ import annotations
 
@@ -7,80 +7,93 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.models.dataset import Frame
+from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.errors import ModelInputError
 
 
-class ConfusionMatrix:
-    """Counts of (true class, predicted class) pixel pairs; ignored pixels are left out.
+class LabelCounts:
+    """Counts of pixels by true and predicted class, from which all metrics follow.
 
-    `counts` is `(C, C + 1)`. The last column counts the pixels that got the ignore index instead of
-    a class, since their class was unsure. They are misses of their true class, as in the evaluation
-    of Cityscapes.
+    Ignored pixels of the truth are left out. A pixel that got the ignore index instead of a class,
+    since its class was unsure, is a miss of its true class, as in the evaluation of Cityscapes.
+    With `bit_planes` the labels are planes: bit k is set where the pixel is of class k.
+
+    `counts` is `(C + 1, 3) int64`: hits, true and predicted pixels of each class. The last row
+    holds the right pixels, all pixels, and the pixels that got a class. A pixel of planes is right
+    where all its classes are.
 
     The score of a class that is in neither truth nor prediction is NaN and left out of means.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int):
-        self.counts: NDArray[np.int64] = np.zeros((num_classes, num_classes + 1), np.int64)
+    def __init__(self, num_classes: int, ignore_index: int, *, bit_planes: bool = False):
+        self.counts: NDArray[np.int64] = np.zeros((num_classes + 1, 3), np.int64)
         self._ignore_index = ignore_index
+        self._bit_planes = bit_planes
+
+    @classmethod
+    def of(cls, dataset: DataSet) -> LabelCounts:
+        """Return empty counts for the labels of a data set."""
+        return cls(len(dataset.classes), dataset.ignore_index, bit_planes=dataset.bit_planes)
 
     def add(self, truth: NDArray[np.uint8], predicted: NDArray[np.integer]) -> None:
-        """Add one image, with true and predicted class ids of shape `(H, W)`.
+        """Add one image, with true and predicted labels of shape `(H, W)`.
 
         Raises:
             ModelInputError: for an id outside the classes, which would count for another pair.
         """
-        num_classes = len(self.counts)
+        num_classes = len(self.counts) - 1
+        ids = 1 << num_classes if self._bit_planes else num_classes
         kept = truth != self._ignore_index
-        known, found = truth[kept], predicted[kept].astype(np.int64)
-        is_unsure = found == self._ignore_index
-        for what, ids in (("mask", known), ("prediction", found[~is_unsure])):
-            if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < num_classes:
+        known, found = truth[kept], predicted[kept]
+        is_sure = found != self._ignore_index
+        for what, labels in (("mask", known), ("prediction", found[is_sure])):
+            if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < ids:
                 raise ModelInputError(
-                    f"the {what} holds the id {int(ids.max())}; there are {num_classes} classes "
-                    f"(0 to {num_classes - 1})"
+                    f"the {what} holds the id {int(labels.max())}; there are {num_classes} classes "
+                    f"(ids 0 to {ids - 1})"
                 )
-        found[is_unsure] = num_classes
-        pairs = known.astype(np.int64) * (num_classes + 1) + found
-        self.counts += np.bincount(pairs, minlength=self.counts.size).reshape(self.counts.shape)
+        self.counts[-1] += [(known == found).sum(), known.size, is_sure.sum()]
+        if self._bit_planes:
+            for index in range(num_classes):
+                true, given = (known >> index & 1) == 1, ((found >> index & 1) == 1) & is_sure
+                self.counts[index] += [(true & given).sum(), true.sum(), given.sum()]
+            return
+        for column, labels in enumerate((known[known == found], known, found[is_sure])):
+            self.counts[:-1, column] += np.bincount(labels, minlength=num_classes)
 
     def iou(self) -> NDArray[np.float64]:
         """Return the IoU per class, `(num_classes,)`, in 0..1, or NaN where undefined."""
-        hits = np.diag(self.counts)
-        union = self.counts[:, :-1].sum(0) + self.counts.sum(1) - hits
+        hits, true, found = self.counts[:-1].T
         with np.errstate(invalid="ignore"):
-            result: NDArray[np.float64] = hits / union
+            result: NDArray[np.float64] = hits / (true + found - hits)
         return result
 
     def dice(self) -> NDArray[np.float64]:
         """Return the Dice score per class, `(num_classes,)`, in 0..1, or NaN where undefined."""
-        hits = np.diag(self.counts)
+        hits, true, found = self.counts[:-1].T
         with np.errstate(invalid="ignore"):
-            result: NDArray[np.float64] = (
-                2 * hits / (self.counts[:, :-1].sum(0) + self.counts.sum(1))
-            )
+            result: NDArray[np.float64] = 2 * hits / (true + found)
         return result
 
     def frequency_weighted_iou(self) -> float:
         """Return the IoU weighted by the classes' shares of true pixels, in 0..1; NaN if none."""
-        share, iou = self.counts.sum(1), self.iou()
-        seen = share > 0
-        return float((share * iou)[seen].sum() / share.sum()) if seen.any() else float("nan")
+        share, iou = self.counts[:-1, 1], self.iou()
+        held = share > 0
+        return float((share * iou)[held].sum() / share.sum()) if held.any() else float("nan")
 
     def coverage(self) -> float:
         """Return the share of the pixels that got a class, in 0..1; NaN if no pixel was counted."""
-        total = self.counts.sum()
-        return float(self.counts[:, :-1].sum() / total) if total else float("nan")
+        _, total, sure = self.counts[-1]
+        return float(sure / total) if total else float("nan")
 
     def pixel_accuracy(self) -> float:
         """Return the share of correct pixels, in 0..1; NaN if no pixel was counted."""
-        total = self.counts.sum()
-        return float(np.diag(self.counts).sum() / total) if total else float("nan")
+        right, total, _ = self.counts[-1]
+        return float(right / total) if total else float("nan")
 
 
 def class_counts(
-    frames: Sequence[Frame], num_classes: int
+    frames: Sequence[Frame], num_classes: int, *, bit_planes: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count the pixels of each class, and all pixels of the masks that hold the class.
 
@@ -89,10 +102,22 @@ def class_counts(
     counts = np.zeros(num_classes, np.int64)
     held = np.zeros(num_classes, np.int64)
     for frame in frames:
-        here = np.bincount(frame.read_mask().ravel(), minlength=256)[:num_classes]
+        mask = frame.read_mask()
+        here = pixels_of_classes(mask, num_classes, bit_planes=bit_planes)
         counts += here
-        held += np.where(here > 0, here.sum(), 0)
+        held += np.where(here > 0, (mask != frame.ignore_index).sum(), 0)
     return counts, held
+
+
+def pixels_of_classes(
+    labels: NDArray[np.uint8], num_classes: int, *, bit_planes: bool
+) -> NDArray[np.int64]:
+    """Return the number of pixels of each class, `(num_classes,)`, in labels `(H, W)`."""
+    by_id = np.bincount(labels.ravel(), minlength=256)
+    if not bit_planes:
+        return by_id[:num_classes]
+    ids = np.arange(1 << num_classes)  # without the ignore index
+    return np.array([by_id[ids[(ids >> k) & 1 == 1]].sum() for k in range(num_classes)])
 
 
 def defined_mean(values: NDArray[np.float64]) -> float:

@@ -63,8 +63,8 @@ class Network(nn.Module):
         """
         self._check(self._main_output(self._run(size), self.num_classes), size)
 
-    def gives_probabilities(self, size: tuple[int, int]) -> bool:
-        """Return whether the network ends in a softmax, or with one channel in a sigmoid.
+    def gives_probabilities(self, size: tuple[int, int], *, has_sigmoid: bool) -> bool:
+        """Return whether the network ends in a softmax, or where `has_sigmoid` in a sigmoid.
 
         The outputs of a softmax sum to one. Those of a sigmoid stay within 0 and 1 for any image,
         as for one of very large values.
@@ -80,7 +80,7 @@ class Network(nn.Module):
         scores = self._main_output(output, self.num_classes)
         if not torch.isfinite(scores).all() or not ((scores >= 0) & (scores <= 1)).all():
             return False
-        if self.num_classes == 1:
+        if has_sigmoid:
             return bool(scores.max() > scores.min())
         return bool(torch.allclose(scores.sum(1), torch.ones(()).to(scores), atol=1e-3))
 

@@ -33,6 +33,16 @@ PALETTE = (
 IGNORE_INDEX = 255
 SKY, BUILDING, ROAD, PAVEMENT, TREE, CAR, PERSON, POLE = range(len(CLASSES))
 
+# Overlapping classes for multilabel networks, each with the classes above that are of it.
+_PLANES = {
+    "ground": (ROAD, PAVEMENT),
+    "object": (TREE, CAR, PERSON, POLE),
+    "vehicle": (CAR,),
+    "person": (PERSON,),
+}
+PLANES = tuple(_PLANES)
+PLANE_PALETTE = ((128, 64, 128), (128, 128, 0), (64, 0, 128), (220, 100, 40))
+
 Color = tuple[int, int, int]
 Points = list[tuple[float, float]]
 
@@ -44,12 +54,21 @@ def generate(
     seed: int,
     channels: Sequence[str] = RGB,
     dtype: str = "uint8",
+    *,
+    multilabel: bool = False,
 ) -> Iterator[tuple[str, NDArray[Any], NDArray[np.uint8]]]:
-    """Yield `count` frames as `(name, image (H, W, C) of dtype, mask (H, W) uint8)`."""
+    """Yield `count` frames as `(name, image (H, W, C) of dtype, mask (H, W) uint8)`.
+
+    With `multilabel` the masks are bit planes of the classes `PLANES`.
+    """
+    planes = np.full(256, IGNORE_INDEX, np.uint8)
+    for label in range(len(CLASSES)):
+        planes[label] = sum(1 << at for at, held in enumerate(_PLANES.values()) if label in held)
     for index in range(count):
         rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
         image, mask = draw_scene(rng, size)
-        yield f"{split}_{index:04d}", recorded(image, channels, dtype), mask
+        labels = planes[mask] if multilabel else mask
+        yield f"{split}_{index:04d}", recorded(image, channels, dtype), labels
 
 
 def draw_scene(

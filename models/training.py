@@ -40,8 +40,9 @@ class TrainingSettings:
     """Settings of a training run.
 
     `size` is the (H, W) that a whole frame is scaled to. Images are multiplied by `scale`, and then
-    normalized by the `mean` and `std` of each channel. `dtype` is that of the images. Each
-    optimizer step uses `batch_size * accumulate` frames.
+    normalized by the `mean` and `std` of each channel. `dtype` is that of the images. The masks
+    hold class ids, or with `bit_planes` a bit for each class, which is then trained as a binary
+    network. Each optimizer step uses `batch_size * accumulate` frames.
     """
 
     size: tuple[int, int]
@@ -50,6 +51,7 @@ class TrainingSettings:
     augmentation: Augmentation
     scale: float = 1 / 255
     dtype: str = "uint8"
+    bit_planes: bool = False
     epochs: int = 3
     batch_size: int = 8
     accumulate: int = 1
@@ -106,6 +108,7 @@ class Training:
             )
         self._settings = settings
         self._frames = frames
+        self._ignore_index = ignore_index
         self._device = device()
         self._network = with_shared_norms(network.to(self._device))
         if settings.gradient_checkpointing and not checkpoint_blocks(self._network):
@@ -207,11 +210,13 @@ class Training:
         with self._precision():
             logits = self._logits((images - self._mean) / self._std, batch)
         logits = logits.float()
-        if logits.shape[1] == 1:
-            # The softmax over (0, x) is the sigmoid of x, so the losses of two classes are the
-            # binary ones.
-            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-        loss = self._loss(logits, masks)
+        if self._settings.bit_planes:
+            planes = torch.stack([self._binary(logits, masks, k) for k in range(logits.shape[1])])
+            loss = planes.mean()
+        elif logits.shape[1] == 1:
+            loss = self._loss(_with_background(logits), masks)
+        else:
+            loss = self._loss(logits, masks)
         if not torch.isfinite(loss):
             names = ", ".join(batch.names[:4]) + (", ..." if len(batch.names) > 4 else "")
             raise ModelInputError(
@@ -226,6 +231,11 @@ class Training:
         scaled: Any = self._scaler.scale(loss / group)
         scaled.backward()
         return shown.item()
+
+    def _binary(self, logits: Tensor, masks: Tensor, index: int) -> Tensor:
+        """Return the loss of one class of a multilabel network."""
+        targets = torch.where(masks == self._ignore_index, masks, masks >> index & 1)
+        return self._loss(_with_background(logits[:, index : index + 1]), targets)
 
     def _logits(self, images: Tensor, batch: Batch) -> Tensor:
         try:
@@ -255,6 +265,14 @@ class Training:
             return nullcontext()
         dtype = torch.float16 if self._device.type == "cuda" else torch.bfloat16
         return torch.autocast(self._device.type, dtype)
+
+
+def _with_background(logits: Tensor) -> Tensor:
+    """Return `(N, 2, H, W)` logits for `(N, 1, H, W)`.
+
+    The softmax over (0, x) is the sigmoid of x, so the losses of two classes are the binary ones.
+    """
+    return torch.cat([torch.zeros_like(logits), logits], dim=1)
 
 
 def _group_size(index: int, batches: int, accumulate: int) -> int:

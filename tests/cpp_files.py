@@ -22,7 +22,7 @@ from segdeploy.errors import InputError
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, save_onnx, set_contract
 from segdeploy.proof.golden_vectors import golden_content, golden_images, make_vectors
 from segdeploy.runtime.inference_options import InferenceOptions
-from segdeploy.runtime.postprocess import overlay
+from segdeploy.runtime.postprocess import label_colors, overlay
 
 from .conftest import ROOT, skip
 
@@ -124,7 +124,11 @@ def write_inference_options(folder: Path) -> None:
     (folder / "inference_options.json").write_text(json.dumps(cases))
     with segdeploy.load(folder / "dynamic.onnx", threads=1) as network:
         pixels = np.asarray(Image.open(folder / "images" / "0.png"))
-        laid = overlay(pixels, network.predict(pixels), network.contract.palette)
+        laid = overlay(
+            pixels,
+            network.predict(pixels),
+            label_colors(network.contract.palette, bit_planes=False),
+        )
     Image.fromarray(laid).save(folder / "overlay.png")
 
 

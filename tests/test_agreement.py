@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from segdeploy.benchmark.agreement import MARGINS, AgreementCount, boundary, margin
+from segdeploy.benchmark.agreement import MARGINS, AgreementCount, boundary
 from segdeploy.benchmark.bootstrap import confidence_intervals
 from segdeploy.benchmark.latency import ratio_of
 from segdeploy.benchmark.verdict import Limits
 from segdeploy.errors import InputError
-from segdeploy.models.metrics import ConfusionMatrix
+from segdeploy.models.metrics import LabelCounts
+from segdeploy.runtime.postprocess import margin
 
 
 def counted(reference: np.ndarray, candidate: np.ndarray, frames: int = 1) -> AgreementCount:
@@ -81,8 +82,8 @@ def test_agreement_boundaries_are_two_pixels_wide() -> None:
     assert boundary(np.array([[0], [1]], np.uint8)).all()
 
 
-def matrix(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
-    counts = ConfusionMatrix(3, 255)
+def counts_of(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
+    counts = LabelCounts(3, 255)
     counts.add(truth, found)
     return counts.counts
 
@@ -95,15 +96,15 @@ def test_agreement_intervals_hold_the_figure_and_narrow_with_frames() -> None:
         for _ in range(count):
             truth = rng.integers(0, 3, (20, 20)).astype(np.uint8)
             wrong = rng.random((20, 20)) < rng.uniform(0, 0.4)
-            made.append(matrix(truth, np.where(wrong, (truth + 1) % 3, truth).astype(np.uint8)))
+            made.append(counts_of(truth, np.where(wrong, (truth + 1) % 3, truth).astype(np.uint8)))
         return made
 
     few, many = frames(5), frames(200)
     narrow, wide = confidence_intervals(many).miou, confidence_intervals(few).miou
     assert narrow.high - narrow.low < wide.high - wide.low
     whole = sum(many)
-    hits = np.diag(whole)
-    iou = hits / (whole[:, :-1].sum(0) + whole.sum(1) - hits)
+    hits, true, given = whole[:-1].T
+    iou = hits / (true + given - hits)
     assert narrow.low < iou.mean() < narrow.high
     same = confidence_intervals(many, many)
     assert (same.drop.low, same.drop.high) == (0, 0)  # drawn together, no noise is left
@@ -112,7 +113,7 @@ def test_agreement_intervals_hold_the_figure_and_narrow_with_frames() -> None:
 
 def test_agreement_a_class_that_hardly_a_frame_holds_has_no_interval() -> None:
     truth = np.zeros((4, 4), np.uint8)
-    found = confidence_intervals([matrix(truth, truth)] * 3)
+    found = confidence_intervals([counts_of(truth, truth)] * 3)
     assert found.iou[0].low == 1
     assert found.iou[1] is None
     assert found.miou.low == 1

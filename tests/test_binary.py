@@ -59,7 +59,7 @@ def test_binary_every_kind_of_graph_gives_the_same_labels(
     assert (contract.head, contract.threshold, contract.classes) == (
         *("binary", 0.3, ("background", "road")),
     )
-    assert contract.threshold_score == pytest.approx(math.log(0.3 / 0.7))
+    assert contract.threshold_scores[0] == pytest.approx(math.log(0.3 / 0.7))
     image, mask = open_dataset(dataset).against_rest("road").frames("val")[0].read()
     assert set(np.unique(mask)) <= {0, 1, 255}
     with segdeploy.load(road) as network:
@@ -118,7 +118,7 @@ def test_binary_goes_the_whole_way(
     contract = segdeploy.inspect(plain).contract
     session = onnxruntime.InferenceSession(labels_graph(contract).SerializeToString())
     (labels,) = session.run(None, {"scores": scores})
-    assert np.array_equal(labels, (scores[:, 0] > contract.threshold_score).astype(np.uint8))
+    assert np.array_equal(labels, (scores[:, 0] > contract.threshold_scores[0]).astype(np.uint8))
 
 
 def test_binary_losses_are_those_of_the_sigmoid() -> None:
@@ -283,7 +283,9 @@ def test_binary_what_contradicts_itself_is_refused(
         "has 8 classes, but --num-classes is 1; for a binary network, name",
     )
     check_one_line(run(*words, "--foreground", "cow"), "has no class 'cow'; it has sky, building")
-    check_one_line(run(*words, "--foreground", "road", "--threshold", 1), "0<x<1")
+    check_one_line(
+        run(*words, "--foreground", "road", "--threshold", 1), "a probability above 0 and below 1"
+    )
     bare = ("export", network, "--size", "32x48", "-o", out)
     check_one_line(run(*bare, "--foreground", "road"), "--foreground: names a class of a data set")
     assert not out.exists()

@@ -29,7 +29,7 @@ from segdeploy.models.dataset import open_dataset
 from segdeploy.models.images import read_image
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_rejected
 from segdeploy.proof.golden_vectors import golden_content, golden_images, make_vectors
-from segdeploy.runtime.postprocess import overlay
+from segdeploy.runtime.postprocess import label_colors, overlay
 
 from .conftest import ROOT, skip
 from .cpp_files import (
@@ -536,7 +536,9 @@ def test_cpp_an_outside_project_uses_the_install_tree(
     with segdeploy.load(graph) as network:
         labels = [network.predict(frame) for frame in frames]
         wanted = [
-            overlay(np.asarray(frame), found, network.contract.palette)
+            overlay(
+                np.asarray(frame), found, label_colors(network.contract.palette, bit_planes=False)
+            )
             for frame, found in zip(frames, labels, strict=True)
         ]
         classes = network.contract.classes

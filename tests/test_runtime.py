@@ -20,7 +20,7 @@ from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import contract_of, set_contract
-from segdeploy.runtime.postprocess import labels_at, overlay, upsample
+from segdeploy.runtime.postprocess import label_colors, labels_at, overlay, upsample
 from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import open_session
 
@@ -70,7 +70,8 @@ def test_runtime_upsampling_equals_pytorchs(
 
 def test_runtime_overlay_leaves_ignored_pixels_alone() -> None:
     image = np.full((1, 2, 3), 100, np.uint8)
-    mixed = overlay(image, np.array([[0, 255]], np.uint8), [(200, 0, 0)], opacity=0.5)
+    colors = label_colors([(200, 0, 0)], bit_planes=False)
+    mixed = overlay(image, np.array([[0, 255]], np.uint8), colors, opacity=0.5)
     assert mixed.tolist() == [[[150, 50, 50], [100, 100, 100]]]
 
 

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.benchmark.agreement import Agreement, AgreementCount, margin
+from segdeploy.benchmark.agreement import Agreement, AgreementCount
 from segdeploy.benchmark.bootstrap import ConfidenceIntervals, confidence_intervals
 from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
 from segdeploy.contract import Precision
 from segdeploy.errors import InputError
 from segdeploy.ledger import Ledger
+from segdeploy.models.bit_planes import plane
 from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.errors import first_line
-from segdeploy.models.metrics import ConfusionMatrix
+from segdeploy.models.metrics import LabelCounts
 from segdeploy.proof.accuracy import Accuracy, summarize
 from segdeploy.runtime.postprocess import rgb_preview
 from segdeploy.runtime.predictor import Predictor
@@ -82,10 +83,10 @@ class _Seen:
 class _Tally:
     """Running counts of one network, which stop at the first frame where the network fails."""
 
-    def __init__(self, classes: int, ignore_index: int):
+    def __init__(self, counted: LabelCounts):
         self.failure: Failure | None = None
         self.counts: list[NDArray[np.int64]] = []
-        self._whole = ConfusionMatrix(classes, ignore_index)
+        self._whole = counted
         self._agreement = AgreementCount()
         self._reliability = np.zeros((BINS, 3))
         self._kernels_equal: int | None = None
@@ -137,9 +138,7 @@ def evaluate(
     Raises:
         InputError, ModelInputError: for a frame that cannot be used, or if the reference fails.
     """
-    own, *tallies = (
-        _Tally(len(dataset.classes), dataset.ignore_index) for _ in range(1 + len(opened))
-    )
+    own, *tallies = (_Tally(LabelCounts.of(dataset)) for _ in range(1 + len(opened)))
     for index, frame in enumerate(frames):
         place = f"frame {index} {frame.name} of"
         seen: _Seen | None = None
@@ -173,7 +172,8 @@ def _see(reference: Predictor, frame: Frame) -> _Seen:
     labels = reference.best(upsampled)
     window = reference.crop_window((mask.shape[0], mask.shape[1]))
     kind = reference.contract.output
-    return _Seen(frame, image, mask, scores, upsampled, labels, margin(upsampled), window, kind)
+    lead = reference.margins(upsampled)
+    return _Seen(frame, image, mask, scores, upsampled, labels, lead, window, kind)
 
 
 def _count(opened: OpenCandidate, seen: _Seen, dataset: DataSet, *, ece: bool) -> dict[str, Any]:
@@ -216,9 +216,9 @@ def _output(predictor: Predictor, seen: _Seen) -> _Output:
 
 
 def _counts(seen: _Seen, labels: NDArray[np.uint8], dataset: DataSet) -> dict[str, Any]:
-    matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
-    matrix.add(seen.mask[seen.window], labels[seen.window])
-    return {"counts": matrix.counts.tolist()}
+    counted = LabelCounts.of(dataset)
+    counted.add(seen.mask[seen.window], labels[seen.window])
+    return {"counts": counted.counts.tolist()}
 
 
 def _sureness(
@@ -226,8 +226,14 @@ def _sureness(
 ) -> dict[str, Any]:
     rows, columns = seen.window
     probabilities = predictor.class_probabilities(upsampled[:, rows, columns])
-    found = reliability(probabilities, seen.mask[rows, columns], dataset.ignore_index)
-    return {"reliability": found.tolist()}
+    mask = seen.mask[rows, columns]
+    if not dataset.bit_planes:
+        return {"reliability": reliability(probabilities, mask, dataset.ignore_index).tolist()}
+    found = [
+        reliability(np.stack([1 - one, one]), plane(mask, index), dataset.ignore_index)
+        for index, one in enumerate(probabilities)
+    ]
+    return {"reliability": np.sum(found, axis=0).tolist()}
 
 
 @dataclass(frozen=True)

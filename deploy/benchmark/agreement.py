@@ -219,14 +219,5 @@ def boundary(labels: Labels) -> NDArray[np.bool_]:
     return edge
 
 
-def margin(scores: Floats) -> Floats:
-    """Return the best minus the second-best score of each pixel: `(C, H, W)` to `(H, W)`."""
-    if scores.shape[0] < 2:
-        return np.zeros(scores.shape[1:], np.float32)
-    best = np.partition(scores, -2, axis=0)[-2:]
-    found: Floats = best[1] - best[0]
-    return found
-
-
 def _share(pair: list[int]) -> float | None:
     return pair[0] / pair[1] if pair[1] else None

@@ -42,12 +42,12 @@ class ConfidenceIntervals:
 def confidence_intervals(
     counts: Sequence[NDArray[np.int64]], reference: Sequence[NDArray[np.int64]] | None = None
 ) -> ConfidenceIntervals:
-    """Return the intervals for confusion matrices `(C, C + 1)`, one per frame.
+    """Return the intervals for the counts `(C + 1, 3)` of each frame (`LabelCounts`).
 
-    With the matrices of the reference on the same frames, the mIoU drop has an interval, too.
+    With the counts of the reference on the same frames, the mIoU drop has an interval, too.
     """
     if len(counts) < 2:  # one frame shows no variance between frames
-        return ConfidenceIntervals(None, (None,) * len(counts[0]))
+        return ConfidenceIntervals(None, (None,) * (len(counts[0]) - 1))
     weights = _draws(len(counts))
     ious = _iou(weights, counts)
     mious = _mean(ious)
@@ -67,10 +67,8 @@ def _draws(frames: int) -> NDArray[np.int64]:
 
 def _iou(weights: NDArray[np.int64], counts: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
     """Return the IoU of each class in each draw, `(DRAWS, C)`; NaN where undefined."""
-    held = np.stack(counts)
-    predicted = held[:, :, :-1]  # without the pixels that got no class
-    hits = np.einsum("fcc->fc", predicted)
-    union = predicted.sum(1) + held.sum(2) - hits
+    hits, true, found = np.moveaxis(np.stack(counts)[:, :-1], 2, 0)
+    union = true + found - hits
     with np.errstate(invalid="ignore"):
         result: NDArray[np.float64] = (weights @ hits) / (weights @ union)
     return result

@@ -42,6 +42,7 @@ class ImageFolder(DataSet):
                 self.ignore_index,
                 channels=self.channels,
                 dtype=self.dtype,
+                bit_planes=self.bit_planes,
             )
             for image, _ in self.listing(split)
         ]
@@ -65,4 +66,5 @@ def open_image_folder(folder: Path, contract: Contract) -> ImageFolder:
         listing=lambda split: [(path, path) for path in images_in(folder)],
         channels=contract.image_channels,
         dtype=contract.dtype,
+        bit_planes=contract.has_bit_planes,
     )

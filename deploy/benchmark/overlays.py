@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from segdeploy.benchmark.accuracy import Sample
 from segdeploy.benchmark.verdict import Verdict
-from segdeploy.runtime.postprocess import overlay
+from segdeploy.runtime.postprocess import label_colors, overlay
 
 _WIDEST = 480  # pixels of a panel's longer side
 _ROWS, _TITLE = 3, 20  # rows of the contact sheet, and its title height in pixels
@@ -22,14 +21,19 @@ _DIFFERS = (255, 0, 80)
 
 def layers_of(sample: Sample, verdict: Verdict) -> dict[str, Any]:
     """Return one sample for the template: the image, its label overlays and its error markers."""
-    palette = verdict.dataset.palette
+    colors = _colors(verdict)
     reference = sample.labels["reference"]
-    layers = [] if sample.truth is None else [("truth", _label_map(sample.truth, palette))]
+    layers = [] if sample.truth is None else [("truth", _label_map(sample.truth, colors))]
     for name, labels in sample.labels.items():
-        layers.append((name, _label_map(labels, palette)))
+        layers.append((name, _label_map(labels, colors)))
         if name != "reference":
             differs = (labels != reference).astype(np.uint8)
-            layers.append((f"{name}: difference", _label_map(1 - differs, (_DIFFERS,))))
+            layers.append(
+                (
+                    f"{name}: difference",
+                    _label_map(1 - differs, label_colors((_DIFFERS,), bit_planes=False)),
+                )
+            )
     height, width = sample.image.shape[:2]
     marks = {
         name: (100 * (pixel[1] + 0.5) / width, 100 * (pixel[0] + 0.5) / height)
@@ -45,7 +49,12 @@ def layers_of(sample: Sample, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _label_map(labels: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> str:
+def _colors(verdict: Verdict) -> NDArray[np.uint8]:
+    dataset = verdict.dataset
+    return label_colors(dataset.palette, bit_planes=dataset.bit_planes)
+
+
+def _label_map(labels: NDArray[np.uint8], colors: NDArray[np.uint8]) -> str:
     """Return a label map as the data URL of a palette PNG; ids without a color are transparent."""
     image = Image.fromarray(labels).convert("P")
     height, width = labels.shape
@@ -53,10 +62,8 @@ def _label_map(labels: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]
     image = image.resize(
         (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.NEAREST
     )
-    colors = np.zeros((256, 3), np.uint8)
-    colors[: len(palette)] = palette
-    image.putpalette(colors.tobytes())
-    transparency = bytes(255 if index < len(palette) else 0 for index in range(256))
+    image.putpalette(colors[:, :3].tobytes())
+    transparency = colors[:, 3].tobytes()
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True, transparency=transparency)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -92,11 +99,11 @@ def contact_sheet(verdict: Verdict) -> bytes:
 
 
 def _panels(sample: Sample, verdict: Verdict) -> list[tuple[str, NDArray[np.uint8]]]:
-    palette = verdict.dataset.palette
+    colors = _colors(verdict)
     panels = [("image", sample.image)]
     if sample.truth is not None:
-        panels.append(("truth", overlay(sample.image, sample.truth, palette)))
+        panels.append(("truth", overlay(sample.image, sample.truth, colors)))
     panels += [
-        (name, overlay(sample.image, labels, palette)) for name, labels in sample.labels.items()
+        (name, overlay(sample.image, labels, colors)) for name, labels in sample.labels.items()
     ]
     return panels

@@ -69,6 +69,11 @@ _COUNT = click.IntRange(1, 1_000_000)
     show_default=True,
     help="Type of the frames' values.",
 )
+@click.option(
+    "--multilabel",
+    is_flag=True,
+    help="Write bit planes of the overlapping classes ground, object, vehicle and person.",
+)
 @quiet_option
 def scenes(
     folder: Path,
@@ -78,6 +83,7 @@ def scenes(
     seed: int,
     channels: tuple[str, ...],
     dtype: str,
+    multilabel: bool,
     quiet: bool,
 ) -> None:
     """Generate road scenes with masks as a data set in FOLDER."""
@@ -89,15 +95,18 @@ def scenes(
     counts = {"train": train_count, "val": val_count}
     names = write_dataset(
         folder,
-        classes=generated.CLASSES,
-        palette=generated.PALETTE,
+        classes=generated.PLANES if multilabel else generated.CLASSES,
+        palette=generated.PLANE_PALETTE if multilabel else generated.PALETTE,
         ignore_index=generated.IGNORE_INDEX,
         splits={
-            split: generated.generate(split, count, size, seed, channels, dtype)
+            split: generated.generate(
+                split, count, size, seed, channels, dtype, multilabel=multilabel
+            )
             for split, count in counts.items()
         },
         channels=channels,
         dtype=dtype,
+        bit_planes=multilabel,
     )
     with progress("scenes", quiet) as update:
         for done, _ in enumerate(names, 1):
@@ -149,8 +158,7 @@ def check(folder: Path, as_json: bool, quiet: bool) -> int:
 
 
 def _share(result: SplitCheck, pixels: int) -> str:
-    total = int(result.pixels.sum()) + result.ignored
-    return "absent" if not pixels else f"{100 * pixels / total:.3f}"
+    return "absent" if not pixels else f"{100 * pixels / result.total:.3f}"
 
 
 def _described(result: SplitCheck, classes: tuple[str, ...]) -> dict[str, object]:

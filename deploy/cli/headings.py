@@ -18,7 +18,7 @@ COMMANDS = {
 }
 OPTIONS = {
     "Network": (
-        *("num_classes", "foreground", "threshold", "min_confidence", "label_ids"),
+        *("num_classes", "foreground", "head", "threshold", "min_confidence", "label_ids"),
         *("width", "stride", "extra", "weights", "size", "take"),
     ),
     "Data": ("data", "split", "limit", "check_split", "reference", "golden"),

@@ -15,6 +15,7 @@ from segdeploy.cli.console import say
 from segdeploy.contract import (
     FITS,
     GRAY_CONVERSIONS,
+    HEADS,
     MOST_CHANNELS,
     NORMALIZATIONS,
     PAD_SIDES,
@@ -128,6 +129,20 @@ class Channels(_Parsed):
         """Return the names."""
         names = list(text if text in ("RGB", "BGR") else text.split(","))
         return tuple(names) if are_names(names) and len(names) <= MOST_CHANNELS else None
+
+
+class Probabilities(_Parsed):
+    """One probability above 0 and below 1, or one for each class, separated by commas."""
+
+    name = "P,P,..."
+    wanted = "a probability above 0 and below 1, such as 0.5, or a list of them"
+
+    def parse(self, text: str) -> float | tuple[float, ...] | None:
+        """Return one number, or several."""
+        numbers = _numbers(text)
+        if not numbers or not all(0 < number < 1 for number in numbers):
+            return None
+        return numbers if len(numbers) > 1 else numbers[0]
 
 
 class LabelIds(_Parsed):
@@ -286,10 +301,16 @@ def preprocessing_options(command: Command) -> Command:
             click.option("--mean-255", type=Numbers(), help="--mean in units of 0 to 255."),
             click.option("--std-255", type=Numbers(), help="--std in units of 0 to 255."),
             click.option(
+                "--head",
+                type=click.Choice(HEADS),
+                help="How the scores become labels: the best class, the sigmoid of one channel, or "
+                "the sigmoid of every channel.  [default: by the network and --data]",
+            ),
+            click.option(
                 "--threshold",
-                type=click.FloatRange(0, 1, min_open=True, max_open=True),
-                metavar="P",
-                help="Probability above which a binary network's pixel is of the foreground.  "
+                type=Probabilities(),
+                help="Probability above which a pixel is of the foreground of a binary network, or "
+                "of each class of a multilabel network (one for all, or one for each).  "
                 "[default: 0.5]",
             ),
             click.option(
@@ -319,7 +340,7 @@ def preprocessing_options(command: Command) -> Command:
 
 # The options above that are fields of a contract. `--scale` is an option of the augmentation.
 STATED = (
-    *(field for field in FIELDS if field not in ("scale", "pad_normalized", "head")),
+    *(field for field in FIELDS if field not in ("scale", "pad_normalized")),
     *("rescale", "mean_255", "std_255"),
 )
 PREPROCESSING_OPTIONS = (*STATED, "pad_normalized", "contract_file")

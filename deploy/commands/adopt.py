@@ -18,7 +18,7 @@ from segdeploy.contract import (
     listed,
     usual_channels,
 )
-from segdeploy.contract_statement import agreed_classes, images_of, with_stated
+from segdeploy.contract_statement import agreed_classes, head_of, images_of, with_stated
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
 from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
@@ -223,8 +223,6 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
             )
         # The provenance of the file `like` does not apply to this file.
         return replace(with_stated(_contract_of(statement.like), stated), provenance=provenance)
-    if statement.num_classes == 1 or statement.foreground:
-        stated.setdefault("head", "binary")
     dataset = None if statement.data is None else open_dataset(statement.data)
     if dataset is not None and statement.foreground is not None:
         dataset = dataset.against_rest(statement.foreground)
@@ -236,7 +234,8 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
             f"{file}: its classes are unknown; give --like FILE, --data DIR or --num-classes N"
         )
     classes, palette, ignored = found
-    stated = {**images_of(dataset), **stated}
+    implied = head_of(dataset, statement.foreground, statement.num_classes)
+    stated = {**implied, **images_of(dataset), **stated}
     count = len(stated.get("channels", RGB))
     is_nhwc = shape[3:] in ((count,), (1,)) and shape[1:2] != (count,)
     layout = statement.layout or ("NHWC" if is_nhwc else "NCHW")

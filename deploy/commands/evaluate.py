@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segdeploy.model_spec import ModelSpec, matched
 from segdeploy.models.dataset import open_dataset
-from segdeploy.proof.accuracy import Accuracy, confusion, summarize
+from segdeploy.proof.accuracy import Accuracy, label_counts, summarize
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.predictor import load
 
@@ -43,5 +43,5 @@ def evaluate(
     with predictor:
         dataset = matched(predictor.contract, dataset, spec.model)
         frames = dataset.frames(split, limit)
-        matrix = confusion(predictor, dataset, frames, options, on_frame)
-    return summarize(matrix, dataset.classes, len(frames))
+        counts = label_counts(predictor, dataset, frames, options, on_frame)
+    return summarize(counts, dataset.classes, len(frames))

@@ -77,7 +77,8 @@ class _ExportTarget:
 
     def parity(self, graph: onnx.ModelProto) -> list[Parity]:
         """Compare a graph with PyTorch on all shapes and images."""
-        return check_parity(self.run, graph, self.shapes, self.images)
+        per_class = self.contract.has_bit_planes
+        return check_parity(self.run, graph, self.shapes, self.images, per_class=per_class)
 
     def check(self, rewritten: onnx.ModelProto) -> tuple[list[Parity], str]:
         """Compare a rewritten graph with PyTorch; return the parity and a text of the failures."""
@@ -272,13 +273,13 @@ def _with_output(
     graph: onnx.ModelProto, contract: Contract, output: str, late: bool, notes: list[str]
 ) -> Contract:
     """Append what `output` asks for to a graph of logits or probabilities; return its contract."""
-    gives_shares, is_binary = contract.output == "probabilities", contract.head == "binary"
-    if gives_shares:
-        last = "sigmoid" if is_binary else "softmax"
+    is_activated, has_sigmoid = contract.output == "probabilities", contract.head != "multiclass"
+    if is_activated:
+        last = "sigmoid" if has_sigmoid else "softmax"
         notes.append(f"the network already ends in a {last}; no second {last} is added")
         output = "probabilities" if output == "logits" else output
     # A threshold of low-resolution probabilities is not that of the upsampled logits.
-    may_be_late = late and not (gives_shares and is_binary)
+    may_be_late = late and not (is_activated and has_sigmoid)
     alignment = cut_last_upsampling(graph) if may_be_late else None
     if late and alignment is None:
         notes.append(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from segdeploy.errors import InputError
 from segdeploy.files import check_output, write_atomically
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.files import check_regular
 from segdeploy.models.images import encoded, read_image
+from segdeploy.models.metrics import pixels_of_classes
 from segdeploy.output_lock import one_writer
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
-from segdeploy.runtime.postprocess import overlay, rgb_preview
+from segdeploy.runtime.postprocess import label_colors, overlay, rgb_preview
 from segdeploy.runtime.predictor import as_image, load
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -50,12 +49,17 @@ def predict_file(
     write_atomically(
         out,
         encoded(
-            overlay(rgb_preview(pixels), found, contract.palette), _FORMATS[out.suffix.lower()]
+            overlay(
+                rgb_preview(pixels),
+                found,
+                label_colors(contract.palette, bit_planes=contract.has_bit_planes),
+            ),
+            _FORMATS[out.suffix.lower()],
         ),
     )
     if labels is not None:
         write_atomically(labels, encoded(ids, "PNG"))
-    counts = np.bincount(found.ravel(), minlength=len(contract.classes))[: len(contract.classes)]
+    counts = pixels_of_classes(found, len(contract.classes), bit_planes=contract.has_bit_planes)
     return {
         name: float(count / found.size)
         for name, count in zip(contract.classes, counts, strict=True)

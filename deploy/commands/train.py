@@ -121,6 +121,7 @@ def train(
         wanted,
         contract.scale,
         contract.dtype,
+        contract.has_bit_planes,
         **settings,
     )
     if shared := same_images(validation, frames):
@@ -341,7 +342,12 @@ def _class_weights(
     from segdeploy.models.losses import class_weights_from
     from segdeploy.models.metrics import class_counts
 
-    counts, held = class_counts(frames, len(dataset.classes))
+    if dataset.bit_planes and method != "none":
+        raise InputError(
+            f"--class-weights {method}: goes with one class for a pixel, and the masks of "
+            f"{dataset.root} are bit planes; leave the option out"
+        )
+    counts, held = class_counts(frames, len(dataset.classes), bit_planes=dataset.bit_planes)
     unseen = tuple(n for n, c in zip(dataset.classes, counts, strict=True) if c == 0)
     return class_weights_from(counts, held, method), unseen
 
@@ -350,16 +356,16 @@ def _validate(loaded: LoadedNetwork, dataset: DataSet, frames: Sequence[Frame]) 
     """Return the mIoU over all frames, which are divided among the processes."""
     from segdeploy.models.distributed import rank, summed, world_size
     from segdeploy.models.metrics import defined_mean
-    from segdeploy.proof.accuracy import confusion
+    from segdeploy.proof.accuracy import label_counts
     from segdeploy.runtime.predictor import Predictor
     from segdeploy.runtime.torch_session import TorchSession
 
     predictor = Predictor(TorchSession(loaded.network, loaded.contract))
-    matrix = confusion(predictor, dataset, frames[rank() :: world_size()])
-    matrix.counts = summed(matrix.counts)
-    if not matrix.counts.any():
+    counted = label_counts(predictor, dataset, frames[rank() :: world_size()])
+    counted.counts = summed(counted.counts)
+    if not counted.counts.any():
         raise InputError(f"{dataset.root}: the validation masks hold only the ignore index")
-    return defined_mean(matrix.iou())
+    return defined_mean(counted.iou())
 
 
 def _event_log(stack: ExitStack, folder: Path | None) -> Any:

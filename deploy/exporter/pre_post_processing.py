@@ -87,7 +87,7 @@ def append_output(graph: onnx.ModelProto, kind: str, contract: Contract) -> None
     dims = [_copied(d) for d in given.type.tensor_type.shape.dim]
     logits = given.name
     if kind == "probabilities":
-        if contract.head == "binary":
+        if contract.head != "multiclass":
             nodes = [helper.make_node("Sigmoid", [logits], [kind], kind)]
         else:
             nodes = [helper.make_node("Softmax", [logits], [kind], kind, axis=1)]

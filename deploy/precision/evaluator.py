@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segdeploy.artifact import OnnxFile
 from segdeploy.calibration.difference import mean_label_agreement
 from segdeploy.models.dataset import Frame
-from segdeploy.models.metrics import ConfusionMatrix
+from segdeploy.models.metrics import LabelCounts
 from segdeploy.onnx_graph.model_file import serialized
 from segdeploy.runtime.fit import placement
 from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
@@ -97,8 +97,11 @@ class Evaluator:
             },
         )
 
-    def _counted(self, labels: Sequence[Labels]) -> ConfusionMatrix:
-        counted = ConfusionMatrix(len(self.contract.classes), self.contract.ignore_index)
+    def _counted(self, labels: Sequence[Labels]) -> LabelCounts:
+        contract = self.contract
+        counted = LabelCounts(
+            len(contract.classes), contract.ignore_index, bit_planes=contract.has_bit_planes
+        )
         for frame, found in zip(self._frames, labels, strict=True):
             mask = frame.read_mask()
             place = placement((mask.shape[0], mask.shape[1]), self.contract)
@@ -106,10 +109,10 @@ class Evaluator:
         return counted
 
 
-def _miou(counted: ConfusionMatrix) -> float:
+def _miou(counted: LabelCounts) -> float:
     """mIoU over the classes that the masks hold: the same ones whatever was predicted.
 
     A stray pixel of another class must not decide a budget; it lowers the IoU of its true class.
     """
-    held = counted.counts.sum(1) > 0
+    held = counted.counts[:-1, 1] > 0
     return float(np.mean(counted.iou()[held])) if held.any() else math.nan

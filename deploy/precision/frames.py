@@ -156,5 +156,5 @@ def check_images(frames: Sequence[Frame]) -> list[str]:
 
 def coverage(frames: Sequence[Frame], contract: Contract) -> tuple[str, ...]:
     """Return the classes that occur in no mask of the frames."""
-    counts, _ = class_counts(frames, len(contract.classes))
+    counts, _ = class_counts(frames, len(contract.classes), bit_planes=contract.has_bit_planes)
     return tuple(name for name, count in zip(contract.classes, counts, strict=True) if not count)

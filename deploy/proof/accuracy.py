@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, Frame
-from segdeploy.models.metrics import ConfusionMatrix, defined_mean
+from segdeploy.models.metrics import LabelCounts, defined_mean
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.predictor import Predictor
 
@@ -36,24 +36,24 @@ class Accuracy:
     dice: dict[str, float | None]
 
 
-def confusion(
+def label_counts(
     predictor: Predictor,
     dataset: DataSet,
     frames: Sequence[Frame],
     options: InferenceOptions = ONE_RUN,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
-) -> ConfusionMatrix:
-    """Return the confusion matrix of the predictions on all frames, at each frame's own size."""
-    matrix = ConfusionMatrix(len(dataset.classes), dataset.ignore_index)
+) -> LabelCounts:
+    """Return the label counts of the predictions on all frames, at each frame's own size."""
+    counts = LabelCounts.of(dataset)
     for done, frame in enumerate(frames, 1):
         image, mask = frame.read()
         labels = predictor.predict(image, options)
         if not options.tile:  # tiles are of the whole image
             window = predictor.crop_window((mask.shape[0], mask.shape[1]))
             mask, labels = mask[window], labels[window]
-        matrix.add(mask, labels)
+        counts.add(mask, labels)
         on_frame(done, len(frames))
-    return matrix
+    return counts
 
 
 def check_labeled(frames: Sequence[Frame], what: str) -> None:
@@ -70,17 +70,17 @@ def check_labeled(frames: Sequence[Frame], what: str) -> None:
         )
 
 
-def summarize(matrix: ConfusionMatrix, classes: tuple[str, ...], frames: int) -> Accuracy:
-    """Return the reported metrics of a confusion matrix."""
+def summarize(counts: LabelCounts, classes: tuple[str, ...], frames: int) -> Accuracy:
+    """Return the reported metrics of label counts."""
     return Accuracy(
         frames=frames,
-        miou=_defined(defined_mean(matrix.iou())),
-        pixel_accuracy=_defined(matrix.pixel_accuracy()),
-        coverage=_defined(matrix.coverage()),
-        frequency_weighted_iou=_defined(matrix.frequency_weighted_iou()),
-        mean_dice=_defined(defined_mean(matrix.dice())),
-        iou=_by_class(classes, matrix.iou()),
-        dice=_by_class(classes, matrix.dice()),
+        miou=_defined(defined_mean(counts.iou())),
+        pixel_accuracy=_defined(counts.pixel_accuracy()),
+        coverage=_defined(counts.coverage()),
+        frequency_weighted_iou=_defined(counts.frequency_weighted_iou()),
+        mean_dice=_defined(defined_mean(counts.dice())),
+        iou=_by_class(classes, counts.iou()),
+        dice=_by_class(classes, counts.dice()),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
+from segdeploy.models.bit_planes import plane
 from segdeploy.proof.graph_session import runner
 from segdeploy.proof.parity import (
     NOISE,
@@ -27,8 +28,8 @@ from segdeploy.proof.test_inputs import (
     noise_values,
     random_images,
 )
-from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
-from segdeploy.runtime.postprocess import softmax, with_background
+from segdeploy.runtime.late_upsampling import late_labels
+from segdeploy.runtime.postprocess import sigmoid, softmax, with_background
 from segdeploy.runtime.preprocess import ordered
 
 if TYPE_CHECKING:
@@ -57,21 +58,20 @@ def check_ends(
     """
     run = runner(graph)
     scale: Scale | None = None
-    threshold = of_network.threshold_score
     results = []
     for name, given, images in _inputs(contract, of_network, shapes):
         logits = reference_of(network, images)
         if contract.output == "probabilities" and not has_softmax:
             logits = _probabilities(logits, contract)
-        scale = scale or Scale.of(logits)
-        result = _compared(logits, run(given), contract, images.shape, scale, threshold)
+        scale = scale or Scale.of(logits, per_class=contract.has_bit_planes)
+        result = _compared(logits, run(given), contract, images.shape, scale, of_network)
         results.append(replace(result, image=name))
     return results
 
 
 def _probabilities(logits: NDArray[np.float32], contract: Contract) -> NDArray[np.float32]:
-    if contract.head == "binary":
-        return np.stack([softmax(one)[1:] for one in with_background(logits)])
+    if contract.head != "multiclass":
+        return sigmoid(logits)
     return np.stack([softmax(one) for one in logits])
 
 
@@ -81,15 +81,20 @@ def _compared(
     contract: Contract,
     shape: tuple[int, ...],
     scale: Scale,
-    threshold: float,
+    of_network: Contract,
 ) -> Parity:
-    what = f"PyTorch's {contract.output}"
-    if contract.output == "labels":
-        if contract.head == "binary":
-            logits = with_background(logits, threshold)
-        labels = _labels(output, contract, (shape[2], shape[3]))
-        return compare_labels(shape, logits, labels, what, scale)
-    return compare(shape, logits, output, what, scale)
+    what, per_class = f"PyTorch's {contract.output}", contract.has_bit_planes
+    if contract.output != "labels":
+        return compare(shape, logits, output, what, scale, per_class=per_class)
+    labels = _labels(output, contract, (shape[2], shape[3]))
+    if contract.head != "multiclass":
+        thresholds = np.array(of_network.threshold_scores, np.float32)
+        above = logits - thresholds[:, None, None]
+        logits = with_background(above.reshape(-1, 1, *above.shape[2:]))
+    if per_class:  # one row for each class, as the logits
+        planes = [plane(labels, index) for index in range(contract.score_channels)]
+        labels = np.stack(planes, axis=1).reshape(-1, *labels.shape[1:])
+    return compare_labels(shape, logits, labels, what, scale)
 
 
 def _inputs(
@@ -117,9 +122,4 @@ def _inputs(
 def _labels(output: NDArray[Any], contract: Contract, size: tuple[int, int]) -> NDArray[np.integer]:
     if contract.upsampling is None:
         return output
-    aligned = contract.upsampling == "align-corners"
-    if contract.head == "binary":
-        output = with_background(output, contract.threshold_score)
-    return np.stack(
-        [labels_of_low_resolution_logits(one, size, align_corners=aligned) for one in output]
-    )
+    return np.stack([late_labels(one, size, contract) for one in output])

@@ -98,9 +98,10 @@ class Scale:
     rounding: float = 0.0
 
     @classmethod
-    def of(cls, reference: NDArray[np.float32]) -> Scale:
-        """Return the scale of logits `(N, C, H, W)`."""
-        return cls(value_range(reference), float(_margins(_of_classes(reference)).mean()))
+    def of(cls, reference: NDArray[np.float32], *, per_class: bool = False) -> Scale:
+        """Return the scale of logits `(N, C, H, W)`; `per_class` is as in `compare`."""
+        scores = _of_classes(reference, per_class=per_class)
+        return cls(value_range(reference), float(_margins(scores).mean()))
 
 
 def compare(
@@ -109,11 +110,15 @@ def compare(
     output: NDArray[np.float32],
     against: str = "PyTorch",
     scale: Scale | None = None,
+    *,
+    per_class: bool = False,
 ) -> Parity:
     """Compare logits `(N, C, H, W)`.
 
-    The range is the reference's largest minus its smallest value, or the range of `scale` if that
-    is larger. The difference is infinite if a value is not finite or the shapes differ.
+    The labels are the best classes, or with `per_class`, for a multilabel network, the decisions on
+    every class. The range is the reference's largest minus its smallest value, or the range of
+    `scale` if that is larger. The difference is infinite if a value is not finite or the shapes
+    differ.
     """
     problem = _problem(reference, output, against, reference.shape)
     if problem:
@@ -121,7 +126,7 @@ def compare(
     least = scale or Scale()
     largest = max_abs(output, reference)
     span = max(value_range(reference), least.span)
-    ours, theirs = (_of_classes(scores) for scores in (output, reference))
+    ours, theirs = (_of_classes(scores, per_class=per_class) for scores in (output, reference))
     different = ours.argmax(1) != theirs.argmax(1)
     rounding = max(4 * least.rounding, rounding_of(reference))
     limit = max(FP32_LIMIT, min(rounding / span, _LARGEST_LIMIT)) if span else FP32_LIMIT
@@ -175,12 +180,14 @@ def _incomparable(
     return Parity(shape, worst, worst, 0.0, labels, snr_db=-worst, against=against, problem=problem)
 
 
-def _of_classes(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+def _of_classes(scores: NDArray[np.float32], *, per_class: bool) -> NDArray[np.float32]:
     """Return scores with one channel for each class: those of a binary network get a background.
 
-    The background's score is the usual threshold, a probability of a half: 0.5 for scores of 0..1,
-    else 0.
+    With `per_class` every channel is a binary network's, in a row of its own. The background's
+    score is the usual threshold, a probability of a half: 0.5 for scores of 0..1, else 0.
     """
+    if per_class:
+        scores = scores.reshape(-1, 1, *scores.shape[2:])
     if scores.shape[1] != 1:
         return scores
     are_shares = scores.size and scores.min() >= 0 and scores.max() <= 1
@@ -223,6 +230,8 @@ def check_parity(
     graph: onnx.ModelProto,
     shapes: Iterable[Shape],
     images: Mapping[str, NDArray[np.float32]] | None = None,
+    *,
+    per_class: bool = False,
 ) -> list[Parity]:
     """Compare PyTorch and the graph on noise of each shape and on the named `images`.
 
@@ -240,14 +249,18 @@ def check_parity(
         noise = random_images(shape)
         reference = reference_of(network, noise)
         if np.isfinite(reference).all() and not scale.span:
-            scale = Scale.of(reference)
+            scale = Scale.of(reference, per_class=per_class)
         output = run(noise)
-        results.append(_compared(network, noise, reference, output, Scale(), NOISE))
+        results.append(
+            _compared(network, noise, reference, output, Scale(), NOISE, per_class=per_class)
+        )
         if shape[0] > 1 and results[-1].holds:
             results += _check_rows(run, noise, output)
     for name, image in (images or {}).items():
         reference = reference_of(network, image)
-        results.append(_compared(network, image, reference, run(image), scale, name))
+        results.append(
+            _compared(network, image, reference, run(image), scale, name, per_class=per_class)
+        )
     return results
 
 
@@ -274,14 +287,17 @@ def _compared(
     output: NDArray[np.float32],
     scale: Scale,
     image: str,
+    *,
+    per_class: bool,
 ) -> Parity:
     shape = images.shape
     if reference.shape[2:] != shape[2:]:
         reference = reference[:, :, :0]  # fails the shape check: logits must have the input's size
-    result = compare(shape, reference, output, scale=scale)
+    result = compare(shape, reference, output, scale=scale, per_class=per_class)
     if not result.holds and not result.problem:
         rounding = _own_rounding(network, images, reference)
-        result = compare(shape, reference, output, scale=replace(scale, rounding=rounding))
+        scale = replace(scale, rounding=rounding)
+        result = compare(shape, reference, output, scale=scale, per_class=per_class)
     return replace(result, image=image)
 
 

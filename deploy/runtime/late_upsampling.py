@@ -16,8 +16,35 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.contract import Contract
+from segdeploy.models.bit_planes import packed
+from segdeploy.runtime.postprocess import with_background
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
+
+
+def late_labels(scores: Floats, size: tuple[int, int], contract: Contract) -> NDArray[np.uint8]:
+    """Return the labels `(H, W)` of a network's scores `(C, h, w)`, as its contract decides.
+
+    The scores of a binary network have one channel, or two with the background's. A threshold is
+    convex in the corners of a cell as the best class is, so that each class of a multilabel network
+    is a case of two classes.
+    """
+    align_corners = contract.upsampling == "align-corners"
+    if contract.has_bit_planes:
+        pairs = [
+            with_background(scores[index : index + 1], threshold)
+            for index, threshold in enumerate(contract.threshold_scores)
+        ]
+        labels = [
+            labels_of_low_resolution_logits(pair, size, align_corners=align_corners)
+            for pair in pairs
+        ]
+        return packed(labels)
+    if contract.head == "binary" and len(scores) == 1:
+        scores = with_background(scores, contract.threshold_scores[0])
+    return labels_of_low_resolution_logits(scores, size, align_corners=align_corners)
 
 
 def labels_of_low_resolution_logits(

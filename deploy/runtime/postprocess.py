@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeploy.models.bit_planes import packed
 from segdeploy.runtime.fit import Placement, Span
 
 _BAND_VALUES = 1 << 22
@@ -50,6 +51,15 @@ def bands(rows: int, values: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def margin(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the best minus the second-best score of each pixel: `(C, H, W)` to `(H, W)`."""
+    if scores.shape[0] < 2:
+        return np.zeros(scores.shape[1:], np.float32)
+    best = np.partition(scores, -2, axis=0)[-2:]
+    found: NDArray[np.float32] = best[1] - best[0]
+    return found
+
+
 def with_background(scores: NDArray[np.float32], threshold: float = 0.0) -> NDArray[np.float32]:
     """Return scores of one channel `(..., 1, H, W)` as scores of two classes `(..., 2, H, W)`.
 
@@ -58,6 +68,19 @@ def with_background(scores: NDArray[np.float32], threshold: float = 0.0) -> NDAr
     """
     background = np.full_like(scores, threshold)
     return np.concatenate([background, scores], axis=-3)
+
+
+def bit_planes(scores: NDArray[np.float32], thresholds: Sequence[float]) -> NDArray[np.uint8]:
+    """Return labels `(H, W)` with bit k set where score k of `(C, H, W)` is above threshold k."""
+    pairs = zip(scores, thresholds, strict=True)
+    return packed([score > np.float32(threshold) for score, threshold in pairs])
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the probability of every logit, of the same shape."""
+    smaller = np.exp(-np.abs(logits))  # at most 1, so that nothing overflows
+    found: NDArray[np.float32] = np.where(logits >= 0, 1, smaller) / (1 + smaller)
+    return found
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -163,21 +186,35 @@ def rgb_preview(image: NDArray[Any]) -> NDArray[np.uint8]:
     return stretched
 
 
+def label_colors(palette: Sequence[tuple[int, int, int]], *, bit_planes: bool) -> NDArray[np.uint8]:
+    """Return the color of each label, `(256, 4) uint8` RGBA; alpha is 0 for labels without color.
+
+    The color of bit planes is the mean of their classes' colors.
+    """
+    colors = np.zeros((256, 4), np.uint8)
+    shades = np.array(palette, np.float64)
+    for label in range(1 << len(palette) if bit_planes else len(palette)):
+        held = [k for k in range(len(palette)) if label >> k & 1] if bit_planes else [label]
+        if held:
+            colors[label] = (*shades[held].mean(0).round().astype(np.uint8), 255)
+    return colors
+
+
 def overlay(
     image: NDArray[np.uint8],
     labels: NDArray[np.uint8],
-    palette: Sequence[tuple[int, int, int]],
+    colors: NDArray[np.uint8],
     opacity: float = 0.6,
 ) -> NDArray[np.uint8]:
-    """Blend the class colors over an image; a pixel with an id outside the palette is unchanged.
+    """Blend the `label_colors` over an image; a pixel whose label has no color is unchanged.
 
     `image` is `(H, W, 3) uint8` RGB, `labels` is `(H, W) uint8`. `rgb_preview` makes such an
     image of any other.
     """
-    colors = np.zeros((256, 3), np.float32)
-    colors[: len(palette)] = palette
+    shades = colors[:, :3].astype(np.float32)
+    opacities = (colors[:, 3] > 0) * np.float32(opacity)
     mixed = np.empty_like(image)
     for rows in bands(len(image), 3 * image.shape[1]):
-        painted = (labels[rows] < len(palette))[..., None] * np.float32(opacity)
-        mixed[rows] = image[rows] * (1 - painted) + colors[labels[rows]] * painted
+        painted = opacities[labels[rows]][..., None]
+        mixed[rows] = image[rows] * (1 - painted) + shades[labels[rows]] * painted
     return mixed

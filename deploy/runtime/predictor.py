@@ -22,14 +22,17 @@ from segdeploy.models.images import of_pillow, read_pixels
 from segdeploy.runtime.closing import Closing
 from segdeploy.runtime.fit import Placement, check_input_size, placement
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
-from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
+from segdeploy.runtime.late_upsampling import late_labels
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
 from segdeploy.runtime.native import open_stages
 from segdeploy.runtime.postprocess import (
     best_class,
+    bit_planes,
     crop_window,
     labels_at,
+    margin,
     nearest,
+    sigmoid,
     softmax,
     upsample,
     with_background,
@@ -135,6 +138,9 @@ class Predictor(Closing):
     def predict(self, image: Image, options: InferenceOptions = ONE_RUN) -> NDArray[np.uint8]:
         """Return labels `(H, W) uint8` at the image's own size.
 
+        The labels of a multilabel network are bit planes: bit k is set where the pixel is of class
+        k (`segdeploy.models.bit_planes`).
+
         `image` is an array `(H, W, C)` of the contract's channels and dtype, `(H, W, 3) uint8` RGB
         for most networks; a Pillow image; or the path of a JPEG, PNG, NPY or TIFF file. Logits are
         upsampled to the image's size before the best class is taken. The labels of a graph that
@@ -176,9 +182,10 @@ class Predictor(Closing):
     def probabilities(
         self, image: Image, options: InferenceOptions = ONE_RUN
     ) -> NDArray[np.float32]:
-        """Return probabilities `(C, H, W) float32` at the image's own size; each pixel sums to 1.
+        """Return probabilities `(C, H, W) float32` at the image's own size.
 
-        Pixels outside the contract's crop have the probability 0 for every class.
+        Those of a pixel sum to 1, except for a multilabel network. Pixels outside the
+        contract's crop have the probability 0 for every class.
 
         Raises:
             InputError: if the graph ends in labels.
@@ -217,10 +224,15 @@ class Predictor(Closing):
         """Return scores with one channel for each class; those of a binary network have one."""
         if self.contract.head != "binary" or scores.ndim != 3 or len(scores) != 1:
             return scores
-        return with_background(scores, self.contract.threshold_score)
+        return with_background(scores, self.contract.threshold_scores[0])
 
     def _decided(self, scores: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return the best class of each pixel, or the ignore index where the class is unsure."""
+        """Return the best class of each pixel, or the ignore index where the class is unsure.
+
+        The labels of a multilabel network are bit planes.
+        """
+        if self.contract.has_bit_planes:
+            return bit_planes(scores, self.contract.threshold_scores)
         labels = best_class(scores)
         if self.contract.min_confidence is not None:
             confidence = np.take_along_axis(
@@ -231,6 +243,8 @@ class Predictor(Closing):
 
     def class_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the probabilities `(C, H, W)` of scores with one channel for each class."""
+        if self.contract.has_bit_planes:
+            return sigmoid(scores) if self.contract.output == "logits" else scores
         if self.contract.head == "binary":
             if self.contract.output == "probabilities":
                 return np.concatenate([1 - scores[1:], scores[1:]])
@@ -276,6 +290,20 @@ class Predictor(Closing):
         _, height, width = upsampled.shape
         return self._ignored_outside_crop(self._decided(upsampled), self._place((height, width)))
 
+    def margins(self, upsampled: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return how clear the label of each pixel is, `(H, W)`, for scores `(C, H, W)`.
+
+        It is the best score's lead over the second, or for a multilabel network the distance from
+        the threshold of the class that is nearest to its threshold.
+        """
+        if self.contract.has_bit_planes:
+            thresholds = np.array(self.contract.threshold_scores, np.float32)
+            nearest_threshold: NDArray[np.float32] = np.abs(
+                upsampled - thresholds[:, None, None]
+            ).min(0)
+            return nearest_threshold
+        return margin(upsampled)
+
     def with_label_ids(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return labels with the ids of the contract's `label_ids` instead of the classes' ids.
 
@@ -314,9 +342,7 @@ class Predictor(Closing):
         if contract.output != "labels":
             return labels_at(output, size, place, self._decided)
         if contract.upsampling is not None:
-            aligned = contract.upsampling == "align-corners"
-            sides = placement(size, contract).size
-            output = labels_of_low_resolution_logits(output, sides, align_corners=aligned)
+            output = late_labels(output, placement(size, contract).size, contract)
         return nearest(output, size, place)
 
     def _tiled(

@@ -122,7 +122,8 @@ def check_output(
             f"{height}x{width}, which its contract does not say; export it again"
         )
     count = len(contract.classes)
-    if output.ndim == 3 and (largest := int(output.max())) >= count:
+    labels = 1 << count if contract.has_bit_planes else count
+    if output.ndim == 3 and (largest := int(output.max())) >= labels:
         raise InputError(
             f"{path}: the network gives the label {largest}, and its contract has {count} "
             f"classes (0 to {count - 1}); state its classes anew with `segdeploy adopt`"

@@ -76,6 +76,7 @@ int main() {
       {"scale", "\"1\""},
       {"normalization", "\"f32-div\""},
       {"head", "\"binary\""},
+      {"head", "\"multilabel\""},
       {"min_confidence", "0.5"},
       {"label_ids", "[7,8]"}};
   for (const auto& [name, value] : others) {
