@@ -103,7 +103,8 @@ class Contract:
     `rounding` is the rule of the other side, `side_multiple` the number to whose multiples the
     sides are rounded up. `pad` holds the values of the padding (before or, with
     `pad_normalized`, after normalization), `pad_side` is its place, and `pad_multiple` the number
-    whose multiples the sides are padded to.
+    whose multiples the sides are padded to. With `source_size` the graph takes images of this
+    (H, W), and resizes, crops and pads them itself.
 
     The `head` is `multiclass`, or `binary`: two classes and one channel, the score of the second
     class, whose probability (the sigmoid of the logit) is compared with `threshold`; or
@@ -147,6 +148,7 @@ class Contract:
     pad_side: str | None = None
     pad_multiple: int | None = None
     resize: str = "pillow-bilinear"
+    source_size: tuple[int, int] | None = None
     head: str = "multiclass"
     threshold: float | tuple[float, ...] | None = None
     min_confidence: float | None = None
@@ -165,7 +167,12 @@ class Contract:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one input: `(C, H, W)`, or `(H, W, C)` for the layout `NHWC`."""
-        return self.shape_at(self.size)
+        return self.shape_at(self.input_size)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """The (H, W) of the graph's input: that of the images if the graph resizes them."""
+        return self.source_size or self.size
 
     def shape_at(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Return the shape of one input of `size` (H, W)."""

@@ -21,7 +21,7 @@ def contradiction(contract: Contract) -> str | None:
     """
     checks = (
         *(_channel_contradiction, _normalization_contradiction),
-        *(_fit_contradiction, _head_contradiction),
+        *(_fit_contradiction, _source_contradiction, _head_contradiction),
     )
     return next(filter(None, (check(contract) for check in checks)), None)
 
@@ -78,6 +78,17 @@ def _normalization_contradiction(contract: Contract) -> str | None:
                 f"--{name} {listed(values)}: is beyond the values, which the scale brings to "
                 f"0..{largest:g}; give --{name}-255 for values of 0..255, or another --rescale"
             )
+    return None
+
+
+def _source_contradiction(contract: Contract) -> str | None:
+    if contract.source_size is None:
+        return None
+    shown = f"--source-size {contract.source_size[0]}x{contract.source_size[1]}"
+    if contract.input_dtype != "uint8":
+        return f"{shown}: goes with --preprocess, and with images of uint8"
+    if contract.bounds is not None:
+        return f"{shown}: a graph that resizes images of one size is static; leave --dynamic out"
     return None
 
 
@@ -208,12 +219,13 @@ def _pad_contradiction(contract: Contract) -> str | None:
     if not all(abs(value) <= MOST for value in pad):
         return f"{shown}: must be in {-MOST:g}..{MOST:g}"
     if contract.pad_normalized:
-        if contract.layout == "NHWC":
+        if contract.layout == "NHWC" and contract.source_size is None:
             return f"{shown}: the graph normalizes, so the padding lies before it; give --pad"
         return None
     most = {"uint8": 255, "uint16": 65535}.get(contract.dtype)
     if most and not all(0 <= one <= most for one in pad):
         return f"{shown}: must be in 0..{most}, before normalization"
-    if contract.input_dtype == "uint8" and not all(float(one).is_integer() for one in pad):
+    takes_padded = contract.input_dtype == "uint8" and contract.source_size is None
+    if takes_padded and not all(float(one).is_integer() for one in pad):
         return f"{shown}: the graph takes uint8 images, so the padding is a whole number"
     return None

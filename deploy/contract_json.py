@@ -64,7 +64,7 @@ def read_contract(text: str, source: str) -> Contract:
                 "not execute; export the network again"
             )
     largest = (values.get("bounds") or [None, values["size"]])[1]
-    for size in (values["size"], largest):
+    for size in (values["size"], largest, values.get("source_size") or values["size"]):
         check_pixels(size, f"{source}: the contract's input")
     if len(values["palette"]) != len(values["classes"]):
         raise InputError(
@@ -198,6 +198,7 @@ CHECKS = {
     "pad_side": _optional(_one_of(PAD_SIDES)),
     "pad_multiple": _optional(_is_size),
     "resize": _one_of(RESIZE_KERNELS),
+    "source_size": _optional(_is_list(2, _is_size)),
     "head": _one_of(HEADS),
     "threshold": _optional(
         lambda value: _is_number(value) or _is_list(None, _is_number, MOST_PLANES)(value)
@@ -219,7 +220,7 @@ CHECKS = {
 _LATER = {
     *("source_channels", "dtype", "gray", "scale", "normalization"),
     *("fit", "edge", "longest_edge", "rounding", "side_multiple"),
-    *("pad", "pad_normalized", "pad_side", "pad_multiple"),
+    *("pad", "pad_normalized", "pad_side", "pad_multiple", "source_size"),
     *("head", "threshold", "min_confidence", "label_ids"),
     *("fuse", "upsampling", "bounds", "multiple", "assumed"),
 }

@@ -127,7 +127,10 @@ def _shaped(
 ) -> dict[str, Any]:
     """Run an input of shape (N, H, W) once."""
     batch, height, width = shape
-    image = preprocess(pixels, predictor.contract.stretched_to((height, width)))
+    contract = predictor.contract
+    if contract.source_size is None:
+        contract = contract.stretched_to((height, width))
+    image = preprocess(pixels, contract)
     predictor.session.run(np.repeat(image, batch, axis=0))
     return {}
 

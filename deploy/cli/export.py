@@ -90,6 +90,11 @@ if TYPE_CHECKING:
     "order, such as RGB.",
 )
 @click.option(
+    "--source-size",
+    type=Size(),
+    help="With --preprocess: size of the images. The graph resizes, crops and pads them, too.",
+)
+@click.option(
     "--opset", type=int, default=20, show_default=True, metavar="N", help="ONNX operator set."
 )
 @click.option("--no-optimize", is_flag=True, help="Skip the exact rewrites.")

@@ -31,7 +31,13 @@ OPTIONS = {
         *("dynamic", "min_size", "max_size", "max_batch", "multiple_of"),
         *("minimum", "optimum", "maximum"),
     ),
-    "Pre- and postprocessing in the graph": ("preprocess", "output", "late_upsampling", "fp16_io"),
+    "Pre- and postprocessing in the graph": (
+        "preprocess",
+        "source_size",
+        "output",
+        "late_upsampling",
+        "fp16_io",
+    ),
     "Test-time augmentation": ("scales", "flip", "fuse", "tile"),
     "Contract": ("like", "layout"),
     "Preprocessing": (

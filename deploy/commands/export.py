@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeploy.contract import OUTPUTS, Contract, listed
+from segdeploy.contract import OUTPUTS, Contract, check_pixels, listed
 from segdeploy.contract_checks import contradiction
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.exporter.pre_post_processing import (
@@ -37,6 +37,7 @@ from segdeploy.proof.divergence import first_divergence
 from segdeploy.proof.image_parity import check_ends
 from segdeploy.proof.parity import Parity, check_parity, check_steadiness
 from segdeploy.proof.test_inputs import Shape, breaking_inputs, probe_shapes, random_images
+from segdeploy.runtime.fit import placement
 from segdeploy.runtime.preprocess import preprocess as preprocess_image
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def export(
     fuse: str = "mean",
     output: str = "logits",
     late_upsampling: bool = False,
+    source_size: tuple[int, int] | None = None,
     preprocess: str | Sequence[str] | None = None,
     opset: int = OPSET,
 ) -> ExportReport:
@@ -128,8 +130,10 @@ def export(
     and flip test-time augmentation. `output` is `logits`, `probabilities` or `labels`. With
     `late_upsampling` the graph ends at the low-resolution logits that the labels are computed from.
     With `preprocess`, names of channels such as `RGB` or `("gray",)`, the graph takes images
-    `(N, H, W, C)` in that channel order, uint8 or float32. `data` is a data set that names the
-    classes of a network without a checkpoint, and provides a real frame for the comparison.
+    `(N, H, W, C)` in that channel order, uint8 or float32. With `source_size` (H, W) the images
+    have this size, and the graph fits them to the network's input as the contract says. `data` is a
+    data set that names the classes of a network without a checkpoint, and provides a real frame for
+    the comparison.
 
     The graph that PyTorch's exporter writes is compared with PyTorch's execution, convolution by
     convolution. Its outputs are compared with PyTorch's on noise at several shapes and on edge-case
@@ -144,6 +148,10 @@ def export(
     out = check_output(Path(out), ".onnx")
     spec = ModelSpec.of(model)
     _check_options(output, late_upsampling, opset)
+    if source_size is not None and not preprocess:
+        raise InputError("--source-size: goes with --preprocess, such as --preprocess RGB")
+    if source_size is not None:
+        check_pixels(source_size, "--source-size: the image")
     require("torch", "onnxscript", "onnxruntime")
     dataset = open_dataset(Path(data)) if data else None
     loaded = load_network(spec, dataset)
@@ -179,7 +187,7 @@ def export(
     if not failures:
         contract = _with_output(graph, contract, output, late_upsampling, notes)
         if preprocess:
-            contract = _with_images(graph, contract, preprocess)
+            contract = _with_images(graph, contract, preprocess, source_size)
         if preprocess or contract.output != "logits":
             parity += check_ends(
                 run,
@@ -292,8 +300,22 @@ def _with_output(
     return replace(contract, output=output, upsampling=alignment)
 
 
+def _check_source(contract: Contract, source_size: tuple[int, int]) -> None:
+    """Refuse images of a size that the contract does not bring to the network's size."""
+    made = placement(source_size, contract).size
+    if made != contract.size:
+        raise InputError(
+            f"--source-size {source_size[0]}x{source_size[1]}: becomes {made[0]}x{made[1]} by "
+            f"--fit {contract.fit}, and the network is exported for "
+            f"{contract.size[0]}x{contract.size[1]}; give --size {made[0]}x{made[1]}"
+        )
+
+
 def _with_images(
-    graph: onnx.ModelProto, contract: Contract, given: str | Sequence[str]
+    graph: onnx.ModelProto,
+    contract: Contract,
+    given: str | Sequence[str],
+    source_size: tuple[int, int] | None,
 ) -> Contract:
     """Prepend the preprocessing of images with the channels `given`; return the new contract."""
     channels = tuple(given.split(",")) if isinstance(given, str) and "," in given else tuple(given)
@@ -307,11 +329,14 @@ def _with_images(
             "--preprocess: a normalization by the image's own mean cannot be embedded; leave the "
             "option out"
         )
-    prepend_preprocessing(graph, contract, channels)
+    if source_size is not None:
+        _check_source(contract, source_size)
+    prepend_preprocessing(graph, contract, channels, source_size)
     order = [contract.channels.index(name) for name in channels]
     images = replace(
         contract,
         layout="NHWC",
+        source_size=source_size,
         channels=channels,
         source_channels=None,
         mean=tuple(contract.mean[at] for at in order),

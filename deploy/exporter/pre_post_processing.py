@@ -6,11 +6,14 @@ its head do not depend on them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
+from segdeploy.exporter.resize_nodes import Steps, add_fit, add_padding
+from segdeploy.runtime.fit import placement
 from segdeploy.runtime.normalization import affine
 
 if TYPE_CHECKING:
@@ -20,9 +23,15 @@ _ALIGNMENTS = {"align_corners": "align-corners", "half_pixel": "half-pixel"}
 
 
 def prepend_preprocessing(
-    graph: onnx.ModelProto, contract: Contract, channels: tuple[str, ...]
+    graph: onnx.ModelProto,
+    contract: Contract,
+    channels: tuple[str, ...],
+    source_size: tuple[int, int] | None = None,
 ) -> None:
     """Prepend preprocessing in place: input `(N, H, W, C)` of the contract's dtype.
+
+    With `source_size` (H, W) the images have this size, and the graph fits them to the network's
+    input as the contract says.
 
     `channels` is the order of the images that the graph takes; a Gather brings the channels into
     the network's order, that of the contract. The Cast precedes the Transpose, because TensorRT
@@ -38,9 +47,10 @@ def prepend_preprocessing(
         node.input[:] = [inner if name == taken.name else name for name in node.input]
     count = len(contract.channels)
     scale, shift = (values.reshape(1, count, 1, 1) for values in affine(contract))
-    constants = {"image_scale": scale, "image_shift": shift}
+    constants: dict[str, NDArray[Any]] = {"image_scale": scale, "image_shift": shift}
     is_bytes = contract.dtype == "uint8"
-    floats, nodes = taken.name, []
+    floats = taken.name
+    nodes: list[onnx.NodeProto] = []
     if is_bytes:
         floats = "image_float"
         nodes.append(
@@ -59,10 +69,18 @@ def prepend_preprocessing(
             )
         )
         planes = "image_ordered"
-    nodes += [
-        helper.make_node("Mul", [planes, "image_scale"], ["image_scaled"], "image_scaled"),
-        helper.make_node("Sub", ["image_scaled", "image_shift"], [inner], "image_normalized"),
-    ]
+    steps = Steps(planes, nodes, constants)
+    place = None if source_size is None else placement(source_size, contract)
+    if place is not None and source_size is not None:
+        add_fit(steps, source_size, place, contract)
+        if place.is_padded and not contract.pad_normalized:
+            add_padding(steps, place, contract.pad or ())
+        height, width = (type(batch)(dim_value=side) for side in source_size)
+    steps.add("Mul", "image_scale")
+    steps.add("Sub", "image_shift")
+    if place is not None and place.is_padded and contract.pad_normalized:
+        add_padding(steps, place, contract.pad or ())
+    nodes[-1].output[0] = inner
     for position, node in enumerate(nodes):
         graph.graph.node.insert(position, node)
     graph.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())

@@ -75,7 +75,7 @@ def golden_images(contract: Contract, data: Path | None = None) -> list[Pixels]:
         frames = dataset.frames("val" if "val" in dataset.splits else next(iter(dataset.splits)))
         step = max(1, len(frames) // IMAGES)
         return [frame.read_image() for frame in frames[::step][:IMAGES]]
-    height, width = contract.size
+    height, width = contract.input_size
     sizes = ((height, width), (height + height // 3, width + 1), (max(8, height // 2) + 1, width))
     return [
         _scene(seed, size, contract)
@@ -86,6 +86,8 @@ def golden_images(contract: Contract, data: Path | None = None) -> list[Pixels]:
 
 def _fits_input(size: tuple[int, int], contract: Contract) -> bool:
     """Return whether the contract's fit brings an image of `size` to the contract's size."""
+    if contract.source_size is not None:
+        return size == contract.source_size
     try:
         return placement(size, contract).size == contract.size
     except InputError:  # smaller than the crop

@@ -30,7 +30,7 @@ from segdeploy.proof.test_inputs import (
 )
 from segdeploy.runtime.late_upsampling import late_labels
 from segdeploy.runtime.postprocess import sigmoid, softmax, with_background
-from segdeploy.runtime.preprocess import ordered
+from segdeploy.runtime.preprocess import ordered, preprocess
 
 if TYPE_CHECKING:
     import onnx
@@ -110,13 +110,24 @@ def _inputs(
         return
     order = [contract.channels.index(name) for name in of_network.channels]
     for batch, channels, height, width in shapes:
-        given = noise_values((batch, height, width, channels), contract)
+        sides = contract.source_size or (height, width)
+        given = noise_values((batch, *sides, channels), contract)
         given = given.astype(contract.input_dtype)
-        planes = [exact_input(image, of_network) for image in given[..., order]]
+        planes = [_prepared(image, contract, of_network) for image in given[..., order]]
         yield NOISE, given, np.concatenate(planes)
     for name, image in breaking_images(contract).items():
         given = np.ascontiguousarray(ordered(image, contract)[None], contract.input_dtype)
-        yield name, given, exact_input(given[0][..., order], of_network)
+        yield name, given, _prepared(given[0][..., order], contract, of_network)
+
+
+def _prepared(image: NDArray[Any], contract: Contract, of_network: Contract) -> NDArray[np.float32]:
+    """Return the network's input for an image `(H, W, C)` in the network's channel order."""
+    if contract.source_size is None:
+        return exact_input(image, of_network)
+    fitted = replace(
+        of_network, normalization="f64", source_channels=of_network.channels, gray=None
+    )
+    return preprocess(image, fitted)
 
 
 def _labels(output: NDArray[Any], contract: Contract, size: tuple[int, int]) -> NDArray[np.integer]:

@@ -58,9 +58,8 @@ def random_images(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def noise_image(contract: Contract, seed: int = 0) -> NDArray[Any]:
-    """Return an image of noise `(H, W, C)` of the contract's size, channels and dtype."""
-    height, width = contract.size
-    shape = (height, width, len(contract.image_channels))
+    """Return an image of noise `(H, W, C)` of the contract's input size, channels and dtype."""
+    shape = (*contract.input_size, len(contract.image_channels))
     return noise_values(shape, contract, seed)
 
 
@@ -87,7 +86,7 @@ def breaking_images(contract: Contract) -> dict[str, NDArray[Any]]:
     In an image without texture, a sum, a variance or a norm becomes zero. A hard edge and a
     saturated channel give the largest values.
     """
-    height, width = contract.size
+    height, width = contract.input_size
     noise = noise_image(contract)
     most = 1 / contract.scale if contract.dtype == "float32" else np.iinfo(contract.dtype).max
     black, white = np.zeros_like(noise), np.full_like(noise, most)

@@ -30,7 +30,13 @@ def linear(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """
     if image.shape[:2] == (2 * size[0], 2 * size[1]):
         return area(image, size)
-    return _linear(image, [_linear_taps(image.shape[axis], size[axis]) for axis in (0, 1)])
+    return _linear(image, linear_taps((image.shape[0], image.shape[1]), size))
+
+
+def linear_taps(source: tuple[int, int], size: tuple[int, int]) -> tuple[Taps, Taps]:
+    """Return the two taps of each row and of each column of INTER_LINEAR."""
+    places = [_linear_taps(side, target) for side, target in zip(source, size, strict=True)]
+    return _clamped(source, places)
 
 
 def cubic(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
@@ -38,8 +44,8 @@ def cubic(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     rows, columns = (_cubic_taps(image.shape[axis], size[axis]) for axis in (0, 1))
     if image.dtype != np.uint8:
         return _of_floats(image, rows, columns)
-    wide = weighted_sum(image, _fixed(columns), 1, np.array(0, np.int64))
-    total = weighted_sum(wide, _fixed(rows), 0, np.array(1 << 21, np.int64)) >> 22
+    wide = weighted_sum(image, fixed(columns), 1, np.array(0, np.int64))
+    total = weighted_sum(wide, fixed(rows), 0, np.array(1 << 21, np.int64)) >> 22
     return saturated(total, np.uint8)
 
 
@@ -47,7 +53,8 @@ def area(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """Resize as INTER_AREA does: the mean of the covered pixels, or INTER_LINEAR to enlarge."""
     height, width = image.shape[:2]
     if size[0] > height or size[1] > width:
-        return _linear(image, [_area_taps(image.shape[axis], size[axis]) for axis in (0, 1)])
+        places = [_area_taps(image.shape[axis], size[axis]) for axis in (0, 1)]
+        return _linear(image, _clamped((height, width), places))
     if height % size[0] == 0 and width % size[1] == 0:
         return _blocks(image, size)
     rows, columns = (_covering_taps(image.shape[axis], size[axis]) for axis in (0, 1))
@@ -74,25 +81,35 @@ def _area_taps(side: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.flo
     return first, np.where(weight <= 0, np.float32(0), weight - np.floor(weight))
 
 
-def _linear(
-    image: NDArray[Any], taps: list[tuple[NDArray[np.intp], NDArray[np.float32]]]
-) -> NDArray[Any]:
-    (top, down), (left, right) = taps
-    height, width = image.shape[:2]
-    # At the edges, OpenCV clamps the rows and keeps the weight; it drops the weight of a column.
+def _clamped(
+    source: tuple[int, int], places: list[tuple[NDArray[np.intp], NDArray[np.float32]]]
+) -> tuple[Taps, Taps]:
+    """Return the taps of the rows and the columns within an image of size `source` (H, W).
+
+    At the edges, OpenCV clamps the rows and keeps the weight; it drops the weight of a column.
+    """
+    (top, down), (left, right) = places
+    height, width = source
     right = np.where((left < 0) | (left >= width - 1), np.float32(0), right)
     left = np.clip(left, 0, width - 1)
     rows = np.clip(np.stack([top, top + 1], 1), 0, height - 1)
     columns = np.stack([left, np.minimum(left + 1, width - 1)], 1)
-    vertical = Taps(rows, np.stack([1 - down, down], 1))
-    horizontal = Taps(columns, np.stack([1 - right, right], 1))
+    return (
+        Taps(rows, np.stack([1 - down, down], 1)),
+        Taps(columns, np.stack([1 - right, right], 1)),
+    )
+
+
+def _linear(image: NDArray[Any], taps: tuple[Taps, Taps]) -> NDArray[Any]:
+    vertical, horizontal = taps
+    rows, columns = vertical.index, horizontal.index
     if image.dtype != np.uint8:
         return _of_floats(image, vertical, horizontal)
     used, place = np.unique(rows, return_inverse=True)
-    wide = weighted_sum(image[used], _fixed(horizontal), 1, np.array(0, np.int32))
+    wide = weighted_sum(image[used], fixed(horizontal), 1, np.array(0, np.int32))
     wide >>= 4  # the vertical pass does not use the last four bits
     wide = wide.reshape(len(used), -1)
-    weights = _fixed(vertical).weight
+    weights = fixed(vertical).weight
     total = np.full((len(rows), wide.shape[1]), 2, np.int32)
     for tap in (0, 1):
         lines = wide[place.reshape(rows.shape)[:, tap]]
@@ -156,7 +173,8 @@ def _blocks(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     return saturated(np.rint(mean), image.dtype) if whole else mean
 
 
-def _fixed(taps: Taps) -> Taps:
+def fixed(taps: Taps) -> Taps:
+    """Return the taps with the weights of bytes, whole numbers of 11 bits."""
     return Taps(taps.index, np.rint(taps.weight * np.float32(_ONE)).astype(np.int32))
 
 

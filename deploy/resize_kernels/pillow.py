@@ -20,7 +20,7 @@ from segdeploy.resize_kernels.taps import (
     weighted_sum,
 )
 
-_BITS = 22  # Pillow's fixed-point weights of bytes: 32 bits less 8 of the pixel and 2 of the sum
+BITS = 22  # Pillow's fixed-point weights of bytes: 32 bits less 8 of the pixel and 2 of the sum
 
 
 def _box(x: Floats) -> Floats:
@@ -70,18 +70,23 @@ def resized(
     return filtered(image, size, FILTERS[name], before_13=before_13)
 
 
+def begins_with_rows(source: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Return whether Pillow 13 resizes the rows before the columns."""
+    rows, columns = source[0] - size[0], source[1] - size[1]
+    return rows > 0 and rows > 2 * columns
+
+
 def filtered(
     image: NDArray[Any], size: tuple[int, int], kernel: Filter, *, before_13: bool
 ) -> NDArray[Any]:
     """Resize with a filter in numpy, and round after each pass.
 
     Pillow 13 resizes the rows first if it shrinks them by more than twice what it shrinks the
-    columns; `before_13` always begins with the columns.
+    columns. With `before_13` the columns are always first.
     """
     height, width = image.shape[:2]
     passes = [(1, size[1]), (0, size[0])]
-    shrunk = height - size[0], width - size[1]
-    if not before_13 and shrunk[0] > 0 and shrunk[0] > 2 * shrunk[1]:
+    if not before_13 and begins_with_rows((height, width), size):
         passes.reverse()
     for axis, target in passes:
         if image.shape[axis] != target:
@@ -91,7 +96,7 @@ def filtered(
 
 def _pass(image: NDArray[Any], taps: Taps, axis: int) -> NDArray[Any]:
     if image.dtype == np.uint8:
-        return pass_of_bytes(image, taps, axis, _BITS)
+        return pass_of_bytes(image, taps, axis, BITS)
     total = weighted_sum(image, taps, axis, np.array(0.0))
     if image.dtype == np.uint16:
         return saturated(half_away_from_zero(total), np.uint16)

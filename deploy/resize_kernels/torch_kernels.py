@@ -98,11 +98,11 @@ def _of_bytes(image: NDArray[np.uint8], size: tuple[int, int], kernel: Filter) -
         if side == target:
             continue
         taps = antialiased(side, target, kernel)
-        image = pass_of_bytes(image, taps, axis, _bits(float(taps.weight.max())))
+        image = pass_of_bytes(image, taps, axis, bits_of(float(taps.weight.max())))
     return image
 
 
-def _bits(largest: float) -> int:
+def bits_of(largest: float) -> int:
     """Return the most fractional bits with which the largest weight is below 2^15."""
     bits = 0
     while bits < _MOST_BITS and int(0.5 + largest * (1 << (bits + 1))) < _LARGEST:

@@ -142,6 +142,14 @@ def check_input_size(
     Raises:
         InputError: as described, and as `placement`.
     """
+    if contract.source_size is not None:
+        if source != contract.source_size:
+            height, width = contract.source_size
+            raise InputError(
+                f"{where}: takes images of {height}x{width} alone (--source-size), and this one is "
+                f"{source[0]}x{source[1]}; export the network without --source-size"
+            )
+        return
     made = placement(source, contract).size
     if made == contract.size:
         return

@@ -88,7 +88,7 @@ class Predictor(Closing):
     def warm_up(self, runs: int = 3) -> None:
         """Run a gray image `runs` times, to complete the runtime's one-time initialization."""
         contract = self.contract
-        gray = np.full((*contract.size, len(contract.image_channels)), 127, contract.dtype)
+        gray = np.full((*contract.input_size, len(contract.image_channels)), 127, contract.dtype)
         made = preprocess(gray, contract.stretched_to(contract.size))
         for _ in range(runs):
             self.run(made)
@@ -350,6 +350,11 @@ class Predictor(Closing):
     ) -> Iterator[tuple[slice, NDArray[Any]]]:
         if options.is_augmented or self.loop:
             raise InputError("tiles go with one scale, and without flip")
+        if self.contract.source_size is not None:
+            raise InputError(
+                f"{self.session.backend}: the graph resizes images of one size; export the network "
+                "without --source-size to run tiles"
+            )
         contract = self.contract
         window = largest_window(self.session, contract, pixels.shape[:2])
         at_window = contract.stretched_to(window)

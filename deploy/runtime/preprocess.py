@@ -11,7 +11,7 @@ from segdeploy.contract import Contract
 from segdeploy.models.channels import RGB
 from segdeploy.resize_kernels.kernels import resize
 from segdeploy.resize_kernels.taps import saturated
-from segdeploy.runtime.fit import Placement, placement
+from segdeploy.runtime.fit import Placement, check_input_size, placement
 from segdeploy.runtime.normalization import normalized
 
 Pixels = NDArray[Any]
@@ -25,13 +25,18 @@ def preprocess(image: Pixels, contract: Contract) -> NDArray[Any]:
     """Return the network's input for an image `(H, W, C)` of the contract's channels and dtype.
 
     The input is `(1, C, H', W') float32`, scaled and normalized, or `(1, H', W', C)` of the
-    contract's `input_dtype` if the graph normalizes. The image is fitted with the contract's
+    contract's `input_dtype` if the graph normalizes. If the graph resizes, too, the image is the
+    input. The image is fitted with the contract's
     kernel.
 
     Raises:
         InputError: for an image that the contract's crop or padding does not fit.
     """
-    place = placement((image.shape[0], image.shape[1]), contract)
+    size = (image.shape[0], image.shape[1])
+    if contract.source_size is not None:
+        check_input_size(size, contract, "the graph resizes by itself", any_size=False)
+        return np.ascontiguousarray(ordered(_with_gray(image, contract), contract)[None])
+    place = placement(size, contract)
     image = resize(_with_gray(image, contract), place.resized, contract.resize)
     image = ordered(image, contract)
     if place.is_cropped:

@@ -109,6 +109,8 @@ def check_output(
         InputError: with both shapes, or the largest label.
     """
     height, width = taken[1:3] if contract.layout == "NHWC" else taken[2:4]
+    if contract.source_size is not None:
+        height, width = contract.size
     given, classes = output.shape, contract.score_channels
     if contract.upsampling:
         fits = len(given) == 4 and given[1] == classes and min(given) > 0

@@ -17,7 +17,7 @@ def client_source(name: str, contract: Contract, version: int) -> str:
     no segdeploy.
     """
     source = Path(image_file.__file__).read_text(encoding="utf-8")
-    height, width = contract.size
+    height, width = contract.input_size
     return render(
         "client.py.j2",
         name=name,
@@ -49,6 +49,8 @@ def _order(contract: Contract) -> list[int] | None:
 
 def _preparation(contract: Contract) -> str | None:
     """Return the preprocessing in words, where it is not the one that the client has."""
+    if contract.source_size is not None:
+        return "of this size, which the graph resizes"
     if contract.fit == "stretch":
         return None if contract.resize == "pillow-bilinear" else f"resized with {contract.resize}"
     padding = "" if contract.pad is None else f" with padding {listed(contract.pad)}"

@@ -208,6 +208,7 @@ void read_input(const Entries& entries, Contract& contract) {
     }
   }
   entries.one_of<bool>("resize", {{"pillow-bilinear", true}});
+  if (entries.has("source_size")) entries.refuse("source_size");
   if (entries.has("fit")) entries.one_of<bool>("fit", {{"stretch", true}});
 }
 

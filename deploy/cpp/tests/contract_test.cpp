@@ -72,6 +72,7 @@ int main() {
       {"dtype", "\"uint16\""},
       {"gray", "\"pillow\""},
       {"source_channels", "[\"R\",\"G\",\"B\",\"nir\"]"},
+      {"source_size", "[90, 120]"},
       {"scale", "1.0"},
       {"scale", "\"1\""},
       {"normalization", "\"f32-div\""},
