@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def test_adopt_a_bare_graph_is_adopted_and_goes_the_whole_way(
     numbers = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
     ran = run("adopt", bare, "--data", dataset, *numbers, "-o", mine)
     assert ran.code == 0, ran.err
+    figures = json.loads(run("evaluate", mine, "--data", dataset, "--json", "--limit", 8).out)
+    assert f"has {100 * figures['miou']:.2f} % mIoU on" in ran.err
     contract = contract_of(load_onnx(mine), mine)
     assert (contract.size, contract.classes) == (SIZE, open_dataset(dataset).classes)
     frame = open_dataset(dataset).frames("val")[0].read()[0]
@@ -94,12 +97,17 @@ def test_adopt_too_little_or_wrong_statements_are_refused(
 
     refuse("its classes are unknown; give --like FILE, --data DIR or --num-classes N")
     refuse("its normalization is unknown; give --mean and --std", num_classes=8)
-    refuse("its contract says \\(N, 3, 48, 64\\)|has shape", num_classes=9, **STATED)
+    refuse("gives an output of shape .* and 9 channels are stated", num_classes=9, **STATED)
     of_bytes = {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}
     refuse("--mean 123.7,.*give --mean-255", num_classes=8, preprocessing=of_bytes)
     flat = {"mean": IMAGENET_MEAN, "std": (0, 0, 0)}
     refuse("--std 0,0,0: must be in", num_classes=8, preprocessing=flat)
-    refuse("input has shape", num_classes=8, size=(50, 60), **STATED)
+    refuse(
+        "cannot be run on an image of shape \\(1, 3, 50, 60\\)",
+        num_classes=8,
+        size=(50, 60),
+        **STATED,
+    )
     refuse("its input size is unknown; give --size", dynamic_graph, num_classes=8, **STATED)
     refuse("leave --data, --num-classes and --foreground out", like=graph, num_classes=8)
     with pytest.raises(InputError, match="give it a name with --out"):

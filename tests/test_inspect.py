@@ -87,7 +87,9 @@ def test_inspect_a_graph_without_a_contract_is_shown_too(run, graph: Path, tmp_p
     del model.metadata_props[:]
     path = tmp_path / "bare.onnx"
     onnx.save(model, path)
-    assert "no segdeploy contract; state one with `segdeploy adopt`" in run("inspect", path).out
+    assert (
+        "no segdeploy contract; `segdeploy adopt` needs --data DIR or" in run("inspect", path).out
+    )
 
 
 def test_inspect_other_files_are_refused(run, tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ from segdeploy.contract import PRECISIONS
     help="Output of the network.",
 )
 @click.option(
+    "--take", metavar="NAME", help="Name of the output, if there are several; others are cut off."
+)
+@click.option(
+    "--upsampling",
+    type=click.Choice(["half-pixel", "align-corners"]),
+    help="How score maps that are smaller than the input are enlarged, bilinearly, in the graph.",
+)
+@click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     help="Precision of the network.",

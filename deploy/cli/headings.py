@@ -36,6 +36,7 @@ OPTIONS = {
         "source_size",
         "output",
         "late_upsampling",
+        "upsampling",
         "fp16_io",
     ),
     "Test-time augmentation": ("scales", "flip", "fuse", "tile"),

@@ -55,9 +55,14 @@ def _show(seen: Inspection) -> None:
     say(f"sha256 {seen.sha256}")
     for parent in seen.parents:
         say(f"derived from {parent}")
-    if seen.contract is None:
-        say("no segdeploy contract; state one with `segdeploy adopt`")
-    else:
+    for what, tensors in (("input", seen.inputs), ("output", seen.outputs)):
+        for one in tensors:
+            say(f"{what} {one.name}: {one.dtype} ({', '.join(map(str, one.shape))})")
+    if seen.opset is not None:
+        say(f"opset {seen.opset}")
+    if seen.needed:
+        say(f"no segdeploy contract; `segdeploy adopt` needs {'; '.join(seen.needed)}")
+    if seen.contract is not None:
         values = asdict(seen.contract).items()
         rows = [(name, _text(value)) for name, value in values if value is not None]
         print_table(("contract", ""), rows, words=True)

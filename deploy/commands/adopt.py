@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segdeploy.artifact import EngineFile, OnnxFile, open_artifact
+from segdeploy.commands.evaluate import evaluate
 from segdeploy.contract import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -23,23 +28,41 @@ from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
 from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
 from segdeploy.engine.options import BuildOptions
-from segdeploy.errors import InputError
+from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file, write_atomically
 from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.check import check_graph
+from segdeploy.onnx_graph.foreign_ends import (
+    conform_input,
+    conform_labels,
+    conform_scores,
+    input_type,
+    is_label_map,
+    repair,
+    shape_text,
+    take_output,
+)
 from segdeploy.onnx_graph.model_file import (
-    is_quantized,
-    keep_weights_in,
+    precision_of,
     save_onnx,
     set_contract,
     tensor_shape,
 )
 from segdeploy.output_lock import output_lock
-from segdeploy.packages import versions
+from segdeploy.packages import require, versions
 from segdeploy.profiles import Profile
+from segdeploy.proof.graph_session import runner
+from segdeploy.proof.test_inputs import exact_input, noise_image
+from segdeploy.runtime.preprocess import ordered
 from segdeploy.runtime.session import check_tensors
 from segdeploy.tensor_spec import TensorSpec, onnx_name
+
+if TYPE_CHECKING:
+    import onnx
+
+_FRAMES = 8
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +71,9 @@ class Statement:
 
     Classes come from the data set `data`, else from `num_classes` with placeholder names. A network
     of one output channel is binary: `foreground` is its class in `data`, or `num_classes` is 1.
-    `output` is the kind of output of the network, and `size` is the (H, W) of its input.
+    `output` is the kind of output of the network, and `size` is the (H, W) of its input. `take` is
+    the name of the output, where there are several. `upsampling` says how maps that are smaller
+    than the input are enlarged, `half-pixel` or `align-corners`.
     `preprocessing` holds further fields, as in `with_stated`.
     """
 
@@ -60,6 +85,8 @@ class Statement:
     layout: str | None = None
     output: str | None = None
     precision: Precision | None = None
+    take: str | None = None
+    upsampling: str | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -111,32 +138,217 @@ def adopt(
 
 
 def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
+    require("onnxruntime")
     graph, file = opened.graph, opened.path
+    done = repair(graph)
     check_graph(graph, file)
-    keep_weights_in(graph)
     images = graph.graph.input
-    if len(images) != 1 or len(graph.graph.output) != 1:
+    if len(images) != 1:
         raise InputError(
-            f"{file}: has {len(images)} inputs and {len(graph.graph.output)} outputs; a "
-            "segmentation network has one input, the image, and one output"
+            f"{file}: has {len(images)} inputs; a segmentation network has one, the image"
         )
-    shape, given = tensor_shape(images[0]), tensor_shape(graph.graph.output[0])
-    contract = _contract(file, statement, shape)
-    if statement.precision is None:
-        kind: Precision = "int8" if is_quantized(graph) else "fp32"
-        contract = replace(contract, precision=kind)
-    check_tensors(file, contract, shape, given, _mends(given))
+    if note := take_output(graph, statement.take, file):
+        done.append(note)
+    shape = tensor_shape(images[0])
+    if statement.like is not None:
+        contract = _contract(file, statement, shape, is_nhwc=False)
+    else:
+        contract, more = _conformed(graph, statement, file)
+        done += more
+        check_graph(graph, file)
+    contract = replace(contract, precision=statement.precision or precision_of(graph, None))
+    check_tensors(
+        file,
+        contract,
+        tensor_shape(images[0]),
+        tensor_shape(graph.graph.output[0]),
+        ("state its --size and --channels", "state its --output and the number of its classes"),
+    )
+    for line in done:
+        _LOG.info(f"{file}: {line}")
     set_contract(graph, contract)
     save_onnx(graph, out)
+    if statement.data is not None:
+        _report_accuracy(out, statement.data)
     return out
 
 
-def _mends(given: tuple[int | str, ...]) -> tuple[str, str]:
-    """Return what to state for an input and an output of another shape."""
-    of_output = "state its --output and the number of its classes"
-    if len(given) == 4 and given[1] == 1:
-        of_output = "it is a binary network: give --num-classes 1, or --data with --foreground"
-    return "state its --size, --channels and --layout", of_output
+def _report_accuracy(adopted: Path, data: Path) -> None:
+    """Log the mIoU on a few frames, which a wrong statement of the preprocessing ruins."""
+    splits = open_dataset(data).splits
+    split = "val" if "val" in splits else splits[-1]
+    found = evaluate(adopted, data, split=split, limit=_FRAMES)
+    if found.miou is not None:
+        _LOG.info(
+            f"{adopted}: has {100 * found.miou:.2f} % mIoU on {found.frames} frames of '{split}'; "
+            "a value far below the network's own shows a wrong --channels, --mean, --std, --fit or "
+            "--resize"
+        )
+
+
+def _conformed(
+    graph: onnx.ModelProto, statement: Statement, file: Path
+) -> tuple[Contract, list[str]]:
+    """Run the graph, and bring its ends to the form of a contract, in place.
+
+    Return the contract and what was done.
+    """
+    shape, kind = tensor_shape(graph.graph.input[0]), input_type(graph)
+    is_nhwc = _is_nhwc(statement, shape)
+    stated = dict(statement.preprocessing)
+    if kind not in _FLOATS:  # a graph that takes whole numbers normalizes them by itself
+        stated.setdefault("normalization", "none")
+    layout = "NHWC" if is_nhwc and kind == "uint8" else "NCHW"
+    known = replace(statement, layout=layout, preprocessing=stated)
+    contract = _contract(file, known, shape, is_nhwc=is_nhwc)
+    given = _run(graph, _probe(contract, kind, is_nhwc=is_nhwc), file)
+    done = conform_input(graph, is_nhwc=is_nhwc)
+    contract, more = _with_output(graph, contract, given, statement, file)
+    _check_same(graph, contract, given, file)
+    return contract, done + more
+
+
+def _is_nhwc(statement: Statement, shape: tuple[int | str, ...]) -> bool:
+    """Return whether the channels are the last axis of an input of this shape."""
+    if statement.layout is not None:
+        return statement.layout == "NHWC"
+    count = len(statement.preprocessing.get("channels", RGB))
+    return shape[3:] in ((count,), (1,)) and shape[1:2] != (count,)
+
+
+# ONNX's names of float types, and the types of the arrays that ONNX Runtime takes.
+_FLOATS = {"float": "float32", "float16": "float16", "double": "float64"}
+
+
+def _probe(contract: Contract, kind: str, *, is_nhwc: bool) -> NDArray[Any]:
+    """Return a noise image as a graph takes it, with an input of this type and layout."""
+    image = ordered(noise_image(contract), contract)
+    values = image[None].transpose(0, 3, 1, 2)
+    if kind in _FLOATS:
+        values = exact_input(image, contract)
+    if is_nhwc:
+        values = values.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(values, _FLOATS.get(kind, kind))
+
+
+def _check_same(
+    graph: onnx.ModelProto, contract: Contract, given: NDArray[Any], file: Path
+) -> None:
+    """Refuse edited ends that changed a value: they move and convert values alone.
+
+    Scores that were enlarged are new values, and are not compared.
+
+    Raises:
+        CheckFailed: if the edited graph gives another value for the same image.
+    """
+    found = _run(
+        graph, _probe(contract, input_type(graph), is_nhwc=contract.layout == "NHWC"), file
+    )
+    if found.size != given.size:
+        return
+    expected = given
+    if given.ndim == 4 and found.ndim == 4 and given.shape != found.shape:
+        expected = given.transpose(0, 3, 1, 2)
+    if not np.allclose(found.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5):
+        raise CheckFailed(f"{file}: the copy gives other values than the file for the same image")
+
+
+def _run(graph: onnx.ModelProto, image: NDArray[Any], file: Path) -> NDArray[Any]:
+    """Run the graph once, since its stated shapes and types may be wrong or missing.
+
+    Raises:
+        InputError: if the graph cannot be run on the image, or gives NaN or infinity.
+    """
+    try:
+        output = runner(graph)(image)
+    except CheckFailed as error:
+        raise InputError(
+            f"{file}: cannot be run on an image of shape {shape_text(image.shape)} ({error}); "
+            "state its --size, --channels and --layout"
+        ) from error
+    if not np.isfinite(output).all():
+        raise InputError(f"{file}: gives NaN or infinity for an image of noise")
+    return output
+
+
+def _with_output(
+    graph: onnx.ModelProto,
+    contract: Contract,
+    given: NDArray[Any],
+    statement: Statement,
+    file: Path,
+) -> tuple[Contract, list[str]]:
+    """Edit the graph's output to the form of a contract; return the contract and what was done.
+
+    Raises:
+        InputError: if the output that the run gave contradicts the statement.
+    """
+    count, shown = contract.score_channels, shape_text(given.shape)
+    if given.ndim not in (2, 3, 4):
+        raise InputError(f"{file}: gives an output of shape {shown}; {_EXPECTED}")
+    if is_label_map(given, count):
+        if statement.output not in (None, "labels"):
+            raise InputError(
+                f"{file}: gives labels of shape {shown}, not {statement.output}; leave --output out"
+            )
+        most = 1 << len(contract.classes) if contract.has_bit_planes else len(contract.classes)
+        if given.max(initial=0) >= most:
+            raise InputError(
+                f"{file}: gives the label {int(given.max())}, and {len(contract.classes)} classes "
+                "are stated; state all classes with --num-classes or --data"
+            )
+        done = conform_labels(graph, given)
+        return with_stated(contract, {"output": "labels"}), done
+    found = {given.shape[1], given.shape[3]} if given.ndim == 4 else {given.shape[0]}
+    if count not in found:
+        raise InputError(
+            f"{file}: gives an output of shape {shown}, and {count} channel"
+            f"{'s are' if count != 1 else ' is'} stated; {_mend_of_channels(given)}"
+        )
+    if statement.output == "labels":
+        raise InputError(f"{file}: gives scores of shape {shown}, not labels; leave --output out")
+    done = conform_scores(graph, given, count, contract.size, statement.upsampling)
+    probe = _probe(contract, input_type(graph), is_nhwc=contract.layout == "NHWC")
+    scores = _run(graph, probe, file)
+    if scores.shape[2:] != contract.size:
+        sides = "x".join(map(str, scores.shape[2:]))
+        raise InputError(
+            f"{file}: gives maps of {sides} for an input of {contract.size[0]}x{contract.size[1]}; "
+            "state how they are enlarged: --upsampling half-pixel (PyTorch's default) or "
+            "align-corners"
+        )
+    kind = _kind_of(contract, scores)
+    if statement.output not in (None, kind):
+        raise InputError(
+            f"{file}: {_KINDS[kind]}, so its output is {kind}; leave --output {statement.output} "
+            "out"
+        )
+    if kind == "probabilities" and statement.output is None:
+        done.append(f"its output is taken as probabilities, since {_KINDS[kind]}")
+    return replace(contract, output=kind), done
+
+
+_EXPECTED = "scores are (N, C, H, W) and labels (N, H, W)"
+_KINDS = {
+    "probabilities": "the scores of a pixel are within 0 and 1 as those of a softmax or sigmoid",
+    "logits": "the scores of a pixel are not those of a softmax or sigmoid",
+}
+
+
+def _mend_of_channels(given: NDArray[Any]) -> str:
+    if given.ndim == 4 and given.shape[1] == 1:
+        return "it is a binary network: give --num-classes 1, or --data with --foreground"
+    return "state the number of its classes with --num-classes or --data"
+
+
+def _kind_of(contract: Contract, scores: NDArray[Any]) -> str:
+    """Return `probabilities` for scores that a softmax or a sigmoid ended in, else `logits`."""
+    if scores.min() < 0 or scores.max() > 1:
+        return "logits"
+    if contract.head == "multiclass":
+        sums = scores.astype(np.float64).sum(1)
+        return "probabilities" if np.abs(sums - 1).max() < 1e-2 else "logits"
+    return "probabilities"
 
 
 def _adopt_engine(
@@ -163,7 +375,7 @@ def _adopt_engine(
         )
     if version is None:
         version = open_bindings(backend).version
-    contract = _contract(file, statement, ())
+    contract = _contract(file, statement, (), is_nhwc=statement.layout == "NHWC")
     taken, given = _input_and_output(contract, bool(profiles))
     manifest = Manifest(
         engine=file.name,
@@ -212,7 +424,10 @@ def _input_and_output(contract: Contract, dynamic: bool) -> tuple[TensorSpec, Te
     )
 
 
-def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) -> Contract:
+def _contract(
+    file: Path, statement: Statement, shape: tuple[int | str, ...], *, is_nhwc: bool
+) -> Contract:
+    """Return the stated contract; `shape` is that of the input, () for an engine."""
     stated = dict(statement.preprocessing)
     stated |= {name: value for name in _FIELDS if (value := getattr(statement, name)) is not None}
     provenance = {**versions("onnx"), "stated": "by segdeploy adopt"}
@@ -236,15 +451,13 @@ def _contract(file: Path, statement: Statement, shape: tuple[int | str, ...]) ->
     classes, palette, ignored = found
     implied = head_of(dataset, statement.foreground, statement.num_classes)
     stated = {**implied, **images_of(dataset), **stated}
-    count = len(stated.get("channels", RGB))
-    is_nhwc = shape[3:] in ((count,), (1,)) and shape[1:2] != (count,)
-    layout = statement.layout or ("NHWC" if is_nhwc else "NCHW")
+    layout = statement.layout or "NCHW"
     if "size" not in stated:
-        sides = shape[1:3] if layout == "NHWC" else shape[2:4]
+        sides = shape[1:3] if is_nhwc else shape[2:4]
         if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
             raise InputError(f"{file}: its input size is unknown; give --size HxW")
         stated["size"] = sides
-    taken = (shape[3:4] if layout == "NHWC" else shape[1:2]) or (len(RGB),)
+    taken = (shape[3:4] if is_nhwc else shape[1:2]) or (len(RGB),)
     if "channels" not in stated and isinstance(taken[0], int) and taken[0] != len(RGB):
         stated["channels"] = usual_channels(taken[0], f"{file}:")
     has_both = all({name, f"{name}_255"} & set(stated) for name in ("mean", "std"))

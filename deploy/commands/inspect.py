@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segdeploy.artifact import EngineFile, OnnxFile, is_artifact, open_artifact
 from segdeploy.contract import Contract, Precision
@@ -17,6 +17,11 @@ from segdeploy.model_spec import CHECKPOINT_SUFFIX, ModelSpec, load_network
 from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.convolutions import ConvGeometry, module_geometry
 from segdeploy.onnx_graph.layers import LayerInfo, read_layers
+from segdeploy.tensor_spec import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+from segdeploy.onnx_graph.model_file import input_values, opset_of, tensor_spec_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class Inspection:
     """A file, its contract, its convolutions, and where it came from, nearest parent first.
 
     `macs` are the multiply-accumulates of the convolutions for one image. `engine` is what an
-    engine's manifest says beyond that.
+    engine's manifest says beyond that. `inputs`, `outputs` and `opset` are those of an ONNX graph,
+    and `needed` are the options that `adopt` needs for one without a contract.
     """
 
     path: Path
@@ -38,6 +44,10 @@ class Inspection:
     macs: int | None
     parents: tuple[str, ...]
     engine: dict[str, Any] | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    opset: int | None = None
+    needed: tuple[str, ...] = ()
 
     @property
     def dilations(self) -> tuple[int, ...]:
@@ -136,7 +146,24 @@ def _graph(file: OnnxFile) -> Inspection:
         parameters=sum(prod(tensor.dims) for tensor in graph.graph.initializer),
         macs=_macs(layers),
         parents=_parents(contract) if contract else (),
+        inputs=tuple(map(tensor_spec_of, input_values(graph))),
+        outputs=tuple(map(tensor_spec_of, graph.graph.output)),
+        opset=opset_of(graph),
+        needed=() if contract else _needed(graph),
     )
+
+
+def _needed(graph: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the options that `adopt` needs for a graph without a contract."""
+    image, *_ = map(tensor_spec_of, input_values(graph))
+    needed = ["--data DIR or --num-classes N"]
+    if len(graph.graph.output) > 1:
+        needed.append("--take NAME")
+    if len(image.shape) != 4 or any(isinstance(side, str) for side in image.shape[2:3]):
+        needed.append("--size HxW")
+    if image.dtype in ("float", "float16", "bfloat16", "double"):
+        needed.append("--mean and --std, or --normalization none")
+    return tuple(needed)
 
 
 def _engine(file: EngineFile) -> Inspection:

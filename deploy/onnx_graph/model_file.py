@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -301,18 +302,46 @@ def convolution_of(node: onnx.NodeProto) -> str:
     return match[1] if match else module_of(node) or node.name
 
 
+# The operators of quantized graphs: Q/DQ, quantized operators, and dynamic quantization.
+_QUANTIZED = (
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
+)
+
+
 def is_quantized(model: onnx.ModelProto) -> bool:
-    """Return whether the graph contains Q/DQ nodes."""
-    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
+    """Return whether the graph contains Q/DQ nodes or integer operators."""
+    return any(node.op_type in _QUANTIZED for node in model.graph.node)
 
 
 def precision_of(model: onnx.ModelProto, contract: Contract | None) -> Precision:
     """Return the contract's precision, or `int8` if another tool quantized an `fp32` graph.
 
-    A graph without a contract is `fp32`, unless it is quantized.
+    A graph without a contract is `fp16` or `bf16` if most of its weights are, else `fp32`, unless
+    it is quantized.
     """
-    stated = contract.precision if contract else "fp32"
-    return "int8" if stated == "fp32" and is_quantized(model) else stated
+    stated = contract.precision if contract else _precision_of_weights(model)
+    is_stated = contract is not None and stated != "fp32"
+    return "int8" if not is_stated and is_quantized(model) else stated
+
+
+def _precision_of_weights(model: onnx.ModelProto) -> Precision:
+    """Return the float type that most weights have."""
+    from onnx import TensorProto
+
+    kinds: dict[int, Precision] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    held: dict[Precision, int] = {"fp32": 0}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in (TensorProto.FLOAT, *kinds):
+            name = kinds.get(tensor.data_type, "fp32")
+            held[name] = held.get(name, 0) + math.prod(tensor.dims)
+    return max(held, key=lambda name: held[name])
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators that a graph uses."""
+    versions = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
+    return int(max(versions, default=1))
 
 
 def tensor_spec_of(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -1,0 +1,314 @@
+"""ONNX files of other tools: `adopt` runs each once, and brings its ends to a contract's form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantFormat, quantize_dynamic, quantize_static
+from torch.nn import functional
+
+import segdeploy
+from segdeploy.commands.adopt import Statement
+from segdeploy.errors import InputError
+from segdeploy.onnx_graph.model_file import load_onnx
+
+from .conftest import Ran, check_one_line
+
+SIZE, CLASSES = (24, 32), 5
+HALF = ("--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
+IMAGE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+WEIGHT = np.random.default_rng(1).normal(0, 1, (CLASSES, 3, 3, 3)).astype(np.float32)
+PLANES = {"strides": [1, 1], "pads": [2, 2, 2, 2], "dilations": [2, 2]}
+
+
+def expected() -> np.ndarray:
+    """The labels of PyTorch's convolution for the normalized image."""
+    planes = torch.from_numpy((IMAGE.transpose(2, 0, 1)[None] / 255 - 0.5) / 0.5).float()
+    scores = functional.conv2d(planes, torch.from_numpy(WEIGHT), padding=2, dilation=2)
+    return scores[0].argmax(0).numpy()
+
+
+LABELS = expected()
+
+
+def value(name: str, kind: int, shape: list[Any]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def model_of(
+    before: list[onnx.NodeProto],
+    after: list[onnx.NodeProto],
+    taken: tuple[int, list[Any]] = (TensorProto.FLOAT, [1, 3, *SIZE]),
+    given: tuple[int, list[Any] | None] = (TensorProto.FLOAT, [1, CLASSES, *SIZE]),
+    weights: dict[str, np.ndarray] | None = None,
+    opset: int = 18,
+) -> onnx.ModelProto:
+    """A dilated convolution from `planes` to `scores`, with nodes before and after."""
+    conv = helper.make_node("Conv", ["planes", "w"], ["scores"], "conv", **PLANES)
+    nodes = [*before, conv, *after]
+    held = {"w": WEIGHT, **(weights or {})}
+    graph = helper.make_graph(
+        nodes,
+        "foreign",
+        [value("image", *taken)],
+        [value(nodes[-1].output[0], *given)],
+        [numpy_helper.from_array(array, name) for name, array in held.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def node(operator: str, *names: str, **attributes: Any) -> onnx.NodeProto:
+    """A node whose last name is its output."""
+    return helper.make_node(operator, list(names[:-1]), [names[-1]], names[-1], **attributes)
+
+
+START = [node("Identity", "image", "planes")]
+NORMALIZED = {"scale": np.float32(2 / 255), "shift": np.float32(1)}
+NORMALIZE = [node("Mul", "floats", "scale", "scaled"), node("Sub", "scaled", "shift", "planes")]
+
+
+def plain() -> onnx.ModelProto:
+    return model_of(START, [node("Identity", "scores", "y")])
+
+
+def old_ir() -> onnx.ModelProto:
+    """IR version 3 lists every weight as an input."""
+    model = model_of(START, [node("Identity", "scores", "y")], opset=8)
+    model.ir_version = 3
+    model.graph.input.append(value("w", TensorProto.FLOAT, list(WEIGHT.shape)))
+    return model
+
+
+def unsorted() -> onnx.ModelProto:
+    model = plain()
+    nodes = list(model.graph.node)[::-1]
+    copies = [onnx.NodeProto.FromString(one.SerializeToString()) for one in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return model
+
+
+def several() -> onnx.ModelProto:
+    model = plain()
+    model.graph.node.append(node("Relu", "planes", "aux"))
+    model.graph.output.append(value("aux", TensorProto.FLOAT, [1, 3, *SIZE]))
+    return model
+
+
+def labels_of(kind: int, **attributes: int) -> onnx.ModelProto:
+    after = [node("ArgMax", "scores", "best", axis=1, **attributes)]
+    after.append(node("Cast", "best", "y", to=kind))
+    shape = [1, *SIZE] if attributes.get("keepdims") == 0 else [1, 1, *SIZE]
+    return model_of(START, after, given=(kind, shape))
+
+
+def channels_last() -> onnx.ModelProto:
+    before = [node("Transpose", "image", "planes", perm=[0, 3, 1, 2])]
+    after = [node("Transpose", "scores", "y", perm=[0, 2, 3, 1])]
+    return model_of(
+        before,
+        after,
+        (TensorProto.FLOAT, [1, *SIZE, 3]),
+        (TensorProto.FLOAT, [1, *SIZE, CLASSES]),
+    )
+
+
+def bytes_first() -> onnx.ModelProto:
+    """uint8 `(N, C, H, W)`, normalized in the graph."""
+    before = [node("Cast", "image", "floats", to=TensorProto.FLOAT), *NORMALIZE]
+    after = [node("Identity", "scores", "y")]
+    return model_of(before, after, (TensorProto.UINT8, [1, 3, *SIZE]), weights=NORMALIZED)
+
+
+def bytes_last() -> onnx.ModelProto:
+    """uint8 `(N, H, W, C)` with the Transpose before the Cast, which TensorRT refuses."""
+    before = [
+        node("Transpose", "image", "turned", perm=[0, 3, 1, 2]),
+        node("Cast", "turned", "floats", to=TensorProto.FLOAT),
+        *NORMALIZE,
+    ]
+    after = [node("Identity", "scores", "y")]
+    return model_of(before, after, (TensorProto.UINT8, [1, *SIZE, 3]), weights=NORMALIZED)
+
+
+def half() -> onnx.ModelProto:
+    conv = helper.make_node("Conv", ["image", "w"], ["y"], "conv", **PLANES)
+    weight = numpy_helper.from_array(WEIGHT.astype(np.float16), "w")
+    kind = TensorProto.FLOAT16
+    graph = helper.make_graph(
+        [conv],
+        "half",
+        [value("image", kind, [1, 3, *SIZE])],
+        [value("y", kind, [1, CLASSES, *SIZE])],
+        [weight],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def without_shape() -> onnx.ModelProto:
+    return model_of(START, [node("Identity", "scores", "y")], given=(TensorProto.FLOAT, [None] * 4))
+
+
+def softmax() -> onnx.ModelProto:
+    return model_of(START, [node("Softmax", "scores", "y", axis=1)])
+
+
+def integers() -> onnx.ModelProto:
+    """int32 `(N, C, H, W)`, normalized in the graph."""
+    before = [node("Cast", "image", "floats", to=TensorProto.FLOAT), *NORMALIZE]
+    after = [node("Identity", "scores", "y")]
+    return model_of(before, after, (TensorProto.INT32, [1, 3, *SIZE]), weights=NORMALIZED)
+
+
+KINDS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...], str, str]] = {
+    "plain": (plain, HALF, "logits", ""),
+    "old IR": (old_ir, HALF, "logits", "raised its IR version from 3 to 4"),
+    "unsorted": (unsorted, HALF, "logits", "sorted its nodes"),
+    "several outputs": (
+        *(several, (*HALF, "--take", "y"), "logits"),
+        "took the output y; cut off aux",
+    ),
+    "int64 labels": (
+        lambda: labels_of(TensorProto.INT64, keepdims=0),
+        *(HALF, "labels", "converted its labels from int64 to uint8"),
+    ),
+    "int32 labels with a channel axis": (
+        lambda: labels_of(TensorProto.INT32, keepdims=1),
+        *(HALF, "labels", "removed the channel axis of its labels"),
+    ),
+    "labels as floats": (
+        lambda: labels_of(TensorProto.FLOAT, keepdims=0),
+        *(HALF, "labels", "converted its labels from float32 to uint8"),
+    ),
+    "float NHWC in and out": (
+        *(channels_last, HALF, "logits"),
+        "transposed its scores (N, H, W, C) to (N, C, H, W)",
+    ),
+    "uint8 NCHW": (bytes_first, (), "logits", "converted its uint8 input to float32"),
+    "uint8 NHWC": (bytes_last, (), "logits", "exchanged a Transpose and the Cast after it"),
+    "int32 NCHW": (integers, (), "logits", "converted its int32 input to float32"),
+    "float16": (half, HALF, "logits", ""),
+    "output without shape": (without_shape, HALF, "logits", ""),
+    "softmax": (softmax, HALF, "probabilities", "its output is taken as probabilities"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_foreign_onnx_gives_the_labels_of_pytorch(
+    run: Callable[..., Ran], name: str, tmp_path: Path, tensorrt_rtx: object
+) -> None:
+    make, words, output, said = KINDS[name]
+    (tmp_path / "x.onnx").write_bytes(make().SerializeToString())
+    out = tmp_path / "adopted.onnx"
+    ran = run("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *words, "-o", out)
+    assert ran.code == 0, ran.err
+    assert said in ran.err
+    assert segdeploy.inspect(out).contract.output == output
+    onnx.checker.check_model(load_onnx(out), full_check=True)
+    with segdeploy.load(out) as network:
+        least = 0.99 if name == "float16" else 1
+        assert np.mean(network.predict(IMAGE) == LABELS) >= least
+    if name == "float16":
+        assert segdeploy.inspect(out).contract.precision == "fp16"
+    else:
+        segdeploy.build_engine(out, tmp_path / "m.engine", targets=["sm86"])
+
+
+def test_foreign_onnx_inspect_says_what_adopt_needs(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    for make, lines in (
+        (several, ("input image: float (1, 3, 24, 32)", "output aux: float (1, 3, 24, 32)",
+                   "--take NAME; --mean and --std, or --normalization none", "opset 18")),
+        (bytes_last, ("input image: uint8 (1, 24, 32, 3)", "needs --data DIR or --num-classes N\n")),
+    ):  # fmt: skip
+        (tmp_path / "x.onnx").write_bytes(make().SerializeToString())
+        ran = run("inspect", tmp_path / "x.onnx")
+        for line in lines:
+            assert line in ran.out
+
+
+@pytest.mark.parametrize("alignment", ["half-pixel", "align-corners"])
+def test_foreign_onnx_smaller_maps_are_enlarged_in_the_graph(
+    run: Callable[..., Ran], alignment: str, tmp_path: Path
+) -> None:
+    after = [node("AveragePool", "scores", "y", kernel_shape=[2, 2], strides=[2, 2])]
+    small = (TensorProto.FLOAT, [1, CLASSES, SIZE[0] // 2, SIZE[1] // 2])
+    (tmp_path / "x.onnx").write_bytes(model_of(START, after, given=small).SerializeToString())
+    words = ("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF, "-o")
+    ran = run(*words, tmp_path / "m.onnx")
+    check_one_line(ran, "gives maps of 12x16 for an input of 24x32", "--upsampling half-pixel")
+    ran = run(*words, tmp_path / "m.onnx", "--upsampling", alignment)
+    assert ran.code == 0, ran.err
+    planes = torch.from_numpy((IMAGE.transpose(2, 0, 1)[None] / 255 - 0.5) / 0.5).float()
+    scores = functional.conv2d(planes, torch.from_numpy(WEIGHT), padding=2, dilation=2)
+    wide = functional.interpolate(
+        functional.avg_pool2d(scores, 2),
+        SIZE,
+        mode="bilinear",
+        align_corners=alignment == "align-corners",
+    )
+    with segdeploy.load(tmp_path / "m.onnx") as network:
+        np.testing.assert_allclose(network.logits(IMAGE), wide[0].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "QOperator", "QDQ"])
+def test_foreign_onnx_quantized_files_are_int8(
+    run: Callable[..., Ran], kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(plain().SerializeToString())
+    if kind == "dynamic":
+        quantize_dynamic(tmp_path / "x.onnx", tmp_path / "q.onnx")
+    else:
+
+        class Reader:
+            def __init__(self) -> None:
+                rng = np.random.default_rng(0)
+                self.left = [rng.normal(0, 1, (1, 3, *SIZE)).astype(np.float32) for _ in range(3)]
+
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                return {"image": self.left.pop()} if self.left else None
+
+        quantize_static(
+            *(tmp_path / "x.onnx", tmp_path / "q.onnx", Reader()),
+            quant_format=getattr(QuantFormat, kind),
+        )
+    out = tmp_path / "m.onnx"
+    ran = run("adopt", tmp_path / "q.onnx", "--num-classes", CLASSES, *HALF, "-o", out)
+    assert ran.code == 0, ran.err
+    assert segdeploy.inspect(out).contract.precision == "int8"
+    with segdeploy.load(out) as network:
+        assert np.mean(network.predict(IMAGE) == LABELS) > 0.9
+
+
+def test_foreign_onnx_what_contradicts_the_file_is_refused(tmp_path: Path) -> None:
+    numbers = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+    def refused(model: onnx.ModelProto, reason: str, **stated: Any) -> None:
+        (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+        stated = {"num_classes": CLASSES, "preprocessing": numbers, **stated}
+        with pytest.raises(InputError, match=reason) as caught:
+            segdeploy.adopt(tmp_path / "x.onnx", Statement(**stated), out=tmp_path / "m.onnx")
+        assert "export" not in str(caught.value)  # the user has the file alone
+        assert not (tmp_path / "m.onnx").exists()
+
+    refused(several(), r"has 2 outputs \(y \(1, 5, 24, 32\), aux .*--take NAME")
+    refused(several(), "--take z: no such output; the graph has y", take="z")
+    refused(plain(), r"gives an output of shape \(1, 5, 24, 32\), and 4 channels", num_classes=4)
+    ids = labels_of(TensorProto.INT64, keepdims=0)
+    refused(ids, "gives the label 4, and 4 classes are stated", num_classes=4)
+    refused(ids, "gives labels .* not logits; leave --output out", output="logits")
+    refused(softmax(), "so its output is probabilities", output="logits")
+    refused(plain(), "so its output is logits", output="probabilities")
+    refused(plain(), "gives scores .* not labels", output="labels")
+    refused(bytes_first(), "--normalization none: has no mean")
+    refused(plain(), "cannot be run on an image", size=(25, 32))
+    endless = model_of(START, [node("Log", "scores", "y")])
+    refused(endless, "gives NaN or infinity for an image of noise")
