@@ -324,6 +324,20 @@ def test_bench_images_without_masks_are_enough_for_parity(
     assert "IoU per class" not in page.read_text()
 
 
+@pytest.mark.parametrize("ending", ["labels", "probabilities"])
+def test_bench_a_reference_may_end_in_labels_or_probabilities(
+    ending: str, checkpoint: Path, graph: Path, dataset: Path, tmp_path: Path
+) -> None:
+    reference = segdeploy.export(checkpoint, tmp_path / "r.onnx", output=ending).path
+    verdict = segdeploy.bench([graph], reference=reference, data=dataset, protocol=BRIEF)
+    first, row = verdict.reference, verdict.rows[0]
+    assert first.evaluation.accuracy.miou > 0
+    assert row.evaluation.agreement.labels > 0.99
+    assert row.evaluation.agreement.max_abs is None  # logits and another kind of output
+    has_margins = any(row.evaluation.agreement.by_margin)
+    assert has_margins == (ending == "probabilities")
+
+
 def test_bench_two_verdicts_are_compared(run, verdict, tmp_path: Path) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     old.write_text(to_json(verdict))

@@ -227,7 +227,7 @@ def test_foreign_onnx_inspect_says_what_adopt_needs(
     for make, lines in (
         (several, ("input image: float (1, 3, 24, 32)", "output aux: float (1, 3, 24, 32)",
                    "--take NAME; --mean and --std, or --normalization none", "opset 18")),
-        (bytes_last, ("input image: uint8 (1, 24, 32, 3)", "needs --data DIR or --num-classes N\n")),
+        (bytes_last, ("input image: uint8 (1, 24, 32, 3)", "needs --data DIR or --num-classes")),
     ):  # fmt: skip
         (tmp_path / "x.onnx").write_bytes(make().SerializeToString())
         ran = run("inspect", tmp_path / "x.onnx")

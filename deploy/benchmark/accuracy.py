@@ -65,16 +65,16 @@ class _Seen:
     """A frame with the reference's outputs; `outputs` caches candidates' outputs by predictor.
 
     `window` are the rows and columns in the contract's crop, if any. `output` is the kind of the
-    scores.
+    scores; of labels there are no scores and no margin.
     """
 
     frame: Frame
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
-    scores: NDArray[np.float32]
-    upsampled: NDArray[np.float32]
+    scores: NDArray[np.float32] | None
+    upsampled: NDArray[np.float32] | None
     labels: NDArray[np.uint8]
-    margin: NDArray[np.float32]
+    margin: NDArray[np.float32] | None
     window: tuple[slice, slice]
     output: str
     outputs: dict[int, _Output] = field(default_factory=dict)
@@ -146,7 +146,8 @@ def evaluate(
         if counts is None:
             seen = _see(reference, frame)
             counts = _counts(seen, seen.labels, dataset)
-            counts.update(_sureness(seen.upsampled, seen, reference, dataset) if ece else {})
+            if ece and seen.upsampled is not None:
+                counts.update(_sureness(seen.upsampled, seen, reference, dataset))
             ledger.put(f"{place} {identity}", counts)
         own.take(counts)
         for one, tally in zip(opened, tallies, strict=True):
@@ -167,11 +168,14 @@ def evaluate(
 
 def _see(reference: Predictor, frame: Frame) -> _Seen:
     image, mask = frame.read()
+    window = reference.crop_window((mask.shape[0], mask.shape[1]))
+    kind = reference.contract.output
+    if kind == "labels":
+        labels = reference.predict(image)
+        return _Seen(frame, image, mask, None, None, labels, None, window, kind)
     scores = reference.scores(image)
     upsampled = reference.upsampled(scores, (mask.shape[0], mask.shape[1]))
     labels = reference.best(upsampled)
-    window = reference.crop_window((mask.shape[0], mask.shape[1]))
-    kind = reference.contract.output
     lead = reference.margins(upsampled)
     return _Seen(frame, image, mask, scores, upsampled, labels, lead, window, kind)
 
@@ -188,9 +192,8 @@ def _count(opened: OpenCandidate, seen: _Seen, dataset: DataSet, *, ece: bool) -
         return {"failure": f"frame {seen.frame.name}: {first_line(error)}"}
     agreement = AgreementCount()
     at = seen.window  # what lies outside a crop is in no network's answer
-    agreement.add(
-        seen.frame.name, seen.scores, seen.labels[at], seen.margin[at], labels[at], scores
-    )
+    margin = None if seen.margin is None else seen.margin[at]
+    agreement.add(seen.frame.name, seen.scores, seen.labels[at], margin, labels[at], scores)
     found["agreement"] = agreement.to_plain()
     if ece and upsampled is not None:
         found.update(_sureness(upsampled, seen, opened.predictor, dataset))
@@ -204,7 +207,7 @@ def _output(predictor: Predictor, seen: _Seen) -> _Output:
     """
     held = seen.outputs.get(id(predictor))  # shared by candidates of the same file
     if held is None:
-        if predictor.contract.output != seen.output:
+        if seen.output == "labels" or predictor.contract.output != seen.output:
             held = None, None, predictor.predict(seen.image)
         else:
             height, width = seen.labels.shape

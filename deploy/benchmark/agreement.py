@@ -83,25 +83,29 @@ class AgreementCount:
     def add(
         self,
         frame: str,
-        reference: Floats,
+        reference: Floats | None,
         reference_labels: Labels,
-        margin: Floats,
+        margin: Floats | None,
         labels: Labels,
         scores: Floats | None,
     ) -> None:
-        """Add one frame: scores `(C, h, w)`, labels and the reference's margin `(H, W)`."""
+        """Add one frame: scores `(C, h, w)`, labels and the reference's margin `(H, W)`.
+
+        Scores and margin are None for a graph that gives labels.
+        """
         same = labels == reference_labels
         self.pixels += same.size
         self.equal += int(same.sum())
         edge = boundary(reference_labels)
         self.boundary[0] += int(same[edge].sum())
         self.boundary[1] += int(edge.sum())
-        buckets = np.digitize(margin / (float(margin.mean()) or 1.0), MARGINS[:-1])
-        for hit in (0, 1):
-            chosen = buckets if hit else buckets[same]
-            self.margins[:, hit] += np.bincount(chosen.ravel(), minlength=len(MARGINS))
+        if margin is not None:
+            buckets = np.digitize(margin / (float(margin.mean()) or 1.0), MARGINS[:-1])
+            for hit in (0, 1):
+                chosen = buckets if hit else buckets[same]
+                self.margins[:, hit] += np.bincount(chosen.ravel(), minlength=len(MARGINS))
         pixel = None
-        if scores is None:
+        if scores is None or reference is None:
             self.scored = False
         else:
             row, column = self._add_scores(reference, scores)
