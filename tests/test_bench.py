@@ -330,9 +330,9 @@ def test_bench_a_reference_may_end_in_labels_or_probabilities(
 ) -> None:
     reference = segdeploy.export(checkpoint, tmp_path / "r.onnx", output=ending).path
     verdict = segdeploy.bench([graph], reference=reference, data=dataset, protocol=BRIEF)
-    first, row = verdict.reference, verdict.rows[0]
+    first, row = verdict.rows
     assert first.evaluation.accuracy.miou > 0
-    assert row.evaluation.agreement.labels > 0.99
+    assert row.evaluation.agreement.labels > (0.99 if ending == "probabilities" else 0.9)
     assert row.evaluation.agreement.max_abs is None  # logits and another kind of output
     has_margins = any(row.evaluation.agreement.by_margin)
     assert has_margins == (ending == "probabilities")
