@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from segdeploy.commands.bench import bench
     from segdeploy.commands.build_engine import build_engine
     from segdeploy.commands.calibrate import calibrate
+    from segdeploy.commands.contract import check_contract, infer_contract
     from segdeploy.commands.deploy import deploy
     from segdeploy.commands.doctor import doctor
     from segdeploy.commands.evaluate import evaluate
@@ -36,10 +37,12 @@ __all__ = [
     "bench",
     "build_engine",
     "calibrate",
+    "check_contract",
     "deploy",
     "doctor",
     "evaluate",
     "export",
+    "infer_contract",
     "inspect",
     "load",
     "optimize",
@@ -55,6 +58,8 @@ _HOMES = {
     "bench": "segdeploy.commands.bench",
     "build_engine": "segdeploy.commands.build_engine",
     "calibrate": "segdeploy.commands.calibrate",
+    "check_contract": "segdeploy.commands.contract",
+    "infer_contract": "segdeploy.commands.contract",
     "deploy": "segdeploy.commands.deploy",
     "doctor": "segdeploy.commands.doctor",
     "evaluate": "segdeploy.commands.evaluate",

@@ -26,7 +26,7 @@ def builder(model: str) -> Callable[[int | None, Mapping[str, Any], int], nn.Mod
         InputError, ModelInputError: if the name is not registered, or the factory is not found.
     """
     if ":" in model:
-        factory = _find_factory(model)
+        factory = find_callable(model)
         return lambda classes, arguments, _: _call_factory(model, factory, classes, arguments)
     from segdeploy.models.registry import build, check_name
 
@@ -34,7 +34,12 @@ def builder(model: str) -> Callable[[int | None, Mapping[str, Any], int], nn.Mod
     return lambda classes, arguments, channels: build(model, classes or 0, arguments, channels)
 
 
-def _find_factory(reference: str) -> Callable[..., Any]:
+def find_callable(reference: str) -> Callable[..., Any]:
+    """Return the user's function `package.module:function`.
+
+    Raises:
+        InputError: if the module cannot be imported, or has no such function.
+    """
     module_name, _, factory_name = reference.partition(":")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, folder)

@@ -19,6 +19,7 @@ ORDER = (
         "onnx_graph",
         "engine",
         "runtime",
+        "contract_inference",
         "proof",
         "optimizer",
     ),

@@ -21,6 +21,7 @@ from segdeploy.cli.bench import bench
 from segdeploy.cli.build_engine import build_engine
 from segdeploy.cli.calibrate import calibrate
 from segdeploy.cli.console import say
+from segdeploy.cli.contract import contract
 from segdeploy.cli.data import data
 from segdeploy.cli.deploy import deploy
 from segdeploy.cli.doctor import doctor
@@ -57,7 +58,7 @@ def cli(debug: bool) -> None:
 
 for command in (
     *(models, data, train, evaluate, export, optimize, calibrate, build_engine, bench, predict),
-    *(deploy, inspect, self_test, adopt, serve_repo, doctor),
+    *(deploy, inspect, self_test, adopt, serve_repo, doctor, contract),
 ):
     cli.add_command(command)
 

@@ -10,7 +10,7 @@ import functools
 import click
 
 COMMANDS = {
-    "Prepare a network": ("models", "data", "train", "evaluate"),
+    "Prepare a network": ("models", "data", "contract", "train", "evaluate"),
     "Convert": ("export", "optimize", "calibrate", "build-engine", "adopt"),
     "Verify": ("bench", "inspect", "self-test", "doctor"),
     "Run": ("predict", "serve-repo"),

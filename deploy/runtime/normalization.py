@@ -26,7 +26,7 @@ def normalized(image: NDArray[Any], contract: Contract) -> NDArray[np.float32]:
         return made
     for channel, (mean, std) in enumerate(zip(contract.mean, contract.std, strict=True)):
         values = image[:, :, channel]
-        made[0, channel] = _formula(values, contract.scale, mean, std, contract.normalization)
+        made[0, channel] = formula_of(values, contract.scale, mean, std, contract.normalization)
     return made
 
 
@@ -37,7 +37,7 @@ def affine(contract: Contract) -> tuple[NDArray[np.float32], NDArray[np.float32]
     return np.float32(1) / (divisor * std), np.asarray(contract.mean, np.float32) / std
 
 
-def _formula(
+def formula_of(
     values: NDArray[Any], scale: float, mean: float, std: float, formula: str
 ) -> NDArray[np.float32]:
     """Return values normalized by one formula, `float32`.

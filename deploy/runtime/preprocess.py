@@ -18,7 +18,7 @@ Pixels = NDArray[Any]
 
 # Weights of red, green and blue in fixed point, and their fraction's bits: `convert("L")` of Pillow
 # (Convert.c), `cvtColor` of OpenCV (color_rgb.simd.hpp).
-_GRAY_WEIGHTS = {"pillow": ((19595, 38470, 7471), 16), "opencv": ((9798, 19235, 3735), 15)}
+GRAY_WEIGHTS = {"pillow": ((19595, 38470, 7471), 16), "opencv": ((9798, 19235, 3735), 15)}
 
 
 def preprocess(image: Pixels, contract: Contract) -> NDArray[Any]:
@@ -59,7 +59,12 @@ def _with_gray(image: Pixels, contract: Contract) -> Pixels:
     """Return an RGB image as gray, if the contract converts it; else the image."""
     if contract.gray is None or image.shape[2] != len(RGB):
         return image
-    weights, bits = _GRAY_WEIGHTS[contract.gray]
+    return gray_of(image, contract.gray)
+
+
+def gray_of(image: Pixels, library: str) -> Pixels:
+    """Return an RGB image `(H, W, 3)` as gray `(H, W, 1)`, with the weights of a library."""
+    weights, bits = GRAY_WEIGHTS[library]
     if image.dtype == np.float32:
         plain: Pixels = image @ (np.array(weights, np.float32) / np.float32(1 << bits))
         return plain[:, :, None]
