@@ -21,7 +21,7 @@ def contradiction(contract: Contract) -> str | None:
     """
     checks = (
         *(_channel_contradiction, _normalization_contradiction),
-        *(_fit_contradiction, _source_contradiction, _head_contradiction),
+        *(_fit_contradiction, _output_contradiction, _source_contradiction, _head_contradiction),
     )
     return next(filter(None, (check(contract) for check in checks)), None)
 
@@ -78,6 +78,12 @@ def _normalization_contradiction(contract: Contract) -> str | None:
                 f"--{name} {listed(values)}: is beyond the values, which the scale brings to "
                 f"0..{largest:g}; give --{name}-255 for values of 0..255, or another --rescale"
             )
+    return None
+
+
+def _output_contradiction(contract: Contract) -> str | None:
+    if contract.upsampling is not None and contract.output != "labels":
+        return f"the upsampling {contract.upsampling} goes with --output labels"
     return None
 
 
@@ -177,12 +183,15 @@ def _fit_contradiction(contract: Contract) -> str | None:
             given = listed(value) if isinstance(value, tuple) else str(value)
             return f"{option} {given}: goes with --fit {goes}"
     edge, limit, step = contract.edge or 0, contract.longest_edge, contract.pad_multiple
+    side_step = contract.side_multiple or 1
+    rounded = -(-edge // side_step) * side_step
     if limit is not None and limit < edge:
         return f"--longest-edge {limit}: is below --edge {edge}, the shorter one"
-    if fit == "shortest-edge,center-crop" and edge < min(contract.size):
+    if fit == "shortest-edge,center-crop" and rounded < min(contract.size):
         return f"--edge {edge}: is below the crop of {shown}, which would lie outside the image"
-    if fit == "longest-edge,pad" and edge > min(contract.size):
-        return f"--edge {edge}: is above the input of {shown}, so no image would fit"
+    if fit == "longest-edge,pad" and rounded > min(contract.size):
+        made = f" becomes {rounded} pixels," if rounded != edge else ""
+        return f"--edge {edge}:{made} is above the input of {shown}, so no image would fit"
     if step and any(side % step for side in contract.size):
         return f"--pad-multiple {step}: does not divide the input size {shown}"
     return _pad_contradiction(contract)

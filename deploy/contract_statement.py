@@ -38,13 +38,11 @@ STATED = (
 )
 _OF_CLASSES = ("classes", "palette", "ignore_index")
 _STATED_IN_FILE = (*STATED, "size", *_OF_CLASSES)
-# The fields that a contract file alone can state: they have no option of their own.
-_FILE_ALONE = _OF_CLASSES
 
 
 def option_of(name: str) -> str:
     """Return the option that states the field `name` of a contract."""
-    if name in _FILE_ALONE:
+    if name in _OF_CLASSES:  # a contract file alone states them
         return "--contract"
     return "--rescale" if name == "scale" else f"--{name.replace('_', '-')}"
 
@@ -238,10 +236,7 @@ def read_statement(path: Path) -> dict[str, Any]:
     schema = values.pop("schema", SCHEMA)
     if not is_schema(schema):
         raise InputError(f"{path}: has schema {schema!r}, this segdeploy reads {SCHEMA}")
-    if colors := sorted({"color", "colour"} & set(values)):
-        if "channels" in values:
-            raise InputError(f"{path}: '{colors[0]}' and 'channels' say the same; remove one")
-        values = lifted(values)
+    values = _of_schema_2(values, path)
     is_complete = "architecture" in values
     stated: dict[str, Any] = {}
     for name, value in values.items():
@@ -260,11 +255,24 @@ def read_statement(path: Path) -> dict[str, Any]:
             value = [value]  # one number for all channels
         if not CHECKS[field](value):
             raise InputError(
-                f"{path}: '{name}' has a value that a contract cannot hold: {values[name]!r:.200}"
+                f"{path}: '{name}' has a value that a contract cannot hold: "
+                f"{values[name]!r:.200}; docs/reference/contract.md says which it can"
             )
         if value is not None:
             stated[name] = frozen(value)
     return stated
+
+
+def _of_schema_2(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the fields with `channels` instead of schema 1's `color`."""
+    colors = sorted({"color", "colour"} & set(values))
+    if not colors:
+        return values
+    if "channels" in values:
+        raise InputError(f"{path}: '{colors[0]}' and 'channels' say the same; remove one")
+    if values[colors[0]] not in ("RGB", "BGR"):
+        raise InputError(f"{path}: '{colors[0]}' must be RGB or BGR; state 'channels' instead")
+    return lifted(values)
 
 
 def _meant(name: str) -> str:

@@ -82,9 +82,12 @@ class ModelSpec:
         ]
         given += map(option_of, self.stated)
         if given:
+            restated = f"name the network: NAME --weights {self.model}"
+            if self.model.endswith(".onnx"):
+                restated = f"segdeploy adopt {self.model} --like {self.model} -o FILE"
             raise InputError(
                 f"{self.model}: the file defines its classes, weights and preprocessing; leave out "
-                f"{', '.join(dict.fromkeys(given))} (for the name of a network alone)"
+                f"{', '.join(dict.fromkeys(given))} (to restate them: {restated})"
             )
 
     @property
@@ -151,6 +154,8 @@ def load_network(
     network = Network(module, classes, start.size, spec.model, spec.take, channels)
     network.eval()
     contract = _completed(start, network, spec)
+    if spec.is_factory:
+        _check_activation(network, contract, spec)
     has_sigmoid = contract.head != "multiclass"
     if spec.is_factory and network.gives_probabilities(contract.size, has_sigmoid=has_sigmoid):
         _LOG.info(
@@ -173,15 +178,42 @@ def _with_channels(contract: Contract, module: nn.Module, spec: ModelSpec) -> Co
     Raises:
         InputError: for a network of other channels, which have no usual names.
     """
-    if "channels" not in contract.assumed or not spec.is_factory:
+    if not spec.is_factory:
         return contract
     from segdeploy.models.network import input_channels, runs
 
     count = input_channels(module)
     if count in (None, len(contract.channels)) or runs(module, contract.shape_at(contract.size)):
         return contract
+    if "channels" not in contract.assumed:
+        raise InputError(
+            f"{spec.model}: its first convolution takes {count} channels, and --channels names "
+            f"{len(contract.channels)} ({','.join(contract.channels)})"
+        )
     channels = usual_channels(count or 0, f"{spec.model}: its first convolution")
     return replace(with_stated(contract, {"channels": channels}), assumed=contract.assumed)
+
+
+def _check_activation(network: Network, contract: Contract, spec: ModelSpec) -> None:
+    """Compare the end of a user's network with its head.
+
+    Raises:
+        InputError: for a softmax, whose classes exclude each other, at a multilabel head.
+    """
+    if network.num_classes == 1:
+        return
+    has_softmax = network.gives_probabilities(contract.size, has_sigmoid=False)
+    if contract.has_bit_planes and has_softmax:
+        raise InputError(
+            f"{spec.model}: ends in a softmax, so that a pixel is of one class; leave --head "
+            "multilabel out"
+        )
+    has_sigmoids = network.gives_probabilities(contract.size, has_sigmoid=True)
+    if contract.head == "multiclass" and has_sigmoids and not has_softmax:
+        _LOG.info(
+            f"{spec.model}: its output stays within 0 and 1 and does not sum to 1, as that of a "
+            "sigmoid for each channel; state --head multilabel if a pixel can be of several classes"
+        )
 
 
 def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contract:
@@ -202,6 +234,11 @@ def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contrac
         )
     if contract.classes:
         return contract
+    if count == 1 and spec.stated.get("head") == "multiclass":
+        raise InputError(
+            f"{spec.model}: has one output channel, and --head multiclass takes one for each "
+            "class; leave --head out for a binary network"
+        )
     if count == 1 and not contract.has_bit_planes:
         _LOG.info(
             f"{spec.model}: has one output channel, so it is a binary network: a pixel is of the "

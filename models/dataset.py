@@ -68,8 +68,13 @@ class Frame:
             ModelInputError: for a file that is missing or cannot be used.
         """
         self.check_mask()
-        ids = 1 << self.num_classes if self.bit_planes else self.num_classes
-        return read_mask(self.mask, ids, self.ignore_index, self.lookup)
+        return read_mask(
+            self.mask,
+            self.num_classes,
+            self.ignore_index,
+            self.lookup,
+            bit_planes=self.bit_planes,
+        )
 
     def read_image(self) -> NDArray[Any]:
         """Read the image alone, `(H, W, C)` of the data set's channels and dtype.

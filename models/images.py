@@ -92,9 +92,14 @@ def of_pillow(image: Image.Image, source: str) -> NDArray[np.uint8]:
 
 
 def read_mask(
-    path: Path, num_classes: int, ignore_index: int, lookup: bytes | None = None
+    path: Path,
+    num_classes: int,
+    ignore_index: int,
+    lookup: bytes | None = None,
+    *,
+    bit_planes: bool = False,
 ) -> NDArray[np.uint8]:
-    """Read a mask as `(H, W) uint8`, one class id per pixel.
+    """Read a mask as `(H, W) uint8`: one class id per pixel, or with `bit_planes` a bit per class.
 
     `lookup` maps each of the 256 possible ids in the file to a class id or `ignore_index`.
 
@@ -105,10 +110,16 @@ def read_mask(
     if lookup is not None:
         mask = np.frombuffer(lookup, np.uint8)[mask]
     known = np.zeros(256, bool)
-    known[:num_classes] = True
+    known[: 1 << num_classes if bit_planes else num_classes] = True
     known[ignore_index] = True
     if not known[mask].all():
         unknown = sorted({int(i) for i in np.unique(mask) if not known[i]})
+        if bit_planes:
+            raise ModelInputError(
+                f"{path}: holds the bit planes {unknown[:8]}, but there are {num_classes} classes "
+                f"(bits 0 to {num_classes - 1}) and the ignore index {ignore_index}; mend the mask "
+                "or dataset.json"
+            )
         raise ModelInputError(
             f"{path}: holds the ids {unknown[:8]}, but there are {num_classes} classes "
             f"(0 to {num_classes - 1}) and the ignore index {ignore_index}; "

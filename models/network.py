@@ -159,11 +159,16 @@ class Network(nn.Module):
 
     def _check(self, logits: Tensor, size: tuple[int, int]) -> None:
         if logits.ndim != 4 or logits.shape[1] != self.num_classes:
-            is_binary = logits.ndim == 4 and logits.shape[1] == 1
+            mend = ""
+            if logits.ndim == 3:
+                mend = "; return the logits, before the argmax"
+            elif logits.ndim == 4 and logits.shape[1] == 1:
+                mend = "; for a binary network, name its class with --foreground"
+            elif self.num_classes == 1:
+                mend = "; it is no binary network: leave --head, --foreground and --num-classes out"
             raise ModelInputError(
                 f"{self.name}: the output has shape {tuple(logits.shape)}; segmentation logits for "
-                f"{self.num_classes} classes have shape (N, {self.num_classes}, H, W)"
-                + ("; for a binary network, name its class with --foreground" * is_binary)
+                f"{self.num_classes} classes have shape (N, {self.num_classes}, H, W)" + mend
             )
         if not torch.isfinite(logits).all():
             raise ModelInputError(

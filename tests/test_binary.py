@@ -182,6 +182,8 @@ def test_binary_of_a_users_network(run: Callable[..., Ran], dataset: Path, tmp_p
     words = ("export", "tests.test_binary:of_logits", "--size", "32x48", "--threshold", 0.3)
     assert run(*words, "-o", out).code == 0  # the network's output tells that it is binary
     assert segdeploy.inspect(out).contract.threshold == 0.3
+    ran = run(*words, "--head", "multiclass", "-o", tmp_path / "no.onnx")
+    assert ran.code == 2
     out = tmp_path / "road.onnx"
     words = (
         "export",

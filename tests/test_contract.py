@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import segdeploy
 from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, placeholder_classes
 from segdeploy.contract_json import CHECKS, read_contract
 from segdeploy.contract_statement import read_statement, with_stated
@@ -227,6 +228,7 @@ def test_contract_a_file_of_statements(tmp_path: Path) -> None:
         ('{"mean": 0, "mean": 1}', 'the name "mean" is given twice'),
         ('{"color": "BGR", "channels": ["R"]}', "'color' and 'channels' say the same; remove one"),
         ('{"precision": "fp16"}', "'precision' is decided by the network, and cannot be stated"),
+        ('{"color": ["R"]}', "'color' must be RGB or BGR; state 'channels' instead"),
         ('{"mean": "0.5"}', "'mean' has a value that a contract cannot hold: '0.5'"),
         ('{"mean": [true, 0, 0]}', "'mean' has a value that a contract cannot hold"),
         ('{"channels": 1, "pad": 0}', "'channels' has a value"),
@@ -254,6 +256,22 @@ def test_contract_a_file_of_statements_that_is_wrong(
             read_statement(other)
     with pytest.raises(InputError, match="no such file"):
         read_statement(tmp_path / "none.json")
+
+
+def test_contract_an_option_replaces_what_belongs_to_the_files_value(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    words = ["export", "deeplabv3", "--num-classes", 3, "--width", 4, "--size", "32x32"]
+    for stated, options, field, value in (
+        ({"fit": "letterbox", "pad": 114}, ("--fit", "stretch"), "pad", None),
+        ({"channels": ["gray"], "gray": "opencv"}, ("--channels", "R,G,B"), "gray", None),
+        ({"normalization": "none"}, ("--mean", "0.5", "--std", "0.5"), "scale", 1 / 255),
+    ):
+        (tmp_path / "c.json").write_text(json.dumps(stated))
+        out = tmp_path / "m.onnx"
+        ran = run(*words, "--contract", tmp_path / "c.json", *options, "-o", out)
+        assert ran.code == 0, ran.err
+        assert getattr(segdeploy.inspect(out).contract, field) == value
 
 
 def test_contract_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
@@ -309,6 +327,10 @@ def test_contract_classes_of_a_file_are_not_overridden(
             {"channels": ("gray",), "gray": "opencv", "source_channels": ("gray",)},
             "--gray opencv: converts RGB images; leave --source-channels out",
         ),
+        (
+            {"fit": "longest-edge,pad", "edge": 350, "side_multiple": 512, "pad": (0,)},
+            "--edge 350: becomes 512 pixels, is above the input of 360x480",
+        ),
         ({"pad": (0,), "pad_normalized": True}, "--pad-normalized 0,0,0: goes with --fit letter"),
     ],
 )
@@ -344,7 +366,7 @@ VALUES = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-2, 70000),
-    st.floats(allow_nan=False),
+    st.floats(allow_nan=False, allow_infinity=False),
     st.sampled_from(["", "1/255", "gray", "stretch", "letterbox", "binary", "f64", "uint16"]),
     st.lists(st.one_of(st.integers(-1, 300), st.sampled_from(["R", "G", "gray"])), max_size=4),
 )

@@ -23,6 +23,7 @@ from segdeploy.contract_statement import with_stated
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
+from segdeploy.profiles import Bounds
 from segdeploy.proof.golden_vectors import golden_path
 from segdeploy.runtime.fit import placement
 from segdeploy.runtime.inference_options import InferenceOptions
@@ -256,6 +257,21 @@ def test_fit_an_input_that_follows_the_image(
             InputError, match="a 50x40 image becomes 64x48 by --fit shortest-edge,pad-to-multiple"
         ):
             network.predict(images[1])
+
+
+def test_fit_an_input_outside_the_bounds_was_never_proven(tmp_path: Path) -> None:
+    spec = ModelSpec(
+        "deeplabv3", 3, arguments={"width": 4, "stride": 2}, size=(48, 64), stated={"fit": "none"}
+    )
+    bounds = Bounds((32, 32), (96, 128))
+    graph = segdeploy.export(spec, tmp_path / "d.onnx", dynamic=True, bounds=bounds).path
+    with segdeploy.load(graph) as network:
+        assert network.predict(np.zeros((96, 128, 3), np.uint8)).shape == (96, 128)
+        for size in ((16, 40), (97, 64), (40, 300)):
+            with pytest.raises(InputError, match="outside the graph's 32x32 to 96x128"):
+                network.predict(np.zeros((*size, 3), np.uint8))
+    with pytest.raises(InputError, match="its input follows the image by --fit none; leave --size"):
+        segdeploy.load(graph, size=(64, 64))
 
 
 def test_fit_calibration_on_inputs_that_follow_the_image(

@@ -304,11 +304,35 @@ def test_foreign_onnx_what_contradicts_the_file_is_refused(tmp_path: Path) -> No
     refused(plain(), r"gives an output of shape \(1, 5, 24, 32\), and 4 channels", num_classes=4)
     ids = labels_of(TensorProto.INT64, keepdims=0)
     refused(ids, "gives the label 4, and 4 classes are stated", num_classes=4)
+    refused(
+        ids,
+        "which its own threshold has decided; leave --threshold out",
+        preprocessing={**numbers, "head": "multilabel", "threshold": 0.3},
+    )
     refused(ids, "gives labels .* not logits; leave --output out", output="logits")
     refused(softmax(), "so its output is probabilities", output="logits")
     refused(plain(), "so its output is logits", output="probabilities")
     refused(plain(), "gives scores .* not labels", output="labels")
     refused(bytes_first(), "--normalization none: has no mean")
     refused(plain(), "cannot be run on an image", size=(25, 32))
+    with pytest.raises(InputError, match="is 60000x60000, more than 100000000 pixels"):
+        segdeploy.adopt(
+            tmp_path / "x.onnx",
+            Statement(num_classes=CLASSES, preprocessing=numbers, size=(60000, 60000)),
+            out=tmp_path / "m.onnx",
+        )
+    four = model_of(
+        START,
+        [node("Identity", "scores", "y")],
+        (TensorProto.FLOAT, [4, 3, *SIZE]),
+        (TensorProto.FLOAT, [4, CLASSES, *SIZE]),
+    )
+    refused(four, "takes batches of 4 alone")
+    brain = model_of(
+        [node("Cast", "image", "planes", to=TensorProto.FLOAT)],
+        [node("Identity", "scores", "y")],
+        (TensorProto.BFLOAT16, [1, 3, *SIZE]),
+    )
+    refused(brain, "its input is bfloat16; an image is one of float, ")
     endless = model_of(START, [node("Log", "scores", "y")])
     refused(endless, "gives NaN or infinity for an image of noise")

@@ -272,6 +272,37 @@ def test_multilabel_of_a_users_network(run: Callable[..., Ran], tmp_path: Path) 
         assert np.array_equal(loaded.predict(image), found[0])
 
 
+def of_softmax() -> nn.Module:
+    return Several(nn.Softmax(1))
+
+
+def of_labels() -> nn.Module:
+    class Best(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.argmax(1)
+
+    return Several(Best())
+
+
+def test_multilabel_an_end_of_another_kind_is_told(run: Callable[..., Ran], tmp_path: Path) -> None:
+    def exported(name: str, *more: object) -> Ran:
+        words = ("export", f"tests.test_multilabel:{name}", "--size", "32x48")
+        return run(*words, "-o", tmp_path / "m.onnx", *more)
+
+    for name, options, reason in (
+        ("of_softmax", ("--head", "multilabel"), "ends in a softmax, so that a pixel is of one"),
+        ("of_labels", (), "return the logits, before the argmax"),
+        ("of_logits", ("--channels", "gray"), "takes 3 channels, and --channels names 1 (gray)"),
+        ("of_logits", ("--num-classes", 1), "it is no binary network: leave --head, --foreground"),
+    ):
+        ran = exported(name, *options)
+        assert ran.code == 2
+        assert reason in ran.err.splitlines()[-1]
+    ran = exported("of_probabilities")
+    assert ran.code == 0
+    assert "state --head multilabel if a pixel can be of several classes" in ran.err
+
+
 def test_multilabel_one_class_of_several_is_a_binary_network(
     run: Callable[..., Ran], planes: Path, tmp_path: Path
 ) -> None:

@@ -97,7 +97,7 @@ def test_stated_preprocessing_that_cannot_be_is_refused(
     ran = run("export", checkpoint, "--resize", "opencv-area", "-o", out)
     check_one_line(ran, "the file defines its classes, weights and preprocessing")
     ran = run("evaluate", graph, "--data", dataset, "--mean", "0.5,0.5,0.5")
-    check_one_line(ran, "leave out --mean (for the name of a network alone)")
+    check_one_line(ran, "leave out --mean (to restate them: segdeploy adopt")
     assert not out.exists()
 
 

@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     type=click.Choice(["logits", "probabilities", "labels"]),
     default="logits",
     show_default=True,
-    help="Output of the graph; labels embed argmax.",
+    help="Output of the graph; labels embed argmax, or the thresholds of the head.",
 )
 @click.option(
     "--late-upsampling",

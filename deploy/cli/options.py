@@ -17,6 +17,7 @@ from segdeploy.contract import (
     GRAY_CONVERSIONS,
     HEADS,
     MOST_CHANNELS,
+    NO_FIT,
     NORMALIZATIONS,
     PAD_SIDES,
     RESIZE_KERNELS,
@@ -367,6 +368,16 @@ def stated_preprocessing(options: Mapping[str, Any]) -> dict[str, Any]:
             stated.pop(f"{name}_255", None)
     if "pad" in given:
         stated.pop("pad_normalized", None)
+    # What belongs to a value of the file goes with the value that an option replaces.
+    replaced: set[str] = set()
+    if "fit" in given:
+        replaced |= {*NO_FIT}
+    if "channels" in given:
+        replaced |= {"gray", "source_channels"}
+    has_constants = {"mean", "std", "mean_255", "std_255"} & set(given)
+    if has_constants and stated.get("normalization") in ("none", "per-image"):
+        replaced |= {"normalization", "scale"}
+    stated = {name: value for name, value in stated.items() if name not in replaced}
     return {**stated, **given}
 
 

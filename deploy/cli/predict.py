@@ -32,7 +32,10 @@ from segdeploy.cli.options import (
 @out_option("Overlay to write: the class colors over IMAGE (.png or .jpg).")
 @tile_option
 @click.option(
-    "--labels", type=Path, metavar="FILE", help="Label map to write (.png, one class id a pixel)."
+    "--labels",
+    type=Path,
+    metavar="FILE",
+    help="Label map to write (.png, one class id a pixel; bit planes of a multilabel network).",
 )
 @json_option
 @foreign_model

@@ -20,6 +20,7 @@ from segdeploy.contract import (
     IMAGENET_STD,
     Contract,
     Precision,
+    check_pixels,
     listed,
     usual_channels,
 )
@@ -152,7 +153,12 @@ def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
     shape = tensor_shape(images[0])
     if statement.like is not None:
         contract = _contract(file, statement, shape, is_nhwc=False)
+        is_decided = contract.output == "labels" and contract.upsampling is None
+        if is_decided and "threshold" in statement.preprocessing:
+            raise InputError(_DECIDED.format(file=file))
     else:
+        if opened.own_contract is not None:
+            done.append("its own contract is replaced by the stated one; --like keeps its fields")
         contract, more = _conformed(graph, statement, file)
         done += more
         check_graph(graph, file)
@@ -177,7 +183,11 @@ def _report_accuracy(adopted: Path, data: Path) -> None:
     """Log the mIoU on a few frames, which a wrong statement of the preprocessing ruins."""
     splits = open_dataset(data).splits
     split = "val" if "val" in splits else splits[-1]
-    found = evaluate(adopted, data, split=split, limit=_FRAMES)
+    try:
+        found = evaluate(adopted, data, split=split, limit=_FRAMES)
+    except InputError as error:  # the file is written, and a broken frame does not change it
+        _LOG.info(f"{adopted}: its accuracy was not measured ({error})")
+        return
     if found.miou is not None:
         _LOG.info(
             f"{adopted}: has {100 * found.miou:.2f} % mIoU on {found.frames} frames of '{split}'; "
@@ -194,6 +204,15 @@ def _conformed(
     Return the contract and what was done.
     """
     shape, kind = tensor_shape(graph.graph.input[0]), input_type(graph)
+    if kind not in (*_FLOATS, *_INTEGERS):
+        raise InputError(
+            f"{file}: its input is {kind}; an image is one of {', '.join((*_FLOATS, *_INTEGERS))}"
+        )
+    if isinstance(shape[0] if shape else 1, int) and shape[:1] not in ((), (1,)):
+        raise InputError(
+            f"{file}: takes batches of {shape[0]} alone; give a file for one image, or one with a "
+            "dynamic batch"
+        )
     is_nhwc = _is_nhwc(statement, shape)
     stated = dict(statement.preprocessing)
     if kind not in _FLOATS:  # a graph that takes whole numbers normalizes them by itself
@@ -218,6 +237,7 @@ def _is_nhwc(statement: Statement, shape: tuple[int | str, ...]) -> bool:
 
 # ONNX's names of float types, and the types of the arrays that ONNX Runtime takes.
 _FLOATS = {"float": "float32", "float16": "float16", "double": "float64"}
+_INTEGERS = ("uint8", "uint16", "int32", "int64")
 
 
 def _probe(contract: Contract, kind: str, *, is_nhwc: bool) -> NDArray[Any]:
@@ -297,6 +317,8 @@ def _with_output(
                 f"{file}: gives the label {int(given.max())}, and {len(contract.classes)} classes "
                 "are stated; state all classes with --num-classes or --data"
             )
+        if "threshold" in statement.preprocessing:
+            raise InputError(_DECIDED.format(file=file))
         done = conform_labels(graph, given)
         return with_stated(contract, {"output": "labels"}), done
     found = {given.shape[1], given.shape[3]} if given.ndim == 4 else {given.shape[0]}
@@ -328,6 +350,7 @@ def _with_output(
     return replace(contract, output=kind), done
 
 
+_DECIDED = "{file}: gives labels, which its own threshold has decided; leave --threshold out"
 _EXPECTED = "scores are (N, C, H, W) and labels (N, H, W)"
 _KINDS = {
     "probabilities": "the scores of a pixel are within 0 and 1 as those of a softmax or sigmoid",
@@ -457,6 +480,7 @@ def _contract(
         if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
             raise InputError(f"{file}: its input size is unknown; give --size HxW")
         stated["size"] = sides
+    check_pixels(stated["size"], f"{file}: its input")
     taken = (shape[3:4] if is_nhwc else shape[1:2]) or (len(RGB),)
     if "channels" not in stated and isinstance(taken[0], int) and taken[0] != len(RGB):
         stated["channels"] = usual_channels(taken[0], f"{file}:")

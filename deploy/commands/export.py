@@ -289,7 +289,12 @@ def _with_output(
     # A threshold of low-resolution probabilities is not that of the upsampled logits.
     may_be_late = late and not (is_activated and has_sigmoid)
     alignment = cut_last_upsampling(graph) if may_be_late else None
-    if late and alignment is None:
+    if late and not may_be_late:
+        notes.append(
+            "--late-upsampling left out, the graph computes the labels: the network ends in a "
+            "sigmoid, and a threshold of low-resolution probabilities gives other labels"
+        )
+    elif late and alignment is None:
         notes.append(
             "--late-upsampling left out, the graph computes the labels: it does not end in "
             "one bilinear Resize of logits to a given size (a graph of several scales does "
@@ -319,6 +324,11 @@ def _with_images(
 ) -> Contract:
     """Prepend the preprocessing of images with the channels `given`; return the new contract."""
     channels = tuple(given.split(",")) if isinstance(given, str) and "," in given else tuple(given)
+    if contract.gray is not None and sorted(channels) != sorted(contract.channels):
+        raise InputError(
+            f"--preprocess {listed(channels)}: the conversion to gray (--gray {contract.gray}) "
+            "cannot be embedded; give --preprocess gray, and the runtime converts the image"
+        )
     if sorted(channels) != sorted(contract.channels):
         raise InputError(
             f"--preprocess {listed(channels)}: names the channels of the images, which are "

@@ -47,7 +47,10 @@ def label_counts(
     counts = LabelCounts.of(dataset)
     for done, frame in enumerate(frames, 1):
         image, mask = frame.read()
-        labels = predictor.predict(image, options)
+        try:
+            labels = predictor.predict(image, options)
+        except InputError as error:
+            raise InputError(f"{frame.image}: {error}") from error
         if not options.tile:  # tiles are of the whole image
             window = predictor.crop_window((mask.shape[0], mask.shape[1]))
             mask, labels = mask[window], labels[window]

@@ -162,6 +162,14 @@ def check_input_size(
             f"{contract.size[0]}x{contract.size[1]}; export it with --size {made[0]}x{made[1]}, or "
             "--dynamic"
         )
+    if contract.bounds is not None:
+        smallest, largest, _ = contract.bounds
+        sides = zip(made, smallest, largest, strict=True)
+        if not all(low <= side <= high for side, low, high in sides):
+            raise InputError(
+                f"{where}: {described}, outside the graph's {smallest[0]}x{smallest[1]} to "
+                f"{largest[0]}x{largest[1]}; export it with --min-size and --max-size"
+            )
     if any(side % contract.multiple for side in made):
         raise InputError(
             f"{where}: {described}, and the network takes only multiples of {contract.multiple}; "

@@ -27,9 +27,9 @@ Indices = NDArray[np.intp]
 def late_labels(scores: Floats, size: tuple[int, int], contract: Contract) -> NDArray[np.uint8]:
     """Return the labels `(H, W)` of a network's scores `(C, h, w)`, as its contract decides.
 
-    The scores of a binary network have one channel, or two with the background's. A threshold is
-    convex in the corners of a cell as the best class is, so that each class of a multilabel network
-    is a case of two classes.
+    The scores of a binary network have one channel, or two with the background's. Scores that are
+    above the threshold at all four corners of a cell are above in the whole cell, and likewise
+    below, so that each class of a multilabel network is a case of two classes.
     """
     align_corners = contract.upsampling == "align-corners"
     if contract.has_bit_planes:

@@ -68,6 +68,18 @@ class Predictor(Closing):
                     f"{session.backend}: the network is static at {height}x{width}; export it with "
                     "--size, or --dynamic"
                 )
+            if self.contract.follows_image:
+                raise InputError(
+                    f"{session.backend}: its input follows the image by --fit {self.contract.fit}; "
+                    "leave --size out"
+                )
+            if self.contract.bounds is not None:
+                (low, narrow), (high, wide), _ = self.contract.bounds
+                if not (low <= size[0] <= high and narrow <= size[1] <= wide):
+                    raise InputError(
+                        f"{session.backend}: {size[0]}x{size[1]} is outside the graph's "
+                        f"{low}x{narrow} to {high}x{wide}; export it with --min-size and --max-size"
+                    )
             step = self.contract.multiple
             if any(side % step for side in size):
                 raise InputError(
