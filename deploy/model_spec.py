@@ -69,25 +69,30 @@ class ModelSpec:
         """Return a spec unchanged, or create the spec of a bare MODEL."""
         return model if isinstance(model, ModelSpec) else cls(str(model))
 
-    def refuse_options(self) -> None:
+    def refuse_options(self, *, may_restate: bool = False) -> None:
         """Refuse the options of a network's name for a file that defines these values itself.
 
+        With `may_restate` the file's contract may be stated anew, as that of a checkpoint.
+
         Raises:
-            InputError: if weights, classes, arguments or an output key are given with the file.
+            InputError: if weights, classes, arguments or an output key are given with the file, or
+                fields of the contract that cannot be restated.
         """
         named = ("weights", "num_classes", "take", "foreground")
         given = [option_of(name) for name in named if getattr(self, name)]
         given += [
             f"--{name}" if name in ("width", "stride") else "--arg" for name in self.arguments
         ]
-        given += map(option_of, self.stated)
-        if given:
-            restated = f"name the network: NAME --weights {self.model}"
-            if self.model.endswith(".onnx"):
-                restated = f"segdeploy adopt {self.model} --like {self.model} -o FILE"
+        stated = () if may_restate else tuple(map(option_of, self.stated))
+        if options := ", ".join(dict.fromkeys((*given, *stated))):
+            mend = ""
+            if stated and self.model.endswith(".onnx"):
+                mend = (
+                    f"; `segdeploy adopt {self.model} --like {self.model}` restates them in a copy"
+                )
             raise InputError(
                 f"{self.model}: the file defines its classes, weights and preprocessing; leave out "
-                f"{', '.join(dict.fromkeys(given))} (to restate them: {restated})"
+                f"{options}{mend}"
             )
 
     @property
@@ -264,7 +269,7 @@ def _checkpoint_spec(spec: ModelSpec) -> ModelSpec:
             f"{path}: a checkpoint ends in {CHECKPOINT_SUFFIX}; "
             f"for plain weights, name the network: NAME --weights {path}"
         )
-    spec.refuse_options()
+    spec.refuse_options(may_restate=True)
     contract = _stored_contract(path)
     if contract is None:
         raise InputError(

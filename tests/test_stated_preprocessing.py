@@ -94,11 +94,29 @@ def test_stated_preprocessing_that_cannot_be_is_refused(
     check_one_line(ran, "--mean 123.7,116.3,103.5", "give --mean-255 for values of 0..255")
     check_one_line(run(*words, "--std", "0,1,1"), "--std 0,1,1", "must be in 1e-09..1e+09")
     check_one_line(run(*words, "--resize", "lanczos"), "'lanczos' is not one of", "opencv-linear")
-    ran = run("export", checkpoint, "--resize", "opencv-area", "-o", out)
-    check_one_line(ran, "the file defines its classes, weights and preprocessing")
     ran = run("evaluate", graph, "--data", dataset, "--mean", "0.5,0.5,0.5")
-    check_one_line(ran, "leave out --mean (to restate them: segdeploy adopt")
+    check_one_line(ran, "leave out --mean; `segdeploy adopt ", "--like")
     assert not out.exists()
+
+
+def test_stated_preprocessing_of_a_checkpoint_is_restated(
+    run: Callable[..., Ran], checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """A network that was trained on stretched frames can be deployed with another fit."""
+    (tmp_path / "c.json").write_text('{"fit": "letterbox", "pad": 114, "min_confidence": 0.3}')
+    restated = ("--contract", tmp_path / "c.json", "--resize", "opencv-linear")
+    ran = run("export", checkpoint, *restated, "-o", tmp_path / "m.onnx")
+    assert ran.code == 0, ran.err
+    contract = segdeploy.inspect(tmp_path / "m.onnx").contract
+    before = segdeploy.inspect(checkpoint).contract
+    assert (contract.fit, contract.pad, contract.resize) == ("letterbox", (114,) * 3, restated[3])
+    assert (contract.min_confidence, contract.classes) == (0.3, before.classes)
+    answers = []
+    for file, words in ((checkpoint, restated), (tmp_path / "m.onnx", ())):
+        ran = run("evaluate", file, "--data", dataset, *words, "--json")
+        assert ran.code == 0, ran.err
+        answers.append(ran.out)
+    assert json.loads(answers[0])["miou"] == pytest.approx(json.loads(answers[1])["miou"], abs=1e-3)
 
 
 def test_stated_preprocessing_a_contract_with_unknown_assumptions_is_refused() -> None:
