@@ -36,23 +36,30 @@ def open_reference_execution(
     return open_on_cpu(model.SerializeToString(), session_options(reference_execution=True))
 
 
-# The operators after the class scores.
-_OF_LABELS = (
-    *("Cast", "ArgMax", "Softmax"),
-    *("Greater", "Mul", "ReduceSum", "Squeeze"),
-)
-
-
 def scores_of(model: onnx.ModelProto) -> str:
     """Return the name of the class scores: the output before the nodes that turn it into labels.
 
-    These are a Softmax or Sigmoid, an ArgMax, or comparisons with a threshold and the sum of bits.
+    These are a final Softmax, ArgMax or Cast, or the comparison with a threshold, which a Squeeze
+    precedes in a binary network, and which the sum of bit planes follows in a multilabel network.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
+
+    def behind(name: str, *operators: str) -> str | None:
+        """Return the first input of a chain of operators that ends in `name`, or None."""
+        for operator in operators:
+            node = producers.get(name)
+            if node is None or node.op_type != operator:
+                return None
+            name = node.input[0]
+        return name
+
     name: str = model.graph.output[0].name
-    while name in producers and producers[name].op_type in _OF_LABELS:
+    while name in producers and producers[name].op_type in ("Cast", "ArgMax", "Softmax"):
         name = producers[name].input[0]
-    return name
+    compared = behind(name, "ReduceSum", "Mul", "Cast", "Greater") or behind(name, "Greater")
+    if compared is None:
+        return name
+    return behind(compared, "Squeeze") or compared
 
 
 class Reference:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 import segdeploy
+from segdeploy.calibration.reference_execution import scores_of
 from segdeploy.commands.adopt import Statement
 from segdeploy.contract import Contract
 from segdeploy.errors import InputError
@@ -142,6 +143,7 @@ def test_multilabel_goes_the_whole_way(
               "--ece", "--report", tmp_path / "report", "--min-agreement", 0)  # fmt: skip
     assert ran.code == 0, ran.err
     assert (tmp_path / "report" / "index.html").is_file()
+    assert scores_of(load_onnx(labels)) == load_onnx(graph).graph.output[0].name
     image = planes / "val" / "images" / "val_0000.jpg"
     ran = run("predict", graph, image, "-o", tmp_path / "o.png", "--labels", tmp_path / "l.png",
               "--json")  # fmt: skip

@@ -29,11 +29,11 @@ class Accuracy:
     frames: int
     miou: float | None
     pixel_accuracy: float | None
-    coverage: float | None
     frequency_weighted_iou: float | None
     mean_dice: float | None
     iou: dict[str, float | None]
     dice: dict[str, float | None]
+    coverage: float | None = None
 
 
 def label_counts(
