@@ -160,14 +160,7 @@ def load_network(
     network.eval()
     contract = _completed(start, network, spec)
     if spec.is_factory:
-        _check_activation(network, contract, spec)
-    has_sigmoid = contract.head != "multiclass"
-    if spec.is_factory and network.gives_probabilities(contract.size, has_sigmoid=has_sigmoid):
-        _LOG.info(
-            f"{spec.model}: ends in a {'sigmoid' if has_sigmoid else 'softmax'}, so "
-            "its output is taken as probabilities"
-        )
-        contract = replace(contract, output="probabilities")
+        contract = _with_activation(contract, network, spec)
     if contract.assumed and not is_trained_here:
         _LOG.info(
             f"{spec.model}: assumed how its images are prepared: {contract.assumptions}; state "
@@ -199,26 +192,28 @@ def _with_channels(contract: Contract, module: nn.Module, spec: ModelSpec) -> Co
     return replace(with_stated(contract, {"channels": channels}), assumed=contract.assumed)
 
 
-def _check_activation(network: Network, contract: Contract, spec: ModelSpec) -> None:
-    """Compare the end of a user's network with its head.
+def _with_activation(contract: Contract, network: Network, spec: ModelSpec) -> Contract:
+    """Return the contract of a user's network that may end in a softmax or a sigmoid already.
 
     Raises:
         InputError: for a softmax, whose classes exclude each other, at a multilabel head.
     """
-    if network.num_classes == 1:
-        return
-    has_softmax = network.gives_probabilities(contract.size, has_sigmoid=False)
-    if contract.has_bit_planes and has_softmax:
+    found = network.activation(contract.size)
+    if contract.has_bit_planes and found == "softmax":
         raise InputError(
             f"{spec.model}: ends in a softmax, so that a pixel is of one class; leave --head "
             "multilabel out"
         )
-    has_sigmoids = network.gives_probabilities(contract.size, has_sigmoid=True)
-    if contract.head == "multiclass" and has_sigmoids and not has_softmax:
+    if contract.head == "multiclass" and found == "sigmoid":
         _LOG.info(
             f"{spec.model}: its output stays within 0 and 1 and does not sum to 1, as that of a "
             "sigmoid for each channel; state --head multilabel if a pixel can be of several classes"
         )
+        return contract
+    if found is None:
+        return contract
+    _LOG.info(f"{spec.model}: ends in a {found}, so its output is taken as probabilities")
+    return replace(contract, output="probabilities")
 
 
 def _completed(contract: Contract, network: Network, spec: ModelSpec) -> Contract:

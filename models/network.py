@@ -63,8 +63,8 @@ class Network(nn.Module):
         """
         self._check(self._main_output(self._run(size), self.num_classes), size)
 
-    def gives_probabilities(self, size: tuple[int, int], *, has_sigmoid: bool) -> bool:
-        """Return whether the network ends in a softmax, or where `has_sigmoid` in a sigmoid.
+    def activation(self, size: tuple[int, int]) -> str | None:
+        """Return `softmax` or `sigmoid` if the network ends in one, else None.
 
         The outputs of a softmax sum to one. Those of a sigmoid stay within 0 and 1 for any image,
         as for one of very large values.
@@ -76,13 +76,14 @@ class Network(nn.Module):
             with torch.no_grad():
                 output = self.module(noise.to(parameter.device))
         except Exception:  # the user's own code may refuse such values
-            return False
+            return None
         scores = self._main_output(output, self.num_classes)
         if not torch.isfinite(scores).all() or not ((scores >= 0) & (scores <= 1)).all():
-            return False
-        if has_sigmoid:
-            return bool(scores.max() > scores.min())
-        return bool(torch.allclose(scores.sum(1), torch.ones(()).to(scores), atol=1e-3))
+            return None
+        is_one = torch.allclose(scores.sum(1), torch.ones(()).to(scores), atol=1e-3)
+        if self.num_classes != 1 and is_one:
+            return "softmax"
+        return "sigmoid" if scores.max() > scores.min() else None
 
     def step(self, size: tuple[int, int]) -> int | None:
         """Return the number of which height and width must be multiples; None if none is found.

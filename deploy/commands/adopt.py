@@ -223,7 +223,12 @@ def _conformed(
     given = _run(graph, _probe(contract, kind, is_nhwc=is_nhwc), file)
     done = conform_input(graph, is_nhwc=is_nhwc)
     contract, more = _with_output(graph, contract, given, statement, file)
-    _check_same(graph, contract, given, file)
+    probe = _probe(contract, input_type(graph), is_nhwc=contract.layout == "NHWC")
+    found = _run(graph, probe, file)
+    _check_same(found, given, file)
+    if contract.output != "labels":
+        contract, notes = _with_kind(contract, found, statement, file)
+        more += notes
     return contract, done + more
 
 
@@ -251,19 +256,15 @@ def _probe(contract: Contract, kind: str, *, is_nhwc: bool) -> NDArray[Any]:
     return np.ascontiguousarray(values, _FLOATS.get(kind, kind))
 
 
-def _check_same(
-    graph: onnx.ModelProto, contract: Contract, given: NDArray[Any], file: Path
-) -> None:
+def _check_same(found: NDArray[Any], given: NDArray[Any], file: Path) -> None:
     """Refuse edited ends that changed a value: they move and convert values alone.
 
-    Scores that were enlarged are new values, and are not compared.
+    `found` is the output of the edited graph, `given` that of the file. Scores that were enlarged
+    are new values, and are not compared.
 
     Raises:
         CheckFailed: if the edited graph gives another value for the same image.
     """
-    found = _run(
-        graph, _probe(contract, input_type(graph), is_nhwc=contract.layout == "NHWC"), file
-    )
     if found.size != given.size:
         return
     expected = given
@@ -329,9 +330,17 @@ def _with_output(
         )
     if statement.output == "labels":
         raise InputError(f"{file}: gives scores of shape {shown}, not labels; leave --output out")
-    done = conform_scores(graph, given, count, contract.size, statement.upsampling)
-    probe = _probe(contract, input_type(graph), is_nhwc=contract.layout == "NHWC")
-    scores = _run(graph, probe, file)
+    return contract, conform_scores(graph, given, count, contract.size, statement.upsampling)
+
+
+def _with_kind(
+    contract: Contract, scores: NDArray[Any], statement: Statement, file: Path
+) -> tuple[Contract, list[str]]:
+    """Return the contract with the kind of the edited graph's scores, and what was found.
+
+    Raises:
+        InputError: for maps of another size than the input's, or another kind than stated.
+    """
     if scores.shape[2:] != contract.size:
         sides = "x".join(map(str, scores.shape[2:]))
         raise InputError(
@@ -345,9 +354,10 @@ def _with_output(
             f"{file}: {_KINDS[kind]}, so its output is {kind}; leave --output {statement.output} "
             "out"
         )
+    notes = []
     if kind == "probabilities" and statement.output is None:
-        done.append(f"its output is taken as probabilities, since {_KINDS[kind]}")
-    return replace(contract, output=kind), done
+        notes.append(f"its output is taken as probabilities, since {_KINDS[kind]}")
+    return replace(contract, output=kind), notes
 
 
 _DECIDED = "{file}: gives labels, which its own threshold has decided; leave --threshold out"

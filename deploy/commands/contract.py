@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.artifact import artifact_of
 from segdeploy.contract import Contract
 from segdeploy.contract_inference.function import Preprocessing
-from segdeploy.contract_inference.infer import Inferred, infer, stated_of
+from segdeploy.contract_inference.infer import Inferred, difference, infer, stated_of
 from segdeploy.errors import InputError
 from segdeploy.factory import find_callable
 from segdeploy.files import check_output, write_atomically
@@ -23,7 +22,6 @@ from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import images_in, open_dataset
 from segdeploy.models.images import read_pixels
 from segdeploy.output_lock import one_writer
-from segdeploy.runtime.preprocess import preprocess
 
 FRAMES = 8
 
@@ -95,7 +93,7 @@ def check_contract(
         )
     box = _black_box(function, channels)
     box.check_repeatable(frames[0])
-    largest, share = _difference(contract, frames, box)
+    largest, share = difference(contract, frames, box)
     if not share:
         return ContractCheck(len(frames), 0.0, 0.0, {}, explained=True)
     try:
@@ -151,18 +149,3 @@ def _frames(data: Path, limit: int) -> tuple[list[NDArray[Any]], tuple[str, ...]
     split = "val" if "val" in dataset.splits else dataset.splits[0]
     frames = dataset.listed(split)[:limit]
     return [frame.read_image() for frame in frames], dataset.channels, dataset.dtype
-
-
-def _difference(
-    contract: Contract, frames: Sequence[NDArray[Any]], box: Preprocessing
-) -> tuple[float, float]:
-    """Return the largest difference and the mean share of values that differ."""
-    largest, shares = 0.0, []
-    for image in frames:
-        found, expected = preprocess(image, contract)[0], box(image)
-        if found.shape != expected.shape:
-            return float("inf"), 1.0
-        off = np.abs(found.astype(np.float64) - expected)
-        largest = max(largest, float(off.max()))
-        shares.append(float((off > 0).mean()))
-    return largest, float(np.mean(shares))

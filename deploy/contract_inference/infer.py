@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -89,13 +89,13 @@ def infer(
             f"{function.name}: brings images to sizes by a rule that no contract states ({sizes})"
         )
     contract, alike = found
-    differences = [_difference(contract, image, function(image)) for image in frames]
+    largest, share = difference(contract, frames, function)
     return Inferred(
         contract,
         stated_of(contract),
         len(frames),
-        max((largest for largest, _ in differences), default=0.0),
-        float(np.mean([share for _, share in differences])) if differences else 0.0,
+        largest,
+        share,
         alike,
         function.calls,
         time.perf_counter() - started,
@@ -125,17 +125,17 @@ def _search(
     pads = [one.pad for one in seen if one.pad is not None]
     closest: tuple[float, Contract] | None = None
     for fitted in islice(fits(start, seen), _MOST_FITS):
-        for contract in _with_pad(fitted, pads, values):
-            exact = []
-            for kernel in _kernels(contract):
-                trial = replace(contract, resize=kernel)
-                distance = _distance(trial, probes)
-                if distance == 0:
-                    exact.append(kernel)
-                if closest is None or distance < closest[0]:
-                    closest = distance, trial
-            if exact:
-                return replace(contract, resize=exact[0]), tuple(exact[1:])
+        contract = _with_pad(fitted, pads, values)
+        exact = []
+        for kernel in _kernels(contract):
+            trial = replace(contract, resize=kernel)
+            distance = _distance(trial, probes)
+            if distance == 0:
+                exact.append(kernel)
+            if closest is None or distance < closest[0]:
+                closest = distance, trial
+        if exact:
+            return replace(contract, resize=exact[0]), tuple(exact[1:])
     return None if closest is None else (closest[1], ())
 
 
@@ -149,18 +149,14 @@ def _kernels(contract: Contract) -> tuple[str, ...]:
     )
 
 
-def _with_pad(
-    contract: Contract, pads: Sequence[NDArray[np.float32]], values: Values
-) -> Iterator[Contract]:
-    """Yield the contract with the value of the padding, before or after the normalization."""
+def _with_pad(contract: Contract, pads: Sequence[NDArray[np.float32]], values: Values) -> Contract:
+    """Return the contract with the value of the padding, before or after the normalization."""
     if not pads:
-        yield contract
-        return
+        return contract
     level = values.level_of(pads[0])
     if level is not None:
-        yield replace(contract, pad=level)
-    else:
-        yield replace(contract, pad=tuple(map(float, pads[0])), pad_normalized=True)
+        return replace(contract, pad=level)
+    return replace(contract, pad=tuple(map(float, pads[0])), pad_normalized=True)
 
 
 def _distance(
@@ -176,11 +172,16 @@ def _distance(
     return 0.0
 
 
-def _difference(
-    contract: Contract, image: NDArray[Any], expected: NDArray[np.float32]
+def difference(
+    contract: Contract, frames: Sequence[NDArray[Any]], function: Preprocessing
 ) -> tuple[float, float]:
-    largest, share, _ = _compared(contract, image, expected)
-    return largest, share
+    """Return the largest difference of a contract's inputs from a function's, and the mean share.
+
+    The share is that of the values that differ. The difference is infinite for another size.
+    """
+    compared = [_compared(contract, image, function(image)) for image in frames]
+    largest = max((one[0] for one in compared), default=0.0)
+    return largest, float(np.mean([one[1] for one in compared])) if compared else 0.0
 
 
 def _compared(

@@ -45,7 +45,13 @@ class Steps:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
 
-    def add(self, operator: str, *others: NDArray[Any] | str, first: str | None = None) -> str:
+    def add(
+        self,
+        operator: str,
+        *others: NDArray[Any] | str,
+        first: str | None = None,
+        **attributes: Any,
+    ) -> str:
         """Append a node that reads the last tensor (or `first`) and `others`; return its output."""
         from onnx import helper
 
@@ -58,7 +64,7 @@ class Steps:
             names.append(f"image_{operator.lower()}_{place}_{index}")
             self.constants[names[-1]] = other
         self.last = f"image_{operator.lower()}_{place}"
-        self.nodes.append(helper.make_node(operator, names, [self.last], self.last))
+        self.nodes.append(helper.make_node(operator, names, [self.last], self.last, **attributes))
         return self.last
 
 
@@ -113,7 +119,13 @@ def _add_resize(steps: Steps, source: tuple[int, int], size: tuple[int, int], ke
                 places = resize(ids, (target, 1), kernel)[:, 0].astype(np.int64)
                 _gather(steps, places, axis)
     elif kernel in _ALIGNMENTS:
-        _add_bilinear(steps, size, _ALIGNMENTS[kernel])
+        steps.add(
+            "Resize",
+            *("", "", np.array(size, np.int64)),
+            axes=[2, 3],
+            mode="linear",
+            coordinate_transformation_mode=_ALIGNMENTS[kernel],
+        )
     else:
         raise InputError(
             f"--source-size: a graph does not compute the kernel {kernel}; it computes "
@@ -169,9 +181,7 @@ def _floor(steps: Steps, factor: float) -> str:
 
 
 def _gather(steps: Steps, places: NDArray[np.int64], axis: int, first: str | None = None) -> str:
-    made = steps.add("Gather", places, first=first)
-    _attribute(steps, axis=axis + 2)
-    return made
+    return steps.add("Gather", places, first=first, axis=axis + 2)
 
 
 def _add_opencv_linear(steps: Steps, source: tuple[int, int], size: tuple[int, int]) -> None:
@@ -200,28 +210,3 @@ def _add_opencv_linear(steps: Steps, source: tuple[int, int], size: tuple[int, i
     steps.add("Add", totals[0], first=totals[1])
     steps.add("Add", np.float32(2))
     _floor(steps, 0.25)
-
-
-def _add_bilinear(steps: Steps, size: tuple[int, int], alignment: str) -> None:
-    steps.constants["image_size"] = np.array(size, np.int64)
-    from onnx import helper
-
-    name = "image_resized"
-    steps.nodes.append(
-        helper.make_node(
-            "Resize",
-            [steps.last, "", "", "image_size"],
-            [name],
-            name,
-            axes=[2, 3],
-            mode="linear",
-            coordinate_transformation_mode=alignment,
-        )
-    )
-    steps.last = name
-
-
-def _attribute(steps: Steps, **values: int) -> None:
-    from onnx import helper
-
-    steps.nodes[-1].attribute.extend(helper.make_attribute(k, v) for k, v in values.items())
