@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from segdeploy.resize_kernels.taps import Taps, interpolated, saturated, weighted_sum
 
 _ONE = 2048  # fixed-point weights of bytes have 11 bits
+# Values of a block of rows. The intermediate results of a block stay in a processor's cache.
+_BLOCK = 1 << 16
 _CUBIC = -0.75  # the parameter of Keys' cubic convolution
 
 
@@ -101,23 +103,29 @@ def _clamped(
 
 
 def _linear(image: NDArray[Any], taps: tuple[Taps, Taps]) -> NDArray[Any]:
-    vertical, horizontal = taps
-    rows, columns = vertical.index, horizontal.index
+    rows, columns = taps
     if image.dtype != np.uint8:
-        return _of_floats(image, vertical, horizontal)
-    used, place = np.unique(rows, return_inverse=True)
-    wide = weighted_sum(image[used], fixed(horizontal), 1, np.array(0, np.int32))
-    wide >>= 4  # the vertical pass does not use the last four bits
-    wide = wide.reshape(len(used), -1)
-    weights = fixed(vertical).weight
-    total = np.full((len(rows), wide.shape[1]), 2, np.int32)
-    for tap in (0, 1):
-        lines = wide[place.reshape(rows.shape)[:, tap]]
-        lines *= weights[:, tap, None]
-        lines >>= 16
-        total += lines
-    total >>= 2
-    return total.astype(np.uint8).reshape(len(rows), len(columns), *image.shape[2:])
+        return _of_floats(image, rows, columns)
+    rows, columns = fixed(rows), fixed(columns)
+    height, width, channels = len(rows.index), len(columns.index), image[0, 0].size
+    resized = np.empty((height, width * channels), np.uint8)
+    step = max(1, _BLOCK // (width * channels))
+    for first in range(0, height, step):
+        block = slice(first, first + step)
+        used, place = np.unique(rows.index[block], return_inverse=True)
+        wide = weighted_sum(image[used], columns, 1, np.array(0, np.int32))
+        wide >>= 4  # the vertical pass does not use the last four bits
+        wide = wide.reshape(len(used), -1)
+        places = place.reshape(-1, 2)
+        total = np.full((len(places), wide.shape[1]), 2, np.int32)
+        for tap in (0, 1):
+            lines = wide[places[:, tap]]
+            lines *= rows.weight[block, tap, None]
+            lines >>= 16
+            total += lines
+        total >>= 2
+        resized[block] = total
+    return resized.reshape(height, width, *image.shape[2:])
 
 
 def _cubic_taps(side: int, target: int) -> Taps:
