@@ -30,7 +30,7 @@ from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
 from segdeploy.precision.evaluator import Evaluator
-from segdeploy.runtime.preprocess import preprocess
+from segdeploy.preprocessing.preprocess import preprocess
 
 SIZE = (360, 480)
 MODELOPT = """

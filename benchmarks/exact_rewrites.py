@@ -30,9 +30,9 @@ def child(path: str, backend: str, mode: str, image: str) -> None:
     """Time one side: `run` the session, make `labels`, or `loop` over scales."""
     before = _kib("VmRSS")
     predictor = segdeploy.load(path, backend=backend)
+    from segdeploy.preprocessing.preprocess import preprocess
     from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
     from segdeploy.runtime.multi_scale import fused_logits
-    from segdeploy.runtime.preprocess import preprocess
 
     contract, session = predictor.contract, predictor.session
     pixels = np.load(image)
@@ -166,8 +166,8 @@ def after_the_small_map(name: str, late: Path, frame: np.ndarray) -> None:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
+    from segdeploy.preprocessing.preprocess import preprocess
     from segdeploy.runtime.late_upsampling import labels_of_low_resolution_logits
-    from segdeploy.runtime.preprocess import preprocess
 
     with segdeploy.load(late) as predictor:
         size = predictor.contract.size

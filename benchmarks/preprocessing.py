@@ -22,8 +22,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from segdeploy.contract import Contract
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.resize_kernels.kernels import resize
-from segdeploy.runtime.preprocess import preprocess
 
 SIZES = (
     ((720, 960), (360, 480)),

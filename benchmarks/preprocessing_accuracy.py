@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import segdeploy
-from segdeploy.contract import RESIZE_KERNELS
+from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, RESIZE_KERNELS
 from segdeploy.contract_statement import with_stated
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
@@ -40,7 +40,8 @@ FITS: Rows = {
 }
 MISTAKES: Rows = {
     "right": {},
-    "channels B,G,R": {"channels": ("B", "G", "R")},
+    "channels B,G,R": {"channels": ("B", "G", "R"), "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+    "channels and constants B,G,R": {"channels": ("B", "G", "R")},
     "mean 0.5, std 0.5": {"mean": (0.5,), "std": (0.5,)},
     "mean 0, std 1": {"mean": (0.0,), "std": (1.0,)},
     "bytes without scale": {"normalization": "none"},
@@ -79,10 +80,10 @@ def measured(path: Path, frames: list[Any], rows: Rows) -> dict[str, dict[str, f
                 if "gray_image" in stated:
                     image = np.repeat(image.mean(2, keepdims=True), 3, 2).astype(np.uint8)
                 labels = predictor.predict(image)
-                counts.add(mask, labels)
+                seen = predictor.crop_window(mask.shape)
+                counts.add(mask[seen], labels[seen])
                 if len(first) <= index:
                     first.append(labels)
-                seen = predictor.crop_window(mask.shape)
                 equal.append(np.mean(labels[seen] == first[index][seen]))
         found[name] = {
             "miou": round(100 * defined_mean(counts.iou()), 2),

@@ -59,12 +59,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 GRAY = ("gray",)
 GRAY_CONVERSIONS = ("pillow", "opencv")
-# The arithmetic of the normalization (`runtime.normalization`).
+# The arithmetic of the normalization (`preprocessing.normalization`).
 NORMALIZATIONS = (
     *("f32-affine", "f32-div", "f32-mul-inv", "f32-fused-div", "f32-fused-mul"),
     *("f32sub-f64mul", "f64", "per-image", "none"),
 )
-# The sequences of steps that fit an image to the network's input (`runtime.fit`).
+# The sequences of steps that fit an image to the network's input (`preprocessing.fit`).
 FITS = (
     *("stretch", "letterbox", "shortest-edge", "longest-edge", "none"),
     *("shortest-edge,center-crop", "longest-edge,pad", "center-crop"),

@@ -47,6 +47,26 @@ def option_of(name: str) -> str:
     return "--rescale" if name == "scale" else f"--{name.replace('_', '-')}"
 
 
+def replaced(stated: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file states, replaced by what options state where both state a field.
+
+    What belongs to a replaced value of the file goes with that value.
+    """
+    left_out = {name.removesuffix("_255") for name in given}
+    left_out |= {f"{name}_255" for name in left_out & {"mean", "std"}}
+    if "pad" in given:
+        left_out.add("pad_normalized")
+    if "fit" in given:
+        left_out |= {*NO_FIT}
+    if "channels" in given:
+        left_out |= {"gray", "source_channels"}
+    has_constants = {"mean", "std", "mean_255", "std_255"} & set(given)
+    if has_constants and stated.get("normalization") in ("none", "per-image"):
+        left_out |= {"normalization", "scale"}
+    kept = {name: value for name, value in stated.items() if name not in left_out}
+    return {**kept, **given}
+
+
 def with_stated(contract: Contract, stated: Mapping[str, Any]) -> Contract:
     """Return the contract with fields that the user states, which are no longer assumed.
 

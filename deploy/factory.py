@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def builder(model: str) -> Callable[[int | None, Mapping[str, Any], int], nn.Module]:
+Builder = Callable[[int | None, Mapping[str, Any], int], "nn.Module"]
+
+
+def builder(model: str) -> Builder:
     """Return the function that builds the network from its classes, arguments and input channels.
 
     The number of classes is None for a user's network if it is not specified. A user's network

@@ -28,12 +28,15 @@ from segdeploy.contract_statement import (
     head_of,
     images_of,
     option_of,
+    replaced,
     stated_classes,
     with_stated,
 )
 from segdeploy.errors import InputError
-from segdeploy.factory import builder
+from segdeploy.factory import Builder, builder
 from segdeploy.files import check_input, sha256_of_file
+from segdeploy.frameworks.foreign_network import ForeignNetwork
+from segdeploy.frameworks.read import is_source, read_network
 from segdeploy.models.bit_planes import BIT_PLANES
 from segdeploy.models.channels import RGB
 from segdeploy.models.names import BACKGROUND
@@ -63,6 +66,8 @@ class ModelSpec:
     """Fields of the contract that the user states, as in `with_stated`."""
     foreground: str | None = None
     """The class of a data set that a binary network finds; all others are the background."""
+    source: str | None = None
+    """Files of another framework that complete MODEL, as in `frameworks.read.read_network`."""
 
     @classmethod
     def of(cls, model: str | Path | ModelSpec) -> ModelSpec:
@@ -96,9 +101,15 @@ class ModelSpec:
             )
 
     @property
+    def foreign_source(self) -> str | None:
+        """The files of another framework that the network is read from, such as `hf:DIR`."""
+        return self.source or (self.model if is_source(self.model) else None)
+
+    @property
     def is_factory(self) -> bool:
         """Whether MODEL is `package.module:factory`."""
-        return ":" in self.model and not Path(self.model).exists()
+        is_name = ":" in self.model and not Path(self.model).exists()
+        return is_name and self.model != self.foreign_source
 
     @property
     def is_file(self) -> bool:
@@ -106,7 +117,9 @@ class ModelSpec:
 
         A bare name is never a path, even if the current folder has a file of that name.
         """
-        return not self.is_factory and (bool(Path(self.model).suffix) or os.sep in self.model)
+        if self.is_factory or self.model == self.foreign_source:
+            return False
+        return bool(Path(self.model).suffix) or os.sep in self.model
 
 
 @dataclass(frozen=True)
@@ -137,14 +150,23 @@ def load_network(
             loaded.
     """
     require("torch", "safetensors")
+    foreign = None
+    if spec.foreign_source is not None:
+        foreign = read_network(spec.foreign_source)
+        spec = _completed_by(foreign, spec, dataset, is_trained_here=is_trained_here)
     if spec.is_file:
         spec = _checkpoint_spec(spec)
-    build = builder(spec.model)
     spec, published = _published(spec, default_size)
-    state, stored = _weights(spec)
+    whole = foreign if foreign is not None and foreign.build is not None else None
+    build = builder(spec.model) if whole is None else _foreign_builder(whole)
+    architecture = spec.model if whole is None else whole.architecture
+    state, stored = _weights(spec, architecture)
     start = _contract(spec, stored or published, dataset, default_size)
+    start = replace(start, architecture=architecture)
     classes = start.score_channels or None
     module = build(classes, start.arguments, len(start.channels))
+    if foreign is not None and foreign.state is not None:
+        state = foreign.state
 
     from segdeploy.models.checkpoint import check_finite, load_weights
     from segdeploy.models.network import Network
@@ -152,7 +174,7 @@ def load_network(
     if state is None:
         check_finite(module, spec.model)
     else:
-        for note in load_weights(module, state, str(spec.weights), spec.model):
+        for note in load_weights(module, state, str(spec.weights), architecture):
             _LOG.info(note)
     start = _with_channels(start, module, spec)
     channels = len(start.channels)
@@ -167,7 +189,58 @@ def load_network(
             "what its training did with --fit (and --pad), --resize, --channels, --mean and --std, "
             "or with --contract FILE"
         )
-    return LoadedNetwork(network, contract, sha256_of_file(spec.weights) if spec.weights else None)
+    sha256 = foreign.sha256 if foreign is not None else None
+    if spec.weights is not None:
+        sha256 = sha256_of_file(spec.weights)
+    return LoadedNetwork(network, contract, sha256)
+
+
+def _foreign_builder(foreign: ForeignNetwork) -> Builder:
+    """Return the function that builds a framework's network, as `factory.builder`."""
+    build, own = foreign.build, foreign.num_classes
+    assert build is not None
+    return lambda classes, arguments, channels: build(None if classes == own else classes)
+
+
+def _completed_by(
+    foreign: ForeignNetwork, spec: ModelSpec, dataset: DataSet | None, *, is_trained_here: bool
+) -> ModelSpec:
+    """Return the spec completed by what the files of a framework tell; log their notes.
+
+    Raises:
+        InputError: for a MODEL where the files name the network, or classes of another data set.
+    """
+    source = spec.foreign_source or ""
+    for note in foreign.notes:
+        _LOG.info(note)
+    names_network = spec.model == source
+    if foreign.architecture and not names_network:
+        raise InputError(f"{spec.model}: {source} tells the network; leave MODEL out")
+    if not foreign.architecture and not spec.is_factory:
+        raise InputError(
+            f"{source}: its network is code of its framework; give your own factory, too: "
+            f"package.module:factory --from {source}"
+        )
+    stated = dict(foreign.stated)
+    classes = stated.get("classes")
+    if dataset is not None and classes is not None and "classes" not in spec.stated:
+        is_binary = spec.foreground is not None
+        if dataset.classes != classes and not is_binary and not is_trained_here:
+            raise InputError(
+                f"{source}: has the classes {', '.join(classes)}; {dataset.root} has "
+                f"{', '.join(dataset.classes)}; use the data set that it was trained for, or name "
+                "its classes in a file for --contract"
+            )
+        for name in ("classes", "palette", "ignore_index"):
+            del stated[name]
+    return replace(
+        spec,
+        model=source if foreign.build else foreign.architecture or spec.model,
+        num_classes=spec.num_classes or (None if dataset else foreign.num_classes),
+        arguments={**foreign.arguments, **spec.arguments},
+        weights=spec.weights or foreign.weights,
+        stated=replaced(stated, spec.stated),
+    )
 
 
 def _with_channels(contract: Contract, module: nn.Module, spec: ModelSpec) -> Contract:
@@ -312,7 +385,9 @@ def _published(
     return replace(spec, weights=path), contract
 
 
-def _weights(spec: ModelSpec) -> tuple[Mapping[str, Tensor] | None, Contract | None]:
+def _weights(
+    spec: ModelSpec, architecture: str
+) -> tuple[Mapping[str, Tensor] | None, Contract | None]:
     if spec.weights is None:
         return None, None
     check_input(spec.weights)
@@ -320,9 +395,9 @@ def _weights(spec: ModelSpec) -> tuple[Mapping[str, Tensor] | None, Contract | N
 
     state = read_weights(spec.weights)
     stored = _stored_contract(spec.weights)
-    if stored is not None and stored.architecture != spec.model:
+    if stored is not None and stored.architecture != architecture:
         raise InputError(
-            f"{spec.weights}: is a checkpoint of {stored.architecture}, not of {spec.model}; "
+            f"{spec.weights}: is a checkpoint of {stored.architecture}, not of {architecture}; "
             f"give {spec.weights} as MODEL, or other --weights"
         )
     return state, stored

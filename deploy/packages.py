@@ -15,9 +15,11 @@ EXTRAS = {
     "onnxscript": "torch",
     "onnxruntime": "cpu",
     "openvino": "openvino",
+    "segmentation_models_pytorch": "smp",
     "tensorboard": "tensorboard",
     "tensorrt": "gpu",
     "tensorrt_rtx": "rtx",
+    "transformers": "hf",
 }
 
 

@@ -41,7 +41,7 @@ from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.precision.frames import check_images
-from segdeploy.runtime.preprocess import preprocess
+from segdeploy.preprocessing.preprocess import preprocess
 
 from . import graphs
 from .conftest import SIZE

@@ -28,8 +28,8 @@ from segdeploy.models.registry import build
 from segdeploy.models.scenes import CLASSES, IGNORE_INDEX, PALETTE, generate
 from segdeploy.models.training import Training
 from segdeploy.onnx_graph.model_file import load_onnx
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.proof.golden_vectors import golden_images, golden_path
-from segdeploy.runtime.preprocess import preprocess
 from segdeploy.serve.pre_post_processing import preprocessing_graph
 
 from .conftest import CONTRACT, Ran, check_one_line

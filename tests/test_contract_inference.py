@@ -19,7 +19,7 @@ from segdeploy.contract_inference.function import Preprocessing
 from segdeploy.contract_inference.infer import infer
 from segdeploy.contract_statement import read_statement, with_stated
 from segdeploy.errors import InputError
-from segdeploy.runtime.preprocess import preprocess
+from segdeploy.preprocessing.preprocess import preprocess
 
 from .conftest import CONTRACT, Ran, check_one_line
 from .test_pipelines import PIPELINES, Pipeline, planes

@@ -147,7 +147,7 @@ def test_deployed_graphs_a_loop_over_a_dynamic_session_is_the_fused_graph(
     network = load_network(ModelSpec(str(checkpoint)))
     fused = MultiScaleInput(network.network, scales=SCALES, flip=True, fuse=fuse).eval()
     image = first_image(dataset)
-    from segdeploy.runtime.preprocess import preprocess
+    from segdeploy.preprocessing.preprocess import preprocess
 
     with torch.no_grad():
         expected = fused(torch.from_numpy(preprocess(image, network.contract)))[0].numpy()

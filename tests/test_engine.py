@@ -33,9 +33,9 @@ from segdeploy.engine.timing_cache import shared_timing_cache
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.profiles import Profile, route
 from segdeploy.proof.golden_vectors import golden_path
-from segdeploy.runtime.preprocess import preprocess
 
 from .conftest import SIZE
 

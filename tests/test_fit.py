@@ -23,12 +23,12 @@ from segdeploy.contract_statement import with_stated
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
+from segdeploy.preprocessing.fit import placement
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.profiles import Bounds
 from segdeploy.proof.golden_vectors import golden_path
-from segdeploy.runtime.fit import placement
 from segdeploy.runtime.inference_options import InferenceOptions
 from segdeploy.runtime.postprocess import labels_at, nearest
-from segdeploy.runtime.preprocess import preprocess
 
 from .conftest import CONTRACT, Ran, check_one_line
 

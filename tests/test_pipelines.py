@@ -22,7 +22,7 @@ from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
 from segdeploy.contract import Contract
 from segdeploy.contract_statement import with_stated
-from segdeploy.runtime.preprocess import preprocess
+from segdeploy.preprocessing.preprocess import preprocess
 
 from .conftest import CONTRACT
 

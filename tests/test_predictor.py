@@ -163,7 +163,7 @@ def test_predictor_a_dynamic_network_takes_what_fits_in_one_piece(
     with segdeploy.load(dynamic_graph) as network:
         from dataclasses import replace
 
-        from segdeploy.runtime.preprocess import preprocess
+        from segdeploy.preprocessing.preprocess import preprocess
 
         whole = replace(network.contract, size=(90, 110))
         expected = labels_at(network.session.run(preprocess(image, whole))[0], (90, 110))

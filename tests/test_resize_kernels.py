@@ -20,9 +20,9 @@ import segdeploy
 from segdeploy.commands.adopt import Statement
 from segdeploy.contract import RESIZE_KERNELS
 from segdeploy.models.dataset import open_dataset
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.resize_kernels import pillow
 from segdeploy.resize_kernels.kernels import KERNELS, resize
-from segdeploy.runtime.preprocess import preprocess
 
 from .conftest import CONTRACT, check_one_line
 

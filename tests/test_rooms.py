@@ -11,23 +11,14 @@ from .conftest import ROOT
 # From the ground up: a room may import those before it. What is not listed is a single file, which
 # may import other files and the rooms that `FILES_ABOVE` names.
 ORDER = (
-    *(
-        "models",
-        "templates",
-        "resize_kernels",
-        "calibration",
-        "onnx_graph",
-        "engine",
-        "runtime",
-        "contract_inference",
-        "proof",
-        "optimizer",
-    ),
+    *("models", "templates", "resize_kernels", "preprocessing", "contract_inference"),
+    *("frameworks", "calibration", "onnx_graph", "engine", "runtime", "proof", "optimizer"),
     *("exporter", "precision", "benchmark", "serve", "commands", "cli"),
 )
 FILES_ABOVE = {
     "content_keys": {"onnx_graph"},
     "artifact": {"onnx_graph", "engine"},
+    "model_spec": {"frameworks"},
     "program": {"cli"},
     "__main__": {"program"},
 }

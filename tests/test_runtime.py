@@ -20,8 +20,8 @@ from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import contract_of, set_contract
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.runtime.postprocess import label_colors, labels_at, overlay, upsample
-from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import open_session
 
 from .conftest import CONTRACT

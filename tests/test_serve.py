@@ -28,7 +28,7 @@ from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
-from segdeploy.runtime.preprocess import preprocess
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.serve.config import _messages, validate
 from segdeploy.serve.pre_post_processing import preprocessing_graph
 

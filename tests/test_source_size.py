@@ -19,9 +19,9 @@ from segdeploy.errors import InputError
 from segdeploy.exporter.resize_nodes import KERNELS, Steps, add_fit
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.images import encoded
+from segdeploy.preprocessing.fit import placement
 from segdeploy.proof.golden_vectors import golden_path, read_golden
 from segdeploy.resize_kernels.kernels import resize
-from segdeploy.runtime.fit import placement
 from segdeploy.runtime.inference_options import InferenceOptions
 
 from .conftest import CONTRACT, Ran, check_one_line

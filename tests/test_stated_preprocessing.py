@@ -17,7 +17,7 @@ from segdeploy.contract_json import read_contract
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
-from segdeploy.runtime.preprocess import preprocess
+from segdeploy.preprocessing.preprocess import preprocess
 
 from .conftest import CONTRACT, Ran, check_one_line
 

@@ -36,9 +36,9 @@ from segdeploy.ledger import Ledger
 from segdeploy.model_spec import ModelSpec, matched
 from segdeploy.models.dataset import DataSet, Frame, open_dataset
 from segdeploy.packages import versions
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.proof.accuracy import check_labeled
 from segdeploy.runtime.predictor import Predictor, load
-from segdeploy.runtime.preprocess import preprocess
 
 Progress = Callable[[int, int], None]
 _SAMPLES = 4

@@ -15,9 +15,9 @@ from segdeploy.calibration.difference import label_agreement, max_abs, over_rang
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import Frame
 from segdeploy.models.errors import first_line
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.profiles import Shape
 from segdeploy.runtime.predictor import Predictor
-from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import Session
 
 # Checked for a graph without bounds: another batch size, and sides scaled by these factors to odd

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from segdeploy.errors import IncompatibleDevice, InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.errors import first_line
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.proof.test_inputs import noise_image
 from segdeploy.runtime.multi_scale import fused_logits
 from segdeploy.runtime.predictor import Predictor, load
-from segdeploy.runtime.preprocess import preprocess
 from segdeploy.supervisor import end_with_parent
 
 # Python code that the process runs. Python puts the current folder first on `sys.path`, so a file

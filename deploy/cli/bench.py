@@ -22,6 +22,7 @@ from segdeploy.cli.options import (
     note_untrained,
     quiet_option,
     seconds_option,
+    source_option,
     split_option,
 )
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 )
 @split_option("val")
 @limit_option
+@source_option
 @network_options
 @click.option(
     "--backend",
@@ -157,11 +159,13 @@ def bench(
     are timed in C++. Exits with 1 if a candidate fails or exceeds a limit.
     """
     if compare is not None:
-        if candidates or reference or data:
+        if candidates or reference or data or options["source"]:
             raise click.UsageError("--compare OLD NEW: takes no candidates, --reference or --data")
         return _compare(compare, as_json)
-    if not candidates or reference is None or data is None:
-        raise click.UsageError("give CANDIDATES, --reference and --data, or --compare OLD NEW")
+    if not candidates or (reference or options["source"]) is None or data is None:
+        raise click.UsageError(
+            "give CANDIDATES, --reference (or --from) and --data, or --compare OLD NEW"
+        )
     import segdeploy
     from segdeploy.benchmark.protocol import Protocol
     from segdeploy.benchmark.report import check_report, write_report

@@ -20,12 +20,14 @@ from segdeploy.cli.options import (
     note_untrained,
     quiet_option,
     seconds_option,
+    source_option,
     targets_option,
 )
 
 
 @command()
-@click.argument("model")
+@click.argument("model", required=False)
+@source_option
 @data_option
 @network_options
 @targets_option
@@ -44,7 +46,7 @@ from segdeploy.cli.options import (
 @json_option
 @quiet_option
 def deploy(
-    model: str,
+    model: str | None,
     data: Path,
     targets: tuple[str, ...],
     backend: str,

@@ -22,13 +22,15 @@ from segdeploy.cli.options import (
     note_untrained,
     quiet_option,
     scales_options,
+    source_option,
     split_option,
     tile_option,
 )
 
 
 @command()
-@click.argument("model")
+@click.argument("model", required=False)
+@source_option
 @data_option
 @split_option("val")
 @limit_option
@@ -40,7 +42,7 @@ from segdeploy.cli.options import (
 @quiet_option
 @foreign_model
 def evaluate(
-    model: str,
+    model: str | None,
     data: Path,
     split: str,
     limit: int | None,
@@ -78,7 +80,7 @@ def evaluate(
         ("mean", percent(result.miou), percent(result.mean_dice)),
         ("weighted by frequency", percent(result.frequency_weighted_iou), ""),
     ]
-    title = f"{model} on {result.frames} frames of {data}/{split}"
+    title = f"{spec.model} on {result.frames} frames of {data}/{split}"
     print_table(("class", "IoU %", "Dice %"), rows, title)
     say(f"mean IoU {percent(result.miou)}, pixel accuracy {percent(result.pixel_accuracy)}")
     if result.coverage is not None and result.coverage < 1:

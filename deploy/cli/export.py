@@ -22,6 +22,7 @@ from segdeploy.cli.options import (
     network_spec,
     note_untrained,
     out_option,
+    source_option,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("model")
+@click.argument("model", required=False)
+@source_option
 @network_options
 @click.option(
     "--data", type=Path, metavar="DIR", help="Data set whose class names the contract takes."
@@ -107,7 +109,7 @@ if TYPE_CHECKING:
     help="List every convolution, and every place that a pass skipped.",
 )
 def export(
-    model: str,
+    model: str | None,
     data: Path | None,
     dynamic: bool,
     min_size: tuple[int, int] | None,

@@ -17,14 +17,13 @@ from segdeploy.contract import (
     GRAY_CONVERSIONS,
     HEADS,
     MOST_CHANNELS,
-    NO_FIT,
     NORMALIZATIONS,
     PAD_SIDES,
     RESIZE_KERNELS,
     ROUNDINGS,
 )
 from segdeploy.contract_statement import STATED as FIELDS
-from segdeploy.contract_statement import as_number, read_statement
+from segdeploy.contract_statement import as_number, read_statement, replaced
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.channels import DTYPES
@@ -362,29 +361,23 @@ def stated_preprocessing(options: Mapping[str, Any]) -> dict[str, Any]:
         if "pad" in given:
             raise click.UsageError("--pad and --pad-normalized: give one of the two")
         given |= {"pad": options["pad_normalized"], "pad_normalized": True}
-    for name in ("mean", "std"):  # an option replaces the file's value, in whatever unit
-        if {name, f"{name}_255"} & set(given):
-            stated.pop(name, None)
-            stated.pop(f"{name}_255", None)
-    if "pad" in given:
-        stated.pop("pad_normalized", None)
-    # What belongs to a value of the file goes with the value that an option replaces.
-    replaced: set[str] = set()
-    if "fit" in given:
-        replaced |= {*NO_FIT}
-    if "channels" in given:
-        replaced |= {"gray", "source_channels"}
-    has_constants = {"mean", "std", "mean_255", "std_255"} & set(given)
-    if has_constants and stated.get("normalization") in ("none", "per-image"):
-        replaced |= {"normalization", "scale"}
-    stated = {name: value for name, value in stated.items() if name not in replaced}
-    return {**stated, **given}
+    return replaced(stated, given)
 
 
 foreground_option = click.option(
     "--foreground",
     metavar="CLASS",
     help="Class of --data that a binary network finds; all others are the background.",
+)
+
+
+source_option = click.option(
+    "--from",
+    "source",
+    metavar="SOURCE",
+    help="Network of another framework, instead of MODEL: hf:DIR, smp:DIR, torchvision:NAME, "
+    "mmseg:CONFIG,CHECKPOINT, or a file of weights (.pth, .safetensors) that is recognized. "
+    "Network, weights, classes and preprocessing are read from it.",
 )
 
 
@@ -439,20 +432,24 @@ def network_options(command: Command) -> Command:
 
 
 NETWORK_OPTIONS = (
-    *("num_classes", "foreground", "width", "stride", "extra", "weights", "size", "take"),
+    *("source", "num_classes", "foreground", "width", "stride", "extra", "weights", "size", "take"),
     *PREPROCESSING_OPTIONS,
 )
 
 
-def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
-    """Build the `ModelSpec` from MODEL and the values of `network_options`."""
+def network_spec(model: str | None, options: dict[str, Any]) -> ModelSpec:
+    """Build the `ModelSpec` from MODEL or `--from`, and the values of `network_options`."""
+    source = options.get("source")
+    if model is None and source is None:
+        raise click.UsageError("Missing argument 'MODEL'; or give --from SOURCE")
+    named: str = model or source  # type: ignore[assignment]
     arguments = {name: options[name] for name in ("width", "stride") if options[name] is not None}
     for name, value in options["extra"]:
         if name in arguments:
             raise click.UsageError(f"{name} is given twice; remove one of the two")
         arguments[name] = value
     return ModelSpec(
-        model,
+        named,
         options["num_classes"],
         arguments,
         options["weights"],
@@ -460,13 +457,14 @@ def network_spec(model: str, options: dict[str, Any]) -> ModelSpec:
         options["take"],
         stated_preprocessing(options),
         options["foreground"],
+        source,
     )
 
 
 def note_untrained(spec: ModelSpec) -> None:
     """Print a note on stderr if a registry network has no weights, and so gives random labels."""
     # A factory may have loaded its weights.
-    if not spec.is_file and not spec.is_factory and spec.weights is None:
+    if not (spec.is_file or spec.is_factory or spec.weights or spec.foreign_source):
         say(f"note: {spec.model} has random weights; give --weights FILE", err=True)
 
 

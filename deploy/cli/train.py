@@ -20,6 +20,7 @@ from segdeploy.cli.options import (
     network_spec,
     out_option,
     quiet_option,
+    source_option,
     split_option,
 )
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("model")
+@click.argument("model", required=False)
+@source_option
 @data_option
 @split_option("train")
 @network_options
@@ -149,7 +151,7 @@ if TYPE_CHECKING:
 @json_option
 @quiet_option
 def train(
-    model: str,
+    model: str | None,
     data: Path,
     split: str,
     out: Path,
@@ -187,7 +189,7 @@ def train(
     }
     if crop:
         augmentation["crop"] = crop
-    with progress(f"training {model}", quiet or rank() != 0) as update:
+    with progress(f"training {spec.model}", quiet or rank() != 0) as update:
         measured, note = "", ""
 
         def show(step: Step) -> None:

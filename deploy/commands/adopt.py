@@ -52,10 +52,10 @@ from segdeploy.onnx_graph.model_file import (
 )
 from segdeploy.output_lock import output_lock
 from segdeploy.packages import require, versions
+from segdeploy.preprocessing.preprocess import ordered
 from segdeploy.profiles import Profile
 from segdeploy.proof.graph_session import runner
 from segdeploy.proof.test_inputs import exact_input, noise_image
-from segdeploy.runtime.preprocess import ordered
 from segdeploy.runtime.session import check_tensors
 from segdeploy.tensor_spec import TensorSpec, onnx_name
 

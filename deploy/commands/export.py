@@ -31,14 +31,14 @@ from segdeploy.onnx_graph.model_file import save_onnx, set_contract, set_rejecte
 from segdeploy.optimizer.optimize import RewriteReport, optimize_graph
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
+from segdeploy.preprocessing.fit import placement
+from segdeploy.preprocessing.preprocess import preprocess as preprocess_image
 from segdeploy.profiles import Bounds
 from segdeploy.proof.dilation import TraceProof, modules_left_out, prove_dilations, prove_trace
 from segdeploy.proof.divergence import first_divergence
 from segdeploy.proof.image_parity import check_ends
 from segdeploy.proof.parity import Parity, check_parity, check_steadiness
 from segdeploy.proof.test_inputs import Shape, breaking_inputs, probe_shapes, random_images
-from segdeploy.runtime.fit import placement
-from segdeploy.runtime.preprocess import preprocess as preprocess_image
 
 if TYPE_CHECKING:
     import onnx

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segdeploy.contract import PAD_SIDES, ROUNDINGS, Contract
 from segdeploy.contract_inference.function import Preprocessing
 from segdeploy.errors import InputError
-from segdeploy.runtime.fit import placement
+from segdeploy.preprocessing.fit import placement
 
 # Sizes that tell size rules apart: both orientations, odd sides, smaller and larger than usual.
 SIZES = (

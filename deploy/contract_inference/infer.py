@@ -19,7 +19,7 @@ from segdeploy.contract_inference.values import Values, find_values
 from segdeploy.contract_statement import with_stated
 from segdeploy.errors import InputError
 from segdeploy.models.channels import RGB
-from segdeploy.runtime.preprocess import preprocess
+from segdeploy.preprocessing.preprocess import preprocess
 
 # Noise of these sizes separates the kernels: enlarged, shrunk by a fraction, a tall portrait. The
 # further sizes separate the rules that round an offset or a side.
@@ -166,7 +166,7 @@ def _distance(
     if contradiction(contract):
         return float("inf")
     for image, expected in probes:
-        _, _, mean = _compared(contract, image, expected)
+        _, _, mean = compared(contract, image, expected)
         if mean:
             return mean
     return 0.0
@@ -179,12 +179,12 @@ def difference(
 
     The share is that of the values that differ. The difference is infinite for another size.
     """
-    compared = [_compared(contract, image, function(image)) for image in frames]
-    largest = max((one[0] for one in compared), default=0.0)
-    return largest, float(np.mean([one[1] for one in compared])) if compared else 0.0
+    found = [compared(contract, image, function(image)) for image in frames]
+    largest = max((one[0] for one in found), default=0.0)
+    return largest, float(np.mean([one[1] for one in found])) if found else 0.0
 
 
-def _compared(
+def compared(
     contract: Contract, image: NDArray[Any], expected: NDArray[np.float32]
 ) -> tuple[float, float, float]:
     """Return the largest difference, the share of values that differ, and the mean difference."""

@@ -14,8 +14,8 @@ from segdeploy.contract import GRAY
 from segdeploy.contract_inference.function import Preprocessing
 from segdeploy.errors import InputError
 from segdeploy.models.channels import DTYPES, RGB
-from segdeploy.runtime.normalization import formula_of
-from segdeploy.runtime.preprocess import GRAY_WEIGHTS, gray_of
+from segdeploy.preprocessing.normalization import formula_of
+from segdeploy.preprocessing.preprocess import GRAY_WEIGHTS, gray_of
 
 # In the order of trial: the most used first, segdeploy's own last.
 _FORMULAS = (

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
 from segdeploy.exporter.resize_nodes import Steps, add_fit, add_padding
-from segdeploy.runtime.fit import placement
-from segdeploy.runtime.normalization import affine
+from segdeploy.preprocessing.fit import placement
+from segdeploy.preprocessing.normalization import affine
 
 if TYPE_CHECKING:
     import onnx

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
 from segdeploy.errors import InputError
+from segdeploy.preprocessing.fit import Placement
 from segdeploy.resize_kernels import opencv, pillow, torch_kernels
 from segdeploy.resize_kernels.kernels import resize
 from segdeploy.resize_kernels.taps import Taps, antialiased, half_away_from_zero
-from segdeploy.runtime.fit import Placement
 
 if TYPE_CHECKING:
     import onnx

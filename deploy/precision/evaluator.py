@@ -15,7 +15,7 @@ from segdeploy.calibration.difference import mean_label_agreement
 from segdeploy.models.dataset import Frame
 from segdeploy.models.metrics import LabelCounts
 from segdeploy.onnx_graph.model_file import serialized
-from segdeploy.runtime.fit import placement
+from segdeploy.preprocessing.fit import placement
 from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
 from segdeploy.runtime.postprocess import crop_window
 from segdeploy.runtime.predictor import Predictor, load

@@ -14,8 +14,8 @@ from segdeploy.contract import Contract
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.metrics import class_counts
-from segdeploy.runtime.fit import check_input_size
-from segdeploy.runtime.preprocess import preprocess
+from segdeploy.preprocessing.fit import check_input_size
+from segdeploy.preprocessing.preprocess import preprocess
 
 CALIBRATION_FRAMES = 32
 EVALUATION_FRAMES = 48

@@ -35,10 +35,10 @@ from segdeploy.models.errors import first_line
 from segdeploy.models.names import escaped
 from segdeploy.models.scenes import draw_scene, recorded
 from segdeploy.models.strict_json import parse_json
+from segdeploy.preprocessing.fit import placement
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.proof.tolerance import Tolerance, described_tolerances, parsed_tolerance
-from segdeploy.runtime.fit import placement
 from segdeploy.runtime.predictor import Predictor
-from segdeploy.runtime.preprocess import preprocess
 
 KEY = "segdeploy.golden"
 SCHEMA = 2

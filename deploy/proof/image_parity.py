@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
 from segdeploy.models.bit_planes import plane
+from segdeploy.preprocessing.preprocess import ordered, preprocess
 from segdeploy.proof.graph_session import runner
 from segdeploy.proof.parity import (
     NOISE,
@@ -30,7 +31,6 @@ from segdeploy.proof.test_inputs import (
 )
 from segdeploy.runtime.late_upsampling import late_labels
 from segdeploy.runtime.postprocess import sigmoid, softmax, with_background
-from segdeploy.runtime.preprocess import ordered, preprocess
 
 if TYPE_CHECKING:
     import onnx

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
 from segdeploy.errors import CheckFailed
-from segdeploy.runtime.preprocess import preprocess
+from segdeploy.preprocessing.preprocess import preprocess
 
 if TYPE_CHECKING:
     import onnx

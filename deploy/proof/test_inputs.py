@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
-from segdeploy.runtime import normalization as arithmetic
-from segdeploy.runtime.preprocess import ordered
+from segdeploy.preprocessing import normalization as arithmetic
+from segdeploy.preprocessing.preprocess import ordered
 
 if TYPE_CHECKING:
     from segdeploy.profiles import Bounds

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.models.bit_planes import packed
-from segdeploy.runtime.fit import Placement, Span
+from segdeploy.preprocessing.fit import Placement, Span
 
 _BAND_VALUES = 1 << 22
 

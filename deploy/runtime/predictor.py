@@ -19,8 +19,9 @@ from segdeploy.model_spec import ModelSpec, load_network
 from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.images import of_pillow, read_pixels
+from segdeploy.preprocessing.fit import Placement, check_input_size, placement
+from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.runtime.closing import Closing
-from segdeploy.runtime.fit import Placement, check_input_size, placement
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.late_upsampling import late_labels
 from segdeploy.runtime.multi_scale import check_scales, fused_logits
@@ -37,7 +38,6 @@ from segdeploy.runtime.postprocess import (
     upsample,
     with_background,
 )
-from segdeploy.runtime.preprocess import preprocess
 from segdeploy.runtime.session import Session, open_session
 from segdeploy.runtime.tiling import largest_window, tiled
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
 from segdeploy.onnx_graph.label_nodes import label_nodes
-from segdeploy.runtime.normalization import affine
+from segdeploy.preprocessing.normalization import affine
 
 if TYPE_CHECKING:
     import onnx

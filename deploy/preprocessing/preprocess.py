@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from segdeploy.contract import Contract
 from segdeploy.models.channels import RGB
+from segdeploy.preprocessing.fit import Placement, check_input_size, placement
+from segdeploy.preprocessing.normalization import normalized
 from segdeploy.resize_kernels.kernels import resize
 from segdeploy.resize_kernels.taps import saturated
-from segdeploy.runtime.fit import Placement, check_input_size, placement
-from segdeploy.runtime.normalization import normalized
 
 Pixels = NDArray[Any]
 

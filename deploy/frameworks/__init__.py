@@ -1,0 +1,1 @@
+"""Networks of other frameworks: weights, classes and preprocessing read from their own files."""

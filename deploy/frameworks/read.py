@@ -1,0 +1,51 @@
+"""`--from`: a network of another framework, by the prefix of its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segdeploy.errors import InputError
+from segdeploy.frameworks.foreign_network import FRAMEWORKS, ForeignNetwork
+
+
+def is_source(text: str) -> bool:
+    """Return whether a text names a framework and its folder or file, such as `hf:DIR`."""
+    prefix, separator, _ = text.partition(":")
+    return bool(separator) and prefix in FRAMEWORKS
+
+
+def read_network(source: str) -> ForeignNetwork:
+    """Read a source: `hf:DIR`, `smp:DIR`, `torchvision:NAME`, `mmseg:CONFIG,CHECKPOINT`, or a file.
+
+    A file of bare weights (.safetensors, .pth) is recognized by its keys and shapes.
+
+    Raises:
+        InputError, ModelInputError: for a source that is none of these, or that cannot be read.
+    """
+    prefix, separator, rest = source.partition(":")
+    if separator and prefix in FRAMEWORKS and not rest:
+        raise InputError(f"--from {source}: names nothing; give {FRAMEWORKS[prefix]}")
+    if prefix == "hf":
+        from segdeploy.frameworks import hugging_face
+
+        return hugging_face.read(Path(rest))
+    if prefix == "smp":
+        from segdeploy.frameworks import segmentation_models
+
+        return segmentation_models.read(Path(rest))
+    if prefix == "torchvision":
+        from segdeploy.frameworks import torchvision_weights
+
+        return torchvision_weights.read(rest)
+    if prefix == "mmseg":
+        from segdeploy.frameworks import mmsegmentation
+
+        return mmsegmentation.read(rest)
+    if Path(source).suffix in (".pth", ".pt", ".safetensors"):
+        from segdeploy.frameworks import bare_weights
+
+        return bare_weights.read(Path(source))
+    raise InputError(
+        f"--from {source}: is no source; give {', '.join(FRAMEWORKS.values())}, or a file of "
+        "weights (.safetensors or .pth)"
+    )

@@ -1,0 +1,1 @@
+"""Preprocessing in numpy: an image is fitted, resized and normalized as the contract says."""
