@@ -112,6 +112,11 @@ class ModelSpec:
         return is_name and self.model != self.foreign_source
 
     @property
+    def has_own_network(self) -> bool:
+        """Whether the network is the user's or a framework's, and not one of the registry."""
+        return self.is_factory or is_source(self.model)
+
+    @property
     def is_file(self) -> bool:
         """Whether MODEL is a checkpoint's path rather than a name.
 
@@ -181,7 +186,7 @@ def load_network(
     network = Network(module, classes, start.size, spec.model, spec.take, channels)
     network.eval()
     contract = _completed(start, network, spec)
-    if spec.is_factory:
+    if spec.has_own_network:
         contract = _with_activation(contract, network, spec)
     if contract.assumed and not is_trained_here:
         _LOG.info(
@@ -249,7 +254,7 @@ def _with_channels(contract: Contract, module: nn.Module, spec: ModelSpec) -> Co
     Raises:
         InputError: for a network of other channels, which have no usual names.
     """
-    if not spec.is_factory:
+    if not spec.has_own_network:
         return contract
     from segdeploy.models.network import input_channels, runs
 
@@ -425,7 +430,7 @@ def _contract(
         raise InputError(f"{spec.model}: a network without a checkpoint needs --size HxW")
     check_pixels(size, f"{spec.model}: its input")
     classes, palette, ignore_index = _classes(spec, dataset)
-    has_own_weights = spec.weights is not None or spec.is_factory
+    has_own_weights = spec.weights is not None or spec.has_own_network
     start = Contract(
         architecture=spec.model,
         classes=classes,
@@ -459,7 +464,7 @@ def _check_stored(spec: ModelSpec, stored: Contract, dataset: DataSet | None) ->
 def _classes(spec: ModelSpec, dataset: DataSet | None) -> Classes:
     """Return the classes of a network without a checkpoint; none if its output tells them."""
     found = agreed_classes(spec.stated, dataset, spec.num_classes)
-    if found is None and not spec.is_factory:
+    if found is None and not spec.has_own_network:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --num-classes N")
     return found or ((), (), 255)
 

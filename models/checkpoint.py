@@ -19,7 +19,7 @@ from segdeploy.models.errors import ModelInputError, first_line
 
 # Auxiliary heads are used in training only. A published file may hold them although the network
 # has none.
-_TRAINING_ONLY = ("aux_classifier.",)
+TRAINING_ONLY = ("aux_classifier.", "auxiliary_head.")
 _PICKLED = (".pth", ".pt")
 # Keys under which training frameworks store the state dict, in order of preference.
 _ENVELOPES = (
@@ -147,8 +147,8 @@ def load_weights(
 ) -> list[str]:
     """Load `state` into `module` strictly, and refuse weights that are not finite.
 
-    A prefix of the keys (`model.`, `net.`, `_orig_mod.`, `module.`) is removed. Auxiliary heads of
-    torchvision's networks are skipped if the module has none. Returns notes about a removed prefix
+    A prefix of the keys (`model.`, `net.`, `_orig_mod.`, `module.`) is removed. Auxiliary heads are
+    skipped if the module has none. Returns notes about a removed prefix
     and about keys without it, one sentence each.
 
     Raises:
@@ -157,7 +157,7 @@ def load_weights(
     """
     wanted = module.state_dict()
     notes = []
-    prefix = _prefix(wanted, state, source)
+    prefix = prefix_of(wanted, state, source)
     if prefix:
         notes.append(f"{source}: the prefix {prefix} was removed from the keys")
         others = [key for key in state if not key.startswith(prefix)]
@@ -167,7 +167,7 @@ def load_weights(
     given = {
         key: value
         for key, value in state.items()
-        if key in wanted or not key.startswith(_TRAINING_ONLY)
+        if key in wanted or not key.startswith(TRAINING_ONLY)
     }
     for key, value in given.items():
         same_kind = key not in wanted or value.is_floating_point() == _is_float(wanted[key])
@@ -198,7 +198,7 @@ def load_weights(
     return notes
 
 
-def _prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> str:
+def prefix_of(wanted: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> str:
     """Return the prefix under which `state` holds every key of `wanted`.
 
     If no prefix fits, return the first component that all keys share, or an empty string.
@@ -227,7 +227,7 @@ def _prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: s
 def _advice(state: Mapping[str, Tensor], architecture: str) -> str:
     from segdeploy.models.registry import likeliest
 
-    keys = {key for key in state if not key.startswith(_TRAINING_ONLY)}
+    keys = {key for key in state if not key.startswith(TRAINING_ONLY)}
     likely = likeliest(keys)
     if likely and architecture not in likely:
         return f"they look like those of {likely[0]}"

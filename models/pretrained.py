@@ -23,8 +23,8 @@ def fetch(network: str, name: str) -> tuple[Path, tuple[str, ...]]:
     Raises:
         ModelInputError: if the network has no such weights, or they cannot be downloaded.
     """
-    entry = _entry(network, name)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+    entry = published(network, name)
+    path = _path(entry)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         expected = path.stem.rpartition("-")[2]
@@ -35,20 +35,48 @@ def fetch(network: str, name: str) -> tuple[Path, tuple[str, ...]]:
                 f"{name}: the weights of {network} cannot be downloaded ({first_line(error)}); "
                 f"fetch {entry.url} elsewhere and put it at {path}"
             ) from error
-    return path, tuple(_RENAMED.get(c, c) for c in entry.meta["categories"])
+    return path, _classes(entry)
 
 
-def _entry(network: str, name: str) -> WeightsEnum:
+def cached(network: str, entry: WeightsEnum) -> tuple[Path, tuple[str, ...]]:
+    """Return the file of published weights in PyTorch's hub cache, and their class names.
+
+    Raises:
+        ModelInputError: if the cache lacks the file.
+    """
+    path = _path(entry)
+    if not path.is_file():
+        raise ModelInputError(
+            f"torchvision:{network}: its weights are not in PyTorch's cache; fetch {entry.url} and "
+            f"put it at {path}, or let {network} --weights {entry.name} download it"
+        )
+    return path, _classes(entry)
+
+
+def published(network: str, name: str) -> WeightsEnum:
+    """Return torchvision's entry of the weights `name` of a network; DEFAULT is the best one.
+
+    Raises:
+        ModelInputError: if the network has no such weights.
+    """
     try:
-        published = get_model_weights(network)
+        entries = get_model_weights(network)
     except ValueError as error:
         raise ModelInputError(
             f"{name}: no such file, and {network} has no published weights; "
             "give a .safetensors or .pth file"
         ) from error
-    if name not in published.__members__:
+    if name not in entries.__members__:
         raise ModelInputError(
             f"{name}: no such file, and no weights of {network}; the published weights are "
-            f"{', '.join(published.__members__)}"
+            f"{', '.join(entries.__members__)}"
         )
-    return published[name]
+    return entries[name]
+
+
+def _path(entry: WeightsEnum) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+
+
+def _classes(entry: WeightsEnum) -> tuple[str, ...]:
+    return tuple(_RENAMED.get(c, c) for c in entry.meta["categories"])

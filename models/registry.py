@@ -148,7 +148,7 @@ _ENTRIES = (
 _ALIKE = 0.9
 _TRIED = (64, 64)  # size of the image that finds the convolutions which read it
 # Options that change the layers of a network.
-_VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
+VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "dilated_vgg16": ({"context": "basic"},),
     "deeplabv2_vgg16": ({"rates": [6, 12, 18, 24]},),
 }
@@ -173,7 +173,7 @@ def likeliest(keys: Set[str]) -> list[str]:
     shares: dict[str, float] = {}
     with torch.device("meta"):  # nothing is computed or stored
         for entry in _ENTRIES:
-            variants: tuple[dict[str, Any], ...] = ({}, *_VARIANTS.get(entry.name, ()))
+            variants: tuple[dict[str, Any], ...] = ({}, *VARIANTS.get(entry.name, ()))
             for arguments in variants:
                 own = entry.build(2, **arguments).state_dict().keys()
                 share = len(keys & own) / len(keys | own)

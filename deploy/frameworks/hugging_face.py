@@ -233,7 +233,7 @@ def _preprocessing(
             f"{path}: {error}; find the contract with `segdeploy contract infer`, state it with "
             f"--contract, and move {PROCESSOR} away"
         ) from error
-    return found.stated, [f"{folder}: its input is that of {name}{found.told}"]
+    return found.stated, [f"{folder}: the contract gives the input of {name}{found.told}"]
 
 
 def _formula(base: Mapping[str, Any], formula: str) -> dict[str, str]:
