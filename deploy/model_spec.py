@@ -183,7 +183,15 @@ def load_network(
             _LOG.info(note)
     start = _with_channels(start, module, spec)
     channels = len(start.channels)
-    network = Network(module, classes, start.size, spec.model, spec.take, channels)
+    network = Network(
+        module,
+        classes,
+        start.size,
+        spec.model,
+        spec.take,
+        channels,
+        align_corners=foreign is not None and foreign.align_corners,
+    )
     network.eval()
     contract = _completed(start, network, spec)
     if spec.has_own_network:

@@ -85,10 +85,59 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
+class _LogBuffer:
+    """Stands for mmengine's buffer of logged numbers, which training leaves in a checkpoint."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Drop the numbers."""
+
+
+def _harmless() -> list[Any]:
+    """Return the classes, beside tensors, that a checkpoint of mmengine may hold.
+
+    numpy's scalars and arrays hold numbers alone.
+    """
+    import numpy as np
+
+    scalar, array = np.float64(0), np.zeros(1)
+    found: list[Any] = [np.ndarray, np.dtype, type(np.dtype("i8"))]
+    found += [type(np.dtype("f4")), type(np.dtype("f8"))]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # numpy 1 and 2
+        found.append((scalar.__reduce__()[0], f"{module}.scalar"))
+        found.append((array.__reduce__()[0], f"{module}._reconstruct"))
+    found.append((_LogBuffer, "mmengine.logging.history_buffer.HistoryBuffer"))
+    return found
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Read the state dict and the `meta` values of a checkpoint of OpenMMLab; nothing is executed.
+
+    Raises:
+        ModelInputError: for a file without a state dict, or with more than tensors and values.
+    """
+    loaded = _loaded(path)
+    state = _state_dict(loaded)
+    if state is None:
+        raise ModelInputError(f"{path}: has no state dict (names to tensors)")
+    meta = loaded.get("meta")
+    return state, meta if isinstance(meta, dict) else {}
+
+
 def _read_pth(path: Path) -> dict[str, Tensor]:
+    state = _state_dict(_loaded(path))
+    if state is None:
+        raise ModelInputError(
+            f"{path}: is not a plain state dict (names to tensors); "
+            "save it with torch.save(model.state_dict(), FILE)"
+        )
+    return state
+
+
+def _loaded(path: Path) -> Any:
     refuse_torchscript(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelInputError(
             f"{path}: holds more than tensors, and loading it could run code; "
@@ -98,13 +147,6 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
         raise ModelInputError(
             f"{path}: cannot be read as a PyTorch file ({first_line(error)})"
         ) from error
-    state = _state_dict(loaded)
-    if state is None:
-        raise ModelInputError(
-            f"{path}: is not a plain state dict (names to tensors); "
-            "save it with torch.save(model.state_dict(), FILE)"
-        )
-    return state
 
 
 def refuse_torchscript(path: Path) -> None:

@@ -26,7 +26,8 @@ class Network(nn.Module):
     object (`{"out": ..., "aux": ...}`, Hugging Face's outputs). `take` selects the output with the
     logits, by key or index. Without `take` the logits are found automatically. `taken` holds their
     key. If `num_classes` is None, it is the number of channels of the logits. Logits of another
-    size are resized bilinearly to the input size. A forward pass at `size` decides whether a resize
+    size are resized bilinearly to the input size, with `align_corners` as the network's own code
+    does it. A forward pass at `size` decides whether a resize
     is needed, so that an exported graph holds no branch.
 
     Raises:
@@ -43,10 +44,13 @@ class Network(nn.Module):
         name: str,
         take: str | None = None,
         channels: int = 3,
+        *,
+        align_corners: bool = False,
     ):
         super().__init__()
         self.module = module
         self.channels = channels
+        self.align_corners = align_corners
         self.name = name
         self.resize = False
         self.taken = take
@@ -182,7 +186,9 @@ class Network(nn.Module):
         logits = self._main_output(self.module(x), self.num_classes)
         if not self.resize:
             return logits
-        return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
+        return F.interpolate(
+            logits, size=x.shape[2:], mode="bilinear", align_corners=self.align_corners
+        )
 
 
 def channel_count(module: nn.Module) -> int:

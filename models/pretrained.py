@@ -75,7 +75,8 @@ def published(network: str, name: str) -> WeightsEnum:
 
 
 def _path(entry: WeightsEnum) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+    name: str = entry.url.rpartition("/")[2]
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
 
 
 def _classes(entry: WeightsEnum) -> tuple[str, ...]:

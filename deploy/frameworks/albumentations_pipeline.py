@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,9 @@ def read(folder: Path) -> Pipeline | None:
         note = f"{path}: albumentations is not installed, so its input was not compared"
         return Pipeline(_whole({**stated, "normalization": _FORMULAS[0]}), None, (note,))
     try:
-        pipeline = albumentations.from_dict(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # parameters of other versions
+            pipeline = albumentations.from_dict(content)
     except Exception as error:  # the library raises many types
         raise InputError(f"{path}: albumentations cannot read it ({error})") from error
 
@@ -80,7 +82,9 @@ def read(folder: Path) -> Pipeline | None:
             f"{path}: {error}; find the contract with `segdeploy contract infer`, state it with "
             "--contract, and move the file away"
         ) from error
-    return Pipeline(found.stated, preprocess, (f"{path}: the contract gives its input{found.told}",))
+    return Pipeline(
+        found.stated, preprocess, (f"{path}: the contract gives its input{found.told}",)
+    )
 
 
 def _whole(stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +138,9 @@ def _stated(steps: list[tuple[str, Mapping[str, Any]]], path: Path) -> dict[str,
             values = _values(step, path)
         elif name in _STEPS:
             if values and name != "PadIfNeeded":
-                raise InputError(f"{path}: {name} after Normalize is a rule that no contract states")
+                raise InputError(
+                    f"{path}: {name} after Normalize is a rule that no contract states"
+                )
             fits.append(_STEPS[name])
             found |= _fit(name, step, path, is_normalized=bool(values))
         else:
@@ -194,7 +200,7 @@ def _pad(step: Mapping[str, Any], path: Path, *, is_normalized: bool) -> dict[st
         )
     fill = step.get("fill", step.get("value")) or 0.0
     values = fill if isinstance(fill, list) else [fill]
-    pad = {"pad": tuple(map(float, values)), "pad_side": sides[position]}
+    pad: dict[str, Any] = {"pad": tuple(map(float, values)), "pad_side": sides[position]}
     if is_normalized:
         pad["pad_normalized"] = True
     multiples = step.get("pad_height_divisor"), step.get("pad_width_divisor")

@@ -73,7 +73,9 @@ def _described(found: Any) -> str:
     if found.auxiliary:
         parts.append("with an auxiliary head, which only training uses")
     if found.untold:
-        parts.append(f"the weights do not tell {' and '.join(found.untold)}: the defaults are taken")
+        parts.append(
+            f"the weights do not tell {' and '.join(found.untold)}: the defaults are taken"
+        )
     return ", ".join(parts)
 
 

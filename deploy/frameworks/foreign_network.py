@@ -33,11 +33,13 @@ class ForeignNetwork:
     `architecture` is the name that the contract records. `stated` holds the fields of the contract
     that the files state, as in `contract_statement.with_stated`, with `size` and the classes.
     `build` returns the network with its weights, for another number of classes if it is not None;
-    it is None where `architecture` is a network of the registry, or the user's factory builds it.
+    it is None where `architecture` is a network of the registry, or is empty because the user's
+    factory builds the network.
     `weights` is the file of the weights, `state` holds them if they were read already, and `sha256`
     is the hash of a file that `build` reads.
     `preprocess` is the framework's own preprocessing: an image `(H, W, 3) uint8` RGB in, the
-    network's input `(1, 3, h, w) float32` out. `notes` are sentences for the user.
+    network's input `(1, 3, h, w) float32` out. `align_corners` tells how the framework enlarges
+    logits of a smaller size. `notes` are sentences for the user.
     """
 
     architecture: str
@@ -49,6 +51,7 @@ class ForeignNetwork:
     weights: Path | None = None
     sha256: str | None = None
     preprocess: Callable[[NDArray[np.uint8]], Any] | None = None
+    align_corners: bool = False
     notes: tuple[str, ...] = ()
 
 

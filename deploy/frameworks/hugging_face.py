@@ -318,13 +318,14 @@ def _loaded(network: Any, folder: Path, count: int | None) -> nn.Module:
     """
     import torch
 
-    changed = {} if count is None else {"num_labels": count, "ignore_mismatched_sizes": True}
+    changed = {} if count is None else {"num_labels": count}
     try:
         module, told = network.from_pretrained(
             str(folder),
             local_files_only=True,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below
             **changed,
         )
     except Exception as error:  # transformers raises many types
@@ -338,7 +339,7 @@ def _loaded(network: Any, folder: Path, count: int | None) -> nn.Module:
         what, keys = ("lack", missing) if missing else ("have another shape for", mismatched)
         raise InputError(
             f"hf:{folder}: its weights {what} {', '.join(keys[:3])}, which would stay random; give "
-            "the folder of a network that was trained for segmentation"
+            f"the folder of a network that was trained for the classes of {CONFIG}"
         )
     loaded: nn.Module = module.eval()
     return loaded

@@ -1,0 +1,655 @@
+"""`--from`: networks of other frameworks, read from their own files.
+
+Each is compared with the framework's own prediction on the same images: real networks with random
+weights, saved by the frameworks themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from torchvision.models import segmentation
+
+import segdeploy
+from segdeploy.errors import InputError
+from segdeploy.frameworks.read import read_network
+from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.models.errors import ModelInputError
+from segdeploy.models.registry import build
+
+from .conftest import Ran, check_one_line
+
+NAMES = ("road", "car", "tree", "sky", "pole")
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def images() -> list[np.ndarray]:
+    """Images `(H, W, 3) uint8` of several sizes: smooth, so that neighbors matter, with noise."""
+    made = []
+    for height, width in ((64, 64), (96, 130), (150, 81)):
+        rng = np.random.default_rng(height)
+        coarse = rng.integers(0, 256, (6, 7, 3)).astype(np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
+        noise = rng.integers(-12, 13, smooth.shape)
+        made.append(np.clip(smooth.astype(int) + noise, 0, 255).astype(np.uint8))
+    return made
+
+
+def seeded(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """A network with random weights whose classes all occur."""
+    torch.manual_seed(0)
+    network = make().eval()
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator))
+            module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 1)
+    return network
+
+
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+
+def _upernet() -> Any:
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = transformers.ConvNextConfig(
+        hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=stages
+    )
+    return transformers.UperNetConfig(
+        backbone_config=backbone, hidden_size=16, auxiliary_channels=8, auxiliary_in_channels=24
+    )
+
+
+VISION = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+CROPPED = {"size": {"shortest_edge": 72}, "crop_size": {"height": SIDE, "width": SIDE}}
+SQUARE = {"size": {"height": SIDE, "width": SIDE}}
+HUGGING_FACE: dict[str, tuple[str, Callable[[], Any], str, dict[str, Any]]] = {
+    "segformer": (
+        "SegformerForSemanticSegmentation",
+        lambda: transformers.SegformerConfig(
+            hidden_sizes=[8, 16, 24, 32],
+            depths=[1, 1, 1, 1],
+            decoder_hidden_size=16,
+            num_attention_heads=[1, 1, 2, 2],
+        ),
+        "SegformerImageProcessor",
+        {**SQUARE, "do_reduce_labels": True},
+    ),
+    "mobilenet_v2": (
+        "MobileNetV2ForSemanticSegmentation",
+        lambda: transformers.MobileNetV2Config(depth_multiplier=0.25),
+        "MobileNetV2ImageProcessor",
+        CROPPED,
+    ),
+    "mobilevit": (
+        "MobileViTForSemanticSegmentation",
+        lambda: transformers.MobileViTConfig(
+            hidden_sizes=[16, 24, 32],
+            neck_hidden_sizes=[8, 8, 16, 16, 24, 32, 32],
+            aspp_out_channels=16,
+        ),
+        "MobileViTImageProcessor",
+        CROPPED,
+    ),
+    "mobilevitv2": (
+        "MobileViTV2ForSemanticSegmentation",
+        lambda: transformers.MobileViTV2Config(width_multiplier=0.25, aspp_out_channels=16),
+        "MobileViTImageProcessor",
+        {**CROPPED, "resample": 2},
+    ),
+    "beit": (
+        "BeitForSemanticSegmentation",
+        lambda: transformers.BeitConfig(
+            **VISION, intermediate_size=32, image_size=SIDE, out_indices=[1, 2, 3, 4]
+        ),
+        "BeitImageProcessor",
+        {**SQUARE, "do_center_crop": False},
+    ),
+    "data2vec": (
+        "Data2VecVisionForSemanticSegmentation",
+        lambda: transformers.Data2VecVisionConfig(
+            **VISION, intermediate_size=32, image_size=SIDE, out_indices=[1, 2, 3, 4]
+        ),
+        "BeitImageProcessor",
+        {**SQUARE, "do_center_crop": False},
+    ),
+    "dpt": (
+        "DPTForSemanticSegmentation",
+        lambda: transformers.DPTConfig(
+            **VISION,
+            intermediate_size=32,
+            image_size=SIDE,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 16, 16, 16],
+            fusion_hidden_size=16,
+        ),
+        "DPTImageProcessor",
+        SQUARE,
+    ),
+    "upernet": (
+        "UperNetForSemanticSegmentation",
+        _upernet,
+        "SegformerImageProcessor",
+        SQUARE,
+    ),
+    "segformer, Pillow": (
+        "SegformerForSemanticSegmentation",
+        lambda: transformers.SegformerConfig(
+            hidden_sizes=[8, 16, 24, 32],
+            depths=[1, 1, 1, 1],
+            decoder_hidden_size=16,
+            num_attention_heads=[1, 1, 2, 2],
+        ),
+        "SegformerImageProcessorPil",
+        SQUARE,
+    ),
+}
+
+
+def saved_by_transformers(name: str, folder: Path) -> Path:
+    network, config, processor, options = HUGGING_FACE[name]
+    settings = config()
+    settings.id2label = dict(enumerate(NAMES))
+    settings.label2id = {name: at for at, name in enumerate(NAMES)}
+    seeded(lambda: getattr(transformers, network)(settings)).save_pretrained(folder)
+    getattr(transformers, processor)(**options).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_by_transformers("segformer", tmp_path_factory.mktemp("hf"))
+
+
+def labels_of_transformers(folder: Path, image: np.ndarray) -> np.ndarray:
+    """The labels at the size of the network's input, by transformers alone."""
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    network = transformers.AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+    given = processor(images=Image.fromarray(image), return_tensors="pt")
+    with torch.no_grad():
+        output = network(**given)
+    size = tuple(given["pixel_values"].shape[2:])
+    (labels,) = processor.post_process_semantic_segmentation(output, target_sizes=[size])
+    return labels.numpy()
+
+
+def check_labels(path: Path, image: np.ndarray, expected: np.ndarray) -> None:
+    """The exported graph's labels at its own size equal the framework's."""
+    with segdeploy.load(path) as network:
+        labels = network.logits(image).argmax(0)
+    assert labels.shape == expected.shape
+    assert (labels == expected).mean() > 0.9999
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_frameworks_a_hugging_face_folder_gives_the_labels_of_transformers(
+    name: str, tmp_path: Path, images: list[np.ndarray]
+) -> None:
+    folder = saved_by_transformers(name, tmp_path / "folder")
+    report = segdeploy.export(f"hf:{folder}", tmp_path / "m.onnx")
+    contract = report.contract
+    assert contract.classes == NAMES
+    assert contract.assumed == ()
+    assert contract.architecture == f"hf:{HUGGING_FACE[name][0]}"
+    assert str(tmp_path) not in contract.to_json()
+    for image in images:
+        check_labels(tmp_path / "m.onnx", image, labels_of_transformers(folder, image))
+
+
+def test_frameworks_hugging_face_folders_tell_that_the_input_is_equal(
+    segformer: Path, tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    ran = run("export", "--from", f"hf:{segformer}", "-o", tmp_path / "m.onnx")
+    assert ran.code == 0
+    assert "SegformerImageProcessor, equal to the bit on 4 images" in ran.err
+
+
+def edited(folder: Path, target: Path, name: str, **changes: Any) -> Path:
+    """A copy of a folder with other values in one of its JSON files; None removes a value."""
+    shutil.copytree(folder, target)
+    path = target / name
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: one for key, one in values.items() if one is not None}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "told"),
+    [
+        ("config.json", {"architectures": ["SegformerForImageClassification"]}, "is none of"),
+        (
+            "config.json",
+            {"architectures": ["Mask2FormerForUniversalSegmentation"]},
+            "predicts masks with classes",
+        ),
+        ("config.json", {"architectures": None}, "no architecture"),
+        ("config.json", {"auto_map": {"AutoModel": "evil.py"}}, "is not executed"),
+        ("config.json", {"id2label": {"0": "a", "2": "b"}}, "does not name the classes 0, 1, 2"),
+        ("config.json", {"id2label": {"0": "a", "1": "b"}}, "weights have another shape"),
+        ("config.json", {"num_labels": 9}, "has 9 classes (num_labels), and id2label names 5"),
+        ("config.json", {"_model_class": "Unet"}, "--from smp:"),
+        ("preprocessor_config.json", {"do_sharpen": True}, "the option do_sharpen is unknown"),
+        ("preprocessor_config.json", {"auto_map": {"A": "evil.py"}}, "is not executed"),
+        ("preprocessor_config.json", {"resample": 5}, "the filter"),
+        ("preprocessor_config.json", {"size": {"longest_edge": 64}}, "preprocessor_config.json"),
+    ],
+)
+def test_frameworks_hugging_face_folders_with_faults_are_refused(
+    segformer: Path, tmp_path: Path, file: str, changes: dict[str, Any], told: str
+) -> None:
+    folder = edited(segformer, tmp_path / "folder", file, **changes)
+    with pytest.raises(InputError, match=r"^[^\n]*$") as caught:
+        load_network(ModelSpec.of(f"hf:{folder}"))
+    assert told in str(caught.value)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_frameworks_a_folder_without_a_processor_says_what_is_assumed(
+    segformer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(segformer, folder)
+    (folder / "preprocessor_config.json").unlink()
+    caplog.set_level("INFO", "segdeploy")
+    loaded = load_network(ModelSpec(f"hf:{folder}", size=(SIDE, SIDE)))
+    assert "mean" in loaded.contract.assumed
+    assert "has no preprocessor_config.json" in caplog.text
+    assert "assumed how its images are prepared" in caplog.text
+
+
+def test_frameworks_weights_that_would_stay_random_are_refused(tmp_path: Path) -> None:
+    """transformers gives such a network random weights, with a warning."""
+    _, config, _, _ = HUGGING_FACE["segformer"]
+    transformers.SegformerModel(config()).save_pretrained(tmp_path / "backbone")
+    path = tmp_path / "backbone" / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "architectures": ["SegformerForSemanticSegmentation"]}))
+    with pytest.raises(InputError, match=r"weights lack decode_head.* would stay random"):
+        load_network(ModelSpec(f"hf:{tmp_path / 'backbone'}", size=(SIDE, SIDE)))
+
+
+def test_frameworks_names_that_occur_twice_get_a_number(segformer: Path, tmp_path: Path) -> None:
+    names = {"0": "screen", "1": "screen", "2": "a\tb", "3": "sky", "4": "pole"}
+    folder = edited(segformer, tmp_path / "folder", "config.json", id2label=names)
+    found = load_network(ModelSpec.of(f"hf:{folder}")).contract.classes
+    assert found == ("screen", "screen 2", "a b", "sky", "pole")
+
+
+# --- segmentation_models_pytorch ------------------------------------------------------------------
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PIPELINES = {
+    "resize": [A.Resize(SIDE, SIDE), A.Normalize(MEAN, STD)],
+    "longest side and padding": [
+        A.LongestMaxSize(SIDE),
+        A.PadIfNeeded(SIDE, SIDE, border_mode=cv2.BORDER_CONSTANT, fill=0),
+        A.Normalize(MEAN, STD),
+        A.ToTensorV2(),
+    ],
+    "smallest side and crop": [
+        A.SmallestMaxSize(80),
+        A.CenterCrop(SIDE, SIDE),
+        A.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+    "padding after normalization": [
+        A.LongestMaxSize(SIDE, interpolation=cv2.INTER_AREA),
+        A.Normalize(MEAN, STD),
+        A.PadIfNeeded(SIDE, SIDE, border_mode=cv2.BORDER_CONSTANT, fill=0, position="top_left"),
+    ],
+    "bytes": [A.Resize(SIDE, SIDE), A.Normalize((0, 0, 0), (1, 1, 1), max_pixel_value=1.0)],
+}
+
+
+def saved_by_smp(folder: Path, steps: list[Any] | None, **options: Any) -> torch.nn.Module:
+    network = seeded(
+        lambda: smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=5, **options)
+    )
+    network.save_pretrained(folder)
+    if steps is not None:
+        A.Compose(steps).save_pretrained(folder, key="eval")
+    return network
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_frameworks_an_smp_folder_gives_the_labels_of_its_own_pipeline(
+    name: str, tmp_path: Path, images: list[np.ndarray]
+) -> None:
+    network = saved_by_smp(tmp_path / "folder", PIPELINES[name])
+    segdeploy.export(f"smp:{tmp_path / 'folder'}", tmp_path / "m.onnx")
+    for image in images:
+        made = torch.as_tensor(np.asarray(A.Compose(PIPELINES[name])(image=image)["image"]))
+        planes = made if made.shape[0] == 3 else made.permute(2, 0, 1)
+        with torch.no_grad():
+            expected = network(planes[None].float())[0].argmax(0).numpy()
+        check_labels(tmp_path / "m.onnx", image, expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ([A.Resize(SIDE, SIDE), A.HorizontalFlip(p=0.5)], "HorizontalFlip is applied to a share"),
+        ([A.Resize(SIDE, SIDE), A.RandomCrop(32, 32)], "RandomCrop is no step"),
+        ([A.CenterCrop(32, 32), A.Resize(SIDE, SIDE)], "a sequence that no contract states"),
+        ([A.Resize(SIDE, SIDE, interpolation=4), A.Normalize()], "no kernel of segdeploy"),
+        (
+            [A.PadIfNeeded(SIDE, SIDE, border_mode=cv2.BORDER_REFLECT_101), A.Normalize()],
+            "no padding that a contract states",
+        ),
+    ],
+)
+def test_frameworks_augmentation_and_other_steps_are_refused(
+    steps: list[Any], told: str, tmp_path: Path
+) -> None:
+    saved_by_smp(tmp_path / "folder", steps)
+    with pytest.raises(InputError, match=r"^[^\n]*$") as caught:
+        read_network(f"smp:{tmp_path / 'folder'}")
+    assert told in str(caught.value)
+
+
+def test_frameworks_an_smp_folder_without_a_pipeline_says_what_is_assumed(tmp_path: Path) -> None:
+    saved_by_smp(tmp_path / "folder", None, activation="sigmoid")
+    loaded = load_network(ModelSpec(f"smp:{tmp_path / 'folder'}", size=(SIDE, SIDE)))
+    assert set(loaded.contract.assumed) == {"fit", "resize", "channels", "mean", "std"}
+    with pytest.raises(InputError, match="needs --size"):
+        load_network(ModelSpec.of(f"smp:{tmp_path / 'folder'}"))
+
+
+def test_frameworks_smp_folders_with_faults_are_refused(segformer: Path, tmp_path: Path) -> None:
+    saved_by_smp(tmp_path / "folder", None)
+    other = edited(tmp_path / "folder", tmp_path / "a", "config.json", _model_class="Evil")
+    with pytest.raises(InputError, match="'Evil' is none of segmentation_models_pytorch"):
+        read_network(f"smp:{other}")
+    other = edited(tmp_path / "folder", tmp_path / "b", "config.json", brightness=3)
+    with pytest.raises(InputError, match="has no argument brightness"):
+        load_network(ModelSpec(f"smp:{other}", size=(SIDE, SIDE)))
+    (other / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no model\.safetensors"):
+        read_network(f"smp:{other}")
+    with pytest.raises(InputError, match=f"give --from hf:{segformer}"):
+        read_network(f"smp:{segformer}")
+
+
+# --- torchvision ----------------------------------------------------------------------------------
+
+
+def test_frameworks_published_weights_of_torchvision_come_with_their_transforms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: list[np.ndarray]
+) -> None:
+    published = segmentation.DeepLabV3_MobileNet_V3_Large_Weights.DEFAULT
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ModelInputError, match=r"not in PyTorch's cache; fetch https"):
+        read_network("torchvision:deeplabv3_mobilenet_v3_large")
+    network = seeded(
+        lambda: segmentation.deeplabv3_mobilenet_v3_large(
+            weights=None, weights_backbone=None, num_classes=21, aux_loss=True
+        )
+    )
+    path = tmp_path / "hub" / "checkpoints" / published.url.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), path)
+    with segdeploy.load("torchvision:deeplabv3_mobilenet_v3_large") as ours:
+        assert ours.contract.classes[:2] == ("background", "aeroplane")
+        assert (ours.contract.fit, ours.contract.edge) == ("shortest-edge", 520)
+        image = images[1]
+        prepared = published.transforms()(Image.fromarray(image))[None]
+        assert np.array_equal(ours.prepare(image), prepared.numpy())
+        with torch.no_grad():
+            expected = network(prepared)["out"][0]
+        np.testing.assert_allclose(ours.logits(image), expected.numpy(), atol=1e-5)
+
+
+# --- bare weights ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "classes", "channels"),
+    [
+        ("deeplabv3", {"width": 8}, 5, 3),
+        ("semantic_segmentation_model", {"width": 4}, 1, 3),
+        ("dilated_vgg16", {"width": 8, "hidden": 24, "context": "basic"}, 3, 1),
+        ("deeplabv2_vgg16", {"rates": [6, 12, 18, 24], "width": 4, "hidden": 12}, 7, 3),
+        ("deeplabv3_mobilenet_v3_large", {}, 11, 3),
+    ],
+)
+def test_frameworks_bare_weights_are_recognized(
+    name: str, arguments: dict[str, Any], classes: int, channels: int, tmp_path: Path
+) -> None:
+    network = build(name, classes, arguments, channels)
+    state = {f"module.{key}": value for key, value in network.state_dict().items()}
+    if name.endswith("large"):
+        state["module.aux_classifier.0.weight"] = torch.zeros(10, 40, 3, 3)
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": state, "epoch": 3}, path)
+    found = read_network(str(path))
+    assert found.architecture == name
+    assert found.num_classes == classes
+    assert {key: found.arguments[key] for key in arguments} == arguments
+    loaded = load_network(ModelSpec(str(path), source=str(path), size=(SIDE, SIDE)))
+    assert loaded.contract.channels == (("gray",) if channels == 1 else ("R", "G", "B"))
+    expected = network.state_dict()
+    for key, value in loaded.network.module.state_dict().items():
+        assert torch.equal(value, expected[key])
+
+
+def test_frameworks_bare_weights_of_other_networks_are_refused_by_name(tmp_path: Path) -> None:
+    network = smp.Unet("resnet18", encoder_weights=None, classes=2)
+    torch.save(network.state_dict(), tmp_path / "unet.pth")
+    with pytest.raises(InputError, match="look like those of segmentation_models_pytorch"):
+        read_network(str(tmp_path / "unet.pth"))
+    torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="of no network of the registry; give your own network"):
+        read_network(str(tmp_path / "other.pth"))
+
+
+# --- mmsegmentation -------------------------------------------------------------------------------
+
+BASE = '''
+"""A base file."""
+norm_cfg = dict(type="SyncBN", requires_grad=True)
+data_preprocessor = dict(
+    type="SegDataPreProcessor",
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255)
+model = dict(
+    type="EncoderDecoder",
+    data_preprocessor=data_preprocessor,
+    pretrained="open-mmlab://resnet50_v1c",
+    backbone=dict(type="ResNetV1c", norm_cfg=norm_cfg, strides=(1, 2, 1, 1)),
+    decode_head=dict(type="ASPPHead", num_classes=19, align_corners=False),
+    auxiliary_head=dict(type="FCNHead", num_classes=19),
+    train_cfg=dict(),
+    test_cfg=dict(mode="whole"))
+'''
+CONFIG = """
+_base_ = ["./base.py"]
+crop_size = (32, 64)
+data_preprocessor = dict(size=crop_size, test_cfg=dict(size_divisor=16))
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=5, norm_cfg=dict(_delete_=True, type="BN")),
+    auxiliary_head=dict(num_classes=5))
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(96, 48), keep_ratio=True),
+    dict(type="LoadAnnotations"),
+    dict(type="PackSegInputs"),
+]
+lr = 2 * 0.01
+test_dataloader = dict(batch_size=1, dataset=dict(type="X", pipeline={{_base_.norm_cfg}}))
+"""
+FACTORY = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 6, 3, stride=4, padding=2, dilation=2)
+        self.decode_head = nn.Conv2d(6, 5, 1)
+    def forward(self, x):
+        return self.decode_head(torch.relu(self.backbone(x)))
+"""
+
+
+@pytest.fixture
+def mmseg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "base.py").write_text(BASE)
+    config = CONFIG.replace('dict(type="X", pipeline={{_base_.norm_cfg}})', "dict(type='X')")
+    (tmp_path / "config.py").write_text(config)
+    (tmp_path / "their_network.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import their_network
+
+    network = seeded(their_network.Net)
+    state = {**network.state_dict(), "auxiliary_head.conv.weight": torch.zeros(1)}
+    palette = [[10 * at, 20, 30] for at in range(5)]
+    meta = {"dataset_meta": {"classes": NAMES, "palette": palette}, "lr": np.float64(0.1)}
+    torch.save({"meta": meta, "state_dict": state}, tmp_path / "c.pth")
+    return tmp_path
+
+
+def their_input(image: np.ndarray) -> torch.Tensor:
+    """mmcv's `imrescale` to (96, 48), normalization in float32, padding to multiples of 16."""
+    height, width = image.shape[:2]
+    scale = min(96 / max(height, width), 48 / min(height, width))
+    size = int(width * scale + 0.5), int(height * scale + 0.5)
+    resized = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    mean = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
+    std = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
+    planes = (torch.as_tensor(resized).permute(2, 0, 1).float() - mean) / std
+    pads = [-side % 16 for side in planes.shape[1:]]
+    return F.pad(planes, (0, pads[1], 0, pads[0]))[None]
+
+
+def test_frameworks_a_configuration_of_mmsegmentation_states_the_contract(
+    mmseg: Path, images: list[np.ndarray]
+) -> None:
+    source = f"mmseg:{mmseg / 'config.py'},{mmseg / 'c.pth'}"
+    import their_network
+
+    network = seeded(their_network.Net)
+    with segdeploy.load(ModelSpec("their_network:Net", source=source)) as ours:
+        assert ours.contract.classes == NAMES
+        assert ours.contract.palette[2] == (20, 20, 30)
+        assert ours.contract.assumed == ()
+        for image in images:
+            made = their_input(image)
+            assert np.array_equal(ours.prepare(image), made.numpy())
+            with torch.no_grad():
+                low = network(made)
+            expected = F.interpolate(low, size=made.shape[2:], mode="bilinear")[0]
+            np.testing.assert_allclose(ours.logits(image), expected.numpy(), atol=1e-5)
+
+
+def test_frameworks_mmsegmentation_0_is_read_too(mmseg: Path) -> None:
+    config = mmseg / "old.py"
+    config.write_text(
+        "img_norm_cfg = dict(mean=[1.5, 2, 3], std=[4, 5, 6], to_rgb=False)\n"
+        "model = dict(decode_head=[dict(num_classes=2), dict(num_classes=2, out_channels=1,"
+        " align_corners=True)], test_cfg=dict(mode='slide', crop_size=(32, 64), stride=(21, 42)))\n"
+        "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='MultiScaleFlipAug',"
+        " img_scale=(128, 64), flip=False, transforms=[dict(type='Resize', keep_ratio=True),"
+        " dict(type='RandomFlip'), dict(type='Normalize', **img_norm_cfg),"
+        " dict(type='ImageToTensor', keys=['img'])])]\n"
+    )
+    torch.save({"meta": {"CLASSES": ["no", "yes"]}, "state_dict": {"a": torch.zeros(1)}},
+               mmseg / "old.pth")  # fmt: skip
+    found = read_network(f"mmseg:{config},{mmseg / 'old.pth'}")
+    assert found.stated["channels"] == ("B", "G", "R")
+    assert found.stated["mean"] == (1.5, 2.0, 3.0)
+    assert found.stated["size"] == (32, 64)
+    assert found.stated["head"] == "binary"
+    assert found.stated["threshold"] == 0.3
+    assert found.align_corners
+    assert "slides a window of 32x64" in found.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("import os", "line 2: import os would have to be executed"),
+        ("x = open('/etc/passwd')", "line 2: open('/etc/passwd') would have to be executed"),
+        ("x = __import__('os').system('true')", "would have to be executed"),
+        ("x = [i for i in range(3)]", "would have to be executed"),
+        ("for i in []: pass", "would have to be executed"),
+        ("x = 'a' * 10**9", "would have to be executed"),
+        ("x = [0] * 1000000000", "would have to be executed"),
+        ("x = unknown", "line 2: unknown would have to be executed"),
+        ("_base_ = 'mmseg::a/b.py'", "lies in an installed package"),
+        ("_base_ = './config.py'", "is a _base_ of itself"),
+        ("_base_ = './absent.py'", "absent.py: no such file"),
+        ("x = (", "is not Python"),
+        ("test_pipeline = [dict(type='PhotoMetricDistortion')]", "the step PhotoMetricDistortion"),
+        ("model = dict(decode_head=dict(num_classes=7))", "names 5 classes, and the decode head"),
+    ],
+)
+def test_frameworks_a_configuration_is_never_executed(mmseg: Path, line: str, told: str) -> None:
+    path = mmseg / "config.py"
+    text = path.read_text() if line.startswith(("test_pipeline", "model")) else ""
+    path.write_text(f"{text}\n{line}\n")
+    with pytest.raises(InputError, match=r"^[^\n]*$") as caught:
+        read_network(f"mmseg:{path},{mmseg / 'c.pth'}")
+    assert told in str(caught.value)
+
+
+def test_frameworks_the_network_of_mmsegmentation_is_the_users_own(mmseg: Path) -> None:
+    source = f"mmseg:{mmseg / 'config.py'},{mmseg / 'c.pth'}"
+    with pytest.raises(InputError, match=r"give your own factory, too: package\.module:factory"):
+        load_network(ModelSpec.of(source))
+
+
+def test_frameworks_code_in_a_checkpoint_is_refused(mmseg: Path) -> None:
+    torch.save({"state_dict": {}, "meta": {"x": Path("a")}}, mmseg / "c.pth")
+    with pytest.raises(ModelInputError, match="holds more than tensors"):
+        read_network(f"mmseg:{mmseg / 'config.py'},{mmseg / 'c.pth'}")
+
+
+# --- all ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["export", "-o", "m.onnx"], "or give --from SOURCE"),
+        (["export", "--from", "xx:dir", "-o", "m.onnx"], "is no source; give hf:DIR"),
+        (["export", "--from", "hf:", "-o", "m.onnx"], "names nothing; give hf:DIR"),
+        (["export", "--from", "hf:absent", "-o", "m.onnx"], "is no folder"),
+        (["export", "--from", "smp:absent", "-o", "m.onnx"], "has no config.json"),
+        (["export", "--from", "mmseg:c.py", "-o", "m.onnx"], "give mmseg:CONFIG,CHECKPOINT"),
+        (["export", "--from", "absent.pth", "-o", "m.onnx"], "no such file"),
+        (["export", "--from", "torchvision:x", "-o", "m.onnx"], "x has no published weights"),
+    ],
+)
+def test_frameworks_sources_that_cannot_be_read_are_one_line(
+    arguments: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., Ran],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_one_line(run(*arguments), told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frameworks_model_beside_a_source_that_tells_the_network_is_refused(
+    segformer: Path,
+) -> None:
+    with pytest.raises(InputError, match="leave MODEL out"):
+        load_network(ModelSpec("deeplabv3", source=f"hf:{segformer}"))
