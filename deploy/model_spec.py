@@ -155,7 +155,7 @@ def load_network(
             loaded.
     """
     require("torch", "safetensors")
-    foreign = None
+    foreign, by_user = None, spec.stated
     if spec.foreign_source is not None:
         foreign = read_network(spec.foreign_source)
         spec = _completed_by(foreign, spec, dataset, is_trained_here=is_trained_here)
@@ -163,14 +163,19 @@ def load_network(
         spec = _checkpoint_spec(spec)
     spec, published = _published(spec, default_size)
     whole = foreign if foreign is not None and foreign.build is not None else None
-    build = builder(spec.model) if whole is None else _foreign_builder(whole)
+    if whole is None:
+        build = builder(spec.model)
+    else:
+        build = _foreign_builder(whole, spec, is_trained_here=is_trained_here)
     architecture = spec.model if whole is None else whole.architecture
     state, stored = _weights(spec, architecture)
+    if stored is not None:  # the contract of a checkpoint that was trained from these files
+        spec = replace(spec, stated=by_user)
     start = _contract(spec, stored or published, dataset, default_size)
     start = replace(start, architecture=architecture)
     classes = start.score_channels or None
     module = build(classes, start.arguments, len(start.channels))
-    if foreign is not None and foreign.state is not None:
+    if foreign is not None and foreign.state is not None and spec.weights == foreign.weights:
         state = foreign.state
 
     from segdeploy.models.checkpoint import check_finite, load_weights
@@ -208,11 +213,30 @@ def load_network(
     return LoadedNetwork(network, contract, sha256)
 
 
-def _foreign_builder(foreign: ForeignNetwork) -> Builder:
-    """Return the function that builds a framework's network, as `factory.builder`."""
-    build, own = foreign.build, foreign.num_classes
-    assert build is not None
-    return lambda classes, arguments, channels: build(None if classes == own else classes)
+def _foreign_builder(foreign: ForeignNetwork, spec: ModelSpec, *, is_trained_here: bool) -> Builder:
+    """Return the function that builds a framework's network, as `factory.builder`.
+
+    Training, and weights that training wrote, may have other classes than the framework's files.
+    """
+
+    def build(classes: int | None, arguments: Mapping[str, Any], channels: int) -> nn.Module:
+        assert foreign.build is not None
+        if classes in (None, foreign.num_classes):
+            return foreign.build(None)
+        if not is_trained_here and spec.weights is None:
+            raise InputError(
+                f"{spec.model}: has {foreign.num_classes} classes, not {classes}; give the data "
+                "set that it was trained for, or train it for others: segdeploy train --from "
+                f"{spec.foreign_source}"
+            )
+        if is_trained_here:
+            _LOG.info(
+                f"{spec.model}: its classifier is new, of {classes} classes instead of "
+                f"{foreign.num_classes}"
+            )
+        return foreign.build(classes)
+
+    return build
 
 
 def _completed_by(
@@ -237,8 +261,8 @@ def _completed_by(
     stated = dict(foreign.stated)
     classes = stated.get("classes")
     if dataset is not None and classes is not None and "classes" not in spec.stated:
-        is_binary = spec.foreground is not None
-        if dataset.classes != classes and not is_binary and not is_trained_here:
+        may_differ = is_trained_here or spec.foreground is not None or spec.weights is not None
+        if dataset.classes != classes and not may_differ:
             raise InputError(
                 f"{source}: has the classes {', '.join(classes)}; {dataset.root} has "
                 f"{', '.join(dataset.classes)}; use the data set that it was trained for, or name "
@@ -358,9 +382,12 @@ def _checkpoint_spec(spec: ModelSpec) -> ModelSpec:
             f"name their network: NAME --num-classes N --weights {path}"
         )
     if ":" in contract.architecture:
+        named = contract.architecture
+        if is_source(named):
+            named = f"--from {named.partition(':')[0]}:DIR"
         raise InputError(
             f"{path}: was trained from {contract.architecture}, and a file may not decide which "
-            f"code runs; name it yourself: {contract.architecture} --weights {path}"
+            f"code runs; name it yourself: {named} --weights {path}"
         )
     return replace(spec, model=contract.architecture, weights=path)
 

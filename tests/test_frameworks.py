@@ -653,3 +653,45 @@ def test_frameworks_model_beside_a_source_that_tells_the_network_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="leave MODEL out"):
         load_network(ModelSpec("deeplabv3", source=f"hf:{segformer}"))
+
+
+def test_frameworks_a_hugging_face_network_is_trained_for_other_classes(
+    segformer: Path, dataset: Path, tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    source, out = f"hf:{segformer}", tmp_path / "trained.safetensors"
+    refused = run("evaluate", "--from", source, "--data", dataset)
+    assert refused.code == 2
+    assert "has the classes road, car" in refused.err.splitlines()[-1]
+    trained = run("train", "--from", source, "--data", dataset, "--epochs", 1, "-o", out)
+    assert trained.code == 0, trained
+    assert "its classifier is new, of 8 classes instead of 5" in trained.err
+    check_one_line(run("evaluate", out, "--data", dataset), f"--from hf:DIR --weights {out}")
+    report = run("evaluate", "--from", source, "--weights", out, "--data", dataset, "--json")
+    assert report.code == 0, report
+    assert len(json.loads(report.out)["iou"]) == 8
+
+
+def test_frameworks_deploy_takes_a_source(
+    segformer: Path, dataset: Path, tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    folder, names = tmp_path / "folder", dict(enumerate(load_classes(dataset)))
+    _, config, _, options = HUGGING_FACE["segformer"]
+    settings = config()
+    settings.id2label = names
+    seeded(lambda: transformers.SegformerForSemanticSegmentation(settings)).save_pretrained(folder)
+    transformers.SegformerImageProcessor(**options).save_pretrained(folder)
+    arguments = ("--data", dataset, "--target", "sm86", "--dry-run", "-o", tmp_path / "d")
+    steps = run("deploy", "--from", f"hf:{folder}", *arguments)
+    assert steps.code == 0, steps
+    onnx = segdeploy.export(f"hf:{folder}", tmp_path / "m.onnx").path
+    ran = run(
+        "bench", onnx, "--from", f"hf:{folder}", "--data", dataset, "--seconds", 0.2, "--json"
+    )
+    assert ran.code == 0, ran
+    (candidate,) = [one for one in json.loads(ran.out)["rows"] if one["agreement"]]
+    assert candidate["agreement"]["labels"] > 0.9999
+
+
+def load_classes(dataset: Path) -> list[str]:
+    classes = json.loads((dataset / "dataset.json").read_text())["classes"]
+    return [one["name"] if isinstance(one, dict) else one for one in classes]
