@@ -142,6 +142,7 @@ _ENTRIES = (
             "deeplabv3_resnet101",
             "fcn_resnet50",
             "fcn_resnet101",
+            "lraspp_mobilenet_v3_large",
         )
     ),
 )

@@ -31,143 +31,27 @@ from segdeploy.models.errors import ModelInputError
 from segdeploy.models.registry import build
 
 from .conftest import Ran, check_one_line
-
-NAMES = ("road", "car", "tree", "sky", "pole")
-SIDE = 64
+from .framework_networks import (
+    HUGGING_FACE,
+    MEAN,
+    NAMES,
+    SIDE,
+    STD,
+    labels_of_smp,
+    labels_of_transformers,
+    sample_images,
+    saved_by_smp,
+    saved_by_transformers,
+    seeded,
+)
 
 
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
-    """Images `(H, W, 3) uint8` of several sizes: smooth, so that neighbors matter, with noise."""
-    made = []
-    for height, width in ((64, 64), (96, 130), (150, 81)):
-        rng = np.random.default_rng(height)
-        coarse = rng.integers(0, 256, (6, 7, 3)).astype(np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
-        noise = rng.integers(-12, 13, smooth.shape)
-        made.append(np.clip(smooth.astype(int) + noise, 0, 255).astype(np.uint8))
-    return made
-
-
-def seeded(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    """A network with random weights whose classes all occur."""
-    torch.manual_seed(0)
-    network = make().eval()
-    generator = torch.Generator().manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator))
-            module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 1)
-    return network
+    return sample_images()
 
 
 # --- Hugging Face ---------------------------------------------------------------------------------
-
-
-def _upernet() -> Any:
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    backbone = transformers.ConvNextConfig(
-        hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=stages
-    )
-    return transformers.UperNetConfig(
-        backbone_config=backbone, hidden_size=16, auxiliary_channels=8, auxiliary_in_channels=24
-    )
-
-
-VISION = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
-CROPPED = {"size": {"shortest_edge": 72}, "crop_size": {"height": SIDE, "width": SIDE}}
-SQUARE = {"size": {"height": SIDE, "width": SIDE}}
-HUGGING_FACE: dict[str, tuple[str, Callable[[], Any], str, dict[str, Any]]] = {
-    "segformer": (
-        "SegformerForSemanticSegmentation",
-        lambda: transformers.SegformerConfig(
-            hidden_sizes=[8, 16, 24, 32],
-            depths=[1, 1, 1, 1],
-            decoder_hidden_size=16,
-            num_attention_heads=[1, 1, 2, 2],
-        ),
-        "SegformerImageProcessor",
-        {**SQUARE, "do_reduce_labels": True},
-    ),
-    "mobilenet_v2": (
-        "MobileNetV2ForSemanticSegmentation",
-        lambda: transformers.MobileNetV2Config(depth_multiplier=0.25),
-        "MobileNetV2ImageProcessor",
-        CROPPED,
-    ),
-    "mobilevit": (
-        "MobileViTForSemanticSegmentation",
-        lambda: transformers.MobileViTConfig(
-            hidden_sizes=[16, 24, 32],
-            neck_hidden_sizes=[8, 8, 16, 16, 24, 32, 32],
-            aspp_out_channels=16,
-        ),
-        "MobileViTImageProcessor",
-        CROPPED,
-    ),
-    "mobilevitv2": (
-        "MobileViTV2ForSemanticSegmentation",
-        lambda: transformers.MobileViTV2Config(width_multiplier=0.25, aspp_out_channels=16),
-        "MobileViTImageProcessor",
-        {**CROPPED, "resample": 2},
-    ),
-    "beit": (
-        "BeitForSemanticSegmentation",
-        lambda: transformers.BeitConfig(
-            **VISION, intermediate_size=32, image_size=SIDE, out_indices=[1, 2, 3, 4]
-        ),
-        "BeitImageProcessor",
-        {**SQUARE, "do_center_crop": False},
-    ),
-    "data2vec": (
-        "Data2VecVisionForSemanticSegmentation",
-        lambda: transformers.Data2VecVisionConfig(
-            **VISION, intermediate_size=32, image_size=SIDE, out_indices=[1, 2, 3, 4]
-        ),
-        "BeitImageProcessor",
-        {**SQUARE, "do_center_crop": False},
-    ),
-    "dpt": (
-        "DPTForSemanticSegmentation",
-        lambda: transformers.DPTConfig(
-            **VISION,
-            intermediate_size=32,
-            image_size=SIDE,
-            backbone_out_indices=[0, 1, 2, 3],
-            neck_hidden_sizes=[8, 16, 16, 16],
-            fusion_hidden_size=16,
-        ),
-        "DPTImageProcessor",
-        SQUARE,
-    ),
-    "upernet": (
-        "UperNetForSemanticSegmentation",
-        _upernet,
-        "SegformerImageProcessor",
-        SQUARE,
-    ),
-    "segformer, Pillow": (
-        "SegformerForSemanticSegmentation",
-        lambda: transformers.SegformerConfig(
-            hidden_sizes=[8, 16, 24, 32],
-            depths=[1, 1, 1, 1],
-            decoder_hidden_size=16,
-            num_attention_heads=[1, 1, 2, 2],
-        ),
-        "SegformerImageProcessorPil",
-        SQUARE,
-    ),
-}
-
-
-def saved_by_transformers(name: str, folder: Path) -> Path:
-    network, config, processor, options = HUGGING_FACE[name]
-    settings = config()
-    settings.id2label = dict(enumerate(NAMES))
-    settings.label2id = {name: at for at, name in enumerate(NAMES)}
-    seeded(lambda: getattr(transformers, network)(settings)).save_pretrained(folder)
-    getattr(transformers, processor)(**options).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -175,24 +59,12 @@ def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved_by_transformers("segformer", tmp_path_factory.mktemp("hf"))
 
 
-def labels_of_transformers(folder: Path, image: np.ndarray) -> np.ndarray:
-    """The labels at the size of the network's input, by transformers alone."""
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    network = transformers.AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
-    given = processor(images=Image.fromarray(image), return_tensors="pt")
-    with torch.no_grad():
-        output = network(**given)
-    size = tuple(given["pixel_values"].shape[2:])
-    (labels,) = processor.post_process_semantic_segmentation(output, target_sizes=[size])
-    return labels.numpy()
-
-
 def check_labels(path: Path, image: np.ndarray, expected: np.ndarray) -> None:
-    """The exported graph's labels at its own size equal the framework's."""
+    """The exported graph's labels at its own size equal the framework's, but for ties."""
     with segdeploy.load(path) as network:
         labels = network.logits(image).argmax(0)
     assert labels.shape == expected.shape
-    assert (labels == expected).mean() > 0.9999
+    assert (labels == expected).mean() > 0.999
 
 
 @pytest.mark.parametrize("name", HUGGING_FACE)
@@ -206,8 +78,10 @@ def test_frameworks_a_hugging_face_folder_gives_the_labels_of_transformers(
     assert contract.assumed == ()
     assert contract.architecture == f"hf:{HUGGING_FACE[name][0]}"
     assert str(tmp_path) not in contract.to_json()
-    for image in images:
-        check_labels(tmp_path / "m.onnx", image, labels_of_transformers(folder, image))
+    expected = [labels_of_transformers(folder, image) for image in images]
+    assert len(np.unique(expected)) > 2
+    for image, labels in zip(images, expected, strict=True):
+        check_labels(tmp_path / "m.onnx", image, labels)
 
 
 def test_frameworks_hugging_face_folders_tell_that_the_input_is_equal(
@@ -291,7 +165,6 @@ def test_frameworks_names_that_occur_twice_get_a_number(segformer: Path, tmp_pat
 
 # --- segmentation_models_pytorch ------------------------------------------------------------------
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PIPELINES = {
     "resize": [A.Resize(SIDE, SIDE), A.Normalize(MEAN, STD)],
     "longest side and padding": [
@@ -314,28 +187,16 @@ PIPELINES = {
 }
 
 
-def saved_by_smp(folder: Path, steps: list[Any] | None, **options: Any) -> torch.nn.Module:
-    network = seeded(
-        lambda: smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=5, **options)
-    )
-    network.save_pretrained(folder)
-    if steps is not None:
-        A.Compose(steps).save_pretrained(folder, key="eval")
-    return network
-
-
 @pytest.mark.parametrize("name", PIPELINES)
 def test_frameworks_an_smp_folder_gives_the_labels_of_its_own_pipeline(
     name: str, tmp_path: Path, images: list[np.ndarray]
 ) -> None:
     network = saved_by_smp(tmp_path / "folder", PIPELINES[name])
     segdeploy.export(f"smp:{tmp_path / 'folder'}", tmp_path / "m.onnx")
-    for image in images:
-        made = torch.as_tensor(np.asarray(A.Compose(PIPELINES[name])(image=image)["image"]))
-        planes = made if made.shape[0] == 3 else made.permute(2, 0, 1)
-        with torch.no_grad():
-            expected = network(planes[None].float())[0].argmax(0).numpy()
-        check_labels(tmp_path / "m.onnx", image, expected)
+    expected = [labels_of_smp(network, PIPELINES[name], image) for image in images]
+    assert len(np.unique(expected)) > 2
+    for image, labels in zip(images, expected, strict=True):
+        check_labels(tmp_path / "m.onnx", image, labels)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""Networks of other frameworks through every step: the table of `segdeploy models --support`.
+
+    python benchmarks/framework_support.py [OUT]
+
+For each network of tests/framework_networks.py, saved by its framework: reading, labels against the
+framework's own prediction, INT8, and an engine for sm86. Networks that are refused are listed with
+the reason. The rows are written to OUT, by default deploy/frameworks/support.json. The packages of
+the extra `dev` are needed; random weights, nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torchvision.models import get_model_weights, segmentation
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import segdeploy
+from segdeploy.errors import InputError
+from segdeploy.frameworks.read import read_network
+from segdeploy.models import scenes
+from segdeploy.models.dataset import write_dataset
+from segdeploy.profiles import Bounds
+from tests import framework_networks as networks
+
+OUT = Path(__file__).parent.parent / "deploy" / "frameworks" / "support.json"
+PIPELINE = [A.Resize(networks.SIDE, networks.SIDE), A.Normalize(networks.MEAN, networks.STD)]
+TORCHVISION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50",
+               "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101")  # fmt: skip
+REFUSED = ("Mask2FormerForUniversalSegmentation", "MaskFormerForInstanceSegmentation",
+           "OneFormerForUniversalSegmentation", "EomtForUniversalSegmentation",
+           "DetrForSegmentation")  # fmt: skip
+Labels = Callable[[np.ndarray], np.ndarray]
+
+
+def version(framework: str) -> str:
+    """The version of the framework's package."""
+    package = {"hf": "transformers", "smp": "segmentation-models-pytorch"}.get(
+        framework, "torchvision"
+    )
+    return importlib.metadata.version(package)
+
+
+def sources(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, str, Labels]]:
+    """Yield the framework and architecture, the source, and the framework's own prediction."""
+    for name in networks.HUGGING_FACE:
+        path = networks.saved_by_transformers(name, folder / "hf" / name, names)
+        yield (
+            networks.HUGGING_FACE[name][0],
+            f"hf:{path}",
+            lambda image, path=path: networks.labels_of_transformers(path, image),
+        )
+    for name in networks.SMP:
+        path = folder / "smp" / name
+        network = networks.saved_by_smp(path, PIPELINE, name, classes=len(names))
+        yield (
+            name,
+            f"smp:{path}",
+            lambda image, network=network: networks.labels_of_smp(network, PIPELINE, image),
+        )
+    os.environ["TORCH_HOME"] = str(folder)
+    for name in TORCHVISION:
+        yield name, f"torchvision:{name}", published(name, folder)
+
+
+def published(name: str, folder: Path) -> Labels:
+    """Put random weights where torchvision's published ones belong; return its own prediction."""
+    entry = get_model_weights(name).DEFAULT
+    has_auxiliary = {} if name.startswith("lraspp") else {"aux_loss": True}
+    network = networks.seeded(
+        lambda: getattr(segmentation, name)(
+            weights=None, weights_backbone=None, num_classes=21, **has_auxiliary
+        )
+    )
+    with torch.no_grad():
+        image = Image.fromarray(networks.sample_images()[0])
+        networks.balanced(network, 21, entry.transforms()(image)[None])
+    path = folder / "hub" / "checkpoints" / entry.url.rpartition("/")[2]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), path)
+
+    def labels(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return (
+                network(entry.transforms()(Image.fromarray(image))[None])["out"][0]
+                .argmax(0)
+                .numpy()
+            )
+
+    return labels
+
+
+def row(architecture: str, source: str, labels: Labels, folder: Path, data: Path) -> dict[str, Any]:
+    """Take one network through the steps, each with what it gave or why it ended."""
+    framework = source.partition(":")[0]
+    path, int8 = folder / "m.onnx", folder / "m.int8.onnx"
+    is_published = framework == "torchvision"
+
+    def read() -> str:
+        read_network(source)
+        return "read"
+
+    def export() -> str:
+        bounds = Bounds((256, 256), (1040, 1040), 2) if is_published else None
+        named = data if framework == "smp" else None  # its folders name no classes
+        segdeploy.export(source, path, dynamic=is_published, bounds=bounds, data=named)
+        equal = []
+        with segdeploy.load(path) as network:
+            for image in networks.sample_images():
+                equal.append((network.logits(image).argmax(0) == labels(image)).mean())
+        return f"{100 * min(equal):.3f} % of the labels equal"
+
+    def calibrate() -> str:
+        frames = data / "val" / "images" if is_published else data
+        report = segdeploy.calibrate(path, frames, int8, limit=4)
+        return f"{100 * report.accuracy.agreement:.2f} % of the labels equal"
+
+    def engine() -> str:
+        built = segdeploy.build_engine(path, folder / "m.engine", targets=["sm86"])
+        assert all(proof.holds for proof in built.convolutions)
+        return "built"
+
+    found = {"framework": framework, "architecture": architecture, "version": version(framework)}
+    for name, step in (("read", read), ("export", export), ("calibrate", calibrate),
+                       ("build-engine", engine)):  # fmt: skip
+        try:
+            found[name] = step()
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {str(error).replace(str(folder), '')}"
+            print(f"{source}, {name}: {error}", file=sys.stderr)
+    return found
+
+
+def refused(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the networks that are refused, with the reason."""
+    for name in REFUSED:
+        path = folder / name
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps({"architectures": [name]}))
+        try:
+            read_network(f"hf:{path}")
+        except InputError as error:
+            reason = str(error).partition(name)[2].partition(";")[0].strip()
+            yield {"framework": "hf", "architecture": name, "version": version("hf"),
+                   "refused": reason}  # fmt: skip
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
+    out = Path(sys.argv[1]) if sys.argv[1:] else OUT
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = folder / "scenes"
+        made = {kind: scenes.generate(kind, 8, (96, 128), 0) for kind in ("train", "val")}
+        list(
+            write_dataset(
+                data,
+                classes=scenes.CLASSES,
+                palette=scenes.PALETTE,
+                ignore_index=scenes.IGNORE_INDEX,
+                splits=made,
+            )
+        )
+        for architecture, source, labels in sources(folder, tuple(scenes.CLASSES)):
+            rows.append(row(architecture, source, labels, folder, data))
+            print(json.dumps(rows[-1]), flush=True)
+        rows += refused(folder)
+    out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

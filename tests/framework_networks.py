@@ -1,0 +1,243 @@
+"""Networks of other frameworks, small and with random weights, as the frameworks save them.
+
+Nothing is fetched. `benchmarks/framework_support.py` takes each of them through every step, and
+`test_frameworks.py` compares some with the framework's own prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+import transformers
+from PIL import Image
+
+NAMES = ("road", "car", "tree", "sky", "pole")
+SIDE = 64
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def sample_images() -> list[np.ndarray]:
+    """Images `(H, W, 3) uint8` of several sizes: smooth, so that neighbors matter, with noise."""
+    made = []
+    for height, width in ((64, 64), (96, 130), (150, 81)):
+        rng = np.random.default_rng(height)
+        coarse = rng.integers(0, 256, (6, 7, 3)).astype(np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
+        noise = rng.integers(-12, 13, smooth.shape)
+        made.append(np.clip(smooth.astype(int) + noise, 0, 255).astype(np.uint8))
+    return made
+
+
+def seeded(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """A network with random weights, the same in every run."""
+    torch.manual_seed(0)
+    network = make()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data.normal_(0, module.weight[0].numel() ** -0.5)
+    for name, parameter in network.named_parameters():
+        if "embeddings" in name or "cls_token" in name:  # a plain image would have no variance
+            parameter.data.normal_(0, 0.5)
+    return network.eval()
+
+
+def balanced(network: torch.nn.Module, classes: int, given: torch.Tensor) -> torch.nn.Module:
+    """Give a random network statistics and biases by which several classes occur on `given`.
+
+    Random networks mostly give one class everywhere, so that equal labels would prove nothing.
+    """
+    batch = torch.cat([given, given.flip(3), given.flip(2)])
+    norms = [one for one in network.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean of all batches
+        norm.reset_running_stats()
+    network.train()(batch)
+    before = scores_of(network.eval()(given))
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.out_channels == classes:
+            if module.bias is None:
+                continue
+            module.bias.data += 1
+            if torch.allclose(scores_of(network(given)), before + 1, atol=1e-3):
+                mean = before.mean((0, 2, 3))
+                spread = (before - mean[:, None, None]).std()
+                module.bias.data -= 1 + mean
+                module.weight.data /= spread
+                module.bias.data /= spread
+                return network
+            module.bias.data -= 1
+    raise ValueError("no convolution gives the scores")
+
+
+def scores_of(output: Any) -> torch.Tensor:
+    """The scores in a framework's output."""
+    if isinstance(output, dict) and "out" in output:
+        return output["out"]
+    return getattr(output, "logits", output)
+
+
+def _upernet() -> Any:
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = transformers.ConvNextConfig(
+        hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=stages
+    )
+    return transformers.UperNetConfig(
+        backbone_config=backbone, hidden_size=16, auxiliary_channels=8, auxiliary_in_channels=24
+    )
+
+
+VISION = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+CROPPED = {"size": {"shortest_edge": 72}, "crop_size": {"height": SIDE, "width": SIDE}}
+SQUARE = {"size": {"height": SIDE, "width": SIDE}}
+HUGGING_FACE: dict[str, tuple[str, Callable[[], Any], str, dict[str, Any]]] = {
+    "segformer": (
+        "SegformerForSemanticSegmentation",
+        lambda: transformers.SegformerConfig(
+            hidden_sizes=[8, 16, 24, 32],
+            depths=[1, 1, 1, 1],
+            decoder_hidden_size=16,
+            num_attention_heads=[1, 1, 2, 2],
+        ),
+        "SegformerImageProcessor",
+        {**SQUARE, "do_reduce_labels": True},
+    ),
+    "mobilenet_v2": (
+        "MobileNetV2ForSemanticSegmentation",
+        lambda: transformers.MobileNetV2Config(depth_multiplier=0.25),
+        "MobileNetV2ImageProcessor",
+        CROPPED,
+    ),
+    "mobilevit": (
+        "MobileViTForSemanticSegmentation",
+        lambda: transformers.MobileViTConfig(
+            hidden_sizes=[16, 24, 32],
+            neck_hidden_sizes=[8, 8, 16, 16, 24, 32, 32],
+            aspp_out_channels=16,
+        ),
+        "MobileViTImageProcessor",
+        CROPPED,
+    ),
+    "mobilevitv2": (
+        "MobileViTV2ForSemanticSegmentation",
+        lambda: transformers.MobileViTV2Config(width_multiplier=0.25, aspp_out_channels=16),
+        "MobileViTImageProcessor",
+        {**CROPPED, "resample": 2},
+    ),
+    "beit": (
+        "BeitForSemanticSegmentation",
+        lambda: transformers.BeitConfig(
+            **VISION, intermediate_size=32, image_size=SIDE, out_indices=[1, 2, 3, 4]
+        ),
+        "BeitImageProcessor",
+        {**SQUARE, "do_center_crop": False},
+    ),
+    "data2vec": (
+        "Data2VecVisionForSemanticSegmentation",
+        lambda: transformers.Data2VecVisionConfig(
+            **VISION, intermediate_size=32, image_size=SIDE, out_indices=[1, 2, 3, 4]
+        ),
+        "BeitImageProcessor",
+        {**SQUARE, "do_center_crop": False},
+    ),
+    "dpt": (
+        "DPTForSemanticSegmentation",
+        lambda: transformers.DPTConfig(
+            **VISION,
+            intermediate_size=32,
+            image_size=SIDE,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 16, 16, 16],
+            fusion_hidden_size=16,
+        ),
+        "DPTImageProcessor",
+        SQUARE,
+    ),
+    "upernet": (
+        "UperNetForSemanticSegmentation",
+        _upernet,
+        "SegformerImageProcessor",
+        SQUARE,
+    ),
+    "segformer, Pillow": (
+        "SegformerForSemanticSegmentation",
+        lambda: transformers.SegformerConfig(
+            hidden_sizes=[8, 16, 24, 32],
+            depths=[1, 1, 1, 1],
+            decoder_hidden_size=16,
+            num_attention_heads=[1, 1, 2, 2],
+        ),
+        "SegformerImageProcessorPil",
+        SQUARE,
+    ),
+}
+
+
+def saved_by_transformers(name: str, folder: Path, names: tuple[str, ...] = NAMES) -> Path:
+    network, config, processor, options = HUGGING_FACE[name]
+    settings = config()
+    settings.id2label = dict(enumerate(names))
+    settings.label2id = {one: at for at, one in enumerate(names)}
+    made = seeded(lambda: getattr(transformers, network)(settings))
+    chosen = getattr(transformers, processor)(**options)
+    image = Image.fromarray(sample_images()[1])
+    given = chosen(images=image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        balanced(made, len(names), given).save_pretrained(folder)
+    chosen.save_pretrained(folder)
+    return folder
+
+
+SMP = {
+    "DeepLabV3": "resnet18",
+    "DeepLabV3Plus": "mobilenet_v2",
+    "FPN": "efficientnet-b0",
+    "Linknet": "resnet18",
+    "MAnet": "resnet18",
+    "PAN": "resnet18",
+    "PSPNet": "mobilenet_v2",
+    "Segformer": "resnet18",
+    "UPerNet": "resnet18",
+    "Unet": "mobilenet_v2",
+    "UnetPlusPlus": "resnet18",
+}
+
+
+def saved_by_smp(
+    folder: Path, steps: list[Any] | None, name: str = "DeepLabV3Plus", **options: Any
+) -> torch.nn.Module:
+    """Save a network, and a pipeline of these steps beside it; return the network."""
+    settings = {"encoder_weights": None, "classes": 5, **options}
+    network = seeded(lambda: getattr(smp, name)(SMP[name], **settings))
+    given = torch.as_tensor(sample_images()[0]).permute(2, 0, 1)[None] / 64 - 2
+    with torch.no_grad():
+        balanced(network, settings["classes"], given)
+    network.save_pretrained(folder)
+    if steps is not None:
+        A.Compose(steps).save_pretrained(folder, key="eval")
+    return network
+
+
+def labels_of_transformers(folder: Path, image: np.ndarray) -> np.ndarray:
+    """The labels at the size of the network's input, by transformers alone."""
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    network = transformers.AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+    given = processor(images=Image.fromarray(image), return_tensors="pt")
+    with torch.no_grad():
+        output = network(**given)
+    size = tuple(given["pixel_values"].shape[2:])
+    (labels,) = processor.post_process_semantic_segmentation(output, target_sizes=[size])
+    return labels.numpy()
+
+
+def labels_of_smp(network: torch.nn.Module, steps: list[Any], image: np.ndarray) -> np.ndarray:
+    """The labels at the size of the network's input, by albumentations and PyTorch alone."""
+    made = torch.as_tensor(np.asarray(A.Compose(steps)(image=image)["image"]))
+    planes = made if made.shape[0] == 3 else made.permute(2, 0, 1)
+    with torch.no_grad():
+        return network(planes[None].float())[0].argmax(0).numpy()
