@@ -39,7 +39,7 @@ from segdeploy.profiles import Bounds
 from tests import framework_networks as networks
 
 OUT = Path(__file__).parent.parent / "deploy" / "frameworks" / "support.json"
-PIPELINE = [A.Resize(networks.SIDE, networks.SIDE), A.Normalize(networks.MEAN, networks.STD)]
+PIPELINE = [A.Resize(128, 128), A.Normalize(networks.MEAN, networks.STD)]
 TORCHVISION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50",
                "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101")  # fmt: skip
 REFUSED = ("Mask2FormerForUniversalSegmentation", "MaskFormerForInstanceSegmentation",

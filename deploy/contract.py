@@ -244,6 +244,14 @@ class Contract:
             f"{name} {value if isinstance(value, str) else listed(value)}" for name, value in values
         )
 
+    def assumption_note(self, source: str) -> str:
+        """Return the note about the fields that nobody stated for the network of `source`."""
+        return (
+            f"{source}: assumed how its images are prepared: {self.assumptions}; state what its "
+            "training did with --fit (and --pad), --resize, --channels, --mean and --std, or with "
+            "--contract FILE"
+        )
+
     def stretched_to(self, size: tuple[int, int]) -> Contract:
         """Return the contract of a window or a trial: every image is stretched to `size` (H, W)."""
         return replace(self, size=size, fit="stretch", **NO_FIT)

@@ -110,6 +110,8 @@ def _head_contradiction(contract: Contract) -> str | None:
             f"--label-ids {listed(ids)}: has {len(ids)} ids for {len(contract.classes)} classes; "
             "state one for each class"
         )
+    if ids is not None and contract.ignore_index in ids:
+        return f"--label-ids {listed(ids)}: {contract.ignore_index} is the id of ignored pixels"
     if least is not None and contract.output == "labels":
         return (
             f"--min-confidence {least:g}: needs the probabilities, and the graph gives labels; "
@@ -189,7 +191,7 @@ def _fit_contradiction(contract: Contract) -> str | None:
         return f"--longest-edge {limit}: is below --edge {edge}, the shorter one"
     if fit == "shortest-edge,center-crop" and rounded < min(contract.size):
         return f"--edge {edge}: is below the crop of {shown}, which would lie outside the image"
-    if fit == "longest-edge,pad" and rounded > min(contract.size):
+    if fit == "longest-edge,pad" and rounded > max(contract.size):
         made = f" becomes {rounded} pixels," if rounded != edge else ""
         return f"--edge {edge}:{made} is above the input of {shown}, so no image would fit"
     if step and any(side % step for side in contract.size):

@@ -216,6 +216,46 @@ CHECKS = {
     "provenance": _is_provenance,
     "assumed": lambda value: isinstance(value, list) and all(v in PREPROCESSING for v in value),
 }
+_CHOICES = {
+    "dtype": DTYPES,
+    "gray": GRAY_CONVERSIONS,
+    "normalization": NORMALIZATIONS,
+    "layout": ("NCHW", "NHWC"),
+    "fit": FITS,
+    "rounding": ROUNDINGS,
+    "pad_side": PAD_SIDES,
+    "resize": RESIZE_KERNELS,
+    "head": HEADS,
+    "output": OUTPUTS,
+    "precision": PRECISIONS,
+}
+_SIDE = "a whole number from 1 to 65536"
+_WANTED = {
+    "classes": "a list of different names of 1 to 100 printable characters",
+    "palette": "a list of colors [red, green, blue], each from 0 to 255",
+    "ignore_index": "a whole number from 0 to 255",
+    "size": "[height, width], each from 1 to 65536",
+    "channels": f"a list of up to {MOST_CHANNELS} different names",
+    "source_channels": f"a list of up to {MOST_CHANNELS} different names",
+    "scale": f"a number from {LEAST:g} to {MOST:g}, or a fraction in quotes such as '1/255'",
+    "mean": f"a list of numbers from {-MOST:g} to {MOST:g}",
+    "std": f"a list of numbers from {LEAST:g} to {MOST:g}",
+    "pad": f"a list of numbers from {-MOST:g} to {MOST:g}",
+    "pad_normalized": "true or false",
+    **dict.fromkeys(("edge", "longest_edge", "side_multiple", "pad_multiple"), _SIDE),
+    "threshold": "a probability, or a list of one for each class",
+    "min_confidence": "a probability",
+    "label_ids": "a list of whole numbers from 0 to 255",
+}
+
+
+def wanted_of(field: str) -> str:
+    """Return in words what a field of the contract holds."""
+    if field in _CHOICES:
+        return f"one of {', '.join(_CHOICES[field])}"
+    return _WANTED.get(field, "of another kind")
+
+
 # Fields that are missing in files of earlier versions.
 _LATER = {
     *("source_channels", "dtype", "gray", "scale", "normalization"),

@@ -15,11 +15,12 @@ from segdeploy.contract import (
     Classes,
     Contract,
     is_color,
+    listed,
     numbered_classes,
     placeholder_classes,
 )
 from segdeploy.contract_checks import contradiction
-from segdeploy.contract_json import CHECKS, frozen, is_schema, lifted
+from segdeploy.contract_json import CHECKS, frozen, is_schema, lifted, wanted_of
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
 from segdeploy.models.channels import DTYPES
@@ -77,6 +78,10 @@ def with_stated(contract: Contract, stated: Mapping[str, Any]) -> Contract:
     Raises:
         InputError: if the statements contradict each other, or the rest of the contract.
     """
+    stated = {
+        name: None if value is None else _value(name, value, option_of(name))
+        for name, value in stated.items()
+    }
     made = replace(contract, **_with_implied(contract, stated))
     names = {name.removesuffix("_255") for name in stated}
     if stated.get("normalization") in ("none", "per-image"):
@@ -86,6 +91,21 @@ def with_stated(contract: Contract, stated: Mapping[str, Any]) -> Contract:
     if reason := contradiction(made):
         raise InputError(reason)
     return made
+
+
+def restated(contract: Contract, stated: Mapping[str, Any]) -> Contract:
+    """Return the contract of a file with fields that the user states anew, as `with_stated`.
+
+    Other channels than the file's get the constants 0 and 1, which are then assumed.
+
+    Raises:
+        InputError: if the statements contradict each other, or the rest of the contract.
+    """
+    made = with_stated(contract, stated)
+    if set(made.channels) <= set(contract.channels) or made.normalization in ("none", "per-image"):
+        return made
+    names = [one for one in ("mean", "std") if not {one, f"{one}_255"} & set(stated)]
+    return replace(made, assumed=tuple(dict.fromkeys((*made.assumed, *names))))
 
 
 def _with_implied(contract: Contract, stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +165,11 @@ def _check_units(stated: Mapping[str, Any], dtype: str, *, has_constants: bool) 
             raise InputError(
                 f"--{name}-255: is for images of uint8, and the images are {dtype}; give --{name}, "
                 "in the units after --rescale"
+            )
+        if name == "mean" and 0 < max(stated["mean_255"]) <= 1:
+            raise InputError(
+                f"--mean-255 {listed(stated['mean_255'])}: is in units of 0 to 255; give --mean "
+                "for values of 0 to 1"
             )
     scale = stated.get("scale")
     if scale in (None, DTYPES[dtype]) or not has_constants:
@@ -257,7 +282,7 @@ def read_statement(path: Path) -> dict[str, Any]:
     if not is_schema(schema):
         raise InputError(f"{path}: has schema {schema!r}, this segdeploy reads {SCHEMA}")
     values = _of_schema_2(values, path)
-    is_complete = "architecture" in values
+    is_complete = {"architecture", "arguments", "layout", "output", "precision"} <= set(values)
     stated: dict[str, Any] = {}
     for name, value in values.items():
         field = name.removesuffix("_255") if name in ("mean_255", "std_255") else name
@@ -269,18 +294,42 @@ def read_statement(path: Path) -> dict[str, Any]:
                     f"{path}: '{name}' is decided by the network, and cannot be stated; remove it"
                 )
             continue
-        if field == "scale" and isinstance(value, str):
-            value = as_number(value)
-        if field in ("mean", "std", "pad") and isinstance(value, (int, float)):
-            value = [value]  # one number for all channels
-        if not CHECKS[field](value):
-            raise InputError(
-                f"{path}: '{name}' has a value that a contract cannot hold: "
-                f"{values[name]!r:.200}; docs/reference/contract.md says which it can"
-            )
         if value is not None:
-            stated[name] = frozen(value)
+            stated[name] = _value(name, value, f"{path}: '{name}'")
     return stated
+
+
+def _value(name: str, value: Any, shown: str) -> Any:
+    """Return the value of a stated field as a contract holds it; `shown` names it in an error.
+
+    Raises:
+        InputError: for a value that a contract cannot hold.
+    """
+    field = name.removesuffix("_255") if name in ("mean_255", "std_255") else name
+    plain = _thawed(value)
+    if field == "scale" and isinstance(plain, str):
+        plain = as_number(plain)
+    if field in ("mean", "std", "pad") and isinstance(plain, (int, float)):
+        plain = [plain]  # one number for all channels
+    if field not in CHECKS:
+        raise InputError(f"'{name}' is no field of a contract{_meant(name)}")
+    if not CHECKS[field](plain):
+        raise InputError(f"{shown} {_told(value)}: must be {wanted_of(field)}")
+    return frozen(plain)
+
+
+def _thawed(value: Any) -> Any:
+    """Return a value with lists instead of tuples."""
+    return [_thawed(one) for one in value] if isinstance(value, (tuple, list)) else value
+
+
+def _told(value: Any) -> str:
+    is_list = isinstance(value, (tuple, list)) and all(
+        isinstance(one, (int, float, str)) and not isinstance(one, bool) for one in value
+    )
+    if isinstance(value, float):
+        return f"{value:g}"
+    return listed(value) if is_list else f"{value!r:.100}"
 
 
 def _of_schema_2(values: dict[str, Any], path: Path) -> dict[str, Any]:

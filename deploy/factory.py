@@ -48,7 +48,7 @@ def find_callable(reference: str) -> Callable[..., Any]:
         sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's own code may fail in any way
+    except (Exception, SystemExit) as error:  # the user's own code may fail in any way
         raise InputError(
             f"{reference}: module {module_name} cannot be imported "
             f"({type(error).__name__}: {error}); the current folder and PYTHONPATH are searched"
@@ -78,7 +78,7 @@ def _call_factory(
         )
     try:
         network = factory(**wanted)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{reference}: the factory failed with {json.dumps(wanted)} "
             f"({type(error).__name__}: {error})"

@@ -29,6 +29,7 @@ from segdeploy.contract_statement import (
     images_of,
     option_of,
     replaced,
+    restated,
     stated_classes,
     with_stated,
 )
@@ -63,7 +64,8 @@ class ModelSpec:
     size: tuple[int, int] | None = None
     take: str | None = None
     stated: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the contract that the user states, as in `with_stated`."""
+    """Fields of the contract that the user states. `contract_statement.read_statement` reads them
+    from a file."""
     foreground: str | None = None
     """The class of a data set that a binary network finds; all others are the background."""
     source: str | None = None
@@ -202,11 +204,7 @@ def load_network(
     if spec.has_own_network:
         contract = _with_activation(contract, network, spec)
     if contract.assumed and not is_trained_here:
-        _LOG.info(
-            f"{spec.model}: assumed how its images are prepared: {contract.assumptions}; state "
-            "what its training did with --fit (and --pad), --resize, --channels, --mean and --std, "
-            "or with --contract FILE"
-        )
+        _LOG.info(contract.assumption_note(spec.model))
     sha256 = foreign.sha256 if foreign is not None else None
     if spec.weights is not None:
         sha256 = sha256_of_file(spec.weights)
@@ -459,7 +457,7 @@ def _contract(
         _check_stored(spec, stored, dataset)
         check_pixels(size or stored.size, f"{spec.weights}: its input")
         arguments = {**stored.arguments, **spec.arguments}
-        return with_stated(replace(stored, size=size or stored.size, arguments=arguments), stated)
+        return restated(replace(stored, size=size or stored.size, arguments=arguments), stated)
     size = size or default_size
     if size is None:
         raise InputError(f"{spec.model}: a network without a checkpoint needs --size HxW")

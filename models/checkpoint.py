@@ -273,7 +273,7 @@ def _advice(state: Mapping[str, Tensor], architecture: str) -> str:
     likely = likeliest(keys)
     if likely and architecture not in likely:
         return f"they look like those of {likely[0]}"
-    return "check the architecture, --num-classes, --width and --arg"
+    return "check the architecture, --num-classes, --channels, --width and --arg"
 
 
 def check_finite(module: nn.Module, source: str) -> None:

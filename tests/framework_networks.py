@@ -22,10 +22,12 @@ SIDE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def sample_images() -> list[np.ndarray]:
+def sample_images(
+    sizes: tuple[tuple[int, int], ...] = ((64, 64), (96, 130), (150, 81)),
+) -> list[np.ndarray]:
     """Images `(H, W, 3) uint8` of several sizes: smooth, so that neighbors matter, with noise."""
     made = []
-    for height, width in ((64, 64), (96, 130), (150, 81)):
+    for height, width in sizes:
         rng = np.random.default_rng(height)
         coarse = rng.integers(0, 256, (6, 7, 3)).astype(np.uint8)
         smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
@@ -214,7 +216,8 @@ def saved_by_smp(
     """Save a network, and a pipeline of these steps beside it; return the network."""
     settings = {"encoder_weights": None, "classes": 5, **options}
     network = seeded(lambda: getattr(smp, name)(SMP[name], **settings))
-    given = torch.as_tensor(sample_images()[0]).permute(2, 0, 1)[None] / 64 - 2
+    image = sample_images(((128, 128),))[0]
+    given = torch.as_tensor(image).permute(2, 0, 1)[None] / 64 - 2
     with torch.no_grad():
         balanced(network, settings["classes"], given)
     network.save_pretrained(folder)

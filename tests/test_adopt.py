@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from segdeploy.commands.adopt import Statement
 from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD
 from segdeploy.engine.manifest import manifest_path, read_manifest
 from segdeploy.errors import InputError
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 
-from .conftest import SIZE, check_one_line
+from .conftest import SIZE, Ran, check_one_line
 
 STATED = {"preprocessing": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}}
 
@@ -101,7 +103,7 @@ def test_adopt_too_little_or_wrong_statements_are_refused(
     of_bytes = {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}
     refuse("--mean 123.7,.*give --mean-255", num_classes=8, preprocessing=of_bytes)
     flat = {"mean": IMAGENET_MEAN, "std": (0, 0, 0)}
-    refuse("--std 0,0,0: must be in", num_classes=8, preprocessing=flat)
+    refuse("--std 0,0,0: must be a list of", num_classes=8, preprocessing=flat)
     refuse(
         "cannot be run on an image of shape \\(1, 3, 50, 60\\)",
         num_classes=8,
@@ -137,3 +139,39 @@ def test_adopt_an_engine_from_elsewhere_gets_a_manifest_that_says_so(
     assert manifest.input.name is None
     check_one_line(run("adopt", engine, "--like", graph, *said), "has a manifest already")
     check_one_line(run("self-test", engine), "was built without golden vectors; give --golden")
+
+
+def test_adopt_like_refuses_what_the_graph_itself_computes(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """A copy of the graph computes it as before, so that a new statement would be false."""
+    stated = {"fit": "letterbox", "pad": (114,)}
+    spec = ModelSpec(str(checkpoint), stated=stated)
+    bytes_ = tmp_path / "b.onnx"
+    segdeploy.export(checkpoint, bytes_, preprocess="RGB")
+    source = tmp_path / "s.onnx"
+    segdeploy.export(spec, source, preprocess="RGB", source_size=(90, 200))
+    out = tmp_path / "o.onnx"
+    for file, fields, option in (
+        (bytes_, {"mean": (0.1,), "std": (0.2,)}, "--mean"),
+        (bytes_, {"normalization": "f32-div"}, "--normalization"),
+        (bytes_, {"dtype": "uint16"}, "--dtype"),
+        (source, {"fit": "stretch"}, "--fit"),
+        (source, {"resize": "opencv-linear"}, "--resize"),
+    ):
+        with pytest.raises(InputError, match=f"its graph computes what {option} states"):
+            segdeploy.adopt(file, Statement(like=file, preprocessing=fields), out=out)
+        assert not out.exists()
+    segdeploy.adopt(bytes_, Statement(like=bytes_, preprocessing={"fit": "none"}), out=out)
+
+
+def test_adopt_like_runs_the_graph_before_it_believes_its_output(
+    graph: Path, tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    said = ("adopt", graph, "--like", graph, "-o", tmp_path / "o.onnx")
+    refused = run(*said, "--output", "probabilities")
+    assert refused.code == 2
+    assert "are not those of a softmax or sigmoid, so its output is logits" in refused.err
+    told = run(*said, "--channels", "nir,red,green")
+    assert told.code == 0
+    assert "assumed how its images are prepared: mean 0,0,0, std 1,1,1" in told.err

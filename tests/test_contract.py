@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import segdeploy
 from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, placeholder_classes
 from segdeploy.contract_json import CHECKS, read_contract
-from segdeploy.contract_statement import read_statement, with_stated
+from segdeploy.contract_statement import read_statement, restated, with_stated
 from segdeploy.errors import InputError
 
 from .conftest import CONTRACT, Ran
@@ -229,10 +229,10 @@ def test_contract_a_file_of_statements(tmp_path: Path) -> None:
         ('{"color": "BGR", "channels": ["R"]}', "'color' and 'channels' say the same; remove one"),
         ('{"precision": "fp16"}', "'precision' is decided by the network, and cannot be stated"),
         ('{"color": ["R"]}', "'color' must be RGB or BGR; state 'channels' instead"),
-        ('{"mean": "0.5"}', "'mean' has a value that a contract cannot hold: '0.5'"),
-        ('{"mean": [true, 0, 0]}', "'mean' has a value that a contract cannot hold"),
-        ('{"channels": 1, "pad": 0}', "'channels' has a value"),
-        ('{"scale": "1/0"}', "'scale' has a value that a contract cannot hold"),
+        ('{"mean": "0.5"}', "'mean' '0.5': must be a list of numbers from"),
+        ('{"mean": [true, 0, 0]}', "'mean' [True, 0, 0]: must be a list of numbers"),
+        ('{"channels": 1, "pad": 0}', "'channels' 1: must be a list of up to 64 different names"),
+        ('{"scale": "1/0"}', "'scale' '1/0': must be a number from 1e-09"),
         ('{"scale": NaN}', "NaN is not a JSON number"),
     ],
 )
@@ -316,12 +316,15 @@ def test_contract_classes_of_a_file_are_not_overridden(
     [
         ({"dtype": "uint16", "mean_255": (0.5,)}, "--mean-255: is for images of uint8, and the"),
         ({"channels": ("nir", "R"), "scale": 1.0}, "--rescale 1: changes the units of the mean"),
-        ({"std": (1e-12,)}, "--std 1e-12,1e-12,1e-12: must be in 1e-09..1e+09"),
-        ({"dtype": "float32", "mean": (1e12,)}, "--mean 1e+12,1e+12,1e+12: must be in"),
-        ({"scale": 1e12, "mean": (0,), "std": (1,)}, "--rescale 1e+12: must be in 1e-09..1e+09"),
+        ({"std": (1e-12,)}, "--std 1e-12: must be a list of numbers from 1e-09 to 1e+09"),
+        ({"dtype": "float32", "mean": (1e12,)}, "--mean 1e+12: must be a list of numbers from"),
+        (
+            {"scale": 1e12, "mean": (0,), "std": (1,)},
+            "--rescale 1e+12: must be a number from",
+        ),
         (
             {"dtype": "float32", "fit": "letterbox", "pad": (1e12,)},
-            "--pad 1e+12,1e+12,1e+12: must be in",
+            "--pad 1e+12: must be a list of numbers",
         ),
         (
             {"channels": ("gray",), "gray": "opencv", "source_channels": ("gray",)},
@@ -390,3 +393,38 @@ def test_contract_any_file_of_statements_is_used_or_refused(
         assert "\n" not in str(error)
         return
     assert read_contract(contract.to_json(), "m") == contract
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"foo": 1}, "'foo' is no field of a contract"),
+        ({"edge": "a"}, "--edge 'a': must be a whole number from 1 to 65536"),
+        ({"min_confidence": "x"}, "--min-confidence 'x': must be a probability"),
+        ({"resize": "nope"}, "--resize 'nope': must be one of pillow-nearest, "),
+        ({"channels": "B,G,R"}, "--channels 'B,G,R': must be a list of up to 64 different names"),
+        ({"mean_255": (0.5,), "std_255": (1,)}, "is in units of 0 to 255; give --mean"),
+        ({"label_ids": (1, 255)}, "255 is the id of ignored pixels"),
+    ],
+)
+def test_contract_statements_in_python_are_checked(stated: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        with_stated(CONTRACT, stated)
+    assert told in str(caught.value)
+
+
+def test_contract_statements_in_python_may_be_lists_numbers_and_fractions() -> None:
+    made = with_stated(CONTRACT, {"fit": "letterbox", "pad": 114, "mean": [0.5], "std": 0.5})
+    assert made.pad == (114,) * 3
+    assert made.mean == made.std == (0.5,) * 3
+    made = with_stated(CONTRACT, {"scale": "1/127.5", "mean": 1, "std": 1})
+    assert made.scale == 1 / 127.5
+
+
+def test_contract_constants_of_other_channels_are_assumed() -> None:
+    made = restated(CONTRACT, {"channels": ("nir", "red", "green")})
+    assert made.mean == (0, 0, 0)
+    assert set(made.assumed) >= {"mean", "std"}
+    stated = {"channels": ("nir", "red", "green"), "mean": (0.1,), "std": (0.2,)}
+    assert restated(CONTRACT, stated).assumed == ()
+    assert restated(CONTRACT, {"channels": ("B", "G", "R")}).assumed == ()

@@ -300,6 +300,16 @@ def test_fit_bytes_never_wrap_around(letterbox_graph: Path) -> None:
         assert np.abs(as_bytes - np.clip(floats, 0, 255)).max() < 0.51, name
 
 
+def test_fit_a_longest_edge_above_the_shorter_side_fits_landscapes() -> None:
+    """`LongestMaxSize(64)` and `PadIfNeeded(48, 64)`: a portrait is refused where it occurs."""
+    contract = with_stated(
+        replace(CONTRACT, size=(48, 64)), {"fit": "longest-edge,pad", "edge": 64, "pad": 0}
+    )
+    assert preprocess(np.zeros((90, 120, 3), np.uint8), contract).shape == (1, 3, 48, 64)
+    with pytest.raises(InputError, match="64x48, larger than the input of 48x64"):
+        preprocess(np.zeros((120, 90, 3), np.uint8), contract)
+
+
 def test_fit_what_contradicts_itself_is_refused(
     run: Callable[..., Ran], dataset: Path, tmp_path: Path
 ) -> None:
@@ -327,7 +337,7 @@ def test_fit_what_contradicts_itself_is_refused(
         (("--edge", "80"), "--edge 80: goes with --fit shortest-edge or longest-edge"),
         (("--fit", "shortest-edge", "--edge", 80, "--longest-edge", 70), "is below --edge 80"),
         (("--fit", "shortest-edge,center-crop", "--edge", 40), "is below the crop of 48x64"),
-        (("--fit", "longest-edge,pad", "--edge", 64, "--pad", 0), "is above the input of 48x64"),
+        (("--fit", "longest-edge,pad", "--edge", 65, "--pad", 0), "is above the input of 48x64"),
         (
             ("--fit", "pad-to-multiple", "--pad", 0, "--pad-multiple", 32),
             "--pad-multiple 32: does not divide the input size 48x64",

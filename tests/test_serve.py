@@ -279,6 +279,33 @@ def test_serve_takes_some_channels_of_deep_images(
         assert np.array_equal(labels, network.predict(image))
 
 
+@pytest.mark.parametrize("kind", ["multilabel", "gray"])
+def test_serve_takes_bit_planes_and_gray_files(
+    tmp_path: Path, messages: object, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Labels of several classes are bit planes, beyond the number of classes."""
+    torch.manual_seed(0)
+    of_kind: dict[str, dict[str, object]] = {
+        "multilabel": {"head": "multilabel", "threshold": (0.4, 0.5, 0.45)},
+        "gray": {"channels": ("gray",), "dtype": "uint16", "mean": (0.5,), "std": (0.2,)},
+    }
+    spec = ModelSpec("deeplabv3", 3, {"width": 4, "stride": 2}, size=(48, 64), stated=of_kind[kind])
+    path = segdeploy.export(spec, tmp_path / "road.onnx").path
+    written = segdeploy.serve_repo(path, tmp_path / "repo")
+    rng = np.random.default_rng(0)
+    if kind == "gray":
+        image = rng.integers(0, 65536, (48, 64)).astype(np.uint16)
+    else:
+        image = rng.integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    labels = run_client(written.path, tmp_path / "x.png", tmp_path, messages, monkeypatch)
+    with segdeploy.load(path) as network:
+        assert np.array_equal(labels, network.predict(tmp_path / "x.png"))
+    if kind == "multilabel":
+        assert labels.max() >= 3  # several classes in one pixel
+        assert "labels.txt" not in (written.path / "road" / "config.pbtxt").read_text()
+
+
 def run_client(
     repository: Path, image: Path, folder: Path, messages: object, monkeypatch: pytest.MonkeyPatch
 ) -> np.ndarray:

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segdeploy.artifact import Artifact, OnnxFile, open_artifact
 from segdeploy.benchmark.accuracy import OpenCandidate
 from segdeploy.benchmark.cpp_program import read_cpp_candidate
 from segdeploy.benchmark.process import Candidate
 from segdeploy.content_keys import key_of_network
-from segdeploy.contract import Contract
+from segdeploy.contract import Contract, listed
 from segdeploy.contract_statement import STATED
 from segdeploy.errors import InputError
 from segdeploy.model_spec import LoadedNetwork, ModelSpec
@@ -82,13 +84,19 @@ def check_contract(candidate: Candidate, truth: Predictor) -> None:
         else ""
     )
     stated = [field for field in STATED if field != "source_channels"]
+    differences = []
     for what in ("classes", "size", *stated, "image_channels", "scales", "flip"):
         one, other = (_comparable(contract, what) for contract in (theirs, ours))
         if one != other:
-            raise InputError(
-                f"{path}: its {what} is {one}, but the reference has {other}; they cannot be "
-                f"compared{advice}"
-            )
+            shown = (_shown(getattr(contract, what)) for contract in (theirs, ours))
+            differences.append("its {} is {}, but the reference has {}".format(what, *shown))
+    if differences:
+        more = advice if "its classes" not in differences[0] else ""
+        raise InputError(f"{path}: {'; '.join(differences)}; they cannot be compared{more}")
+
+
+def _shown(value: Any) -> str:
+    return listed(value) if isinstance(value, tuple) else str(value)
 
 
 def _comparable(contract: Contract, field: str) -> Any:
@@ -97,7 +105,9 @@ def _comparable(contract: Contract, field: str) -> Any:
     if field == "channels":
         return tuple(sorted(value))
     if field in ("mean", "std", "pad") and value is not None:
-        return tuple(value for _, value in sorted(zip(contract.channels, value, strict=True)))
+        # Constants of 0 to 255 that were divided differ in the last bit of a double.
+        single = (float(np.float32(one)) for one in value)
+        return tuple(one for _, one in sorted(zip(contract.channels, single, strict=True)))
     return value
 
 

@@ -164,7 +164,8 @@ def bench(
         return _compare(compare, as_json)
     if not candidates or (reference or options["source"]) is None or data is None:
         raise click.UsageError(
-            "give CANDIDATES, --reference (or --from) and --data, or --compare OLD NEW"
+            "give CANDIDATES, --reference and --data, or --compare OLD NEW; --from may replace "
+            "--reference"
         )
     import segdeploy
     from segdeploy.benchmark.protocol import Protocol

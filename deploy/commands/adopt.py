@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from segdeploy.artifact import EngineFile, OnnxFile, open_artifact
 from segdeploy.commands.evaluate import evaluate
 from segdeploy.contract import (
+    FIT_EXAMPLES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Contract,
@@ -24,7 +25,14 @@ from segdeploy.contract import (
     listed,
     usual_channels,
 )
-from segdeploy.contract_statement import agreed_classes, head_of, images_of, with_stated
+from segdeploy.contract_statement import (
+    agreed_classes,
+    head_of,
+    images_of,
+    option_of,
+    restated,
+    with_stated,
+)
 from segdeploy.device import host_platform
 from segdeploy.engine.bindings import BACKENDS, open_bindings
 from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
@@ -153,6 +161,11 @@ def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
     shape = tensor_shape(images[0])
     if statement.like is not None:
         contract = _contract(file, statement, shape, is_nhwc=False)
+        _check_embedded(file, contract, statement)
+        if statement.output is not None and contract.output in ("logits", "probabilities"):
+            kind, is_nhwc = input_type(graph), contract.layout == "NHWC"
+            found = _run(graph, _probe(contract, kind, is_nhwc=is_nhwc), file)
+            contract, _ = _with_kind(contract, found, statement, file)
         is_decided = contract.output == "labels" and contract.upsampling is None
         if is_decided and "threshold" in statement.preprocessing:
             raise InputError(_DECIDED.format(file=file))
@@ -172,11 +185,32 @@ def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
     )
     for line in done:
         _LOG.info(f"{file}: {line}")
+    if contract.assumed:
+        _LOG.info(contract.assumption_note(str(file)))
     set_contract(graph, contract)
     save_onnx(graph, out)
     if statement.data is not None:
         _report_accuracy(out, statement.data)
     return out
+
+
+def _check_embedded(file: Path, contract: Contract, statement: Statement) -> None:
+    """Refuse to restate what the graph itself computes.
+
+    Raises:
+        InputError: naming the first such field.
+    """
+    embedded: set[str] = set()
+    if contract.layout == "NHWC":
+        embedded |= {"dtype", "scale", "mean", "std", "mean_255", "std_255", "normalization"}
+    if contract.source_size is not None:
+        embedded |= {"fit", *FIT_EXAMPLES, "pad_normalized", "resize", "gray"}
+    for name in statement.preprocessing:
+        if name in embedded:
+            raise InputError(
+                f"{file}: its graph computes what {option_of(name)} states, so a copy of the graph "
+                f"cannot have another value; leave {option_of(name)} out"
+            )
 
 
 def _report_accuracy(adopted: Path, data: Path) -> None:
@@ -470,7 +504,7 @@ def _contract(
                 "--like: includes the classes; leave --data, --num-classes and --foreground out"
             )
         # The provenance of the file `like` does not apply to this file.
-        return replace(with_stated(_contract_of(statement.like), stated), provenance=provenance)
+        return replace(restated(_contract_of(statement.like), stated), provenance=provenance)
     dataset = None if statement.data is None else open_dataset(statement.data)
     if dataset is not None and statement.foreground is not None:
         dataset = dataset.against_rest(statement.foreground)

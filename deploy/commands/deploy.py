@@ -35,6 +35,7 @@ from segdeploy.output_lock import one_writer, output_lock
 from segdeploy.packages import versions
 from segdeploy.proof.accuracy import check_labeled
 from segdeploy.proof.golden_vectors import golden_path
+from segdeploy.serve.client import takes_files
 from segdeploy.templates import render
 
 OnProgress = Callable[[int, int, str], None]
@@ -239,6 +240,8 @@ def _bundle(
             engine=engine.name if engine else None,
             why=why,
             budget=limits.max_miou_drop or 0.0,
+            image='"image.jpg"' if takes_files(contract) else "image",
+            bit_planes=contract.has_bit_planes,
         )
         write_atomically(folder / "README.md", page.encode())
     else:  # the README of an earlier run would still name a candidate to ship

@@ -188,6 +188,7 @@ def export(
         contract = _with_output(graph, contract, output, late_upsampling, notes)
         if preprocess:
             contract = _with_images(graph, contract, preprocess, source_size)
+            notes += _rounded(contract)
         if preprocess or contract.output != "logits":
             parity += check_ends(
                 run,
@@ -225,6 +226,19 @@ def export(
         notes=tuple(notes),
         left_out=left_out,
     )
+
+
+def _rounded(contract: Contract) -> list[str]:
+    """Return a note if images are rounded before a graph that takes bytes."""
+    is_resized = contract.fit not in ("none", "center-crop", "pad-to-multiple")
+    is_exact = not contract.resize.startswith("torch-") or "nearest" in contract.resize
+    takes_bytes = contract.input_dtype == "uint8" and contract.source_size is None
+    if is_exact or not is_resized or not takes_bytes:
+        return []
+    return [
+        f"the graph takes uint8 images, so images that {contract.resize} resizes in float32 are "
+        "rounded before it, by up to half a level; --source-size resizes in the graph, unrounded"
+    ]
 
 
 def _proven(

@@ -106,6 +106,11 @@ def self_test(
             raise InputError(
                 f"{path}: is not the file that {model.name} was built with; copy both again"
             )
+    if golden is None and not path.exists():
+        raise InputError(
+            f"{path}: no such file; give the golden vectors of the engine that was built from "
+            f"{model.name}: --golden FILE"
+        )
     vectors = read_golden(path)
     with load(file or model, backend=backend) as predictor:
         contract = predictor.contract

@@ -149,7 +149,7 @@ def _chain(
             name=f"{name}_labels",
             input=TensorSpec("scores", (*first, contract.score_channels, height, width), "float"),
             output=TensorSpec("labels", (*first, height, width), "uint8"),
-            labels="labels.txt",
+            labels=None if contract.has_bit_planes else "labels.txt",
         )
         steps.append((behind, lambda path: save_onnx(last, path)))
     return steps
@@ -194,7 +194,8 @@ def _described(opened: Artifact, name: str, batch: int | None) -> tuple[Served, 
         (height, width) if contract.output == "labels" else (contract.score_channels, height, width)
     )
     first = () if is_batched else (1,)
-    labels = "labels.txt" if contract.output == "labels" else None
+    has_ids = contract.output == "labels" and not contract.has_bit_planes
+    labels = "labels.txt" if has_ids else None
     served = Served(
         name=name,
         platform=platform,

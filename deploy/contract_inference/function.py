@@ -80,7 +80,7 @@ class Preprocessing:
         self.calls += 1
         try:
             return self._function(given)
-        except Exception as error:  # the user's own code may fail in any way
+        except (Exception, SystemExit) as error:  # the user's own code may fail in any way
             raise InputError(
                 f"{self.name}: failed on an image ({type(error).__name__}: {first_line(error)})"
             ) from error

@@ -24,9 +24,10 @@ def normalized(image: NDArray[Any], contract: Contract) -> NDArray[np.float32]:
     if contract.normalization == "per-image":
         made[0] = _standardized(image, contract.scale).transpose(2, 0, 1)
         return made
-    for channel, (mean, std) in enumerate(zip(contract.mean, contract.std, strict=True)):
-        values = image[:, :, channel]
-        made[0, channel] = formula_of(values, contract.scale, mean, std, contract.normalization)
+    with np.errstate(over="ignore"):  # the network's output is checked
+        for channel, (mean, std) in enumerate(zip(contract.mean, contract.std, strict=True)):
+            values = image[:, :, channel]
+            made[0, channel] = formula_of(values, contract.scale, mean, std, contract.normalization)
     return made
 
 

@@ -18,6 +18,7 @@ Pixels = NDArray[Any]
 
 # Weights of red, green and blue in fixed point, and their fraction's bits: `convert("L")` of Pillow
 # (Convert.c), `cvtColor` of OpenCV (color_rgb.simd.hpp).
+FLOAT_GRAY_WEIGHTS = np.array((0.299, 0.587, 0.114), np.float32)  # of both, for floats
 GRAY_WEIGHTS = {"pillow": ((19595, 38470, 7471), 16), "opencv": ((9798, 19235, 3735), 15)}
 
 
@@ -64,10 +65,10 @@ def _with_gray(image: Pixels, contract: Contract) -> Pixels:
 
 def gray_of(image: Pixels, library: str) -> Pixels:
     """Return an RGB image `(H, W, 3)` as gray `(H, W, 1)`, with the weights of a library."""
-    weights, bits = GRAY_WEIGHTS[library]
     if image.dtype == np.float32:
-        plain: Pixels = image @ (np.array(weights, np.float32) / np.float32(1 << bits))
+        plain: Pixels = image @ FLOAT_GRAY_WEIGHTS
         return plain[:, :, None]
+    weights, bits = GRAY_WEIGHTS[library]
     total = image.astype(np.uint64) @ np.array(weights, np.uint64)
     # Both libraries add half of the last bit before the shift.
     return ((total + (1 << (bits - 1))) >> bits).astype(image.dtype)[:, :, None]

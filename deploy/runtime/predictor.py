@@ -438,6 +438,8 @@ def as_image(image: Image, contract: Contract) -> NDArray[Any]:
     if image.ndim == 2 and len(channels) == 1:
         image = image[:, :, None]
     counts = {len(channels)} | ({3} if contract.gray is not None else set())
+    if not image.dtype.isnative:
+        image = image.astype(image.dtype.newbyteorder("="))
     fits = image.ndim == 3 and image.shape[2] in counts and image.dtype == dtype
     if not fits or not image.size:
         raise InputError(

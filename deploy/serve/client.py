@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segdeploy.contract import Contract, listed
+from segdeploy.contract import GRAY, Contract, listed
 from segdeploy.models import image_file
 from segdeploy.models.channels import RGB
 from segdeploy.templates import render
@@ -18,6 +18,7 @@ def client_source(name: str, contract: Contract, version: int) -> str:
     """
     source = Path(image_file.__file__).read_text(encoding="utf-8")
     height, width = contract.input_size
+    is_gray = contract.image_channels == GRAY
     return render(
         "client.py.j2",
         name=name,
@@ -31,6 +32,9 @@ def client_source(name: str, contract: Contract, version: int) -> str:
         height=height,
         width=width,
         classes=len(contract.classes),
+        values=1 << len(contract.classes) if contract.has_bit_planes else len(contract.classes),
+        bit_planes=contract.has_bit_planes,
+        bits={"uint8": 8, "uint16": 16}.get(contract.dtype, 0) if is_gray else 0,
         reader=f"from __future__{source.split('from __future__', 1)[1]}",  # without its docstring
     )
 
