@@ -198,7 +198,7 @@ def saved_by_transformers(name: str, folder: Path, names: tuple[str, ...] = NAME
 SMP = {
     "DeepLabV3": "resnet18",
     "DeepLabV3Plus": "mobilenet_v2",
-    "FPN": "efficientnet-b0",
+    "FPN": "resnet18",
     "Linknet": "resnet18",
     "MAnet": "resnet18",
     "PAN": "resnet18",

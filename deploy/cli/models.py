@@ -23,11 +23,19 @@ _SIZE = (512, 512)
     show_default="512x512",
     help="Image size for which the cost is counted.",
 )
+@click.option(
+    "--support",
+    is_flag=True,
+    help="List the networks of other frameworks (--from) and the steps that they went through.",
+)
 @json_option
 @click.pass_context
-def models(context: click.Context, size: tuple[int, int], as_json: bool) -> None:
+def models(context: click.Context, size: tuple[int, int], support: bool, as_json: bool) -> None:
     """List the networks of the registry, or show one layer by layer."""
     if context.invoked_subcommand:
+        return
+    if support:
+        _print_support(as_json)
         return
     from segdeploy.packages import require
 
@@ -62,6 +70,26 @@ def models(context: click.Context, size: tuple[int, int], as_json: bool) -> None
         ("name", "parameters M", "GMAC", "stride", "field", "dilations", "options", "about"),
         [_row(row) for row in listed],
         f"21 classes, one {size[0]}x{size[1]} image; field in pixels, + with image pooling",
+    )
+
+
+def _print_support(as_json: bool) -> None:
+    from segdeploy.frameworks.support import STEPS, supported
+
+    rows = supported()
+    if as_json:
+        print_json(rows)
+        return
+    cells = []
+    for row in rows:
+        named = (f"{row['framework']} {row['version']}", row["architecture"])
+        refused = row.get("refused")
+        cells.append((*named, *(row.get(step, "-") for step in STEPS), refused or ""))
+    print_table(
+        ("framework", "architecture", *STEPS, "refused, because it"),
+        cells,
+        "labels equal: those of the framework's own prediction (export), of the exported graph "
+        "(calibrate, INT8); random weights",
     )
 
 
