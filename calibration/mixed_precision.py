@@ -1,4 +1,4 @@
-"""Mixed precision: the cheapest assignment of layers to INT8 within an mIoU budget.
+"""Mixed precision: the cheapest assignment of layers to INT8 within a budget of accuracy.
 
 The noise of quantized layers roughly adds up at the output. Layers therefore return to FP16 in
 descending order of their noise per multiply-accumulate that INT8 saves. Only the number of returned
@@ -16,11 +16,15 @@ from segdeploy.calibration.layers import Layer
 
 @dataclass(frozen=True)
 class Score:
-    """Score of a graph on labeled frames: mIoU and agreement with FP32, in 0..1."""
+    """Score of a graph: mIoU, its drop, and agreement with FP32, in 0..1.
+
+    `loss` is what the budget limits: the drop, or the share of other labels.
+    """
 
     miou: float
     miou_drop: float
     agreement: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,11 @@ def cheapest_within(
     evaluate: Callable[[frozenset[str]], Score],
     cost: Callable[[frozenset[str]], float],
 ) -> tuple[Point | None, list[Point]]:
-    """Return the cheapest assignment found with an mIoU drop of at most `budget`, and the front.
+    """Return the cheapest assignment found with a loss of at most `budget`, and the front.
 
     `order` is the order in which layers return to FP16. `evaluate` and `cost` take the names of the
     INT8 layers. The Pareto front holds every evaluated assignment that no other assignment
-    beats in both cost and drop, the most expensive first. The assignment is None if even the graph
+    beats in both cost and loss, the most expensive first. The assignment is None if even the graph
     without INT8 exceeds the budget.
     """
     seen: dict[int, Point] = {}
@@ -74,11 +78,11 @@ def cheapest_within(
         return seen[returned]
 
     low, high = 0, len(order)
-    if at(high).score.miou_drop > budget:
+    if at(high).score.loss > budget:
         return None, list(seen.values())
     while low < high:
         middle = (low + high) // 2
-        if at(middle).score.miou_drop <= budget:
+        if at(middle).score.loss <= budget:
             high = middle
         else:
             low = middle + 1
@@ -86,15 +90,15 @@ def cheapest_within(
         at(share * len(order) // (_SPREAD + 1))
     # mIoU over few frames is not monotone, so a point of the spread may be cheaper than the result
     # of the bisection.
-    within = [point for point in seen.values() if point.score.miou_drop <= budget]
+    within = [point for point in seen.values() if point.score.loss <= budget]
     return min(within, key=lambda point: point.cost), _front(list(seen.values()))
 
 
 def _front(points: Sequence[Point]) -> list[Point]:
     best = math.inf
     pareto_front = []
-    for point in sorted(points, key=lambda p: (p.cost, p.score.miou_drop)):
-        if point.score.miou_drop < best:
+    for point in sorted(points, key=lambda p: (p.cost, p.score.loss)):
+        if point.score.loss < best:
             pareto_front.append(point)
-            best = point.score.miou_drop
+            best = point.score.loss
     return pareto_front[::-1]

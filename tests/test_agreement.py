@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from segdeploy.benchmark.agreement import MARGINS, AgreementCount, boundary
-from segdeploy.benchmark.bootstrap import confidence_intervals
 from segdeploy.benchmark.latency import ratio_of
 from segdeploy.benchmark.verdict import Limits
 from segdeploy.errors import InputError
 from segdeploy.models.metrics import LabelCounts
+from segdeploy.proof.bootstrap import confidence_intervals
 from segdeploy.runtime.postprocess import margin
 
 

@@ -64,7 +64,7 @@ def test_mixed_precision_the_search_finds_the_cheapest_prefix_in_few_evaluations
     def evaluate(int8: frozenset[str]) -> Score:
         evaluated.append(int8)
         drop = sum(loss[name] for name in int8)
-        return Score(50 - drop, drop, 1 - drop / 100)
+        return Score(50 - drop, drop, 1 - drop / 100, drop)
 
     best, pareto_front = cheapest_within(budget, layers, layers, evaluate, fewer_is_dearer)
     assert best is not None
@@ -87,7 +87,7 @@ def test_mixed_precision_a_cheaper_point_of_the_front_is_taken_where_accuracy_is
     drops = {8: 0.4, 7: 0.4, 6: 0.01, 5: 0.4, 4: 0.4, 3: 0.4, 2: 0.05, 1: 0.0, 0: 0.0}
 
     def evaluate(int8: frozenset[str]) -> Score:
-        return Score(50, drops[len(int8)], 1)
+        return Score(50, drops[len(int8)], 1, drops[len(int8)])
 
     best, pareto_front = cheapest_within(0.1, layers, layers, evaluate, fewer_is_dearer)
     assert best is not None
@@ -98,7 +98,7 @@ def test_mixed_precision_a_cheaper_point_of_the_front_is_taken_where_accuracy_is
 def test_mixed_precision_a_budget_that_not_even_fp16_keeps_is_none() -> None:
     layers = [layer("a", 1)]
     best, pareto_front = cheapest_within(
-        0.1, layers, layers, lambda int8: Score(0, 0.2, 1), fewer_is_dearer
+        0.1, layers, layers, lambda int8: Score(0, 0.2, 1, 0.2), fewer_is_dearer
     )
     assert best is None
     assert pareto_front[0].int8 == ()
@@ -170,7 +170,7 @@ def test_mixed_precision_a_budget_is_kept_on_frames_that_the_search_did_not_see(
     worst = min(report.searched.layers.items(), key=lambda item: item[1].snr_db)
     assert worst[0] in report.kept
     assert all(0.5 < lost.agreement <= 1 for lost in report.searched.layers.values())
-    said = r"budget of 0\.5 points: \d+ layers in INT8 lost \d.* assignments were evaluated"
+    said = r"budget of 0\.5 points of mIoU: \d+ layers in INT8 lost \d.* assignments were evaluated"
     assert any(re.match(said, note) for note in report.notes)
     assert report.searched.evaluations <= most_evaluations(report.convolutions)
     assert sorted(tmp_path.iterdir()) == [out, graph]  # the search's state is gone with its end

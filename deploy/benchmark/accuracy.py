@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.benchmark.agreement import Agreement, AgreementCount
-from segdeploy.benchmark.bootstrap import ConfidenceIntervals, confidence_intervals
 from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
 from segdeploy.contract import Precision
@@ -21,6 +20,7 @@ from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.errors import first_line
 from segdeploy.models.metrics import LabelCounts
 from segdeploy.proof.accuracy import Accuracy, summarize
+from segdeploy.proof.bootstrap import ConfidenceIntervals, confidence_intervals
 from segdeploy.runtime.postprocess import rgb_preview
 from segdeploy.runtime.predictor import Predictor
 

@@ -19,7 +19,6 @@ from segdeploy.benchmark.candidates import (
 )
 from segdeploy.benchmark.environment import describe_environment
 from segdeploy.benchmark.failure import Failure
-from segdeploy.benchmark.image_folder import is_image_folder, open_image_folder
 from segdeploy.benchmark.latency import Latency, measure_latencies
 from segdeploy.benchmark.layers import compare_layers
 from segdeploy.benchmark.process import Candidate
@@ -32,6 +31,7 @@ from segdeploy.content_keys import key_of_frames
 from segdeploy.contract import Contract
 from segdeploy.device import current_gpu
 from segdeploy.errors import InputError
+from segdeploy.image_folder import is_image_folder, open_image_folder
 from segdeploy.ledger import Ledger
 from segdeploy.model_spec import ModelSpec, matched
 from segdeploy.models.dataset import DataSet, Frame, open_dataset

@@ -12,7 +12,6 @@ import click
 from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress, say
 from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
-    data_option,
     foreign_model,
     json_option,
     out_option,
@@ -23,13 +22,21 @@ from segdeploy.precision.options import PRECISIONS
 
 if TYPE_CHECKING:
     from segdeploy.precision.report import CalibrationReport
+    from segdeploy.proof.bootstrap import Interval
 
 _METHODS = ("auto", "min-max", "average", "percentile", "entropy", "mse")
 
 
 @command()
 @click.argument("model", type=Path)
-@data_option
+@click.option(
+    "--data",
+    type=Path,
+    required=True,
+    metavar="DIR",
+    help="Data set: a folder with dataset.json, voc:DIR or cityscapes:DIR; or a folder of images "
+    "without masks, for agreement with FP32 alone.",
+)
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
@@ -43,6 +50,12 @@ _METHODS = ("auto", "min-max", "average", "percentile", "entropy", "mse")
     metavar="POINTS",
     help="mIoU budget in percentage points: layers stay FP16 until the graph keeps the budget, or "
     "the command exits with 1.",
+)
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Budget of labels that equal those of FP32, 0..1, instead of an mIoU budget.",
 )
 @click.option(
     "--method",
@@ -122,6 +135,12 @@ def calibrate(
         say(f"note: {note}", err=True)
 
 
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f" ({percent(interval.low, 3)} to {percent(interval.high, 3)} with 95 % confidence)"
+
+
 def _show(report: CalibrationReport, verbose: bool) -> None:
     accuracy = report.accuracy
     say(
@@ -142,7 +161,9 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
             f"{report.method} ({tried})"
         )
     message = "no mIoU, because every pixel of the masks is ignored"
-    if not math.isnan(accuracy.miou):
+    if not accuracy.is_labeled:
+        message = f"no masks: mIoU between FP32's labels and these {percent(accuracy.miou)}"
+    elif not math.isnan(accuracy.miou):
         message = (
             f"mIoU {percent(accuracy.miou)} instead of {percent(accuracy.reference_miou)} "
             f"(drop {percent(accuracy.miou_drop)})"
@@ -150,6 +171,7 @@ def _show(report: CalibrationReport, verbose: bool) -> None:
     say(
         f"reference Q/DQ execution on {accuracy.frames} frames of '{report.check_split}': "
         f"{message}, {percent(accuracy.agreement, 3)} % of labels equal"
+        + _interval(accuracy.agreement_interval)
     )
     if report.kernel_agreement is not None:
         say(

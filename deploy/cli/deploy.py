@@ -13,7 +13,6 @@ from segdeploy.cli.console import print_json, progress, say
 from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
     builder_option,
-    data_option,
     json_option,
     network_options,
     network_spec,
@@ -28,17 +27,29 @@ from segdeploy.cli.options import (
 @command()
 @click.argument("model", required=False)
 @source_option
-@data_option
+@click.option(
+    "--data",
+    type=Path,
+    required=True,
+    metavar="DIR",
+    help="Data set: a folder with dataset.json, voc:DIR or cityscapes:DIR; or a folder of images "
+    "without masks, for agreement with FP32 alone.",
+)
 @network_options
 @targets_option
 @builder_option
 @click.option(
     "--max-miou-drop",
     type=float,
-    default=0.5,
-    show_default=True,
     metavar="POINTS",
-    help="mIoU budget in percentage points.",
+    help="mIoU budget in percentage points.  [default: 0.5]",
+)
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Budget of labels that equal those of FP32, 0..1.  [default: 0.99 for images without "
+    "masks]",
 )
 @seconds_option
 @click.option("--dry-run", is_flag=True, help="Print the steps and which of them are completed.")
@@ -50,7 +61,8 @@ def deploy(
     data: Path,
     targets: tuple[str, ...],
     backend: str,
-    max_miou_drop: float,
+    max_miou_drop: float | None,
+    min_agreement: float | None,
     seconds: float,
     dry_run: bool,
     out: Path,
@@ -79,6 +91,7 @@ def deploy(
             targets=targets,
             backend=backend,
             max_miou_drop=max_miou_drop,
+            min_agreement=min_agreement,
             seconds=seconds,
             dry_run=dry_run,
             command=["segdeploy", *sys.argv[1:]],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from segdeploy.content_keys import key_of_frames
 from segdeploy.contract import Contract, Precision
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file
+from segdeploy.image_folder import is_image_folder, open_image_folder
 from segdeploy.model_spec import matched
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.onnx_graph.model_file import save_onnx, set_contract, takes_any_size
@@ -76,6 +76,7 @@ def calibrate(
     cache: Path | str | None = None,
     fp16_io: bool = False,
     sensitivity: bool = False,
+    min_agreement: float | None = None,
     page: Path | str | None = None,
     on_progress: Progress = lambda done, total, note: None,
 ) -> CalibrationReport:
@@ -83,7 +84,10 @@ def calibrate(
 
     INT8 uses explicit Q/DQ nodes. The rest of the graph is FP16 for the scheme `tensorrt` and FP32
     for the scheme `cpu`. With `max_miou_drop`, in percentage points, the convolutions with the
-    largest loss for their work stay in FP16 until the budget is met. The modules named in `exclude`
+    largest loss for their work stay in FP16 until the budget is met. `min_agreement`, a share, is a
+    budget of labels that equal FP32's. `data` may be a folder of images without masks: the FP32
+    graph's own labels then stand for the masks, so that mIoU is that between the two graphs'
+    labels. The modules named in `exclude`
     also stay in FP16. Ranges come from `limit` frames of `split`, by `method` or, for `auto`, by
     the best method on held-back frames. Accuracy is measured on `check_split`, or on a block of
     frames that is used for nothing else. `cache` is a file of ranges to reuse. With `fp16_io` the
@@ -99,13 +103,20 @@ def calibrate(
     model = file.path
     out = check_output(Path(out), ".onnx", read_from=model)
     options = CalibrationOptions(
-        precision, method, scheme, tuple(exclude), max_miou_drop, fp16_io, sensitivity
+        precision,
+        method,
+        scheme,
+        tuple(exclude),
+        max_miou_drop,
+        fp16_io,
+        sensitivity,
+        min_agreement,
     )
     options.check()
     for beside, suffix in ((page, ".html"), (cache, ".json")):
         if beside:
             check_output(Path(beside), suffix)
-    task = _opened(file, open_dataset(Path(data)), (split, check_split, limit), options)
+    task = _opened(file, Path(data), (split, check_split, limit), options)
     source, stable_after = _learn(task, options, cache, on_progress)
     evaluator = Evaluator(file, task.frames.check)  # after the weights were checked
     reference = None
@@ -140,7 +151,7 @@ def calibrate(
         if reference and plan.assignment.int8 and (sensitivity or page)
         else {},
         notes=notes + search_notes(tried, options.budget, task.frames),
-        **described_frames(task.frames, task.contract),
+        **described_frames(task.frames, task.contract, file),
         **described_plan(plan, source),
         seconds=time.perf_counter() - started,
     )
@@ -151,7 +162,7 @@ def calibrate(
 
 def _opened(
     file: OnnxFile,
-    dataset: DataSet,
+    data: Path,
     chosen: tuple[str, str | None, int | None],
     options: CalibrationOptions,
 ) -> Task:
@@ -159,7 +170,12 @@ def _opened(
     file.check(is_run_alone=False)
     model, graph = file.path, file.graph
     contract = file.contract
-    dataset = matched(contract, dataset, str(model))
+    has_masks = not is_image_folder(data)
+    if has_masks:
+        dataset: DataSet = matched(contract, open_dataset(data), str(model))
+    else:
+        dataset = open_image_folder(data, contract)
+        chosen = (dataset.splits[0], None, chosen[2])
     if contract.precision != "fp32":
         raise InputError(
             f"{model}: is {contract.precision} already; calibrate the FP32 graph that it came from"
@@ -172,10 +188,10 @@ def _opened(
     if options.budget is not None:
         if frames.note:
             raise InputError(
-                f"--max-miou-drop: {frames.note}; give more frames, or a smaller --limit"
+                f"{options.budget.option}: {frames.note}; give more frames, or a smaller --limit"
             )
-        for evaluated in (frames.check, frames.held_back):
-            check_labeled(evaluated, "--max-miou-drop")
+        for evaluated in (frames.check, frames.held_back) if has_masks else ():
+            check_labeled(evaluated, options.budget.option)
     return Task(file, graph, contract, frames, before, tuple(rewrites), tuple(bad))
 
 
@@ -198,15 +214,18 @@ def _chosen(
         kept = _named_layers(source, options.exclude, task.file.path) | source.in_fp32
         default = choose_int8(source, reference, options.method, kept)
         if options.budget is not None:
-            budget = BudgetSearch(task, source, reference, default, kept, out, on_progress)
-            search = partial(budget.within, options.budget)
+            budget = options.budget
+            search = BudgetSearch(
+                task, source, reference, default, kept, out, budget, on_progress
+            ).within
     tried = []
     for assignment in plans_of(default, search):
         plan = EvaluatedPlan.of(source, assignment, evaluator, fp16_io=options.fp16_io)
         tried.append(plan)
-        if options.budget is None or plan.accuracy.miou_drop <= options.budget:
+        if options.budget is None or options.budget.loss(plan.accuracy) <= options.budget.limit:
             return plan, tried
-    raise CheckFailed(budget_failure(out, tried, options.budget or 0.0, task.frames, source))
+    assert options.budget is not None
+    raise CheckFailed(budget_failure(out, tried, options.budget, task.frames, source))
 
 
 def _precision_of(assignment: Assignment, source: Source, options: CalibrationOptions) -> Precision:

@@ -27,9 +27,12 @@ from segdeploy.engine.manifest import manifest_path
 from segdeploy.engine.options import BuildOptions, check_options
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_folder, write_atomically
+from segdeploy.image_folder import is_image_folder, open_image_folder
 from segdeploy.ledger import BENCH, STEPS, Ledger
 from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network
-from segdeploy.models.dataset import DataSet, open_dataset
+from segdeploy.models.channels import RGB
+from segdeploy.models.dataset import DataSet, images_in, open_dataset
+from segdeploy.models.images import read_pixels
 from segdeploy.models.strict_json import read_json
 from segdeploy.output_lock import one_writer, output_lock
 from segdeploy.packages import versions
@@ -38,6 +41,8 @@ from segdeploy.proof.golden_vectors import golden_path
 from segdeploy.serve.client import takes_files
 from segdeploy.templates import render
 
+_MIOU_DROP = 0.5  # percentage points
+_AGREEMENT = 0.99
 OnProgress = Callable[[int, int, str], None]
 # Relative cost of a candidate that cannot be timed here: the rank of its multiplication width.
 _COST = {"int8": 0, "mixed": 1, "fp16": 2, "bf16": 2, "fp32": 3}
@@ -74,7 +79,8 @@ def deploy(
     *,
     targets: Sequence[str],
     backend: str = "tensorrt-rtx",
-    max_miou_drop: float = 0.5,
+    max_miou_drop: float | None = None,
+    min_agreement: float | None = None,
     seconds: float = SECONDS,
     dry_run: bool = False,
     command: Sequence[str] = ("segdeploy", "deploy"),
@@ -86,26 +92,31 @@ def deploy(
     Completed steps with unchanged inputs and outputs are skipped; hashes identify both. With
     `dry_run` no step runs, and the returned steps show which would run. The chosen candidate meets
     the budget. It has the fastest engine of those timed on this machine, or, if no engine was
-    timed, the cheapest arithmetic. Each candidate is timed for `seconds`. The report quotes
+    timed, the cheapest arithmetic. The budget is `max_miou_drop`, by default 0.5 points. For `data`
+    without masks, a folder of images, it is `min_agreement`, the share of labels that equal those
+    of the FP32 network, by default 0.99. Each candidate is timed for `seconds`. The report quotes
     `command` as the command that made it.
 
     Raises:
         InputError, ModelInputError: for a model, data set or target that cannot be used.
     """
     spec, out = ModelSpec.of(model), check_folder(Path(out))
-    limits, protocol = Limits(max_miou_drop=max_miou_drop), Protocol(seconds=seconds)
-    limits.check()
+    has_masks = not is_image_folder(Path(data))
+    limits = _limits(max_miou_drop, min_agreement, data, has_masks=has_masks)
+    protocol = Protocol(seconds=seconds)
     protocol.check()
     bindings = open_bindings(backend)
     check_options(BuildOptions(targets=tuple(one.lower() for one in targets)), bindings)
-    dataset = open_dataset(Path(data))
-    loaded, split = _labeled_network(spec, dataset)
+    dataset = open_dataset(Path(data)) if has_masks else None
+    loaded, split = _network(spec, dataset, Path(data))
+    if dataset is None:
+        dataset = open_image_folder(Path(data), loaded.contract)
     tools = versions("torch", "torchvision", "numpy", "pillow", "onnx", "onnxscript", "onnxruntime")
     common = {"tools": tools | {backend: bindings.version}, "data": key_of_dataset(dataset)}
     steps = Steps(out, common, dry_run, on_step)
     network = {"network": key_of_network(loaded), "spec": vars(spec)}
     del loaded
-    candidates = _candidates(steps, spec, data, network, limits, on_progress)
+    candidates = _candidates(steps, spec, data, network, limits, on_progress, has_masks=has_masks)
     engines = _engines(steps, candidates, data, backend, targets, on_progress)
     files = [*candidates, *engines.values()]
     _compare(steps, (spec, data, split), files, limits, protocol, command, on_progress)
@@ -114,12 +125,39 @@ def deploy(
     return _bundle(steps, candidates, engines, limits)
 
 
-def _labeled_network(spec: ModelSpec, dataset: DataSet) -> tuple[LoadedNetwork, str]:
+def _limits(
+    max_miou_drop: float | None, min_agreement: float | None, data: Path | str, *, has_masks: bool
+) -> Limits:
+    """Return the budget: of mIoU, or without masks of equal labels.
+
+    Raises:
+        InputError: for both, for a budget of mIoU without masks, or values out of range.
+    """
+    if max_miou_drop is not None and min_agreement is not None:
+        raise InputError("--max-miou-drop and --min-agreement: give one of the two")
+    if max_miou_drop is not None and not has_masks:
+        raise InputError(
+            f"--max-miou-drop: {data} has no masks, so no mIoU can be measured; give "
+            "--min-agreement SHARE instead"
+        )
+    if not has_masks and min_agreement is None:
+        min_agreement = _AGREEMENT
+    elif max_miou_drop is None and min_agreement is None:
+        max_miou_drop = _MIOU_DROP
+    limits = Limits(max_miou_drop=max_miou_drop, min_agreement=min_agreement)
+    limits.check()
+    return limits
+
+
+def _network(spec: ModelSpec, dataset: DataSet | None, data: Path) -> tuple[LoadedNetwork, str]:
     """The network at the frames' size, and the split that candidates are compared on.
 
     Raises:
         InputError: if every pixel of every mask is ignored.
     """
+    if dataset is None:  # images without masks
+        shape = read_pixels(images_in(data)[0], RGB, "uint8").shape
+        return load_network(spec, None, (shape[0], shape[1])), "images"
     split = "val" if "val" in dataset.splits else dataset.splits[-1]
     frames = dataset.frames(split)
     check_labeled(frames, "--max-miou-drop")
@@ -134,12 +172,16 @@ def _candidates(
     network: Mapping[str, Any],
     limits: Limits,
     on_progress: OnProgress,
+    *,
+    has_masks: bool,
 ) -> list[Path]:
     """The FP32 graph, the FP16 graph, and the INT8 graph if one keeps the budget."""
     fp32 = steps.folder / "model.onnx"
-    steps.run("export", [fp32], network, lambda: export(spec, fp32, data=data))
+    steps.run(
+        "export", [fp32], network, lambda: export(spec, fp32, data=data if has_masks else None)
+    )
     candidates, exported = [fp32], steps.key
-    budgets: dict[Precision, float | None] = {"fp16": None, "int8": limits.max_miou_drop}
+    budgets: dict[Precision, Limits] = {"fp16": Limits(), "int8": limits}
     for precision, budget in budgets.items():
         path = steps.folder / f"model.{precision}.onnx"
         quantize = partial(
@@ -148,10 +190,16 @@ def _candidates(
             data,
             path,
             precision=precision,
-            max_miou_drop=budget,
+            max_miou_drop=budget.max_miou_drop,
+            min_agreement=budget.min_agreement,
             on_progress=on_progress,
         )
-        inputs = {"of": exported, "graph": steps.hash_of(fp32), "max_miou_drop": budget}
+        inputs = {
+            "of": exported,
+            "graph": steps.hash_of(fp32),
+            "max_miou_drop": budget.max_miou_drop,
+            "min_agreement": budget.min_agreement,
+        }
         if steps.run(f"calibrate to {precision}", [path], inputs, quantize):
             candidates.append(path)
     return candidates
@@ -215,7 +263,7 @@ def _compare(
 
     inputs: dict[str, Any] = {
         "of": [(path.name, steps.hash_of(path)) for path in files],
-        "budget": limits.max_miou_drop,
+        "budget": (limits.max_miou_drop, limits.min_agreement),
         "seconds": protocol.seconds,
         "gpu": str(current_gpu()),
     }
@@ -239,7 +287,8 @@ def _bundle(
             graph=chosen.name,
             engine=engine.name if engine else None,
             why=why,
-            budget=limits.max_miou_drop or 0.0,
+            budget=limits.max_miou_drop,
+            agreement=limits.min_agreement,
             image='"image.jpg"' if takes_files(contract) else "image",
             bit_planes=contract.has_bit_planes,
         )

@@ -1,4 +1,4 @@
-"""mIoU budget: try the default assignment first, then a search and its Pareto front."""
+"""Budget: try the default assignment first, then a search and its Pareto front."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from segdeploy.precision.assignment import Assignment
 from segdeploy.precision.calibrated_graph import Source
 from segdeploy.precision.evaluator import Accuracy, Evaluator, Labels
 from segdeploy.precision.frames import FrameSets
+from segdeploy.precision.options import Budget
 
 if TYPE_CHECKING:
     from segdeploy.calibration.half_precision import HalfGraph
@@ -48,34 +49,34 @@ def plans_of(start: Assignment, search: Callable[[], Assignment] | None) -> Iter
 
 
 def search_notes(
-    tried: Sequence[EvaluatedPlan], budget: float | None, frames: FrameSets
+    tried: Sequence[EvaluatedPlan], budget: Budget | None, frames: FrameSets
 ) -> tuple[str, ...]:
     """Return a note on the assignments that were tried before the one that keeps the budget."""
     if budget is None or len(tried) < 2:
         return ()
     before = ", ".join(
-        f"{len(one.assignment.int8)} layers in INT8 lost {100 * one.accuracy.miou_drop:.2f}"
+        f"{len(one.assignment.int8)} layers in INT8 lost {100 * budget.loss(one.accuracy):.2f}"
         for one in tried[:-1]
     )
     return (
-        f"budget of {100 * budget:g} points: {before} on the frames of '{frames.check_split}', and "
-        f"{len(tried[-1].assignment.int8)} layers keep it; {len(tried)} assignments were "
-        "evaluated on these frames",
+        f"budget of {budget.told(budget.limit)}: {before} on the frames of "
+        f"'{frames.check_split}', and {len(tried[-1].assignment.int8)} layers keep it; "
+        f"{len(tried)} assignments were evaluated on these frames",
     )
 
 
 def budget_failure(
-    out: Path, tried: Sequence[EvaluatedPlan], budget: float, frames: FrameSets, source: Source
+    out: Path, tried: Sequence[EvaluatedPlan], budget: Budget, frames: FrameSets, source: Source
 ) -> str:
-    """Return why nothing was written: the least mIoU drop of the tried assignments."""
+    """Return why nothing was written: the least loss of the tried assignments."""
     count = len(source.insertion_points.layers)
-    least = min(tried, key=lambda one: one.accuracy.miou_drop)
+    least = min(tried, key=lambda one: budget.loss(one.accuracy))
     searched = least.assignment.searched or tried[-1].assignment.searched
     return (
-        f"{out}: not written; of {len(tried)} assignments the least mIoU drop is "
-        f"{100 * least.accuracy.miou_drop:.3g} points on {least.accuracy.frames} frames of "
-        f"'{frames.check_split}' that the search did not see, more than the {100 * budget:g} "
-        f"allowed ({len(least.assignment.int8)} of {count} convolutions in INT8); try "
-        "more frames (--limit), or allow a larger drop"
+        f"{out}: not written; of {len(tried)} assignments the least loss is "
+        f"{budget.told(budget.loss(least.accuracy))} on {least.accuracy.frames} frames of "
+        f"'{frames.check_split}' that the search did not see, more than the "
+        f"{100 * budget.limit:.3g} allowed ({len(least.assignment.int8)} of {count} convolutions "
+        "in INT8); try more frames (--limit), or allow a larger loss"
         + (f"; {searched.state_text}" if searched else "")
     )

@@ -11,11 +11,13 @@ import onnx
 from numpy.typing import NDArray
 
 from segdeploy.artifact import OnnxFile
-from segdeploy.calibration.difference import mean_label_agreement
+from segdeploy.calibration.difference import label_agreement, mean_label_agreement
+from segdeploy.image_folder import UnlabeledFrame
 from segdeploy.models.dataset import Frame
 from segdeploy.models.metrics import LabelCounts
 from segdeploy.onnx_graph.model_file import serialized
 from segdeploy.preprocessing.fit import placement
+from segdeploy.proof.bootstrap import Interval, mean_interval
 from segdeploy.runtime.onnxruntime_session import OnnxRuntimeSession
 from segdeploy.runtime.postprocess import crop_window
 from segdeploy.runtime.predictor import Predictor, load
@@ -28,7 +30,9 @@ class Accuracy:
     """mIoU of the FP32 graph and of the candidate, over the classes that the masks hold.
 
     All values are in 0..1. mIoU is NaN where every pixel is ignored. `agreement` is the share of
-    equal labels. `iou_drop` is the IoU that each class loses.
+    equal labels, with its confidence interval over the frames. `iou_drop` is the IoU that each
+    class loses. Without masks (`is_labeled`), the FP32 graph's labels stand for them: `miou` is
+    then the mIoU between the labels of the two graphs.
     """
 
     frames: int
@@ -37,6 +41,8 @@ class Accuracy:
     miou_drop: float
     agreement: float
     iou_drop: dict[str, float | None]
+    agreement_interval: Interval | None = None
+    is_labeled: bool = True
 
 
 class Evaluator:
@@ -44,10 +50,16 @@ class Evaluator:
 
     def __init__(self, file: OnnxFile, frames: Sequence[Frame]):
         self._path, self._frames = file.path, frames
+        self._is_labeled = not any(isinstance(frame, UnlabeledFrame) for frame in frames)
         with load(file) as predictor:
             self.contract = predictor.contract
             self._labels = self._predicted(predictor)
         self._reference = self._counted(self._labels)
+
+    @property
+    def reference_labels(self) -> list[Labels]:
+        """The FP32 graph's labels of every frame."""
+        return self._labels
 
     def score(self, candidate: onnx.ModelProto) -> Accuracy:
         """Run a graph with the same contract on every frame by reference execution, and score it.
@@ -91,6 +103,10 @@ class Evaluator:
             miou=after,
             miou_drop=before - after,
             agreement=mean_label_agreement(self._labels, labels),
+            agreement_interval=mean_interval(
+                [label_agreement(a, b) for a, b in zip(self._labels, labels, strict=True)]
+            ),
+            is_labeled=self._is_labeled,
             iou_drop={
                 name: None if np.isnan(drop) else float(drop)
                 for name, drop in zip(self.contract.classes, drops, strict=True)
@@ -102,7 +118,10 @@ class Evaluator:
         counted = LabelCounts(
             len(contract.classes), contract.ignore_index, bit_planes=contract.has_bit_planes
         )
-        for frame, found in zip(self._frames, labels, strict=True):
+        for frame, truth, found in zip(self._frames, self._labels, labels, strict=True):
+            if not self._is_labeled:
+                counted.add(truth, found)
+                continue
             mask = frame.read_mask()
             place = placement((mask.shape[0], mask.shape[1]), self.contract)
             counted.add(mask[crop_window(place, mask.shape)], found)

@@ -13,7 +13,7 @@ from segdeploy.content_keys import same_images
 from segdeploy.contract import Contract
 from segdeploy.errors import InputError
 from segdeploy.models.dataset import DataSet, Frame
-from segdeploy.models.metrics import class_counts
+from segdeploy.models.metrics import class_counts, pixels_of_classes
 from segdeploy.preprocessing.fit import check_input_size
 from segdeploy.preprocessing.preprocess import preprocess
 
@@ -154,7 +154,14 @@ def check_images(frames: Sequence[Frame]) -> list[str]:
     return bad
 
 
-def coverage(frames: Sequence[Frame], contract: Contract) -> tuple[str, ...]:
-    """Return the classes that occur in no mask of the frames."""
-    counts, _ = class_counts(frames, len(contract.classes), bit_planes=contract.has_bit_planes)
+def coverage(
+    frames: Sequence[Frame], contract: Contract, labels: Sequence[NDArray[np.uint8]] | None = None
+) -> tuple[str, ...]:
+    """Return the classes that occur in no mask of the frames, or in no `labels` of a network."""
+    count, bit_planes = len(contract.classes), contract.has_bit_planes
+    if labels is None:
+        counts, _ = class_counts(frames, count, bit_planes=bit_planes)
+    else:
+        each = [pixels_of_classes(one, count, bit_planes=bit_planes) for one in labels]
+        counts = np.sum(each, 0)
     return tuple(name for name, count in zip(contract.classes, counts, strict=True) if not count)

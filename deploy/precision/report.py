@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segdeploy.artifact import OnnxFile
 from segdeploy.contract import Contract, Precision
 from segdeploy.files import write_atomically
+from segdeploy.image_folder import UnlabeledFrame
 from segdeploy.precision.assignment import Search, Sensitivity, cost_of
 from segdeploy.precision.budget import EvaluatedPlan
 from segdeploy.precision.calibrated_graph import Source
-from segdeploy.precision.evaluator import Accuracy
+from segdeploy.precision.evaluator import Accuracy, Evaluator
 from segdeploy.precision.frames import FrameSets, coverage
 from segdeploy.templates import render
 
@@ -58,12 +60,18 @@ class CalibrationReport:
     seconds: float = 0.0
 
 
-def described_frames(frames: FrameSets, contract: Contract) -> dict[str, Any]:
-    """The entries of a report that describe its frames."""
+def described_frames(frames: FrameSets, contract: Contract, file: OnnxFile) -> dict[str, Any]:
+    """The entries of a report that describe its frames.
+
+    Without masks, the classes are those of the FP32 graph's own labels.
+    """
+    labels = None
+    if any(isinstance(frame, UnlabeledFrame) for frame in frames.calibration):
+        labels = Evaluator(file, frames.calibration).reference_labels
     return {
         "frames": len(frames.calibration),
         "check_split": frames.check_split,
-        "classes_missing": coverage(frames.calibration, contract),
+        "classes_missing": coverage(frames.calibration, contract, labels),
     }
 
 
@@ -116,12 +124,12 @@ def _bars(snr_db: Mapping[str, float]) -> list[tuple[str, float, float]]:
 
 def _scaled(pareto_front: Sequence[Any]) -> list[tuple[float, float, Any]]:
     costs = [point.cost for point in pareto_front]
-    drops = [point.score.miou_drop for point in pareto_front]
+    losses = [point.score.loss for point in pareto_front]
 
     def place(value: float, values: Sequence[float]) -> float:
         return (value - min(values)) / ((max(values) - min(values)) or 1.0)
 
-    return [(place(p.cost, costs), place(p.score.miou_drop, drops), p) for p in pareto_front]
+    return [(place(p.cost, costs), place(p.score.loss, losses), p) for p in pareto_front]
 
 
 def _histograms(

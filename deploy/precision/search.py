@@ -1,4 +1,4 @@
-"""Search for the cheapest mixed-precision assignment within an mIoU budget."""
+"""Search for the cheapest mixed-precision assignment within a budget."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from segdeploy.precision.assignment import (
 from segdeploy.precision.calibrated_graph import Source
 from segdeploy.precision.evaluator import Evaluator
 from segdeploy.precision.frames import evenly_spaced
+from segdeploy.precision.options import Budget
 from segdeploy.precision.task import Task
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     from segdeploy.calibration.mixed_precision import Point, Score
     from segdeploy.calibration.reference_execution import Reference
 
-# mIoU on a few dozen frames is noisy, so the search aims at this share of the budget.
+# Accuracy on a few dozen frames is noisy, so the search aims at this share of the budget.
 _MARGIN = 0.5
 
 
 @dataclass(frozen=True)
 class BudgetSearch:
-    """Search for the assignment of least cost whose mIoU drop keeps a budget.
+    """Search for the assignment of least cost whose loss keeps a budget.
 
     `start` is the default assignment; its range method is kept. `kept` are the nodes that are never
     INT8, each with its reason. Every measurement is written to `OUT.search.ledger`, from which an
@@ -52,6 +53,7 @@ class BudgetSearch:
     start: Assignment
     kept: Mapping[str, str]
     out: Path
+    budget: Budget
     on_progress: Progress
 
     @property
@@ -59,10 +61,10 @@ class BudgetSearch:
         """The file of the measurements."""
         return self.out.with_name(f"{self.out.stem}.search.ledger")
 
-    def within(self, budget: float) -> Assignment:
-        """Return the cheapest assignment with an mIoU drop of at most half of `budget`.
+    def within(self) -> Assignment:
+        """Return the cheapest assignment with a loss of at most half of the budget.
 
-        If there is none, the costliest assignment of the Pareto front within `budget`, 0..1, is
+        If there is none, the costliest assignment of the Pareto front within the budget is
         returned. Every layer is first quantized alone.
 
         Raises:
@@ -70,13 +72,13 @@ class BudgetSearch:
             KeyboardInterrupt: if the search is interrupted; the message names the file to resume.
         """
         try:
-            return self._within(budget)
+            return self._within()
         except KeyboardInterrupt as stop:
             if not self.state.exists():
                 raise
             raise KeyboardInterrupt(f"the same command resumes from {self.state}") from stop
 
-    def _within(self, budget: float) -> Assignment:
+    def _within(self) -> Assignment:
         from segdeploy.calibration.mixed_precision import (
             cheapest_within,
             most_evaluations,
@@ -95,27 +97,27 @@ class BudgetSearch:
 
         def evaluate(chosen: frozenset[str]) -> Score:
             scores.append(self._score(chosen, evaluator, ledger))
-            drop = 100 * scores[-1].miou_drop
-            self.on_progress(len(layers) + len(scores), total, f"drop {drop:.2f}")
+            loss = 100 * scores[-1].loss
+            self.on_progress(len(layers) + len(scores), total, f"loss {loss:.2f}")
             return scores[-1]
 
         best, front = cheapest_within(
-            budget * _MARGIN,
+            self.budget.limit * _MARGIN,
             self.source.insertion_points.layers,
             order_of_return(layers, {name: one.snr_db for name, one in lost.items()}),
             evaluate,
             lambda chosen: cost_of(self.source, chosen),
         )
         searched = self._described(lost, front, len(scores))
-        within = sorted((p for p in front if p.score.miou_drop <= budget), key=lambda p: p.cost)
+        kept = (p for p in front if p.score.loss <= self.budget.limit)
+        within = sorted(kept, key=lambda p: p.cost)
         if best is None and within:
             best = within[-1]  # within the budget, but beyond the margin
         if best is None:
-            drop = 100 * front[-1].score.miou_drop
             raise CheckFailed(
-                f"{self.out}: not written; even without INT8 the mIoU drop is {drop:.3g} points on "
-                f"{searched.frames} frames, more than the budget of {100 * budget:g}; "
-                f"{searched.state_text}"
+                f"{self.out}: not written; even without INT8 the graph loses "
+                f"{self.budget.told(front[-1].score.loss)} on {searched.frames} frames, more than "
+                f"the budget of {self.budget.told(self.budget.limit)}; {searched.state_text}"
             )
         costlier = tuple(frozenset(p.int8) for p in within if p.cost > best.cost)
         return self._assignment(frozenset(best.int8), searched, costlier)
@@ -128,7 +130,7 @@ class BudgetSearch:
                 self.task.file.key,
                 self.start.method,
                 self.source.scheme.name,
-                "SNR, mIoU drop in 0..1, agreement",
+                f"SNR, mIoU drop in 0..1, agreement, {self.budget.option}",
                 key_of_frames(frames.calibration),
                 key_of_frames(frames.held_back, masks=True),
                 *versions("onnx", "onnxruntime", "numpy").values(),
@@ -156,7 +158,7 @@ class BudgetSearch:
 
         def measure() -> list[float]:
             found = evaluator.score(self.source.typed(self._in_int8(chosen)).model)
-            return [found.miou, found.miou_drop, found.agreement]
+            return [found.miou, found.miou_drop, found.agreement, self.budget.loss(found)]
 
         return Score(*ledger.once(" ".join(sorted(chosen)) or "none", measure))
 

@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from segdeploy.contract import Contract, Precision
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
+from segdeploy.image_folder import is_image_folder, open_image_folder
 from segdeploy.model_spec import matched
-from segdeploy.models.dataset import open_dataset
+from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import first_line
 from segdeploy.models.names import escaped
 from segdeploy.models.scenes import draw_scene, recorded
@@ -71,7 +72,10 @@ def golden_images(contract: Contract, data: Path | None = None) -> list[Pixels]:
     One scene has the contract's size. The others have different sizes, so that resizing is covered.
     """
     if data is not None:
-        dataset = matched(contract, open_dataset(data), "the network")
+        if is_image_folder(data):
+            dataset: DataSet = open_image_folder(data, contract)
+        else:
+            dataset = matched(contract, open_dataset(data), "the network")
         frames = dataset.frames("val" if "val" in dataset.splits else next(iter(dataset.splits)))
         step = max(1, len(frames) // IMAGES)
         return [frame.read_image() for frame in frames[::step][:IMAGES]]

@@ -1,4 +1,4 @@
-"""Folders of images without masks, for benches of parity and latency alone."""
+"""Folders of images without masks: networks are compared with each other alone."""
 
 from __future__ import annotations
 

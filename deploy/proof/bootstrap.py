@@ -59,6 +59,13 @@ def confidence_intervals(
     )
 
 
+def mean_interval(shares: Sequence[float]) -> Interval | None:
+    """Return the interval of the mean of a share of each frame; None for a single frame."""
+    if len(shares) < 2:
+        return None
+    return _interval(_draws(len(shares)) @ np.asarray(shares) / len(shares))
+
+
 def _draws(frames: int) -> NDArray[np.int64]:
     """Return how often each frame is drawn, `(DRAWS, frames)`; equal for every candidate."""
     rng = np.random.default_rng(0)
