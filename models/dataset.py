@@ -25,10 +25,18 @@ from segdeploy.models.bit_planes import BIT_PLANES, IGNORED, MASKS, MOST_PLANES
 from segdeploy.models.channels import DTYPES, RGB
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.files import temporary_folder, write_atomically
-from segdeploy.models.images import encoded, image_content, read_mask, read_pixels
+from segdeploy.models.images import (
+    encoded,
+    image_content,
+    read_color_mask,
+    read_mask,
+    read_pixels,
+)
 from segdeploy.models.names import BACKGROUND, are_names
 from segdeploy.models.strict_json import read_json
 
+Colors = tuple[tuple[tuple[int, ...], int], ...]
+"""Colors of masks, each with its class id."""
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *ARRAY_SUFFIXES)
 
 
@@ -49,6 +57,7 @@ class Frame:
     dtype: str = "uint8"
     order: tuple[int, ...] | None = None
     bit_planes: bool = False
+    colors: Colors | None = None
 
     def check_mask(self) -> None:
         """Refuse an image without a mask.
@@ -68,6 +77,8 @@ class Frame:
             ModelInputError: for a file that is missing or cannot be used.
         """
         self.check_mask()
+        if self.colors is not None:
+            return read_color_mask(self.mask, self.colors, self.ignore_index, self.lookup)
         return read_mask(
             self.mask,
             self.num_classes,
@@ -113,6 +124,7 @@ class DataSet:
     the two differ. Images have the channels `channels` and the dtype `dtype` (uint8, uint16 or
     float32); `order` are the places of the channels that a network takes, if it takes others. With
     `bit_planes` a pixel can be of several classes: bit k of the mask is set where it is of class k.
+    `colors` are the classes of the colors of masks in color; other colors are ignored.
     """
 
     root: Path
@@ -126,6 +138,7 @@ class DataSet:
     dtype: str = "uint8"
     order: tuple[int, ...] | None = None
     bit_planes: bool = False
+    colors: Colors | None = None
 
     def with_channels(self, names: Sequence[str]) -> DataSet:
         """Return the data set with frames of the channels `names`, in this order.
@@ -200,6 +213,7 @@ class DataSet:
                 self.dtype,
                 self.order,
                 self.bit_planes,
+                self.colors,
             )
             for image, mask in self.listing(split)
         ]
@@ -210,7 +224,7 @@ def _list_folder(root: Path, split: str) -> list[tuple[Path, Path]]:
     images = images_in(folder)
     if not images:
         raise ModelInputError(f"{folder}: the split is empty; put .jpg or .png images there")
-    return [(image, _mask_of(image, root / split / "masks")) for image in images]
+    return [(image, mask_of(image, root / split / "masks")) for image in images]
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -238,7 +252,8 @@ def images_in(folder: Path) -> list[Path]:
     return [folder / name for name in found]
 
 
-def _mask_of(image: Path, folder: Path) -> Path:
+def mask_of(image: Path, folder: Path) -> Path:
+    """Return the mask of an image in a folder: a PNG file of the same name."""
     capital = folder / f"{image.stem}.PNG"
     return capital if capital.is_file() else folder / f"{image.stem}.png"
 
@@ -256,14 +271,21 @@ def masks_without_image(dataset: DataSet, split: str) -> list[Path]:
 
 
 def open_dataset(root: Path) -> DataSet:
-    """Open the data set `root`: a folder with `dataset.json`, `voc:FOLDER` or `cityscapes:FOLDER`.
+    """Open the data set `root`: a folder with `dataset.json`, or one in its published layout.
+
+    The latter are `voc:FOLDER`, `cityscapes:FOLDER`, `ade20k:FOLDER`, and
+    `masks:IMAGES,MASKS[,MAP.json]` for masks with any ids or colors.
 
     Raises:
         ModelInputError: if the data set is missing, or `dataset.json` is not JSON or lacks a valid
             field.
     """
     kind, colon, folder = str(root).partition(":")
-    if colon and kind in ("voc", "cityscapes"):
+    if colon and kind == "masks":
+        from segdeploy.models.mask_folders import open_mask_folders
+
+        return open_mask_folders(folder)
+    if colon and kind in ("voc", "cityscapes", "ade20k"):
         from segdeploy.models.public_datasets import open_public
 
         return open_public(kind, Path(folder))
@@ -293,7 +315,7 @@ def open_dataset(root: Path) -> DataSet:
     palette = field(
         "palette",
         f"one [red, green, blue] of 0 to 255 for each of the {len(classes)} classes",
-        isinstance(colors, list) and len(colors) == len(classes) and all(map(_is_rgb, colors)),
+        isinstance(colors, list) and len(colors) == len(classes) and all(map(is_rgb, colors)),
     )
     index = described.get("ignore_index")
     ignore_index = field(
@@ -326,9 +348,10 @@ def open_dataset(root: Path) -> DataSet:
     )
 
 
-def _is_rgb(value: object) -> bool:
+def is_rgb(value: object) -> bool:
+    """Return whether a value is a color: three numbers of 0 to 255."""
     return (
-        isinstance(value, list)
+        isinstance(value, (list, tuple))
         and len(value) == 3
         and all(isinstance(v, int) and 0 <= v <= 255 for v in value)
     )

@@ -23,6 +23,8 @@ from segdeploy.models.image_file import (
     rgb_of,
 )
 
+_SHOWN = 8  # ids of a histogram
+
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image as `(H, W, 3) uint8` RGB, by the rule of `image_file`.
@@ -122,10 +124,49 @@ def read_mask(
             )
         raise ModelInputError(
             f"{path}: holds the ids {unknown[:8]}, but there are {num_classes} classes "
-            f"(0 to {num_classes - 1}) and the ignore index {ignore_index}; "
-            "renumber the mask or mend dataset.json"
+            f"(0 to {num_classes - 1}) and the ignore index {ignore_index}; its pixels: "
+            f"{_histogram(mask)}; renumber the mask, mend dataset.json, or map the ids: --data "
+            "masks:IMAGES,MASKS,MAP.json"
         )
     return mask
+
+
+def _histogram(mask: NDArray[np.uint8]) -> str:
+    """Return the shares of the ids of a mask, the largest first."""
+    ids, counts = np.unique(mask, return_counts=True)
+    ranked = sorted(zip(counts.tolist(), ids.tolist(), strict=True), reverse=True)
+    shown = ", ".join(f"id {id_} {100 * count / mask.size:.1f} %" for count, id_ in ranked[:_SHOWN])
+    return shown + (f", and {len(ranked) - _SHOWN} more ids" if len(ranked) > _SHOWN else "")
+
+
+def read_ids_of(path: Path) -> NDArray[np.uint8]:
+    """Read the ids of a mask `(H, W) uint8`, whatever they stand for.
+
+    Raises:
+        ModelInputError: as `read_mask`, but for any id.
+    """
+    return _read(read_ids, path)
+
+
+def read_color_mask(
+    path: Path,
+    colors: Sequence[tuple[Sequence[int], int]],
+    ignore_index: int,
+    lookup: bytes | None = None,
+) -> NDArray[np.uint8]:
+    """Read a mask in color as class ids `(H, W) uint8`; other colors become `ignore_index`.
+
+    `lookup` maps the class ids to others, as for a binary network.
+
+    Raises:
+        ModelInputError: as `read_image`.
+    """
+    pixels = read_image(path).astype(np.uint32)
+    packed = pixels[:, :, 0] << 16 | pixels[:, :, 1] << 8 | pixels[:, :, 2]
+    mask = np.full(packed.shape, ignore_index, np.uint8)
+    for (red, green, blue), place in colors:
+        mask[packed == (red << 16 | green << 8 | blue)] = place
+    return mask if lookup is None else np.frombuffer(lookup, np.uint8)[mask]
 
 
 def image_content(image: NDArray[Any], channels: Sequence[str]) -> tuple[bytes, str]:

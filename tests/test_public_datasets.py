@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
 
-from .conftest import Ran
+from .conftest import Ran, check_one_line
 
 COLORS = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
 
@@ -142,3 +143,97 @@ def test_public_datasets_constructor_options_come_from_the_command_line(run) -> 
     ran: Ran = run("models", "show", "deeplabv3", "--arg", "nonsense")
     assert ran.code == 2
     assert "is not of the form KEY=VALUE" in ran.err
+
+
+def saved(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def test_public_datasets_ade20k_ids_become_classes(tmp_path: Path) -> None:
+    names = ("wall", "building, edifice", "sky", "screen", "screen")
+    lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
+    lines += [f"{at + 1}\t0.1\t1\t1\t1\t{name}" for at, name in enumerate(names)]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
+    ids = np.array([[0, 1, 2], [3, 4, 5]], np.uint8)
+    for folder in ("training", "validation"):
+        saved(tmp_path / "images" / folder / "a.jpg", np.zeros((2, 3, 3), np.uint8))
+        saved(tmp_path / "annotations" / folder / "a.png", ids)
+    dataset = open_dataset(Path(f"ade20k:{tmp_path}"))
+    assert dataset.classes == ("wall", "building", "sky", "screen 1", "screen 2")
+    assert dataset.splits == ("train", "val")
+    (frame,) = dataset.frames("val")
+    assert frame.read_mask().tolist() == [[255, 0, 1], [2, 3, 4]]
+    with pytest.raises(ModelInputError, match=r"objectInfo150\.txt: no such file"):
+        open_dataset(Path(f"ade20k:{tmp_path / 'images'}"))
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> Path:
+    """Images, masks of ids and masks of colors, with a map for each."""
+    for name in ("a", "b"):
+        saved(tmp_path / "images" / f"{name}.png", np.zeros((2, 3, 3), np.uint8))
+        saved(tmp_path / "ids" / f"{name}.png", np.array([[7, 26, 0], [7, 7, 200]], np.uint8))
+        colors = np.array([[[128, 64, 128], [0, 0, 142], [1, 1, 1]]] * 2, np.uint8)
+        saved(tmp_path / "colors" / f"{name}.png", colors)
+    classes = ["road", "car"]
+    ids = {"classes": classes, "ids": {"7": "road", "26": "car", "27": "car"}}
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    colors_ = {"classes": classes, "colors": {"128,64,128": "road", "0,0,142": "car"}}
+    (tmp_path / "colors.json").write_text(json.dumps(colors_))
+    return tmp_path
+
+
+def test_public_datasets_masks_of_any_ids_and_colors_are_mapped(mapped: Path) -> None:
+    of_ids = open_dataset(Path(f"masks:{mapped / 'images'},{mapped / 'ids'},{mapped / 'ids.json'}"))
+    assert of_ids.classes == ("road", "car")
+    first, second = of_ids.frames("all")
+    assert first.read_mask().tolist() == [[0, 1, 255], [0, 0, 255]]
+    source = f"masks:{mapped / 'images'},{mapped / 'colors'},{mapped / 'colors.json'}"
+    of_colors = open_dataset(Path(source))
+    assert of_colors.palette == ((128, 64, 128), (0, 0, 142))
+    assert of_colors.frames("all")[1].read()[1].tolist() == [[0, 1, 255]] * 2
+    binary = of_colors.against_rest("car").frames("all")[0]
+    assert binary.read_mask().tolist() == [[0, 1, 255]] * 2
+    plain = open_dataset(Path(f"masks:{mapped / 'images'},{mapped / 'ids'}"))
+    assert len(plain.classes) == 201
+    assert second.name == "b"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"classes": ["a", "a"], "ids": {"1": "a"}}, "'classes' must be a list of different"),
+        ({"classes": ["a"], "ids": {"1": "b"}}, "1 is mapped to 'b', which is no class"),
+        ({"classes": ["a"], "ids": {"x": "a"}}, "the key 'x' is not such as '7'"),
+        ({"classes": ["a"], "colors": {"1,2": "a"}}, "the key '1,2' is not such as '128,64,128'"),
+        ({"classes": ["a"]}, "a map has either 'ids' or 'colors'"),
+        ({"classes": ["a"], "ids": {"1": "a"}, "colours": {}}, "'colours' is unknown"),
+        (
+            {"classes": ["a"], "ids": {"1": "a"}, "palette": []},
+            "'palette' must hold one [red, green, blue]",
+        ),
+    ],
+)
+def test_public_datasets_a_map_that_is_wrong_is_refused(
+    mapped: Path, content: dict[str, object], told: str
+) -> None:
+    (mapped / "ids.json").write_text(json.dumps(content))
+    with pytest.raises(ModelInputError) as caught:
+        open_dataset(Path(f"masks:{mapped / 'images'},{mapped / 'ids'},{mapped / 'ids.json'}"))
+    assert told in str(caught.value)
+
+
+def test_public_datasets_ids_beyond_the_classes_are_refused_with_their_shares(
+    mapped: Path, graph: Path, run: Callable[..., Ran]
+) -> None:
+    folder = mapped / "set"
+    shutil.copytree(mapped / "images", folder / "val" / "images")
+    shutil.copytree(mapped / "ids", folder / "val" / "masks")
+    described = {"classes": ["a", "b"], "palette": [[0, 0, 0]] * 2, "ignore_index": 255}
+    (folder / "dataset.json").write_text(json.dumps({**described, "splits": ["val"]}))
+    with pytest.raises(ModelInputError, match=r"its pixels: id 7 50\.0 %, id 200 16\.7 %"):
+        open_dataset(folder).frames("val")[0].read()
+    check_one_line(run("evaluate", graph, "--data", "masks:a"), "give masks:IMAGES,MASKS")
+    source = f"masks:{mapped / 'images'},{mapped / 'absent'}"
+    check_one_line(run("evaluate", graph, "--data", source), "give the folder of the masks")

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     "--data",
     type=Path,
     metavar="DIR",
-    help="Data set: a folder with dataset.json, voc:DIR or cityscapes:DIR; or a folder of images, "
+    help="Data set: a folder with dataset.json, voc:DIR, cityscapes:DIR, ade20k:DIR or "
+    "masks:IMAGES,MASKS,MAP.json; or a folder of images, "
     "for parity and latency without mIoU.",
 )
 @split_option("val")

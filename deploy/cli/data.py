@@ -121,7 +121,7 @@ def scenes(
 def check(folder: Path, as_json: bool, quiet: bool) -> int:
     """Read every file of a data set, and report sizes, class frequencies and problems.
 
-    FOLDER holds a dataset.json, or is voc:DIR or cityscapes:DIR. Exits with 1 if a file cannot be
+    FOLDER holds a dataset.json, or is a source such as voc:DIR. Exits with 1 if a file cannot be
     used.
     """
     import numpy as np

@@ -32,7 +32,8 @@ from segdeploy.cli.options import (
     type=Path,
     required=True,
     metavar="DIR",
-    help="Data set: a folder with dataset.json, voc:DIR or cityscapes:DIR; or a folder of images "
+    help="Data set: a folder with dataset.json, voc:DIR, cityscapes:DIR, ade20k:DIR or "
+    "masks:IMAGES,MASKS,MAP.json; or a folder of images "
     "without masks, for agreement with FP32 alone.",
 )
 @network_options

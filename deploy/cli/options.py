@@ -473,7 +473,8 @@ data_option = click.option(
     type=Path,
     required=True,
     metavar="DIR",
-    help="Data set: a folder with dataset.json, voc:DIR (PASCAL VOC) or cityscapes:DIR.",
+    help="Data set: a folder with dataset.json, voc:DIR (PASCAL VOC), cityscapes:DIR, ade20k:DIR "
+    "or masks:IMAGES,MASKS,MAP.json for masks with any ids or colors.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."
