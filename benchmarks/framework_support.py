@@ -40,8 +40,7 @@ from tests import framework_networks as networks
 
 OUT = Path(__file__).parent.parent / "deploy" / "frameworks" / "support.json"
 PIPELINE = [A.Resize(128, 128), A.Normalize(networks.MEAN, networks.STD)]
-TORCHVISION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50",
-               "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101")  # fmt: skip
+TORCHVISION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50")
 REFUSED = ("Mask2FormerForUniversalSegmentation", "MaskFormerForInstanceSegmentation",
            "OneFormerForUniversalSegmentation", "EomtForUniversalSegmentation",
            "DetrForSegmentation")  # fmt: skip
@@ -123,12 +122,12 @@ def row(architecture: str, source: str, labels: Labels, folder: Path, data: Path
         with segdeploy.load(path) as network:
             for image in networks.sample_images():
                 equal.append((network.logits(image).argmax(0) == labels(image)).mean())
-        return f"{100 * min(equal):.3f} % of the labels equal"
+        return f"{100 * min(equal):.3f} % equal"
 
     def calibrate() -> str:
         frames = data / "val" / "images" if is_published else data
-        report = segdeploy.calibrate(path, frames, int8, limit=4)
-        return f"{100 * report.accuracy.agreement:.2f} % of the labels equal"
+        segdeploy.calibrate(path, frames, int8, limit=4)
+        return "calibrated"  # random weights leave no margins that INT8 could keep
 
     def engine() -> str:
         built = segdeploy.build_engine(path, folder / "m.engine", targets=["sm86"])
@@ -155,7 +154,7 @@ def refused(folder: Path) -> Iterator[dict[str, Any]]:
         try:
             read_network(f"hf:{path}")
         except InputError as error:
-            reason = str(error).partition(name)[2].partition(";")[0].strip()
+            reason = str(error).rpartition(name)[2].partition(";")[0].strip()
             yield {"framework": "hf", "architecture": name, "version": version("hf"),
                    "refused": reason}  # fmt: skip
 

@@ -20,8 +20,8 @@ from segdeploy.packages import installed_version
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from segdeploy.model_spec import LoadedNetwork
     from segdeploy.models.dataset import DataSet, Frame
+    from segdeploy.network_loading import LoadedNetwork
 
 _PROBED = 256  # logits that are sampled from the output for a noise image
 

@@ -218,8 +218,9 @@ def saved_by_smp(
     network = seeded(lambda: getattr(smp, name)(SMP[name], **settings))
     image = sample_images(((128, 128),))[0]
     given = torch.as_tensor(image).permute(2, 0, 1)[None] / 64 - 2
-    with torch.no_grad():
-        balanced(network, settings["classes"], given)
+    if "activation" not in options:
+        with torch.no_grad():
+            balanced(network, settings["classes"], given)
     network.save_pretrained(folder)
     if steps is not None:
         A.Compose(steps).save_pretrained(folder, key="eval")

@@ -20,13 +20,14 @@ from segdeploy.contract import Contract
 from segdeploy.contract_statement import with_stated
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
-from segdeploy.model_spec import ModelSpec, matched
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset, write_dataset
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.images import read_pixels
 from segdeploy.models.registry import build
 from segdeploy.models.scenes import CLASSES, IGNORE_INDEX, PALETTE, generate
 from segdeploy.models.training import Training
+from segdeploy.network_loading import matched
 from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.proof.golden_vectors import golden_images, golden_path

@@ -16,9 +16,10 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 import segdeploy
 from segdeploy.commands import export
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.multi_scale import MultiScaleInput
+from segdeploy.network_loading import load_network
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.optimizer import optimize
 from segdeploy.optimizer.pass_result import PassResult

@@ -15,8 +15,9 @@ import segdeploy
 from segdeploy.commands import export
 from segdeploy.contract import CALL_KEY, MODULE_KEY
 from segdeploy.errors import CheckFailed, InputError
-from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.network import Network
+from segdeploy.network_loading import load_network
 from segdeploy.onnx_graph import external_data
 from segdeploy.onnx_graph.convolutions import ConvGeometry
 from segdeploy.onnx_graph.model_file import note_of

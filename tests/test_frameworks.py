@@ -6,6 +6,7 @@ weights, saved by the frameworks themselves.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable
@@ -26,9 +27,10 @@ from torchvision.models import segmentation
 import segdeploy
 from segdeploy.errors import InputError
 from segdeploy.frameworks.read import read_network
-from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.registry import build
+from segdeploy.network_loading import load_network
 
 from .conftest import Ran, check_one_line
 from .framework_networks import (
@@ -36,6 +38,7 @@ from .framework_networks import (
     MEAN,
     NAMES,
     SIDE,
+    SMP,
     STD,
     labels_of_smp,
     labels_of_transformers,
@@ -556,3 +559,35 @@ def test_frameworks_deploy_takes_a_source(
 def load_classes(dataset: Path) -> list[str]:
     classes = json.loads((dataset / "dataset.json").read_text())["classes"]
     return [one["name"] if isinstance(one, dict) else one for one in classes]
+
+
+def test_frameworks_the_table_of_support_holds_for_the_installed_versions(
+    tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    """`benchmarks/framework_support.py` writes the table; a new version needs a new run."""
+    rows = json.loads(run("models", "--support", "--json").out)
+    packages = {
+        "hf": "transformers",
+        "smp": "segmentation-models-pytorch",
+        "torchvision": "torchvision",
+    }
+    for row in rows:
+        assert row["version"] == importlib.metadata.version(packages[row["framework"]]), row
+        if "refused" in row:
+            folder = tmp_path / row["architecture"]
+            folder.mkdir()
+            config = {"architectures": [row["architecture"]]}
+            (folder / "config.json").write_text(json.dumps(config))
+            with pytest.raises(InputError) as caught:
+                read_network(f"hf:{folder}")
+            assert row["refused"] in str(caught.value)
+            continue
+        assert row["read"] == "read"
+        assert row["build-engine"] == "built"
+        assert float(row["export"].split()[0]) > 99.9
+        assert row["calibrate"] == "calibrated"
+    named = {(row["framework"], row["architecture"]) for row in rows if "refused" not in row}
+    networks = {("hf", network) for network, _, _, _ in HUGGING_FACE.values()}
+    networks |= {("smp", name) for name in SMP}
+    assert networks <= named
+    assert "MobileViT" in run("models", "--support").out

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import segdeploy
 from segdeploy.errors import InputError
-from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.checkpoint import load_weights, read_weights
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.network import Network
+from segdeploy.network_loading import load_network
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx
 from segdeploy.profiles import Bounds
 from segdeploy.runtime.inference_options import InferenceOptions

@@ -15,12 +15,13 @@ from torchvision.models import segmentation as torchvision_segmentation
 
 from segdeploy.contract import METADATA_KEY, Contract
 from segdeploy.errors import InputError
-from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.checkpoint import to_bytes
 from segdeploy.models.deeplabv3 import DeepLabV3
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.network import Network
 from segdeploy.models.registry import ARCHITECTURES, build
+from segdeploy.network_loading import load_network
 
 SMALL = {"width": 4, "stride": 4}
 
@@ -132,7 +133,7 @@ def test_model_spec_weights_of_another_architecture_name_the_first_keys(tmp_path
     assert "missing: classifier.bias; surplus: extra; of another shape: aspp.conv1.weight (1,)" in (
         message
     )
-    assert "check the architecture, --num-classes, --width and --arg" in message
+    assert "check the architecture, --num-classes, --channels, --width and --arg" in message
 
 
 @pytest.mark.parametrize(
@@ -405,7 +406,9 @@ def test_model_spec_tensors_that_are_no_weights_are_named(
 def test_model_spec_another_width_is_not_called_another_network(tmp_path: Path) -> None:
     path = plain(tmp_path, DeepLabV3(3, width=8).state_dict())
     for name in ("deeplabv3", "memory_efficient_deeplabv3"):
-        with pytest.raises(ModelInputError, match="check the architecture, --num-classes, --width"):
+        with pytest.raises(
+            ModelInputError, match="check the architecture, --num-classes, --channels, --width"
+        ):
             load_network(ModelSpec(name, 3, SMALL, path, (32, 32)))
 
 

@@ -13,8 +13,9 @@ import segdeploy
 from segdeploy.artifact import open_artifact
 from segdeploy.benchmark.roofline import work_of, work_of_network
 from segdeploy.calibration.layers import fix_shape
-from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.summary import anatomy
+from segdeploy.network_loading import load_network
 from segdeploy.onnx_graph.model_file import load_onnx
 from segdeploy.optimizer.cost import cost_of
 from segdeploy.runtime.torch_session import TorchSession

@@ -19,6 +19,7 @@ FILES_ABOVE = {
     "content_keys": {"onnx_graph"},
     "artifact": {"onnx_graph", "engine"},
     "model_spec": {"frameworks"},
+    "network_loading": {"frameworks"},
     "program": {"cli"},
     "__main__": {"program"},
 }

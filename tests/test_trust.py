@@ -25,9 +25,10 @@ from segdeploy.content_keys import key_of_dataset, key_of_model, key_of_network,
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.files import check_folder, check_input, check_output, write_atomically
-from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.checkpoint import read_metadata
 from segdeploy.models.dataset import open_dataset
+from segdeploy.network_loading import load_network
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, save_onnx, set_contract
 from segdeploy.output_lock import output_lock
 from segdeploy.proof.golden_vectors import read_golden

@@ -18,8 +18,9 @@ from segdeploy.content_keys import key_of_network
 from segdeploy.contract import Contract, listed
 from segdeploy.contract_statement import STATED
 from segdeploy.errors import InputError
-from segdeploy.model_spec import LoadedNetwork, ModelSpec
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.names import escaped
+from segdeploy.network_loading import LoadedNetwork
 from segdeploy.runtime.predictor import Predictor, load
 from segdeploy.runtime.session import PROVIDERS
 from segdeploy.runtime.torch_session import TorchSession

@@ -33,8 +33,9 @@ from segdeploy.device import current_gpu
 from segdeploy.errors import InputError
 from segdeploy.image_folder import is_image_folder, open_image_folder
 from segdeploy.ledger import Ledger
-from segdeploy.model_spec import ModelSpec, matched
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import DataSet, Frame, open_dataset
+from segdeploy.network_loading import matched
 from segdeploy.packages import versions
 from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.proof.accuracy import check_labeled

@@ -86,10 +86,9 @@ def _print_support(as_json: bool) -> None:
         refused = row.get("refused")
         cells.append((*named, *(row.get(step, "-") for step in STEPS), refused or ""))
     print_table(
-        ("framework", "architecture", *STEPS, "refused, because it"),
+        ("framework", "architecture", *STEPS, "refused, since it"),
         cells,
-        "labels equal: those of the framework's own prediction (export), of the exported graph "
-        "(calibrate, INT8); random weights",
+        "equal: labels of the exported graph that are those of the framework's own prediction",
     )
 
 
@@ -129,7 +128,7 @@ def show(model: str, image: Path | None, as_json: bool, **options: Any) -> None:
     from dataclasses import replace
 
     from segdeploy.files import check_output, write_atomically
-    from segdeploy.model_spec import load_network
+    from segdeploy.network_loading import load_network
 
     if image:
         check_output(image, ".png")

@@ -15,8 +15,8 @@ from segdeploy.contract import Contract, Precision
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file
 from segdeploy.image_folder import is_image_folder, open_image_folder
-from segdeploy.model_spec import matched
 from segdeploy.models.dataset import DataSet, open_dataset
+from segdeploy.network_loading import matched
 from segdeploy.onnx_graph.model_file import save_onnx, set_contract, takes_any_size
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions

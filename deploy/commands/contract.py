@@ -17,10 +17,11 @@ from segdeploy.contract_inference.infer import Inferred, difference, infer, stat
 from segdeploy.errors import InputError
 from segdeploy.factory import find_callable
 from segdeploy.files import check_output, write_atomically
-from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import images_in, open_dataset
 from segdeploy.models.images import read_pixels
+from segdeploy.network_loading import load_network
 from segdeploy.output_lock import one_writer
 
 FRAMES = 8

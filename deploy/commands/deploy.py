@@ -29,11 +29,12 @@ from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_folder, write_atomically
 from segdeploy.image_folder import is_image_folder, open_image_folder
 from segdeploy.ledger import BENCH, STEPS, Ledger
-from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import DataSet, images_in, open_dataset
 from segdeploy.models.images import read_pixels
 from segdeploy.models.strict_json import read_json
+from segdeploy.network_loading import LoadedNetwork, load_network
 from segdeploy.output_lock import one_writer, output_lock
 from segdeploy.packages import versions
 from segdeploy.proof.accuracy import check_labeled

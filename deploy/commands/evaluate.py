@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from segdeploy.model_spec import ModelSpec, matched
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
+from segdeploy.network_loading import matched
 from segdeploy.proof.accuracy import Accuracy, label_counts, summarize
 from segdeploy.runtime.inference_options import ONE_RUN, InferenceOptions
 from segdeploy.runtime.predictor import load

@@ -22,9 +22,10 @@ from segdeploy.exporter.pre_post_processing import (
 from segdeploy.exporter.sizes import fit, stepped
 from segdeploy.exporter.tracing import OPSET, OPSETS, trace
 from segdeploy.files import check_output
-from segdeploy.model_spec import LoadedNetwork, ModelSpec, load_network, matched
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import first_line
+from segdeploy.network_loading import LoadedNetwork, load_network, matched
 from segdeploy.onnx_graph.convolutions import ConvProof
 from segdeploy.onnx_graph.external_data import is_too_large
 from segdeploy.onnx_graph.model_file import save_onnx, set_contract, set_rejected

@@ -13,7 +13,8 @@ from segdeploy.contract import Contract, Precision
 from segdeploy.engine.manifest import Manifest
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
-from segdeploy.model_spec import CHECKPOINT_SUFFIX, ModelSpec, load_network
+from segdeploy.model_spec import CHECKPOINT_SUFFIX, ModelSpec
+from segdeploy.network_loading import load_network
 from segdeploy.onnx_graph.check import check_graph
 from segdeploy.onnx_graph.convolutions import ConvGeometry, module_geometry
 from segdeploy.onnx_graph.layers import LayerInfo, read_layers

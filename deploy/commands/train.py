@@ -15,13 +15,8 @@ from segdeploy.contract import FIT_EXAMPLES, METADATA_KEY, Contract
 from segdeploy.contract_statement import option_of
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, check_output, write_atomically
-from segdeploy.model_spec import (
-    CHECKPOINT_SUFFIX,
-    LoadedNetwork,
-    ModelSpec,
-    load_network,
-    matched,
-)
+from segdeploy.model_spec import CHECKPOINT_SUFFIX, ModelSpec
+from segdeploy.network_loading import LoadedNetwork, load_network, matched
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Collection, Sequence
 
 from segdeploy.errors import InputError
-from segdeploy.model_spec import LoadedNetwork
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.scales import checked_scaled_size
+from segdeploy.network_loading import LoadedNetwork
 from segdeploy.profiles import Bounds
 
 # Steps above the smallest size that are also tried, to detect a network that rounds its size.

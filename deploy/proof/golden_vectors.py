@@ -30,12 +30,12 @@ from segdeploy.contract import Contract, Precision
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.image_folder import is_image_folder, open_image_folder
-from segdeploy.model_spec import matched
 from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import first_line
 from segdeploy.models.names import escaped
 from segdeploy.models.scenes import draw_scene, recorded
 from segdeploy.models.strict_json import parse_json
+from segdeploy.network_loading import matched
 from segdeploy.preprocessing.fit import placement
 from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.proof.tolerance import Tolerance, described_tolerances, parsed_tolerance

@@ -15,10 +15,11 @@ from segdeploy.artifact import Artifact, OnnxFile, artifact_of
 from segdeploy.contract import GRAY, Contract, listed
 from segdeploy.contract_checks import contradiction
 from segdeploy.errors import InputError
-from segdeploy.model_spec import ModelSpec, load_network
+from segdeploy.model_spec import ModelSpec
 from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import DataSet
 from segdeploy.models.images import of_pillow, read_pixels
+from segdeploy.network_loading import load_network
 from segdeploy.preprocessing.fit import Placement, check_input_size, placement
 from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.runtime.closing import Closing
