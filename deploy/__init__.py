@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from segdeploy.commands.bench import bench
     from segdeploy.commands.build_engine import build_engine
     from segdeploy.commands.calibrate import calibrate
-    from segdeploy.commands.contract import check_contract, infer_contract
+    from segdeploy.commands.contract import check_contract, check_predictions, infer_contract
     from segdeploy.commands.deploy import deploy
     from segdeploy.commands.doctor import doctor
     from segdeploy.commands.evaluate import evaluate
@@ -38,6 +38,7 @@ __all__ = [
     "build_engine",
     "calibrate",
     "check_contract",
+    "check_predictions",
     "deploy",
     "doctor",
     "evaluate",
@@ -59,6 +60,7 @@ _HOMES = {
     "build_engine": "segdeploy.commands.build_engine",
     "calibrate": "segdeploy.commands.calibrate",
     "check_contract": "segdeploy.commands.contract",
+    "check_predictions": "segdeploy.commands.contract",
     "infer_contract": "segdeploy.commands.contract",
     "deploy": "segdeploy.commands.deploy",
     "doctor": "segdeploy.commands.doctor",

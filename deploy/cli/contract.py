@@ -80,18 +80,44 @@ def infer(function: str, data: Path, limit: int, out: Path, as_json: bool) -> in
 
 @contract.command(cls=Command)
 @click.argument("model", type=Path)
-@with_option
+@click.option(
+    "--with",
+    "function",
+    metavar="MODULE:FUNCTION",
+    help="Preprocessing function: an RGB image (array, Pillow image or path) in, the network's "
+    "input out.",
+)
+@click.option(
+    "--predict",
+    metavar="MODULE:FUNCTION",
+    help="Whole pipeline: an RGB array (H, W, 3) in, labels (H, W) out.",
+)
 @images_option
 @frames_option
 @json_option
-def check(model: Path, function: str, data: Path, limit: int, as_json: bool) -> int:
-    """Compare the contract of MODEL (a checkpoint, an .onnx file or an engine) with a function.
+def check(
+    model: Path,
+    function: str | None,
+    predict: str | None,
+    data: Path,
+    limit: int,
+    as_json: bool,
+) -> int:
+    """Compare MODEL (a checkpoint, an .onnx file or an engine) with a function of yours.
 
-    If the network's inputs differ, the function's own contract is inferred, and the fields that
-    differ are named. Exits with 1 if the inputs differ.
+    --with compares the network's inputs. If they differ, the function's own contract is inferred,
+    and the fields that differ are named. --predict compares the labels. If they differ, the usual
+    mistakes are tried one by one (order of the channels, scale, mean and std, resize kernel,
+    padding, offset of the labels, enlargement), and the one that explains the difference is named.
+    Exits with 1 if the inputs or the labels differ.
     """
     import segdeploy
 
+    if (function is None) == (predict is None):
+        raise click.UsageError("give --with MODULE:FUNCTION, or --predict MODULE:FUNCTION")
+    if predict is not None:
+        return _compare_labels(model, predict, data, limit, as_json)
+    assert function is not None
     found = segdeploy.check_contract(model, function, data, limit=limit)
     if as_json:
         print_json({**asdict(found), "is_exact": found.is_exact})
@@ -108,6 +134,27 @@ def check(model: Path, function: str, data: Path, limit: int, as_json: bool) -> 
         print_table(("field", "model", "function"), rows, words=True)
     if not found.explained:
         say("the function does something that no contract states, beside these fields")
+    return 1
+
+
+def _compare_labels(model: Path, predict: str, data: Path, limit: int, as_json: bool) -> int:
+    import segdeploy
+
+    found = segdeploy.check_predictions(model, predict, data, limit=limit)
+    if as_json:
+        print_json({**asdict(found), "is_equal": found.is_equal})
+        return 0 if found.is_equal else 1
+    share = f"{100 * found.agreement:.3f} % of the labels on {found.frames} images"
+    say(f"{model}: {share} are those of {predict}")
+    if found.is_equal:
+        return 0
+    if found.suspects:
+        rows = [(name, f"{100 * share:.3f}") for name, share in found.suspects.items()]
+        print_table(("if in the pipeline", "labels equal %"), rows)
+    if found.explained:
+        say(f"explained: in {predict}, {found.explained}; state it in the contract if it is right")
+    else:
+        say("no single usual mistake explains the difference; --with compares the preprocessing")
     return 1
 
 

@@ -23,6 +23,8 @@ from segdeploy.models.dataset import images_in, open_dataset
 from segdeploy.models.images import read_pixels
 from segdeploy.network_loading import load_network
 from segdeploy.output_lock import one_writer
+from segdeploy.proof.prediction_check import PredictionCheck, check_prediction
+from segdeploy.runtime.predictor import load
 
 FRAMES = 8
 
@@ -108,6 +110,30 @@ def check_contract(
         if ours.get(name) != theirs.get(name)
     }
     return ContractCheck(len(frames), largest, share, fields, explained=found.is_exact)
+
+
+def check_predictions(
+    model: str | Path | ModelSpec,
+    predict: str | Callable[[Any], Any],
+    data: Path | str,
+    *,
+    limit: int = FRAMES,
+) -> PredictionCheck:
+    """Compare a model's labels with those of a whole pipeline, and find what explains a difference.
+
+    `predict` is `package.module:function` or a callable: an image `(H, W, 3) uint8` RGB in, labels
+    `(H, W)` of integers out, at the image's own size or that of the network's input. The first
+    `limit` images of `data`, a data set or a folder of images, are compared.
+
+    Raises:
+        InputError: for a model, a function or data that cannot be used.
+    """
+    name = predict if isinstance(predict, str) else getattr(predict, "__name__", "the function")
+    function = find_callable(predict) if isinstance(predict, str) else predict
+    frames, _, _ = _frames(Path(data), limit)
+    shape = frames[0].shape
+    with load(ModelSpec.of(model), default_size=(shape[0], shape[1])) as predictor:
+        return check_prediction(predictor, function, name, frames)
 
 
 @one_writer
