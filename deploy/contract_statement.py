@@ -37,13 +37,13 @@ STATED = (
     *("pad", "pad_normalized", "pad_side", "pad_multiple", "resize"),
     *("head", "threshold", "min_confidence", "label_ids"),
 )
-_OF_CLASSES = ("classes", "palette", "ignore_index")
-_STATED_IN_FILE = (*STATED, "size", *_OF_CLASSES)
+OF_CLASSES = ("classes", "palette", "ignore_index")
+_STATED_IN_FILE = (*STATED, "size", *OF_CLASSES)
 
 
 def option_of(name: str) -> str:
     """Return the option that states the field `name` of a contract."""
-    if name in _OF_CLASSES:  # a contract file alone states them
+    if name in OF_CLASSES:  # a contract file alone states them
         return "--contract"
     return "--rescale" if name == "scale" else f"--{name.replace('_', '-')}"
 
@@ -110,7 +110,7 @@ def restated(contract: Contract, stated: Mapping[str, Any]) -> Contract:
 
 def _with_implied(contract: Contract, stated: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that the statement sets, with those that follow from it."""
-    found = {name: value for name, value in stated.items() if name not in _OF_CLASSES}
+    found = {name: value for name, value in stated.items() if name not in OF_CLASSES}
     channels = found.get("channels", contract.channels)
     for name in ("mean", "std", "mean_255", "std_255", "pad"):
         if len(found.get(name) or ()) == 1:  # one number for all channels

@@ -10,12 +10,14 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import albumentations as A
 import cv2
 import numpy as np
+import onnx
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -25,6 +27,7 @@ from PIL import Image
 from torchvision.models import segmentation
 
 import segdeploy
+from segdeploy.commands.adopt import Statement
 from segdeploy.errors import InputError
 from segdeploy.frameworks.read import read_network
 from segdeploy.model_spec import ModelSpec
@@ -591,3 +594,63 @@ def test_frameworks_the_table_of_support_holds_for_the_installed_versions(
     networks |= {("smp", name) for name in SMP}
     assert networks <= named
     assert "MobileViT" in run("models", "--support").out
+
+
+# --- ONNX files of frameworks ---------------------------------------------------------------------
+
+
+class Logits(torch.nn.Module):
+    """A network of transformers whose output is the tensor of its logits, as exporters trace it."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.network(pixel_values=pixel_values).logits
+
+
+def test_frameworks_an_onnx_file_of_transformers_is_adopted_by_its_folder(
+    segformer: Path, tmp_path: Path, images: list[np.ndarray]
+) -> None:
+    """The exporters of transformers' networks write maps of a quarter of the input's size."""
+    network = transformers.AutoModelForSemanticSegmentation.from_pretrained(segformer).eval()
+    path = tmp_path / "theirs.onnx"
+    program = torch.onnx.export(Logits(network), (torch.zeros(1, 3, SIDE, SIDE),), dynamo=True)
+    program.save(str(path))
+    statement = Statement(source=f"hf:{segformer}")
+    adopted = segdeploy.adopt(path, statement, out=tmp_path / "adopted.onnx")
+    for image in images:
+        check_labels(adopted, image, labels_of_transformers(segformer, image))
+    with segdeploy.load(adopted) as ours:
+        assert ours.contract.classes == NAMES
+        assert ours.contract.assumed == ()
+    both = Statement(source=f"hf:{segformer}", like=adopted)
+    with pytest.raises(InputError, match="--like and --from"):
+        segdeploy.adopt(path, both, out=tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("text", ["{0: 'road', 1: 'car'}", "{1: 'a'}", "{0: open('x')}", "((("])
+def test_frameworks_classes_in_the_metadata_of_an_onnx_file_are_read(
+    tmp_path: Path, text: str
+) -> None:
+    """Ultralytics writes `names` as Python writes a mapping; nothing is executed."""
+    network = torch.nn.Conv2d(3, 2, 1)
+    path = tmp_path / "theirs.onnx"
+    torch.onnx.export(network, (torch.zeros(1, 3, 8, 8),), dynamo=True).save(str(path))
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, {"names": text, "stride": "32"})
+    onnx.save(graph, path)
+    plain = {"mean": (0,), "std": (1,)}
+    statement = Statement(preprocessing=plain)
+    out = tmp_path / "adopted.onnx"
+    if "car" not in text:
+        with pytest.raises(InputError, match="its classes are unknown"):
+            segdeploy.adopt(path, statement, out=out)
+        return
+    with segdeploy.load(segdeploy.adopt(path, statement, out=out)) as ours:
+        assert ours.contract.classes == ("road", "car")
+    named = replace(statement, num_classes=2)
+    with segdeploy.load(segdeploy.adopt(path, named, out=out)) as ours:
+        assert ours.contract.classes == ("class_0", "class_1")

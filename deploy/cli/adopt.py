@@ -34,6 +34,13 @@ from segdeploy.contract import PRECISIONS
     help="Number of classes, where there is no data set; 1 is a binary network.",
 )
 @foreground_option
+@click.option(
+    "--from",
+    "source",
+    metavar="SOURCE",
+    help="Files of the framework that wrote FILE, such as hf:DIR beside an ONNX export of "
+    "transformers: they state the classes and the preprocessing.",
+)
 @click.option("--size", type=Size(), help="Input size of the network, in pixels.")
 @preprocessing_options
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -26,10 +27,12 @@ from segdeploy.contract import (
     usual_channels,
 )
 from segdeploy.contract_statement import (
+    OF_CLASSES,
     agreed_classes,
     head_of,
     images_of,
     option_of,
+    replaced,
     restated,
     with_stated,
 )
@@ -39,6 +42,8 @@ from segdeploy.engine.manifest import Manifest, manifest_path, parse_manifest
 from segdeploy.engine.options import BuildOptions
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file, write_atomically
+from segdeploy.frameworks.foreign_network import named_classes
+from segdeploy.frameworks.read import read_network
 from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.check import check_graph
@@ -82,7 +87,8 @@ class Statement:
     of one output channel is binary: `foreground` is its class in `data`, or `num_classes` is 1.
     `output` is the kind of output of the network, and `size` is the (H, W) of its input. `take` is
     the name of the output, where there are several. `upsampling` says how maps that are smaller
-    than the input are enlarged, `half-pixel` or `align-corners`.
+    than the input are enlarged, `half-pixel` or `align-corners`. `source` are the files of the
+    framework that wrote the graph, such as `hf:DIR`, which state classes and preprocessing.
     `preprocessing` holds further fields, as in `with_stated`.
     """
 
@@ -96,6 +102,7 @@ class Statement:
     precision: Precision | None = None
     take: str | None = None
     upsampling: str | None = None
+    source: str | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -150,6 +157,10 @@ def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
     require("onnxruntime")
     graph, file = opened.graph, opened.path
     done = repair(graph)
+    if statement.source is not None:
+        statement = _with_source(statement, statement.source, tensor_shape(graph.graph.input[0]))
+    statement, told = _with_metadata(statement, graph)
+    done += told
     check_graph(graph, file)
     images = graph.graph.input
     if len(images) != 1:
@@ -192,6 +203,59 @@ def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
     if statement.data is not None:
         _report_accuracy(out, statement.data)
     return out
+
+
+def _with_source(statement: Statement, source: str, shape: tuple[int | str, ...]) -> Statement:
+    """Return the statement completed by the files of the framework that wrote the graph.
+
+    `shape` is that of the graph's input; a graph of one size keeps it.
+
+    Raises:
+        InputError: for files that cannot be read, or that are given with `--like`.
+    """
+    if statement.like is not None:
+        raise InputError("--like and --from: both state classes and preprocessing; give one")
+    foreign = read_network(source)
+    for note in foreign.notes:
+        _LOG.info(note)
+    stated = dict(foreign.stated)
+    if all(isinstance(side, int) for side in shape[2:4]):
+        stated.pop("size", None)
+    if statement.data is not None:  # the data set names the classes
+        stated = {name: value for name, value in stated.items() if name not in OF_CLASSES}
+    count = statement.num_classes
+    if count is None and statement.data is None and "classes" not in stated:
+        count = foreign.num_classes
+    enlarged = "align-corners" if foreign.align_corners else "half-pixel"
+    return replace(
+        statement,
+        num_classes=count,
+        upsampling=statement.upsampling or enlarged,
+        preprocessing=replaced(stated, statement.preprocessing),
+    )
+
+
+def _with_metadata(statement: Statement, graph: onnx.ModelProto) -> tuple[Statement, list[str]]:
+    """Return the statement with the classes that the file's own metadata name, and a note.
+
+    Ultralytics writes `names`, a mapping of ids to names as Python writes it.
+    """
+    known = statement.like or statement.data or statement.num_classes
+    if known or "classes" in statement.preprocessing:
+        return statement, []
+    text = next((one.value for one in graph.metadata_props if one.key == "names"), "")
+    try:
+        names = ast.literal_eval(text) if text else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return statement, []
+    if not isinstance(names, dict) or set(names) != set(range(len(names))) or not names:
+        return statement, []
+    (classes, palette, ignored), notes = named_classes(
+        [names[at] for at in range(len(names))], None, "its metadata"
+    )
+    stated = {"classes": classes, "palette": palette, "ignore_index": ignored}
+    note = f"its metadata names {len(classes)} classes ({', '.join(classes[:3])}, ...)"
+    return replace(statement, preprocessing={**stated, **statement.preprocessing}), [note, *notes]
 
 
 def _check_embedded(file: Path, contract: Contract, statement: Statement) -> None:
