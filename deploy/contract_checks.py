@@ -127,7 +127,7 @@ def _head_contradiction(contract: Contract) -> str | None:
     if len(contract.classes) not in (0, 2):
         return (
             f"a binary network has two classes, and there are {len(contract.classes)}; give "
-            "--data with --foreground, or --num-classes 1"
+            "--data with --foreground, or --num-classes 1, or leave --head binary out"
         )
     if isinstance(threshold, tuple):
         return f"--threshold {_listed(threshold)}: a binary network has one threshold"

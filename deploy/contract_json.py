@@ -47,7 +47,7 @@ def read_contract(text: str, source: str) -> Contract:
     schema = values.pop("schema", None)
     if not is_schema(schema):
         raise InputError(
-            f"{source}: its contract has schema {schema!r}, this segdeploy reads {SCHEMA}; "
+            f"{source}: its contract has schema {schema!r}, this segdeploy reads 1 to {SCHEMA}; "
             "install the segdeploy that wrote it, or export again"
         )
     if "channels" not in values:

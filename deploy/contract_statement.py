@@ -280,7 +280,7 @@ def read_statement(path: Path) -> dict[str, Any]:
     values = _parsed(path)
     schema = values.pop("schema", SCHEMA)
     if not is_schema(schema):
-        raise InputError(f"{path}: has schema {schema!r}, this segdeploy reads {SCHEMA}")
+        raise InputError(f"{path}: has schema {schema!r}, this segdeploy reads 1 to {SCHEMA}")
     values = _of_schema_2(values, path)
     is_complete = {"architecture", "arguments", "layout", "output", "precision"} <= set(values)
     stated: dict[str, Any] = {}

@@ -37,7 +37,7 @@ from segdeploy.files import check_input, sha256_of_file
 from segdeploy.frameworks.foreign_network import ForeignNetwork
 from segdeploy.frameworks.read import is_source, read_network
 from segdeploy.model_spec import CHECKPOINT_SUFFIX, ModelSpec
-from segdeploy.models.bit_planes import BIT_PLANES
+from segdeploy.models.bit_planes import BIT_PLANES, MOST_PLANES
 from segdeploy.models.channels import RGB
 from segdeploy.models.names import BACKGROUND
 from segdeploy.packages import require
@@ -238,6 +238,7 @@ def _with_activation(contract: Contract, network: Network, spec: ModelSpec) -> C
         _LOG.info(
             f"{spec.model}: its output stays within 0 and 1 and does not sum to 1, as that of a "
             "sigmoid for each channel; state --head multilabel if a pixel can be of several classes"
+            f" (of at most {MOST_PLANES})"
         )
         return contract
     if found is None:

@@ -150,7 +150,8 @@ class DataSet:
         if missing:
             raise ModelInputError(
                 f"{self.root}: its images have the channels {','.join(self.channels)}, and the "
-                f"network takes {','.join(names)}"
+                f"network takes {','.join(names)}; give images of these channels, or state the "
+                "network's with --channels"
             )
         return replace(self, order=tuple(self.channels.index(name) for name in names))
 

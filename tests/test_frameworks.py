@@ -116,7 +116,7 @@ def edited(folder: Path, target: Path, name: str, **changes: Any) -> Path:
             {"architectures": ["Mask2FormerForUniversalSegmentation"]},
             "predicts masks with classes",
         ),
-        ("config.json", {"architectures": None}, "no architecture"),
+        ("config.json", {"architectures": None}, "names no architecture"),
         ("config.json", {"auto_map": {"AutoModel": "evil.py"}}, "is not executed"),
         ("config.json", {"id2label": {"0": "a", "2": "b"}}, "does not name the classes 0, 1, 2"),
         ("config.json", {"id2label": {"0": "a", "1": "b"}}, "weights have another shape"),
@@ -654,3 +654,39 @@ def test_frameworks_classes_in_the_metadata_of_an_onnx_file_are_read(
     named = replace(statement, num_classes=2)
     with segdeploy.load(segdeploy.adopt(path, named, out=out)) as ours:
         assert ours.contract.classes == ("class_0", "class_1")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["a = [*range(3)]"], "would have to be executed"),
+        (["a = [1]", *("a = a + a" for _ in range(25))], "has more than 1,000,000 values"),
+        (["a = dict(x=1)", *("a = dict(l=a, r=a)" for _ in range(25))], "has more than 1,000,000"),
+    ],
+)
+def test_frameworks_a_configuration_cannot_exhaust_the_memory(
+    mmseg: Path, lines: list[str], told: str
+) -> None:
+    path = mmseg / "config.py"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError) as caught:
+        read_network(f"mmseg:{path},{mmseg / 'c.pth'}")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"size": {"height": 100_000, "width": 100_000}}, "more than 100000000 pixels"),
+        ({"resample": "bilinear"}, "the filter 'bilinear' is none that segdeploy has"),
+        ({"image_std": [0, 0, 0]}, "returns NaN or infinity"),
+        ({"image_mean": [0.5, 0.5]}, "failed on an image"),
+    ],
+)
+def test_frameworks_options_of_a_processor_that_cannot_be_are_refused(
+    segformer: Path, tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    folder = edited(segformer, tmp_path / "folder", "preprocessor_config.json", **options)
+    with pytest.raises(InputError, match=r"^[^\n]*$") as caught:
+        read_network(f"hf:{folder}")
+    assert told in str(caught.value)

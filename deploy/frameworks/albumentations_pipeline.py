@@ -15,6 +15,7 @@ from segdeploy.contract import FITS
 from segdeploy.contract_inference.function import Preprocessing
 from segdeploy.errors import InputError
 from segdeploy.frameworks.equality import closest
+from segdeploy.models.errors import first_line
 from segdeploy.models.strict_json import read_json
 
 # The pipelines that are meant for inference, by their key, the likeliest first.
@@ -64,13 +65,14 @@ def read(folder: Path) -> Pipeline | None:
         return Pipeline(_whole({**stated, "normalization": _FORMULAS[0]}), None, (note,))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # parameters of other versions
+            warnings.simplefilter("ignore")  # such as of parameters of other versions
             pipeline = albumentations.from_dict(content)
     except Exception as error:  # the library raises many types
-        raise InputError(f"{path}: albumentations cannot read it ({error})") from error
+        raise InputError(f"{path}: albumentations cannot read it ({first_line(error)})") from error
 
     def preprocess(image: NDArray[np.uint8]) -> Any:
-        return pipeline(image=image)["image"]
+        with np.errstate(all="ignore"):  # an input that is not finite is refused
+            return pipeline(image=image)["image"]
 
     has_values = stated.get("normalization") != "none"
     trials = ({**stated, **({"normalization": one} if has_values else {})} for one in _FORMULAS)
@@ -181,11 +183,11 @@ def _fit(name: str, step: Mapping[str, Any], path: Path, *, is_normalized: bool)
 def _kernel(step: Mapping[str, Any], path: Path) -> str:
     if step.get("area_for_downscale"):
         raise InputError(f"{path}: area_for_downscale chooses the kernel by the image's size")
-    kernel = _KERNELS.get(step.get("interpolation", 1))
+    number = step.get("interpolation", 1)
+    kernel = _KERNELS.get(number) if isinstance(number, int) else None
     if kernel is None:
         raise InputError(
-            f"{path}: the interpolation {step.get('interpolation')} of OpenCV is no kernel of "
-            "segdeploy"
+            f"{path}: the interpolation {number!r:.40} of OpenCV is no kernel of segdeploy"
         )
     return kernel
 

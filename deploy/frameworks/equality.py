@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segdeploy.contract import Contract
+from segdeploy.contract import Contract, check_pixels
 from segdeploy.contract_inference.function import Preprocessing
 from segdeploy.contract_inference.infer import compared
 from segdeploy.contract_statement import with_stated
@@ -49,6 +49,7 @@ def closest(
         InputError: if the function fails, or the closest input differs by more than one level of a
             byte.
     """
+    check_pixels(size, "the input that the options state")
     images = [
         np.random.default_rng(size).integers(0, 256, (*size, 3)).astype(np.uint8) for size in _SIZES
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,13 +137,17 @@ def _class_of(config: Mapping[str, Any], folder: Path) -> Any:
     name = named[0] if isinstance(named, list) and named else None
     if name in known:
         return getattr(transformers, name)
-    what = f"the architecture {name}" if isinstance(name, str) else "no architecture"
+    if not isinstance(name, str):
+        raise InputError(
+            f"{folder / CONFIG}: names no architecture; segdeploy reads {', '.join(sorted(known))}"
+        )
     universal = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.values()
     reason = "is none of semantic segmentation that transformers has"
     if name in set(universal):
         reason = "predicts masks with classes, and no logits of every pixel"
     raise InputError(
-        f"{folder / CONFIG}: {what} {reason}; segdeploy reads {', '.join(sorted(known))}"
+        f"{folder / CONFIG}: the architecture {name} {reason}; segdeploy reads "
+        f"{', '.join(sorted(known))}"
     )
 
 
@@ -296,11 +301,15 @@ def _kernels(processor: Any, path: Path, *, is_pillow: bool) -> Iterator[str]:
     """Return the kernels that a processor's filter may mean, the likeliest first."""
     if not processor.do_resize:
         return iter(("pillow-bilinear",))
-    name = _FILTERS.get(int(processor.resample)) if processor.resample is not None else None
+    try:
+        name = _FILTERS.get(int(processor.resample))
+    except (TypeError, ValueError):
+        name = None
     if name is None:
         raise InputError(f"{path}: the filter {processor.resample!r} is none that segdeploy has")
     of_pillow = [f"pillow-{name}", f"pillow-pre13-{name}"]
-    of_torch = [f"torchvision-uint8-{name}", f"torch-{name}", f"torch-{name}-antialias"]
+    of_torch = [f"torchvision-uint8-{name}", f"torch-{name}", f"torch-{name}-exact"]
+    of_torch.append(f"torch-{name}-antialias")
     ordered = [*of_pillow, *of_torch] if is_pillow else [*of_torch, *of_pillow]
     return (kernel for kernel in ordered if kernel in RESIZE_KERNELS)
 
@@ -320,14 +329,16 @@ def _loaded(network: Any, folder: Path, count: int | None) -> nn.Module:
 
     changed = {} if count is None else {"num_labels": count}
     try:
-        module, told = network.from_pretrained(
-            str(folder),
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below
-            **changed,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module, told = network.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below
+                **changed,
+            )
     except Exception as error:  # transformers raises many types
         raise InputError(
             f"hf:{folder}: transformers cannot load it ({first_line(error)})"

@@ -17,6 +17,7 @@ _DELETE = "_delete_"
 _BASE = "_base_"
 _MOST_BYTES = 4 << 20
 _MOST_FILES = 64
+_MOST_VALUES = 1_000_000  # of one name, counted through what it refers to
 _OPERATIONS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: lambda left, right: left + right,
     ast.Sub: lambda left, right: left - right,
@@ -112,7 +113,23 @@ def _assign(
             "write the whole configuration as literals: mmengine's "
             "Config.fromfile(CONFIG).dump(FILE)"
         )
-    values[name] = _Reader(path, values, base).value(statement.value)
+    value = _Reader(path, values, base).value(statement.value)
+    _check_count(value, f"{path}, line {statement.lineno}: {name}")
+    values[name] = value
+
+
+def _check_count(value: Any, where: str) -> None:
+    """Refuse a value that doubles itself by references, as a merge would copy it."""
+    waiting, count = [value], 0
+    while waiting:
+        one = waiting.pop()
+        count += 1
+        if count > _MOST_VALUES:
+            raise InputError(f"{where} has more than {_MOST_VALUES:,} values")
+        if isinstance(one, dict):
+            waiting.extend(one.values())
+        elif isinstance(one, (list, tuple)):
+            waiting.extend(one)
 
 
 def _shown(node: ast.AST) -> str:
