@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,9 @@ _STEPS = {
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a pipeline states, the pipeline itself as a function, and notes for the user."""
+    """What a pipeline states, and notes for the user."""
 
     stated: dict[str, Any]
-    preprocess: Callable[[NDArray[np.uint8]], Any] | None
     notes: tuple[str, ...]
 
 
@@ -62,7 +61,7 @@ def read(folder: Path) -> Pipeline | None:
         import albumentations
     except ImportError:
         note = f"{path}: albumentations is not installed, so its input was not compared"
-        return Pipeline(_whole({**stated, "normalization": _FORMULAS[0]}), None, (note,))
+        return Pipeline(_whole({**stated, "normalization": _FORMULAS[0]}), (note,))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as of parameters of other versions
@@ -84,9 +83,7 @@ def read(folder: Path) -> Pipeline | None:
             f"{path}: {error}; find the contract with `segdeploy contract infer`, state it with "
             "--contract, and move the file away"
         ) from error
-    return Pipeline(
-        found.stated, preprocess, (f"{path}: the contract gives its input{found.told}",)
-    )
+    return Pipeline(found.stated, (f"{path}: the contract gives its input{found.told}",))
 
 
 def _whole(stated: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from segdeploy.errors import InputError
 from segdeploy.models.names import is_name
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 FRAMEWORKS = {
@@ -36,9 +34,8 @@ class ForeignNetwork:
     factory builds the network.
     `weights` is the file of the weights, `state` holds them if they were read already, and `sha256`
     is the hash of a file that `build` reads.
-    `preprocess` is the framework's own preprocessing: an image `(H, W, 3) uint8` RGB in, the
-    network's input `(1, 3, h, w) float32` out. `align_corners` tells how the framework enlarges
-    logits of a smaller size. `notes` are sentences for the user.
+    `align_corners` tells how the framework enlarges logits of a smaller size. `notes` are sentences
+    for the user.
     """
 
     architecture: str
@@ -49,7 +46,6 @@ class ForeignNetwork:
     state: Mapping[str, Tensor] | None = None
     weights: Path | None = None
     sha256: str | None = None
-    preprocess: Callable[[NDArray[np.uint8]], Any] | None = None
     align_corners: bool = False
     notes: tuple[str, ...] = ()
 

@@ -67,7 +67,6 @@ def read(folder: Path) -> ForeignNetwork:
     if classes is not None:
         stated = dict(zip(("classes", "palette", "ignore_index"), classes, strict=True))
     processor = _processor(folder)
-    preprocess = None
     if processor is None:
         notes.append(
             f"{folder}: has no {PROCESSOR}; state the preprocessing with --contract, or with --fit,"
@@ -75,8 +74,7 @@ def read(folder: Path) -> ForeignNetwork:
         )
         stated["size"] = _size_of(config)
     else:
-        preprocess = _function(processor)
-        fields, more = _preprocessing(processor, preprocess, folder)
+        fields, more = _preprocessing(processor, folder)
         stated |= fields
         notes += more
     weights = folder / "model.safetensors"
@@ -86,7 +84,6 @@ def read(folder: Path) -> ForeignNetwork:
         num_classes=len(config.get("id2label") or (0, 1)),  # transformers has two by default
         build=lambda count: _loaded(network, folder, count),
         sha256=sha256_of_file(weights) if weights.is_file() else None,
-        preprocess=preprocess,
         notes=tuple(notes),
     )
 
@@ -213,9 +210,7 @@ def _function(processor: Any) -> Callable[[NDArray[np.uint8]], Any]:
     ]
 
 
-def _preprocessing(
-    processor: Any, preprocess: Callable[[NDArray[np.uint8]], Any], folder: Path
-) -> tuple[dict[str, Any], list[str]]:
+def _preprocessing(processor: Any, folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the fields of the contract that give the processor's input, and notes."""
     path, name = folder / PROCESSOR, type(processor).__name__
     for option in ("do_pad", "keep_aspect_ratio"):
@@ -232,7 +227,7 @@ def _preprocessing(
         for kernel, formula in itertools.product(kernels, _FORMULAS)
     )
     try:
-        found = closest(trials, base["size"], Preprocessing(preprocess, name))
+        found = closest(trials, base["size"], Preprocessing(_function(processor), name))
     except InputError as error:
         raise InputError(
             f"{path}: {error}; find the contract with `segdeploy contract infer`, state it with "

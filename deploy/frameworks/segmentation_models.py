@@ -41,9 +41,9 @@ def read(folder: Path) -> ForeignNetwork:
         raise InputError(f"{folder / _CONFIG}: its number of classes is {count!r}")
     pipeline = albumentations_pipeline.read(folder)
     if pipeline is not None:
-        stated, preprocess, notes = pipeline.stated, pipeline.preprocess, pipeline.notes
+        stated, notes = pipeline.stated, pipeline.notes
     else:
-        stated, preprocess = _constants(config), None
+        stated = _constants(config)
         known = "mean and standard deviation are those of its encoder's weights; " if stated else ""
         notes = (
             f"{folder}: has no albumentations pipeline; {known}state the rest of the preprocessing "
@@ -55,7 +55,6 @@ def read(folder: Path) -> ForeignNetwork:
         build=lambda classes: _loaded(network, config, folder, classes),
         num_classes=count,
         sha256=sha256_of_file(folder / _WEIGHTS),
-        preprocess=preprocess,
         notes=notes,
     )
 

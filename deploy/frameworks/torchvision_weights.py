@@ -43,16 +43,14 @@ def read(reference: str) -> ForeignNetwork:
         "std": tuple(chosen.std),
         "size": (edge, edge),
     }
-    preprocess = _function(chosen)
     trials = ({**stated, "normalization": one} for one in ("f32-div", "f32-affine"))
-    found = closest(trials, (edge, edge), Preprocessing(preprocess, "transforms()"))
+    found = closest(trials, (edge, edge), Preprocessing(_function(chosen), "transforms()"))
     colors = placeholder_classes(len(classes))[1]
     return ForeignNetwork(
         architecture=name,
         stated={**found.stated, "classes": classes, "palette": colors, "ignore_index": 255},
         num_classes=len(classes),
         weights=path,
-        preprocess=preprocess,
         notes=(
             f"{entry}: the contract gives the input of its transforms(){found.told}; images keep "
             f"their shape, so export with --dynamic, or state --fit stretch with --size",
