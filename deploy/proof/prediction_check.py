@@ -23,7 +23,9 @@ from segdeploy.runtime.predictor import Predictor
 
 Image = NDArray[Any]
 Labels = NDArray[np.uint8]
-_EXPLAINED = 0.999  # share of equal labels; ties of classes are decided by rounding
+_EQUAL = 0.9999  # share of equal labels; ties of classes are decided by rounding
+# A difference is explained if nearly all labels are equal then, and a tenth of the others is left.
+_EXPLAINED, _LEFT = 0.999, 0.1
 _SHOWN = 3
 # One kernel for each arithmetic; the others differ from one of these in few labels.
 _KERNELS = (
@@ -51,7 +53,7 @@ class PredictionCheck:
     @property
     def is_equal(self) -> bool:
         """Whether the labels are the pipeline's, but for ties."""
-        return self.agreement >= _EXPLAINED
+        return self.agreement >= _EQUAL
 
 
 def check_prediction(
@@ -67,7 +69,7 @@ def check_prediction(
     """
     expected = [_asked(predict, name, frame) for frame in frames]
     own = _agreement(predictor.predict, frames, expected, predictor)
-    if own >= _EXPLAINED:
+    if own >= _EQUAL:
         return PredictionCheck(len(frames), own, {}, None)
     found = {
         suspect: agreement
@@ -76,7 +78,8 @@ def check_prediction(
     }
     ranked = sorted(found.items(), key=lambda one: -one[1])[:_SHOWN]
     best = ranked[0] if ranked else (None, 0.0)
-    explained = best[0] if best[1] >= _EXPLAINED else None
+    is_explained = best[1] >= _EXPLAINED and 1 - best[1] <= _LEFT * (1 - own)
+    explained = best[0] if is_explained else None
     return PredictionCheck(len(frames), own, dict(ranked), explained)
 
 
