@@ -13,16 +13,13 @@ from pathlib import Path
 import segdeploy
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models import scenes
-from segdeploy.models.dataset import write_dataset
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder) / "scenes"
         if len(sys.argv) == 1:
-            frames = {"train": scenes.generate("train", 96, (360, 480), 0)}
-            arguments = {"classes": scenes.CLASSES, "palette": scenes.PALETTE, "ignore_index": 255}
-            list(write_dataset(data, **arguments, splits=frames))
+            list(scenes.write_scenes(data, {"train": 96}, (360, 480)))
         for workers in (0, 1):
             for width, stride in ((16, 4), (32, 4), (16, 2)):
                 spec = ModelSpec(

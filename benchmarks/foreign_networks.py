@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import segdeploy
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models import scenes
-from segdeploy.models.dataset import write_dataset
 from segdeploy.profiles import Bounds
 from tests import foreign_networks
 
@@ -171,16 +170,7 @@ def main() -> None:
     print(f"| network | {' | '.join(columns)} | s |\n|{'---|' * (len(columns) + 2)}")
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "scenes"
-        made = {kind: scenes.generate(kind, 8, SIZE, 0) for kind in ("train", "val")}
-        list(
-            write_dataset(
-                data,
-                classes=scenes.CLASSES,
-                palette=scenes.PALETTE,
-                ignore_index=scenes.IGNORE_INDEX,
-                splits=made,
-            )
-        )
+        list(scenes.write_scenes(data, {"train": 8, "val": 8}, SIZE))
         for name in names:
             started = time.perf_counter()
             cells = []

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from torchvision.models import get_model_weights, segmentation
+from torchvision.models import get_model_weights
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -34,7 +34,6 @@ import segdeploy
 from segdeploy.errors import InputError
 from segdeploy.frameworks.read import read_network
 from segdeploy.models import scenes
-from segdeploy.models.dataset import write_dataset
 from segdeploy.profiles import Bounds
 from tests import framework_networks as networks
 
@@ -49,10 +48,7 @@ Labels = Callable[[np.ndarray], np.ndarray]
 
 def version(framework: str) -> str:
     """The version of the framework's package."""
-    package = {"hf": "transformers", "smp": "segmentation-models-pytorch"}.get(
-        framework, "torchvision"
-    )
-    return importlib.metadata.version(package)
+    return importlib.metadata.version(networks.PACKAGES[framework])
 
 
 def sources(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, str, Labels]]:
@@ -78,28 +74,14 @@ def sources(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, str, La
 
 
 def published(name: str, folder: Path) -> Labels:
-    """Put random weights where torchvision's published ones belong; return its own prediction."""
-    entry = get_model_weights(name).DEFAULT
-    has_auxiliary = {} if name.startswith("lraspp") else {"aux_loss": True}
-    network = networks.seeded(
-        lambda: getattr(segmentation, name)(
-            weights=None, weights_backbone=None, num_classes=21, **has_auxiliary
-        )
-    )
-    with torch.no_grad():
-        image = Image.fromarray(networks.sample_images()[0])
-        networks.balanced(network, 21, entry.transforms()(image)[None])
-    path = folder / "hub" / "checkpoints" / entry.url.rpartition("/")[2]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), path)
+    """Return the prediction of torchvision's network with weights in place of published ones."""
+    network = networks.published_by_torchvision(name, folder)
+    prepare = get_model_weights(name).DEFAULT.transforms()
 
     def labels(image: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return (
-                network(entry.transforms()(Image.fromarray(image))[None])["out"][0]
-                .argmax(0)
-                .numpy()
-            )
+            scores = network(prepare(Image.fromarray(image))[None])["out"]
+        return scores[0].argmax(0).numpy()
 
     return labels
 
@@ -168,16 +150,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = folder / "scenes"
-        made = {kind: scenes.generate(kind, 8, (96, 128), 0) for kind in ("train", "val")}
-        list(
-            write_dataset(
-                data,
-                classes=scenes.CLASSES,
-                palette=scenes.PALETTE,
-                ignore_index=scenes.IGNORE_INDEX,
-                splits=made,
-            )
-        )
+        list(scenes.write_scenes(data, {"train": 8, "val": 8}, (96, 128)))
         for architecture, source, labels in sources(folder, tuple(scenes.CLASSES)):
             rows.append(row(architecture, source, labels, folder, data))
             print(json.dumps(rows[-1]), flush=True)

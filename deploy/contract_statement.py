@@ -285,7 +285,7 @@ def read_statement(path: Path) -> dict[str, Any]:
     is_complete = {"architecture", "arguments", "layout", "output", "precision"} <= set(values)
     stated: dict[str, Any] = {}
     for name, value in values.items():
-        field = name.removesuffix("_255") if name in ("mean_255", "std_255") else name
+        field = _field_of(name)
         if field not in _STATED_IN_FILE:
             if field not in CHECKS:
                 raise InputError(f"{path}: '{name}' is no field of a contract{_meant(name)}")
@@ -305,7 +305,7 @@ def _value(name: str, value: Any, shown: str) -> Any:
     Raises:
         InputError: for a value that a contract cannot hold.
     """
-    field = name.removesuffix("_255") if name in ("mean_255", "std_255") else name
+    field = _field_of(name)
     plain = _thawed(value)
     if field == "scale" and isinstance(plain, str):
         plain = as_number(plain)
@@ -316,6 +316,11 @@ def _value(name: str, value: Any, shown: str) -> Any:
     if not CHECKS[field](plain):
         raise InputError(f"{shown} {_told(value)}: must be {wanted_of(field)}")
     return frozen(plain)
+
+
+def _field_of(name: str) -> str:
+    """Return the field of a contract that a name states: `mean` for `mean_255`."""
+    return name.removesuffix("_255") if name in ("mean_255", "std_255") else name
 
 
 def _thawed(value: Any) -> Any:

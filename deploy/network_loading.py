@@ -36,9 +36,11 @@ from segdeploy.factory import Builder, builder
 from segdeploy.files import check_input, sha256_of_file
 from segdeploy.frameworks.foreign_network import ForeignNetwork
 from segdeploy.frameworks.read import is_source, read_network
+from segdeploy.image_folder import is_image_folder, open_image_folder
 from segdeploy.model_spec import CHECKPOINT_SUFFIX, ModelSpec
 from segdeploy.models.bit_planes import BIT_PLANES, MOST_PLANES
 from segdeploy.models.channels import RGB
+from segdeploy.models.dataset import open_dataset
 from segdeploy.models.names import BACKGROUND
 from segdeploy.packages import require
 
@@ -92,15 +94,14 @@ def load_network(
     else:
         build = _foreign_builder(whole, spec, is_trained_here=is_trained_here)
     architecture = spec.model if whole is None else whole.architecture
-    state, stored = _weights(spec, architecture)
+    held = foreign.state if foreign is not None and spec.weights == foreign.weights else None
+    state, stored = (held, None) if held is not None else _weights(spec, architecture)
     if stored is not None:  # the contract of a checkpoint that was trained from these files
         spec = replace(spec, stated=by_user)
     start = _contract(spec, stored or published, dataset, default_size)
     start = replace(start, architecture=architecture)
     classes = start.score_channels or None
     module = build(classes, start.arguments, len(start.channels))
-    if foreign is not None and foreign.state is not None and spec.weights == foreign.weights:
-        state = foreign.state
 
     from segdeploy.models.checkpoint import check_finite, load_weights
     from segdeploy.models.network import Network
@@ -127,10 +128,8 @@ def load_network(
         contract = _with_activation(contract, network, spec)
     if contract.assumed and not is_trained_here:
         _LOG.info(contract.assumption_note(spec.model))
-    sha256 = foreign.sha256 if foreign is not None else None
-    if spec.weights is not None:
-        sha256 = sha256_of_file(spec.weights)
-    return LoadedNetwork(network, contract, sha256)
+    file = spec.weights or (foreign.built_from if foreign is not None else None)
+    return LoadedNetwork(network, contract, sha256_of_file(file) if file else None)
 
 
 def _foreign_builder(foreign: ForeignNetwork, spec: ModelSpec, *, is_trained_here: bool) -> Builder:
@@ -435,6 +434,17 @@ def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> s
         f"{source}: was trained for the classes {', '.join(classes)}; {dataset.root} has "
         f"{', '.join(dataset.classes)}; use the data set that it was trained for"
     )
+
+
+def open_frames(data: Path, contract: Contract, source: str) -> DataSet:
+    """Open a data set that matches a network, or a folder of images without masks.
+
+    Raises:
+        InputError, ModelInputError: as `matched`, or for a data set that cannot be opened.
+    """
+    if is_image_folder(data):
+        return open_image_folder(data, contract)
+    return matched(contract, open_dataset(data), source)
 
 
 def matched(contract: Contract, dataset: DataSet, source: str) -> DataSet:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segdeploy.models.checkpoint import TRAINING_ONLY, prefix_of
-from segdeploy.models.registry import ARCHITECTURES, VARIANTS, Architecture
+from segdeploy.models.registry import Architecture, variants
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -38,21 +38,21 @@ class Recognized:
 
 def recognized(state: Mapping[str, Tensor]) -> list[Recognized]:
     """Return the networks of the registry whose keys and shapes are those of `state`."""
-    found = []
-    for entry in ARCHITECTURES.values():
-        if entry.name in _SAME:
+    found: dict[str, Recognized] = {}
+    for entry, arguments in variants():
+        if entry.name in _SAME or entry.name in found:
             continue
-        variants: tuple[dict[str, Any], ...] = ({}, *VARIANTS.get(entry.name, ()))
-        matches = (_match(entry, arguments, state) for arguments in variants)
-        found += [match for match in matches if match is not None][:1]
-    return found
+        match = _match(entry, arguments, state)
+        if match is not None:
+            found[entry.name] = match
+    return list(found.values())
 
 
 def _match(
     entry: Architecture, variant: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> Recognized | None:
     own = _shapes(entry, 2, variant)
-    prefix = prefix_of(dict.fromkeys(own), state, entry.name)
+    prefix = prefix_of(own, state, entry.name)
     given = {
         key.removeprefix(prefix): tuple(tensor.shape)
         for key, tensor in state.items()

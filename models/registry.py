@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -149,7 +149,7 @@ _ENTRIES = (
 _ALIKE = 0.9
 _TRIED = (64, 64)  # size of the image that finds the convolutions which read it
 # Options that change the layers of a network.
-VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
+_VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "dilated_vgg16": ({"context": "basic"},),
     "deeplabv2_vgg16": ({"rates": [6, 12, 18, 24]},),
 }
@@ -169,16 +169,21 @@ def check_name(name: str) -> None:
         )
 
 
+def variants() -> Iterator[tuple[Architecture, dict[str, Any]]]:
+    """Yield the registered networks with options that change their layers, the defaults first."""
+    for entry in _ENTRIES:
+        for arguments in ({}, *_VARIANTS.get(entry.name, ())):
+            yield entry, arguments
+
+
 def likeliest(keys: Set[str]) -> list[str]:
     """Return the registered networks whose state-dict keys match best, at least to 90 %."""
     shares: dict[str, float] = {}
     with torch.device("meta"):  # nothing is computed or stored
-        for entry in _ENTRIES:
-            variants: tuple[dict[str, Any], ...] = ({}, *VARIANTS.get(entry.name, ()))
-            for arguments in variants:
-                own = entry.build(2, **arguments).state_dict().keys()
-                share = len(keys & own) / len(keys | own)
-                shares[entry.name] = max(share, shares.get(entry.name, 0))
+        for entry, arguments in variants():
+            own = entry.build(2, **arguments).state_dict().keys()
+            share = len(keys & own) / len(keys | own)
+            shares[entry.name] = max(share, shares.get(entry.name, 0))
     best = max(shares.values())
     return [name for name, share in shares.items() if share == best and share >= _ALIKE]
 

@@ -9,8 +9,9 @@ follow. The hood of the camera's own car is ignored, as in real recordings. A fr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from segdeploy.models.channels import RGB
+from segdeploy.models.dataset import write_dataset
 
 CLASSES = ("sky", "building", "road", "pavement", "tree", "car", "person", "pole")
 PALETTE = (
@@ -69,6 +71,36 @@ def generate(
         image, mask = draw_scene(rng, size)
         labels = planes[mask] if multilabel else mask
         yield f"{split}_{index:04d}", recorded(image, channels, dtype), labels
+
+
+def write_scenes(
+    folder: Path,
+    counts: Mapping[str, int],
+    size: tuple[int, int],
+    seed: int = 0,
+    channels: Sequence[str] = RGB,
+    dtype: str = "uint8",
+    *,
+    multilabel: bool = False,
+) -> Iterator[str]:
+    """Write `counts` frames of each split as a new data set; yield each name once written.
+
+    Raises:
+        ModelInputError, OSError: as `dataset.write_dataset`.
+    """
+    return write_dataset(
+        folder,
+        classes=PLANES if multilabel else CLASSES,
+        palette=PLANE_PALETTE if multilabel else PALETTE,
+        ignore_index=IGNORE_INDEX,
+        splits={
+            split: generate(split, count, size, seed, channels, dtype, multilabel=multilabel)
+            for split, count in counts.items()
+        },
+        channels=channels,
+        dtype=dtype,
+        bit_planes=multilabel,
+    )
 
 
 def draw_scene(

@@ -19,7 +19,6 @@ from segdeploy.contract import Contract
 from segdeploy.device import current_gpu
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models import scenes
-from segdeploy.models.dataset import write_dataset
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SEGDEPLOY_SHARED", ROOT.parent / "shared"))
@@ -85,18 +84,7 @@ def tensorrt_rtx() -> ModuleType:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Generated scenes: 16 frames to train, 4 to validate, 96x128."""
     root = tmp_path_factory.mktemp("data") / "scenes"
-    splits = {
-        name: scenes.generate(name, n, (96, 128), 0) for name, n in (("train", 16), ("val", 4))
-    }
-    list(
-        write_dataset(
-            root,
-            classes=scenes.CLASSES,
-            palette=scenes.PALETTE,
-            ignore_index=scenes.IGNORE_INDEX,
-            splits=splits,
-        )
-    )
+    list(scenes.write_scenes(root, {"train": 16, "val": 4}, (96, 128)))
     return root
 
 

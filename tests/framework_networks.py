@@ -16,6 +16,7 @@ import segmentation_models_pytorch as smp
 import torch
 import transformers
 from PIL import Image
+from torchvision.models import get_model_weights, segmentation
 
 NAMES = ("road", "car", "tree", "sky", "pole")
 SIDE = 64
@@ -166,17 +167,15 @@ HUGGING_FACE: dict[str, tuple[str, Callable[[], Any], str, dict[str, Any]]] = {
         "SegformerImageProcessor",
         SQUARE,
     ),
-    "segformer, Pillow": (
-        "SegformerForSemanticSegmentation",
-        lambda: transformers.SegformerConfig(
-            hidden_sizes=[8, 16, 24, 32],
-            depths=[1, 1, 1, 1],
-            decoder_hidden_size=16,
-            num_attention_heads=[1, 1, 2, 2],
-        ),
-        "SegformerImageProcessorPil",
-        SQUARE,
-    ),
+}
+HUGGING_FACE["segformer, Pillow"] = (
+    *HUGGING_FACE["segformer"][:2],
+    *("SegformerImageProcessorPil", SQUARE),
+)
+PACKAGES = {
+    "hf": "transformers",
+    "smp": "segmentation-models-pytorch",
+    "torchvision": "torchvision",
 }
 
 
@@ -245,3 +244,24 @@ def labels_of_smp(network: torch.nn.Module, steps: list[Any], image: np.ndarray)
     planes = made if made.shape[0] == 3 else made.permute(2, 0, 1)
     with torch.no_grad():
         return network(planes[None].float())[0].argmax(0).numpy()
+
+
+def published_by_torchvision(name: str, cache: Path) -> torch.nn.Module:
+    """Put random weights where torchvision's published ones belong; return their network.
+
+    `cache` is the folder of TORCH_HOME.
+    """
+    entry = get_model_weights(name).DEFAULT
+    has_auxiliary = {} if name.startswith("lraspp") else {"aux_loss": True}
+    network = seeded(
+        lambda: getattr(segmentation, name)(
+            weights=None, weights_backbone=None, num_classes=21, **has_auxiliary
+        )
+    )
+    with torch.no_grad():
+        image = Image.fromarray(sample_images()[0])
+        balanced(network, 21, entry.transforms()(image)[None])
+    path = cache / "hub" / "checkpoints" / entry.url.rpartition("/")[2]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), path)
+    return network

@@ -21,11 +21,11 @@ from segdeploy.contract_statement import with_stated
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
-from segdeploy.models.dataset import open_dataset, write_dataset
+from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.images import read_pixels
 from segdeploy.models.registry import build
-from segdeploy.models.scenes import CLASSES, IGNORE_INDEX, PALETTE, generate
+from segdeploy.models.scenes import write_scenes
 from segdeploy.models.training import Training
 from segdeploy.network_loading import matched
 from segdeploy.onnx_graph.model_file import load_onnx
@@ -40,21 +40,7 @@ NOISE = np.random.default_rng(0)
 
 
 def generated(root: Path, channels: tuple[str, ...], dtype: str) -> Path:
-    splits = {
-        split: generate(split, count, (48, 64), 0, channels, dtype)
-        for split, count in (("train", 6), ("val", 3))
-    }
-    list(
-        write_dataset(
-            root,
-            classes=CLASSES,
-            palette=PALETTE,
-            ignore_index=IGNORE_INDEX,
-            splits=splits,
-            channels=channels,
-            dtype=dtype,
-        )
-    )
+    list(write_scenes(root, {"train": 6, "val": 3}, (48, 64), channels=channels, dtype=dtype))
     return root
 
 

@@ -28,6 +28,7 @@ from torchvision.models import segmentation
 
 import segdeploy
 from segdeploy.commands.adopt import Statement
+from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.frameworks.read import read_network
 from segdeploy.model_spec import ModelSpec
@@ -40,11 +41,13 @@ from .framework_networks import (
     HUGGING_FACE,
     MEAN,
     NAMES,
+    PACKAGES,
     SIDE,
     SMP,
     STD,
     labels_of_smp,
     labels_of_transformers,
+    published_by_torchvision,
     sample_images,
     saved_by_smp,
     saved_by_transformers,
@@ -260,14 +263,7 @@ def test_frameworks_published_weights_of_torchvision_come_with_their_transforms(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ModelInputError, match=r"not in PyTorch's cache; fetch https"):
         read_network("torchvision:deeplabv3_mobilenet_v3_large")
-    network = seeded(
-        lambda: segmentation.deeplabv3_mobilenet_v3_large(
-            weights=None, weights_backbone=None, num_classes=21, aux_loss=True
-        )
-    )
-    path = tmp_path / "hub" / "checkpoints" / published.url.rpartition("/")[2]
-    path.parent.mkdir(parents=True)
-    torch.save(network.state_dict(), path)
+    network = published_by_torchvision("deeplabv3_mobilenet_v3_large", tmp_path)
     with segdeploy.load("torchvision:deeplabv3_mobilenet_v3_large") as ours:
         assert ours.contract.classes[:2] == ("background", "aeroplane")
         assert (ours.contract.fit, ours.contract.edge) == ("shortest-edge", 520)
@@ -569,13 +565,8 @@ def test_frameworks_the_table_of_support_holds_for_the_installed_versions(
 ) -> None:
     """`benchmarks/framework_support.py` writes the table; a new version needs a new run."""
     rows = json.loads(run("models", "--support", "--json").out)
-    packages = {
-        "hf": "transformers",
-        "smp": "segmentation-models-pytorch",
-        "torchvision": "torchvision",
-    }
     for row in rows:
-        assert row["version"] == importlib.metadata.version(packages[row["framework"]]), row
+        assert row["version"] == importlib.metadata.version(PACKAGES[row["framework"]]), row
         if "refused" in row:
             folder = tmp_path / row["architecture"]
             folder.mkdir()
@@ -629,6 +620,18 @@ def test_frameworks_an_onnx_file_of_transformers_is_adopted_by_its_folder(
     with pytest.raises(InputError, match="--like and --from"):
         segdeploy.adopt(path, both, out=tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
+
+
+def test_frameworks_an_engine_is_adopted_by_its_folder(segformer: Path, tmp_path: Path) -> None:
+    """Only the manifest is written: nothing reads the engine before the target does."""
+    engine = tmp_path / "theirs.engine"
+    engine.write_bytes(b"built elsewhere")
+    statement = Statement(source=f"hf:{segformer}")
+    built = {"backend": "tensorrt-rtx", "version": "1.5", "targets": ["sm86"]}
+    segdeploy.adopt(engine, statement, **built)
+    contract = read_manifest(engine).contract
+    assert (contract.classes, contract.size) == (NAMES, (SIDE, SIDE))
+    assert contract.resize == "torchvision-uint8-bilinear"
 
 
 @pytest.mark.parametrize("text", ["{0: 'road', 1: 'car'}", "{1: 'a'}", "{0: open('x')}", "((("])

@@ -113,6 +113,10 @@ def test_prediction_check_labels_of_the_networks_size_are_compared(
         return scores.argmax(1)
 
     assert segdeploy.check_predictions(graph, predict, folder).is_equal
+    wrong = segdeploy.check_predictions(
+        graph, lambda image: predict(image[:, :, ::-1].copy()), folder
+    )
+    assert wrong.explained == "the channels are B,G,R"
 
 
 @pytest.mark.parametrize(

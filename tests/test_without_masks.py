@@ -13,6 +13,7 @@ import pytest
 import segdeploy
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.models.metrics import LabelCounts, defined_mean
+from segdeploy.models.scenes import write_scenes
 from segdeploy.proof.bootstrap import mean_interval
 
 from .conftest import Ran, check_one_line
@@ -112,6 +113,22 @@ def test_without_masks_deploy_ships_what_keeps_the_agreement(
         segdeploy.deploy(
             checkpoint, folder, out, targets=["sm86"], min_agreement=0.5, max_miou_drop=1.0
         )
+
+
+def test_without_masks_deploy_takes_gray_images_of_16_bits(
+    tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    """A checkpoint knows its size and its images: none is read as RGB before."""
+    deep = tmp_path / "deep"
+    list(write_scenes(deep, {"train": 4, "val": 3}, (48, 64), channels=("gray",), dtype="uint16"))
+    trained = tmp_path / "gray.safetensors"
+    said = ("train", "deeplabv3", "--data", deep, "--size", "48x64", "--width", 4, "--stride", 2)
+    assert run(*said, "--epochs", 1, "-o", trained).code == 0
+    images = deep / "val" / "images"
+    planned = ("--target", "sm86", "--dry-run", "-o", tmp_path / "dist")
+    ran = run("deploy", trained, "--data", images, *planned)
+    assert ran.code == 0, ran
+    assert "calibrate to int8" in ran.out
 
 
 def test_without_masks_the_interval_is_that_of_the_mean() -> None:

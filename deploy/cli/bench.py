@@ -14,6 +14,7 @@ from segdeploy.cli.console import megabytes, percent, print_json, print_table, p
 from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
     Scales,
+    data_or_images_option,
     foreign_model,
     json_option,
     limit_option,
@@ -38,14 +39,7 @@ if TYPE_CHECKING:
     help="Network that the candidates were made from: registry name, checkpoint or "
     "package.module:factory.",
 )
-@click.option(
-    "--data",
-    type=Path,
-    metavar="DIR",
-    help="Data set: a folder with dataset.json, voc:DIR, cityscapes:DIR, ade20k:DIR or "
-    "masks:IMAGES,MASKS,MAP.json; or a folder of images, "
-    "for parity and latency without mIoU.",
-)
+@data_or_images_option("parity and latency without mIoU", required=False)
 @split_option("val")
 @limit_option
 @source_option

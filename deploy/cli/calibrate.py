@@ -12,6 +12,7 @@ import click
 from segdeploy.cli.console import megabytes, percent, print_json, print_table, progress, say
 from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
+    data_or_images_option,
     foreign_model,
     json_option,
     out_option,
@@ -29,15 +30,7 @@ _METHODS = ("auto", "min-max", "average", "percentile", "entropy", "mse")
 
 @command()
 @click.argument("model", type=Path)
-@click.option(
-    "--data",
-    type=Path,
-    required=True,
-    metavar="DIR",
-    help="Data set: a folder with dataset.json, voc:DIR, cityscapes:DIR, ade20k:DIR or "
-    "masks:IMAGES,MASKS,MAP.json; or a folder of images "
-    "without masks, for agreement with FP32 alone.",
-)
+@data_or_images_option("agreement with FP32 alone")
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,18 @@ def contract() -> None:
     """Show, start, infer or check a contract."""
 
 
-with_option = click.option(
-    "--with",
-    "function",
-    required=True,
-    metavar="MODULE:FUNCTION",
-    help="Preprocessing function: an RGB image (array, Pillow image or path) in, the network's "
-    "input out.",
-)
+def with_option(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--with`, the preprocessing function."""
+    return click.option(
+        "--with",
+        "function",
+        required=required,
+        metavar="MODULE:FUNCTION",
+        help="Preprocessing function: an RGB image (array, Pillow image or path) in, the network's "
+        "input out.",
+    )
+
+
 images_option = click.option(
     "--data",
     type=Path,
@@ -45,7 +50,7 @@ frames_option = click.option(
 
 
 @contract.command(cls=Command)
-@with_option
+@with_option(required=True)
 @images_option
 @frames_option
 @out_option("Contract file to write (.json), for --contract.")
@@ -80,13 +85,7 @@ def infer(function: str, data: Path, limit: int, out: Path, as_json: bool) -> in
 
 @contract.command(cls=Command)
 @click.argument("model", type=Path)
-@click.option(
-    "--with",
-    "function",
-    metavar="MODULE:FUNCTION",
-    help="Preprocessing function: an RGB image (array, Pillow image or path) in, the network's "
-    "input out.",
-)
+@with_option(required=False)
 @click.option(
     "--predict",
     metavar="MODULE:FUNCTION",

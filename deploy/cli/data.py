@@ -88,26 +88,11 @@ def scenes(
 ) -> None:
     """Generate road scenes with masks as a data set in FOLDER."""
     from segdeploy.contract import check_pixels
-    from segdeploy.models import scenes as generated
-    from segdeploy.models.dataset import write_dataset
+    from segdeploy.models.scenes import write_scenes
 
     check_pixels(size, "--size: the image")
     counts = {"train": train_count, "val": val_count}
-    names = write_dataset(
-        folder,
-        classes=generated.PLANES if multilabel else generated.CLASSES,
-        palette=generated.PLANE_PALETTE if multilabel else generated.PALETTE,
-        ignore_index=generated.IGNORE_INDEX,
-        splits={
-            split: generated.generate(
-                split, count, size, seed, channels, dtype, multilabel=multilabel
-            )
-            for split, count in counts.items()
-        },
-        channels=channels,
-        dtype=dtype,
-        bit_planes=multilabel,
-    )
+    names = write_scenes(folder, counts, size, seed, channels, dtype, multilabel=multilabel)
     with progress("scenes", quiet) as update:
         for done, _ in enumerate(names, 1):
             update(done, sum(counts.values()))

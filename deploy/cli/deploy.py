@@ -13,6 +13,7 @@ from segdeploy.cli.console import print_json, progress, say
 from segdeploy.cli.headings import command
 from segdeploy.cli.options import (
     builder_option,
+    data_or_images_option,
     json_option,
     network_options,
     network_spec,
@@ -27,15 +28,7 @@ from segdeploy.cli.options import (
 @command()
 @click.argument("model", required=False)
 @source_option
-@click.option(
-    "--data",
-    type=Path,
-    required=True,
-    metavar="DIR",
-    help="Data set: a folder with dataset.json, voc:DIR, cityscapes:DIR, ade20k:DIR or "
-    "masks:IMAGES,MASKS,MAP.json; or a folder of images "
-    "without masks, for agreement with FP32 alone.",
-)
+@data_or_images_option("agreement with FP32 alone")
 @network_options
 @targets_option
 @builder_option

@@ -468,14 +468,24 @@ def note_untrained(spec: ModelSpec) -> None:
         say(f"note: {spec.model} has random weights; give --weights FILE", err=True)
 
 
-data_option = click.option(
-    "--data",
-    type=Path,
-    required=True,
-    metavar="DIR",
-    help="Data set: a folder with dataset.json, voc:DIR (PASCAL VOC), cityscapes:DIR, ade20k:DIR "
-    "or masks:IMAGES,MASKS,MAP.json for masks with any ids or colors.",
+_DATA_SET = (
+    "Data set: a folder with dataset.json, voc:DIR (PASCAL VOC), cityscapes:DIR, ade20k:DIR or "
+    "masks:IMAGES,MASKS,MAP.json for masks with any ids or colors"
 )
+data_option = click.option("--data", type=Path, required=True, metavar="DIR", help=f"{_DATA_SET}.")
+
+
+def data_or_images_option(purpose: str, *, required: bool = True) -> Callable[[Command], Command]:
+    """`--data`, which may be a folder of images without masks; `purpose` says what they are for."""
+    return click.option(
+        "--data",
+        type=Path,
+        required=required,
+        metavar="DIR",
+        help=f"{_DATA_SET}; or a folder of images without masks, for {purpose}.",
+    )
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."
 )

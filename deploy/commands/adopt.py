@@ -157,10 +157,6 @@ def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
     require("onnxruntime")
     graph, file = opened.graph, opened.path
     done = repair(graph)
-    if statement.source is not None:
-        statement = _with_source(statement, statement.source, tensor_shape(graph.graph.input[0]))
-    statement, told = _with_metadata(statement, graph)
-    done += told
     check_graph(graph, file)
     images = graph.graph.input
     if len(images) != 1:
@@ -170,6 +166,10 @@ def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
     if note := take_output(graph, statement.take, file):
         done.append(note)
     shape = tensor_shape(images[0])
+    if statement.source is not None:
+        statement = _with_source(statement, statement.source, shape)
+    statement, told = _with_metadata(statement, graph)
+    done += told
     if statement.like is not None:
         contract = _contract(file, statement, shape, is_nhwc=False)
         _check_embedded(file, contract, statement)
@@ -208,7 +208,7 @@ def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
 def _with_source(statement: Statement, source: str, shape: tuple[int | str, ...]) -> Statement:
     """Return the statement completed by the files of the framework that wrote the graph.
 
-    `shape` is that of the graph's input; a graph of one size keeps it.
+    `shape` is that of the graph's input, () for an engine; a graph of one size keeps its size.
 
     Raises:
         InputError: for files that cannot be read, or that are given with `--like`.
@@ -219,7 +219,7 @@ def _with_source(statement: Statement, source: str, shape: tuple[int | str, ...]
     for note in foreign.notes:
         _LOG.info(note)
     stated = dict(foreign.stated)
-    if all(isinstance(side, int) for side in shape[2:4]):
+    if len(shape) == 4 and all(isinstance(side, int) for side in shape[2:4]):
         stated.pop("size", None)
     if statement.data is not None:  # the data set names the classes
         stated = {name: value for name, value in stated.items() if name not in OF_CLASSES}
@@ -506,6 +506,8 @@ def _adopt_engine(
         )
     if version is None:
         version = open_bindings(backend).version
+    if statement.source is not None:
+        statement = _with_source(statement, statement.source, ())
     contract = _contract(file, statement, (), is_nhwc=statement.layout == "NHWC")
     taken, given = _input_and_output(contract, bool(profiles))
     manifest = Manifest(

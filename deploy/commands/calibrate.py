@@ -14,9 +14,8 @@ from segdeploy.content_keys import key_of_frames
 from segdeploy.contract import Contract, Precision
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file
-from segdeploy.image_folder import is_image_folder, open_image_folder
-from segdeploy.models.dataset import DataSet, open_dataset
-from segdeploy.network_loading import matched
+from segdeploy.image_folder import ImageFolder
+from segdeploy.network_loading import open_frames
 from segdeploy.onnx_graph.model_file import save_onnx, set_contract, takes_any_size
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
@@ -170,11 +169,9 @@ def _opened(
     file.check(is_run_alone=False)
     model, graph = file.path, file.graph
     contract = file.contract
-    has_masks = not is_image_folder(data)
-    if has_masks:
-        dataset: DataSet = matched(contract, open_dataset(data), str(model))
-    else:
-        dataset = open_image_folder(data, contract)
+    dataset = open_frames(data, contract, str(model))
+    has_masks = not isinstance(dataset, ImageFolder)
+    if not has_masks:
         chosen = (dataset.splits[0], None, chosen[2])
     if contract.precision != "fp32":
         raise InputError(

@@ -68,7 +68,9 @@ def infer_contract(
     """
     check_output(out, ".json")
     frames, channels, dtype = _frames(Path(data), limit)
-    found = infer(_black_box(function, channels), frames, channels=channels, dtype=dtype)
+    found = infer(
+        Preprocessing(*_named(function), channels), frames, channels=channels, dtype=dtype
+    )
     write_atomically(out, json.dumps(found.stated, indent=2).encode() + b"\n")
     return found
 
@@ -94,7 +96,7 @@ def check_contract(
             f"{data}: its images are {dtype} {','.join(channels)}, and the network takes "
             f"{contract.dtype} {','.join(contract.image_channels)}"
         )
-    box = _black_box(function, channels)
+    box = Preprocessing(*_named(function), channels)
     box.check_repeatable(frames[0])
     largest, share = difference(contract, frames, box)
     if not share:
@@ -128,8 +130,7 @@ def check_predictions(
     Raises:
         InputError: for a model, a function or data that cannot be used.
     """
-    name = predict if isinstance(predict, str) else getattr(predict, "__name__", "the function")
-    function = find_callable(predict) if isinstance(predict, str) else predict
+    function, name = _named(predict)
     frames, _, _ = _frames(Path(data), limit)
     shape = frames[0].shape
     with load(ModelSpec.of(model), default_size=(shape[0], shape[1])) as predictor:
@@ -159,10 +160,11 @@ def contract_of_model(spec: ModelSpec) -> Contract:
     return load_network(spec).contract if file is None else file.contract
 
 
-def _black_box(function: str | Callable[[Any], Any], channels: tuple[str, ...]) -> Preprocessing:
+def _named(function: str | Callable[[Any], Any]) -> tuple[Callable[[Any], Any], str]:
+    """Return a function that is given by its name or itself, and its name in errors."""
     if isinstance(function, str):
-        return Preprocessing(find_callable(function), function, channels)
-    return Preprocessing(function, getattr(function, "__name__", "the function"), channels)
+        return find_callable(function), function
+    return function, getattr(function, "__name__", "the function")
 
 
 def _frames(data: Path, limit: int) -> tuple[list[NDArray[Any]], tuple[str, ...], str]:

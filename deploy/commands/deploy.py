@@ -19,6 +19,7 @@ from segdeploy.commands.bench import bench
 from segdeploy.commands.build_engine import build_engine
 from segdeploy.commands.calibrate import calibrate
 from segdeploy.commands.export import export
+from segdeploy.commands.predict import size_for
 from segdeploy.content_keys import key_of_dataset, key_of_model, key_of_network
 from segdeploy.contract import Precision
 from segdeploy.device import current_gpu
@@ -30,9 +31,7 @@ from segdeploy.files import check_folder, write_atomically
 from segdeploy.image_folder import is_image_folder, open_image_folder
 from segdeploy.ledger import BENCH, STEPS, Ledger
 from segdeploy.model_spec import ModelSpec
-from segdeploy.models.channels import RGB
 from segdeploy.models.dataset import DataSet, images_in, open_dataset
-from segdeploy.models.images import read_pixels
 from segdeploy.models.strict_json import read_json
 from segdeploy.network_loading import LoadedNetwork, load_network
 from segdeploy.output_lock import one_writer, output_lock
@@ -157,8 +156,7 @@ def _network(spec: ModelSpec, dataset: DataSet | None, data: Path) -> tuple[Load
         InputError: if every pixel of every mask is ignored.
     """
     if dataset is None:  # images without masks
-        shape = read_pixels(images_in(data)[0], RGB, "uint8").shape
-        return load_network(spec, None, (shape[0], shape[1])), "images"
+        return load_network(spec, None, size_for(spec, images_in(data)[0])), "images"
     split = "val" if "val" in dataset.splits else dataset.splits[-1]
     frames = dataset.frames(split)
     check_labeled(frames, "--max-miou-drop")

@@ -41,7 +41,7 @@ def predict_file(
             raise InputError(f"{labels}: is also the path of the overlay; give two files")
     check_regular(image)
     spec = ModelSpec.of(model)
-    with load(spec, backend=backend, default_size=_size_for(spec, image)) as predictor:
+    with load(spec, backend=backend, default_size=size_for(spec, image)) as predictor:
         contract = predictor.contract
         pixels = as_image(image, contract)
         found = predictor.predict(pixels, options)
@@ -66,8 +66,11 @@ def predict_file(
     }
 
 
-def _size_for(spec: ModelSpec, image: Path) -> tuple[int, int] | None:
-    """Return the image's size (H, W) for a network's name, which has no size of its own."""
+def size_for(spec: ModelSpec, image: Path) -> tuple[int, int] | None:
+    """Return the image's size (H, W) for a network's name, which has no size of its own.
+
+    None for an image that cannot be read as RGB: a network that takes others says so.
+    """
     if spec.is_file or spec.size is not None:
         return None
     try:

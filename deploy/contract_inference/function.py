@@ -78,12 +78,7 @@ class Preprocessing:
 
     def _ask(self, given: Any) -> Any:
         self.calls += 1
-        try:
-            return self._function(given)
-        except (Exception, SystemExit) as error:  # the user's own code may fail in any way
-            raise InputError(
-                f"{self.name}: failed on an image ({type(error).__name__}: {first_line(error)})"
-            ) from error
+        return answer_of(self._function, self.name, given)
 
     def _planes(self, returned: Any) -> NDArray[np.float32]:
         values = returned
@@ -95,9 +90,7 @@ class Preprocessing:
                     f"{self.name}: returns a mapping with {len(held)} images; return one"
                 )
             values = held[0]
-        if hasattr(values, "detach"):
-            values = values.detach().cpu().numpy()
-        array = np.asarray(values)
+        array = array_of(values)
         if array.ndim == 4 and len(array) == 1:
             array = array[0]
         if array.ndim != 3 or array.dtype.kind not in "fiu" or not array.size:
@@ -120,6 +113,27 @@ class Preprocessing:
         path = Path(self._folder.name) / f"image{suffix}"
         path.write_bytes(content)
         return path
+
+
+def answer_of(function: Callable[[Any], Any], name: str, image: Any) -> Any:
+    """Return what a user's function `name` gives for an image.
+
+    Raises:
+        InputError: if the function fails.
+    """
+    try:
+        return function(image)
+    except (Exception, SystemExit) as error:  # the user's own code may fail in any way
+        raise InputError(
+            f"{name}: failed on an image ({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+def array_of(values: Any) -> NDArray[Any]:
+    """Return a numpy array, a tensor or nested lists as an array."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values)
 
 
 def _pillow(image: Image) -> Any:

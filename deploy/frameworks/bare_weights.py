@@ -58,6 +58,7 @@ def read(path: Path) -> ForeignNetwork:
         stated={"channels": GRAY} if first.channels == 1 else {},
         num_classes=first.num_classes,
         arguments=first.arguments,
+        state=state,
         weights=path,
         notes=tuple(notes),
     )

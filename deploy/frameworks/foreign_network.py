@@ -32,8 +32,8 @@ class ForeignNetwork:
     `build` returns the network with its weights, for another number of classes if it is not None;
     it is None where `architecture` is a network of the registry, or is empty because the user's
     factory builds the network.
-    `weights` is the file of the weights, `state` holds them if they were read already, and `sha256`
-    is the hash of a file that `build` reads.
+    `weights` is the file of the weights, `state` holds them if they were read already, and
+    `built_from` is the file of weights that `build` reads.
     `align_corners` tells how the framework enlarges logits of a smaller size. `notes` are sentences
     for the user.
     """
@@ -45,7 +45,7 @@ class ForeignNetwork:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Tensor] | None = None
     weights: Path | None = None
-    sha256: str | None = None
+    built_from: Path | None = None
     align_corners: bool = False
     notes: tuple[str, ...] = ()
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from segdeploy.contract import RESIZE_KERNELS
 from segdeploy.contract_inference.function import Preprocessing
 from segdeploy.errors import InputError
-from segdeploy.files import sha256_of_file
 from segdeploy.frameworks.equality import closest
 from segdeploy.frameworks.foreign_network import ForeignNetwork, named_classes
 from segdeploy.models.errors import first_line
@@ -83,7 +82,7 @@ def read(folder: Path) -> ForeignNetwork:
         stated={name: value for name, value in stated.items() if value is not None},
         num_classes=len(config.get("id2label") or (0, 1)),  # transformers has two by default
         build=lambda count: _loaded(network, folder, count),
-        sha256=sha256_of_file(weights) if weights.is_file() else None,
+        built_from=weights if weights.is_file() else None,
         notes=tuple(notes),
     )
 
@@ -105,9 +104,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
                       if (folder / name).is_file()), None)  # fmt: skip
         kind = f"it has {found}, " if found else "it has no config.json, "
         raise InputError(f"hf:{folder}: {kind}so it is no network that transformers saved")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: is no JSON object")
+    config = _object(path)
     if "_model_class" in config or "encoder_name" in config:
         raise InputError(
             f"{path}: was written by segmentation_models_pytorch; give --from smp:{folder}"
@@ -118,6 +115,13 @@ def _config(folder: Path) -> Mapping[str, Any]:
             "the code yourself, and give package.module:factory with --weights"
         )
     return config
+
+
+def _object(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: is no JSON object")
+    return values
 
 
 def _class_of(config: Mapping[str, Any], folder: Path) -> Any:
@@ -176,9 +180,7 @@ def _processor(folder: Path) -> Any:
     path = folder / PROCESSOR
     if not path.is_file():
         return None
-    options = read_json(path)
-    if not isinstance(options, dict):
-        raise InputError(f"{path}: is no JSON object")
+    options = _object(path)
     if "auto_map" in options:
         raise InputError(
             f"{path}: its image processor is code in the folder (auto_map), which is not executed; "

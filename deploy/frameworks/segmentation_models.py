@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.errors import InputError
-from segdeploy.files import sha256_of_file
 from segdeploy.frameworks import albumentations_pipeline
 from segdeploy.frameworks.foreign_network import ForeignNetwork
 from segdeploy.models.errors import first_line
@@ -54,7 +53,7 @@ def read(folder: Path) -> ForeignNetwork:
         stated=stated,
         build=lambda classes: _loaded(network, config, folder, classes),
         num_classes=count,
-        sha256=sha256_of_file(folder / _WEIGHTS),
+        built_from=folder / _WEIGHTS,
         notes=notes,
     )
 

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from segdeploy.artifact import OnnxFile
-from segdeploy.calibration.difference import label_agreement, mean_label_agreement
+from segdeploy.calibration.difference import label_agreement
 from segdeploy.image_folder import UnlabeledFrame
 from segdeploy.models.dataset import Frame
 from segdeploy.models.metrics import LabelCounts
@@ -97,15 +97,14 @@ class Evaluator:
         counted = self._counted(labels)
         drops = self._reference.iou() - counted.iou()
         before, after = _miou(self._reference), _miou(counted)
+        shares = [label_agreement(a, b) for a, b in zip(self._labels, labels, strict=True)]
         return Accuracy(
             frames=len(labels),
             reference_miou=before,
             miou=after,
             miou_drop=before - after,
-            agreement=mean_label_agreement(self._labels, labels),
-            agreement_interval=mean_interval(
-                [label_agreement(a, b) for a, b in zip(self._labels, labels, strict=True)]
-            ),
+            agreement=float(np.mean(shares)),
+            agreement_interval=mean_interval(shares),
             is_labeled=self._is_labeled,
             iou_drop={
                 name: None if np.isnan(drop) else float(drop)

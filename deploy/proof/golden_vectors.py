@@ -29,13 +29,11 @@ from numpy.typing import NDArray
 from segdeploy.contract import Contract, Precision
 from segdeploy.errors import InputError
 from segdeploy.files import check_input, sha256_of_file
-from segdeploy.image_folder import is_image_folder, open_image_folder
-from segdeploy.models.dataset import DataSet, open_dataset
 from segdeploy.models.errors import first_line
 from segdeploy.models.names import escaped
 from segdeploy.models.scenes import draw_scene, recorded
 from segdeploy.models.strict_json import parse_json
-from segdeploy.network_loading import matched
+from segdeploy.network_loading import open_frames
 from segdeploy.preprocessing.fit import placement
 from segdeploy.preprocessing.preprocess import preprocess
 from segdeploy.proof.tolerance import Tolerance, described_tolerances, parsed_tolerance
@@ -72,10 +70,7 @@ def golden_images(contract: Contract, data: Path | None = None) -> list[Pixels]:
     One scene has the contract's size. The others have different sizes, so that resizing is covered.
     """
     if data is not None:
-        if is_image_folder(data):
-            dataset: DataSet = open_image_folder(data, contract)
-        else:
-            dataset = matched(contract, open_dataset(data), "the network")
+        dataset = open_frames(data, contract, "the network")
         frames = dataset.frames("val" if "val" in dataset.splits else next(iter(dataset.splits)))
         step = max(1, len(frames) // IMAGES)
         return [frame.read_image() for frame in frames[::step][:IMAGES]]

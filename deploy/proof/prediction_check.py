@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, NO_FIT, Contract
+from segdeploy.contract_inference.function import answer_of, array_of
 from segdeploy.errors import InputError
-from segdeploy.models.errors import first_line
 from segdeploy.preprocessing.fit import placement
 from segdeploy.runtime.postprocess import nearest, upsample
 from segdeploy.runtime.predictor import Predictor
 
 Image = NDArray[Any]
 Labels = NDArray[np.uint8]
+# Returns the labels of an image at its own size, or at the size of the network's input.
+Labeling = Callable[[Image, bool], Labels]
 _EQUAL = 0.9999  # share of equal labels; ties of classes are decided by rounding
 # A difference is explained if nearly all labels are equal then, and a tenth of the others is left.
 _EXPLAINED, _LEFT = 0.999, 0.1
@@ -68,13 +70,13 @@ def check_prediction(
         InputError: if the pipeline fails, or returns something else.
     """
     expected = [_asked(predict, name, frame) for frame in frames]
-    own = _agreement(predictor.predict, frames, expected, predictor)
+    own = _agreement(partial(_labels, predictor), frames, expected)
     if own >= _EQUAL:
         return PredictionCheck(len(frames), own, {}, None)
     found = {
         suspect: agreement
         for suspect, labels in _suspects(predictor)
-        if (agreement := _agreement(labels, frames, expected, predictor)) > own
+        if (agreement := _agreement(labels, frames, expected)) > own
     }
     ranked = sorted(found.items(), key=lambda one: -one[1])[:_SHOWN]
     best = ranked[0] if ranked else (None, 0.0)
@@ -85,15 +87,7 @@ def check_prediction(
 
 def _asked(predict: Callable[[Image], Any], name: str, image: Image) -> Labels:
     """Return a pipeline's labels `(H, W)` of an image."""
-    try:
-        returned = predict(image)
-    except (Exception, SystemExit) as error:  # the user's own code may fail in any way
-        raise InputError(
-            f"{name}: failed on an image ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    if hasattr(returned, "detach"):
-        returned = returned.detach().cpu().numpy()
-    labels = np.squeeze(np.asarray(returned))
+    labels = np.squeeze(array_of(answer_of(predict, name, image)))
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or not labels.size:
         raise InputError(
             f"{name}: returns shape {labels.shape} and type {labels.dtype}; labels are (H, W) of "
@@ -104,19 +98,12 @@ def _asked(predict: Callable[[Image], Any], name: str, image: Image) -> Labels:
     return labels.astype(np.uint8)
 
 
-def _agreement(
-    labels: Callable[[Image], Labels],
-    frames: Sequence[Image],
-    expected: Sequence[Labels],
-    predictor: Predictor,
-) -> float:
+def _agreement(labels: Labeling, frames: Sequence[Image], expected: Sequence[Labels]) -> float:
     """Return the mean share of equal labels; 0 where the network cannot run so."""
     shares = []
     for frame, wanted in zip(frames, expected, strict=True):
         try:
-            found = labels(frame)
-            if found.shape != wanted.shape:
-                found = _at_input(predictor, frame)
+            found = labels(frame, wanted.shape != frame.shape[:2])
         except InputError:  # such as an image of another size than the graph takes
             return 0.0
         if found.shape != wanted.shape:
@@ -128,8 +115,10 @@ def _agreement(
     return float(np.mean(shares))
 
 
-def _at_input(predictor: Predictor, image: Image) -> Labels:
-    """Return the labels at the size of the network's input."""
+def _labels(predictor: Predictor, image: Image, at_input: bool) -> Labels:
+    """Return the labels of an image, `at_input` at the size of the network's input."""
+    if not at_input:
+        return predictor.predict(image)
     if predictor.contract.output == "labels":
         found = predictor.run(predictor.prepare(image))[0]
     else:
@@ -138,49 +127,52 @@ def _at_input(predictor: Predictor, image: Image) -> Labels:
     return labels
 
 
-def _moved(predictor: Predictor, offset: int, image: Image) -> Labels:
+def _by_contract(predictor: Predictor, contract: Contract, image: Image, at_input: bool) -> Labels:
+    """Return the labels of the same session by another contract."""
+    own = predictor.session.contract
+    predictor.session.contract = contract
+    try:
+        return _labels(Predictor(predictor.session), image, at_input)  # the caller closes it
+    finally:
+        predictor.session.contract = own
+
+
+def _moved(predictor: Predictor, offset: int, image: Image, at_input: bool) -> Labels:
     """Return the labels plus an offset, as of masks that count from one."""
-    moved: Labels = np.clip(predictor.predict(image).astype(int) + offset, 0, 255).astype(np.uint8)
+    labels = _labels(predictor, image, at_input).astype(int)
+    moved: Labels = np.clip(labels + offset, 0, 255).astype(np.uint8)
     return moved
 
 
-def _suspects(predictor: Predictor) -> Iterator[tuple[str, Callable[[Image], Labels]]]:
+def _by_nearest(predictor: Predictor, image: Image, at_input: bool) -> Labels:
+    """Return the labels of the network's input, enlarged by nearest neighbor."""
+    labels = _labels(predictor, image, True)
+    size = (image.shape[0], image.shape[1])
+    return labels if at_input else nearest(labels, size, placement(size, predictor.contract))
+
+
+def _by_aligned_corners(predictor: Predictor, image: Image, at_input: bool) -> Labels:
+    """Return the labels of scores that were enlarged with `align_corners`."""
+    if at_input:
+        return _labels(predictor, image, True)
+    size = (image.shape[0], image.shape[1])
+    scores = upsample(predictor.logits(image), size, align_corners=True)
+    labels: Labels = scores.argmax(0).astype(np.uint8)
+    return labels
+
+
+def _suspects(predictor: Predictor) -> Iterator[tuple[str, Labeling]]:
     """Yield usual differences, each with the labels that it leads to."""
     contract = predictor.contract
     for name, changed in _contracts(contract):
-        yield name, _with(predictor, changed)
+        yield name, partial(_by_contract, predictor, changed)
     for offset in (1, -1):
         yield f"labels are {offset:+d}", partial(_moved, predictor, offset)
     if contract.output == "labels" or contract.has_bit_planes:
         return
-
-    def resized(image: Image) -> Labels:
-        size = (image.shape[0], image.shape[1])
-        return nearest(_at_input(predictor, image), size, placement(size, contract))
-
-    def aligned(image: Image) -> Labels:
-        size = (image.shape[0], image.shape[1])
-        scores = upsample(predictor.logits(image), size, align_corners=True)
-        labels: Labels = scores.argmax(0).astype(np.uint8)
-        return labels
-
-    yield "labels are enlarged by nearest neighbor, not the scores", resized
+    yield "labels are enlarged by nearest neighbor, not the scores", partial(_by_nearest, predictor)
     if contract.fit == "stretch":
-        yield "scores are enlarged with align_corners", aligned
-
-
-def _with(predictor: Predictor, contract: Contract) -> Callable[[Image], Labels]:
-    """Return the prediction of the same session by another contract."""
-
-    def labels(image: Image) -> Labels:
-        own = predictor.session.contract
-        predictor.session.contract = contract
-        try:
-            return Predictor(predictor.session).predict(image)  # the caller closes the session
-        finally:
-            predictor.session.contract = own
-
-    return labels
+        yield "scores are enlarged with align_corners", partial(_by_aligned_corners, predictor)
 
 
 def _contracts(contract: Contract) -> Iterator[tuple[str, Contract]]:
