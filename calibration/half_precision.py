@@ -117,12 +117,13 @@ def _check_opset(model: onnx.ModelProto, precision: str) -> None:
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     if precision == "bf16" and opset < _BF16_OPSET:
         raise CalibrationInputError(
-            f"half precision: opset {opset} has no BF16 convolution; export with "
-            f"--opset {_BF16_OPSET}"
+            f"half precision: opset {opset} has no BF16 convolution; convert the graph to opset "
+            f"{_BF16_OPSET}"
         )
     if opset < _HALF_SCALES_OPSET and any(n.op_type in _QDQ for n in model.graph.node):
         raise CalibrationInputError(
-            f"half precision: opset {opset} has no 16-bit scales for Q/DQ; export with --opset 20"
+            f"half precision: opset {opset} has no 16-bit scales for Q/DQ; convert the graph to "
+            f"opset {_HALF_SCALES_OPSET}"
         )
 
 

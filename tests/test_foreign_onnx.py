@@ -11,13 +11,17 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx.version_converter import convert_version
 from onnxruntime.quantization import QuantFormat, quantize_dynamic, quantize_static
+from PIL import Image
 from torch.nn import functional
 
 import segdeploy
 from segdeploy.commands.adopt import Statement
 from segdeploy.errors import InputError
-from segdeploy.onnx_graph.model_file import load_onnx
+from segdeploy.onnx_graph.model_file import load_onnx, opset_of
+from segdeploy.onnx_graph.opset import with_opset
+from segdeploy.proof.graph_session import run_graph
 
 from .conftest import Ran, check_one_line
 
@@ -156,6 +160,26 @@ def without_shape() -> onnx.ModelProto:
     return model_of(START, [node("Identity", "scores", "y")], given=(TensorProto.FLOAT, [None] * 4))
 
 
+def space_to_batch() -> onnx.ModelProto:
+    """The atrous convolution of TensorFlow: a convolution of maps of every second pixel."""
+    exchanged = {"perm": [1, 0, 2, 3]}
+    before = [
+        node("Transpose", "image", "turned", **exchanged),
+        node("Pad", "turned", "around", "padded"),
+        node("SpaceToDepth", "padded", "split", blocksize=2),
+        node("Transpose", "split", "planes", **exchanged),
+    ]
+    after = [
+        node("Transpose", "scores", "phases", **exchanged),
+        node("DepthToSpace", "phases", "merged", blocksize=2),
+        node("Transpose", "merged", "y", **exchanged),
+    ]
+    around = np.array([0, 0, 2, 2, 0, 0, 2, 2], np.int64)
+    model = model_of(before, after, weights={"around": around})
+    del next(one for one in model.graph.node if one.op_type == "Conv").attribute[:]
+    return model
+
+
 def softmax() -> onnx.ModelProto:
     return model_of(START, [node("Softmax", "scores", "y", axis=1)])
 
@@ -196,6 +220,7 @@ KINDS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...], str, str]
     "int32 NCHW": (integers, (), "logits", "converted its int32 input to float32"),
     "float16": (half, HALF, "logits", ""),
     "output without shape": (without_shape, HALF, "logits", ""),
+    "space-to-batch": (space_to_batch, HALF, "logits", "conv: dilation 2x2, instead of a split"),
     "softmax": (softmax, HALF, "probabilities", "its output is taken as probabilities"),
 }
 
@@ -212,6 +237,7 @@ def test_foreign_onnx_gives_the_labels_of_pytorch(
     assert said in ran.err
     assert segdeploy.inspect(out).contract.output == output
     onnx.checker.check_model(load_onnx(out), full_check=True)
+    assert segdeploy.inspect(out).dilations == (2,)
     with segdeploy.load(out) as network:
         least = 0.99 if name == "float16" else 1
         assert np.mean(network.predict(IMAGE) == LABELS) >= least
@@ -336,3 +362,81 @@ def test_foreign_onnx_what_contradicts_the_file_is_refused(tmp_path: Path) -> No
     refused(brain, "its input is bfloat16; an image is one of float, ")
     endless = model_of(START, [node("Log", "scores", "y")])
     refused(endless, "gives NaN or infinity for an image of noise")
+
+
+# --- older opsets ---------------------------------------------------------------------------------
+
+
+def enlarged(opset: int, mode: str) -> onnx.ModelProto:
+    """A graph of an old opset, which enlarges a map by two: by Upsample, or by a Resize."""
+    pool = node("AveragePool", "scores", "small", kernel_shape=[2, 2], strides=[2, 2])
+    factors = {"factors": np.array([1, 1, 2, 2], np.float32)}
+    if opset < 10:
+        last = node("Upsample", "small", "factors", "y", mode=mode)
+    elif opset < 11:
+        last = node("Resize", "small", "factors", "y", mode=mode)
+    else:
+        last = node("Resize", "small", "region", "factors", "y", mode=mode)
+        factors["region"] = np.zeros(8, np.float32)
+    return model_of(START, [pool, last], weights=factors, opset=opset)
+
+
+def image_folder(root: Path) -> Path:
+    """A folder of smooth images."""
+    folder = root / "frames"
+    folder.mkdir()
+    for at in range(6):
+        coarse = np.random.default_rng(at).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+        smooth = Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC)
+        smooth.save(folder / f"{at}.png")
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("opset", [9, 10, 11, 13, 16, 19])
+def test_foreign_onnx_an_older_opset_is_converted_for_int8_with_equal_output(
+    opset: int, mode: str, tmp_path: Path
+) -> None:
+    """ONNX Runtime runs the file before and after; onnx's converter alone moves linear pixels."""
+    before = enlarged(opset, mode)
+    after = with_opset(before, 20)
+    assert opset_of(after) == 20
+    onnx.checker.check_model(after, full_check=True)
+    planes = np.random.default_rng(0).normal(0, 1, (1, 3, *SIZE)).astype(np.float32)
+    found = [run_graph(one, [planes])[0] for one in (before, after)]
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def test_foreign_onnx_of_an_older_opset_goes_to_int8_and_to_an_engine(
+    run: Callable[..., Ran], tmp_path: Path, tensorrt_rtx: object
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(enlarged(9, "linear").SerializeToString())
+    ran = run("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF,
+              "-o", tmp_path / "a.onnx")  # fmt: skip
+    assert ran.code == 0, ran.err
+    ran = run("calibrate", tmp_path / "a.onnx", "--data", image_folder(tmp_path),
+              "-o", tmp_path / "q.onnx")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "converted from opset 9 to 20, with equal output" in ran.out + ran.err
+    assert opset_of(load_onnx(tmp_path / "q.onnx")) == 20
+    segdeploy.build_engine(tmp_path / "q.onnx", tmp_path / "m.engine", targets=["sm86"])
+
+
+def test_foreign_onnx_a_conversion_that_fails_or_changes_the_output_is_refused(
+    run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = enlarged(9, "linear")
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    adopted, out = tmp_path / "a.onnx", tmp_path / "q.onnx"
+    ran = run("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF, "-o", adopted)
+    assert ran.code == 0, ran.err
+    words = ("calibrate", adopted, "--data", image_folder(tmp_path), "-o", out)
+    told = "has opset 9, int8 needs opset 20, and the conversion failed ("
+    with monkeypatch.context() as patched:  # onnx's converter alone moves the pixels by a half
+        patched.setattr("segdeploy.commands.calibrate.with_opset", convert_version)
+        check_one_line(run(*words), told, "use --precision fp16, which needs no conversion")
+    graph = load_onnx(adopted)
+    graph.graph.node[-1].op_type = "Unknown"
+    with pytest.raises(ValueError, match="Unknown"):
+        with_opset(graph, 20)
+    assert not out.exists()

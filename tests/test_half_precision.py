@@ -18,7 +18,7 @@ from segdeploy.calibration.ranges import observe
 from segdeploy.calibration.reference_execution import open_reference_execution
 from segdeploy.calibration.thresholds import statistics
 from segdeploy.errors import InputError
-from segdeploy.onnx_graph.model_file import contract_of, load_onnx
+from segdeploy.onnx_graph.model_file import contract_of, load_onnx, opset_of
 
 from .conftest import SIZE
 
@@ -176,15 +176,14 @@ def test_half_precision_bytes_in_and_labels_out_may_be_half_between(
         segdeploy.build_engine(out, tmp_path / "m.engine", targets=["sm86"])
 
 
-def test_half_precision_bf16_needs_an_opset_that_has_it(
-    graph: Path, checkpoint: Path, dataset: Path, tmp_path: Path, tensorrt_rtx: object
+def test_half_precision_bf16_converts_to_the_opset_that_has_it(
+    graph: Path, dataset: Path, tmp_path: Path, tensorrt_rtx: object
 ) -> None:
     out = tmp_path / "m.onnx"
-    with pytest.raises(CalibrationInputError, match=r"opset 20 .* --opset 22"):
-        segdeploy.calibrate(graph, dataset, out, precision="bf16")
-    later = tmp_path / "later.onnx"
-    segdeploy.export(checkpoint, later, opset=22)
-    report = segdeploy.calibrate(later, dataset, out, precision="bf16", limit=4)
+    with pytest.raises(CalibrationInputError, match=r"opset 20 .* convert the graph to opset 22"):
+        to_half(load_onnx(graph), precision="bf16")
+    report = segdeploy.calibrate(graph, dataset, out, precision="bf16", limit=4)
+    assert "converted from opset 20 to 22, with equal output" in report.rewrites
     assert 0.9 < report.accuracy.agreement < 1
     made = load_onnx(out)
     onnx.checker.check_model(made, full_check=True)
@@ -270,10 +269,19 @@ def test_half_precision_a_wide_pool_of_stride_one_sums_its_kernel() -> None:
     assert found["pool"].startswith("sums 16 values to")
 
 
-def test_half_precision_half_scales_need_an_opset_that_has_them(
+def test_half_precision_half_scales_convert_to_the_opset_that_has_them(
     checkpoint: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    old = tmp_path / "old.onnx"
+    old, new = tmp_path / "old.onnx", tmp_path / "m.onnx"
     segdeploy.export(checkpoint, old, opset=18)
+    report = segdeploy.calibrate(old, dataset, new, limit=2)
+    assert report.rewrites[0] == "converted from opset 18 to 20, with equal output"
+    made = load_onnx(new)
+    assert opset_of(made) == 20
+    layers = [node for node in load_onnx(old).graph.node if node.op_type == "Conv"]
+    modules = {one.value for node in layers for one in node.metadata_props}
+    kept = {one.value for node in made.graph.node for one in node.metadata_props}
+    assert modules <= kept
+    made.opset_import[0].version = 18
     with pytest.raises(CalibrationInputError, match="opset 18 has no 16-bit scales"):
-        segdeploy.calibrate(old, dataset, tmp_path / "m.onnx", limit=2)
+        to_half(made)

@@ -63,6 +63,9 @@ from segdeploy.onnx_graph.model_file import (
     set_contract,
     tensor_shape,
 )
+from segdeploy.optimizer.optimize import against_itself, optimize_graph
+from segdeploy.optimizer.passes.fold_constants import fold_constants
+from segdeploy.optimizer.passes.restore_dilations import restore_dilations
 from segdeploy.output_lock import output_lock
 from segdeploy.packages import require, versions
 from segdeploy.preprocessing.preprocess import ordered
@@ -186,11 +189,13 @@ def _adopt_graph(opened: OnnxFile, statement: Statement, out: Path) -> Path:
         contract, more = _conformed(graph, statement, file)
         done += more
         check_graph(graph, file)
+    graph, more = _with_dilations(graph, contract)
+    done += more
     contract = replace(contract, precision=statement.precision or precision_of(graph, None))
     check_tensors(
         file,
         contract,
-        tensor_shape(images[0]),
+        tensor_shape(graph.graph.input[0]),
         tensor_shape(graph.graph.output[0]),
         ("state its --size and --channels", "state its --output and the number of its classes"),
     )
@@ -328,6 +333,21 @@ def _conformed(
         contract, notes = _with_kind(contract, found, statement, file)
         more += notes
     return contract, done + more
+
+
+def _with_dilations(
+    graph: onnx.ModelProto, contract: Contract
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the graph with the dilated convolutions that TensorFlow split, and what was done."""
+    passes = (("fold constants", fold_constants), ("restore dilations", restore_dilations))
+    found, report = optimize_graph(graph, passes=passes)
+    restored = report.steps[-1].rewrites
+    if not restored:
+        return graph, []
+    kind = input_type(graph)
+    image = _probe(contract, kind, is_nhwc=contract.layout == "NHWC")
+    found, report = optimize_graph(graph, passes=passes, check=against_itself(graph, [image]))
+    return (found, list(report.steps[-1].rewrites)) if report.steps[-1].rewrites else (graph, [])
 
 
 def _is_nhwc(statement: Statement, shape: tuple[int | str, ...]) -> bool:

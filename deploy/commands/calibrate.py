@@ -15,8 +15,10 @@ from segdeploy.contract import Contract, Precision
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.files import check_output, sha256_of_file
 from segdeploy.image_folder import ImageFolder
+from segdeploy.models.errors import first_line
 from segdeploy.network_loading import open_frames
-from segdeploy.onnx_graph.model_file import save_onnx, set_contract, takes_any_size
+from segdeploy.onnx_graph.model_file import opset_of, save_onnx, set_contract, takes_any_size
+from segdeploy.onnx_graph.opset import with_opset
 from segdeploy.output_lock import one_writer
 from segdeploy.packages import require, versions
 from segdeploy.precision.assignment import (
@@ -179,6 +181,7 @@ def _opened(
         )
     require("onnxruntime")
     before = graph.ByteSize()  # includes external weights, which are loaded by now
+    graph, notes = _converted(graph, contract, options, model)
     graph, rewrites = _optimized(graph, contract)
     frames = choose_frames(dataset, *chosen)
     bad = check_images(frames.calibration)
@@ -189,7 +192,7 @@ def _opened(
             )
         for evaluated in (frames.check, frames.held_back) if has_masks else ():
             check_labeled(evaluated, options.budget.option)
-    return Task(file, graph, contract, frames, before, tuple(rewrites), tuple(bad))
+    return Task(file, graph, contract, frames, before, (*notes, *rewrites), tuple(bad))
 
 
 def _chosen(
@@ -241,6 +244,34 @@ def _kernel_agreement(
         return None
     found = evaluator.labels(plan.typed.model, reference_execution=False)
     return mean_label_agreement(plan.labels, found)
+
+
+def _converted(
+    graph: onnx.ModelProto, contract: Contract, options: CalibrationOptions, model: Path
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the graph in the opset that the precision needs, and a note on a conversion.
+
+    Raises:
+        InputError: if the conversion fails, or changes the output.
+    """
+    from segdeploy.optimizer.optimize import against_itself
+    from segdeploy.proof.graph_session import random_input
+
+    before, wanted = opset_of(graph), options.least_opset
+    if before >= wanted:
+        return graph, []
+    try:
+        converted = with_opset(graph, wanted)
+        image = random_input(graph, (1, *contract.image_shape))
+        _, problem = against_itself(graph, [image])(converted)
+    except ValueError as error:
+        problem = first_line(error)
+    if problem:
+        raise InputError(
+            f"{model}: has opset {before}, {options.precision} needs opset {wanted}, and the "
+            f"conversion failed ({problem}); use --precision fp16, which needs no conversion"
+        )
+    return converted, [f"converted from opset {before} to {wanted}, with equal output"]
 
 
 def _optimized(graph: onnx.ModelProto, contract: Contract) -> tuple[onnx.ModelProto, list[str]]:

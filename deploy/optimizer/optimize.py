@@ -20,6 +20,7 @@ from segdeploy.optimizer.passes.fold_pads import fold_pads
 from segdeploy.optimizer.passes.fuse_channel_affine import fuse_channel_affine
 from segdeploy.optimizer.passes.project_pooled_branch import project_pooled_branches
 from segdeploy.optimizer.passes.remove_dead_taps import remove_dead_taps
+from segdeploy.optimizer.passes.restore_dilations import restore_dilations
 from segdeploy.proof.graph_session import run_graph
 from segdeploy.proof.parity import Parity, compare_outputs
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # last, since other passes need whole kernels.
 PASSES: tuple[tuple[str, Callable[[ir.Model], PassResult]], ...] = (
     ("fold constants", fold_constants),
+    ("restore dilations", restore_dilations),
     ("fold pads", fold_pads),
     ("fuse channel affine", fuse_channel_affine),
     ("delay resizes", delay_resizes),

@@ -72,6 +72,15 @@ class CalibrationOptions:
             return self.precision
         return "fp16" if self.scheme == "tensorrt" else None
 
+    @property
+    def least_opset(self) -> int:
+        """The opset that the typed graph needs: 16-bit scales of Q/DQ since 19, BF16 since 22."""
+        if self.float_type == "bf16":
+            return 22
+        if self.precision == "int8":
+            return 20 if self.float_type else 13  # scales for each channel since 13
+        return 1
+
     def check(self) -> None:
         """Check every option and their combinations.
 
