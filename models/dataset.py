@@ -37,6 +37,15 @@ from segdeploy.models.strict_json import read_json
 
 Colors = tuple[tuple[tuple[int, ...], int], ...]
 """Colors of masks, each with its class id."""
+PUBLIC: dict[str, tuple[str, ...]] = {
+    "voc": (),
+    "cityscapes": ("all",),
+    "ade20k": (),
+    "mapillary": ("v1.2", "v2.0"),
+    "coco-stuff": (),
+    "pascal-context": ("59",),
+}
+"""The public data sets that `public_datasets` opens, each with its variants."""
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", *ARRAY_SUFFIXES)
 
 
@@ -274,7 +283,7 @@ def masks_without_image(dataset: DataSet, split: str) -> list[Path]:
 def open_dataset(root: Path) -> DataSet:
     """Open the data set `root`: a folder with `dataset.json`, or one in its published layout.
 
-    The latter are `voc:FOLDER`, `cityscapes:FOLDER`, `ade20k:FOLDER`, and
+    The latter are those of `PUBLIC`, such as `voc:FOLDER` or `cityscapes:FOLDER,all`, and
     `masks:IMAGES,MASKS[,MAP.json]` for masks with any ids or colors.
 
     Raises:
@@ -286,10 +295,10 @@ def open_dataset(root: Path) -> DataSet:
         from segdeploy.models.mask_folders import open_mask_folders
 
         return open_mask_folders(folder)
-    if colon and kind in ("voc", "cityscapes", "ade20k"):
+    if colon and kind in PUBLIC:
         from segdeploy.models.public_datasets import open_public
 
-        return open_public(kind, Path(folder))
+        return open_public(kind, folder)
     path = root / "dataset.json"
     if not path.exists():
         raise ModelInputError(f"{path}: no such file; a data set is a folder with a dataset.json")

@@ -1,61 +1,63 @@
-"""PASCAL VOC 2012, Cityscapes and ADE20K, in their published folder layout.
+"""Public data sets in their published folder layout: `KIND:FOLDER`, or `KIND:FOLDER,VARIANT`.
 
-torchvision's data-set classes find the files of the first two; nothing is downloaded.
+torchvision's data-set classes find the files of PASCAL VOC and Cityscapes. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torchvision.datasets import Cityscapes, VOCSegmentation
 
-from segdeploy.models.dataset import DataSet, images_in, mask_of
+from segdeploy.models.dataset import PUBLIC, DataSet, images_in, is_rgb, mask_of
 from segdeploy.models.errors import ModelInputError, first_line
+from segdeploy.models.names import are_names
 from segdeploy.models.palette import voc_color
+from segdeploy.models.public_classes import COCO_STUFF, COCO_STUFF_UNUSED, PASCAL_CONTEXT, VOC
+from segdeploy.models.strict_json import read_json
 
 _IGNORE = 255
-_VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
 
 
-def open_public(kind: str, root: Path) -> DataSet:
-    """Open `kind` (`voc`, `cityscapes` or `ade20k`) in the folder `root`.
+def open_public(kind: str, reference: str) -> DataSet:
+    """Open the data set `kind` of `PUBLIC` in the folder `reference`, or `FOLDER,VARIANT`.
 
-    The folder of VOC holds `VOCdevkit/VOC2012`. The folder of Cityscapes holds `leftImg8bit` and
-    `gtFine`, whose label ids become the 19 train ids. The folder of ADE20K is
-    `ADEChallengeData2016` with `objectInfo150.txt`; the ids 1 to 150 become 0 to 149, and 0, which
-    is none of the 150 classes, is ignored.
+    - `voc` holds `VOCdevkit/VOC2012`.
+    - `cityscapes` holds `leftImg8bit` and `gtFine`, whose label ids become the 19 train ids. The
+      variant `all` keeps the 34 label ids.
+    - `ade20k` is `ADEChallengeData2016` with `objectInfo150.txt`. The ids 1 to 150 become 0 to 149,
+      and 0, which is none of the 150 classes, is ignored.
+    - `mapillary` is Mapillary Vistas with its `config*.json`; the variant names the version where
+      the folder has two. Labels that the configuration does not evaluate are ignored.
+    - `coco-stuff` holds `train2017` and `val2017` in `images` and in `annotations` or
+      `stuffthingmaps`. The ids of its masks without gaps are 171 classes.
+    - `pascal-context` holds `VOCdevkit/VOC2010` with `SegmentationClassContext`, ids 0 to 59. The
+      variant `59` ignores the background.
 
     Raises:
-        ModelInputError: if VOC's split lists are missing. Other missing files are reported when the
-            frames are listed.
+        ModelInputError: if a file that names splits or classes is missing. Other missing files are
+            reported when the frames are listed.
     """
-    opened = {"voc": _voc, "cityscapes": _cityscapes, "ade20k": _ade20k}
-    return opened[kind](root)
+    folder, _, variant = reference.rpartition(",")
+    if variant not in PUBLIC[kind]:
+        folder, variant = reference, ""
+    root = Path(folder)
+    match kind:
+        case "voc":
+            return _voc(root)
+        case "cityscapes":
+            return _cityscapes(root, keeps_all=variant == "all")
+        case "ade20k":
+            return _ade20k(root)
+        case "mapillary":
+            return _mapillary(root, variant)
+        case "coco-stuff":
+            return _coco_stuff(root)
+        case _:
+            return _pascal_context(root, has_background=variant != "59")
 
 
 def _voc(root: Path) -> DataSet:
@@ -64,8 +66,8 @@ def _voc(root: Path) -> DataSet:
         raise ModelInputError(f"{lists}: no such folder; give the folder that holds VOCdevkit")
     return DataSet(
         root,
-        _VOC_CLASSES,
-        tuple(voc_color(index) for index in range(len(_VOC_CLASSES))),
+        VOC,
+        tuple(voc_color(index) for index in range(len(VOC))),
         _IGNORE,
         tuple(s for s in ("train", "val", "trainval") if (lists / f"{s}.txt").is_file()),
         partial(_list_voc, root),
@@ -77,11 +79,10 @@ def _list_voc(root: Path, split: str) -> list[tuple[Path, Path]]:
     return _sorted(root, split, found.images, found.masks)
 
 
-def _cityscapes(root: Path) -> DataSet:
+def _cityscapes(root: Path, *, keeps_all: bool) -> DataSet:
     classes = [c for c in Cityscapes.classes if 0 <= c.train_id < _IGNORE]
-    lookup = bytearray([_IGNORE]) * 256
-    for entry in classes:
-        lookup[entry.id] = entry.train_id
+    if keeps_all:
+        classes = [c for c in Cityscapes.classes if c.id >= 0]
     return DataSet(
         root,
         tuple(entry.name for entry in classes),
@@ -89,7 +90,7 @@ def _cityscapes(root: Path) -> DataSet:
         _IGNORE,
         ("train", "val"),
         partial(_list_cityscapes, root),
-        bytes(lookup),
+        _lookup(entry.id for entry in classes),
     )
 
 
@@ -112,8 +113,6 @@ def _ade20k(root: Path) -> DataSet:
         name if names.count(name) == 1 else f"{name} {names[: at + 1].count(name)}"
         for at, name in enumerate(names)
     ]
-    lookup = bytearray([_IGNORE]) * 256
-    lookup[1 : len(names) + 1] = bytes(range(len(names)))
     return DataSet(
         root,
         tuple(unique),
@@ -121,16 +120,138 @@ def _ade20k(root: Path) -> DataSet:
         _IGNORE,
         tuple(_ADE20K),
         partial(_list_ade20k, root),
-        bytes(lookup),
+        _lookup(range(1, len(names) + 1)),
     )
 
 
 def _list_ade20k(root: Path, split: str) -> list[tuple[Path, Path]]:
-    folder = root / "images" / _ADE20K[split]
-    return [
-        (image, mask_of(image, root / "annotations" / _ADE20K[split]))
-        for image in images_in(folder)
-    ]
+    return _paired(root / "images" / _ADE20K[split], root / "annotations" / _ADE20K[split])
+
+
+_MAPILLARY = {"train": "training", "val": "validation"}
+
+
+def _mapillary(root: Path, variant: str) -> DataSet:
+    if variant:
+        path = root / f"config_{variant}.json"
+    else:
+        found = [p for p in sorted(root.glob("config*.json")) if p.stem.removeprefix("config") in
+                 ("", *(f"_{name}" for name in PUBLIC["mapillary"]))]  # fmt: skip
+        if not found:
+            raise ModelInputError(
+                f"{root}: has no config.json, config_v1.2.json or config_v2.0.json; give the "
+                "folder of Mapillary Vistas"
+            )
+        if len(found) > 1:
+            raise ModelInputError(
+                f"{root}: has the labels of two versions; name one: mapillary:{root},v1.2 or "
+                f"mapillary:{root},v2.0"
+            )
+        path = found[0]
+    described = read_json(path)
+    labels = described.get("labels") if isinstance(described, dict) else None
+    if not isinstance(labels, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) and is_rgb(one.get("color"))
+        for one in labels
+    ):
+        raise ModelInputError(f"{path}: has no 'labels' with a name and a color each")
+    kept = [at for at, one in enumerate(labels) if one.get("evaluate") and at < _IGNORE]
+    names = [labels[at]["name"] for at in kept]
+    if not are_names(names):
+        raise ModelInputError(f"{path}: evaluates no labels, or two of the same name")
+    version = path.stem.removeprefix("config").removeprefix("_")
+    return DataSet(
+        root,
+        tuple(names),
+        tuple((r, g, b) for r, g, b in (labels[at]["color"] for at in kept)),
+        _IGNORE,
+        tuple(_MAPILLARY),
+        partial(_list_mapillary, root, version),
+        _lookup(kept),
+    )
+
+
+def _list_mapillary(root: Path, version: str, split: str) -> list[tuple[Path, Path]]:
+    folder = root / _MAPILLARY[split]
+    return _paired(folder / "images", folder / version / "labels")
+
+
+_COCO = {"train": "train2017", "val": "val2017"}
+
+
+def _coco_stuff(root: Path) -> DataSet:
+    splits = tuple(split for split in _COCO if _coco_masks(root, split) is not None)
+    if not splits:
+        raise ModelInputError(
+            f"{root}: has neither annotations/{_COCO['val']} nor stuffthingmaps/{_COCO['val']}; "
+            "unpack COCO-Stuff's stuffthingmaps_trainval2017.zip there"
+        )
+    ids = [at for at in range(182) if at not in COCO_STUFF_UNUSED]
+    return DataSet(
+        root,
+        COCO_STUFF,
+        tuple(voc_color(at + 1) for at in range(len(COCO_STUFF))),
+        _IGNORE,
+        splits,
+        partial(_list_coco, root),
+        _lookup(ids),
+    )
+
+
+def _coco_masks(root: Path, split: str) -> Path | None:
+    folders = (root / name / _COCO[split] for name in ("annotations", "stuffthingmaps"))
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _list_coco(root: Path, split: str) -> list[tuple[Path, Path]]:
+    masks = _coco_masks(root, split)
+    assert masks is not None
+    return _paired(root / "images" / _COCO[split], masks)
+
+
+def _pascal_context(root: Path, *, has_background: bool) -> DataSet:
+    devkit = root / "VOCdevkit" / "VOC2010"
+    lists = devkit / "ImageSets" / "SegmentationContext"
+    if not lists.is_dir():
+        raise ModelInputError(
+            f"{lists}: no such folder; give the folder that holds VOCdevkit, with the lists and "
+            "the masks SegmentationClassContext of 60 classes"
+        )
+    first = 0 if has_background else 1
+    ids = range(first, len(PASCAL_CONTEXT))
+    return DataSet(
+        root,
+        PASCAL_CONTEXT[first:],
+        tuple(voc_color(at) for at in ids),
+        _IGNORE,
+        tuple(s for s in ("train", "val") if (lists / f"{s}.txt").is_file()),
+        partial(_list_pascal_context, devkit),
+        _lookup(ids),
+    )
+
+
+def _list_pascal_context(devkit: Path, split: str) -> list[tuple[Path, Path]]:
+    listed = devkit / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+    names = listed.read_text(encoding="utf-8", errors="replace").split()
+    if not names:
+        raise ModelInputError(f"{listed}: names no images")
+    images, masks = devkit / "JPEGImages", devkit / "SegmentationClassContext"
+    return sorted((images / f"{name}.jpg", masks / f"{name}.png") for name in names)
+
+
+def _lookup(ids: Iterable[int]) -> bytes:
+    """Return the class of each id in a mask, where `ids` are those of class 0, 1, ..."""
+    found = bytearray([_IGNORE]) * 256
+    for at, one in enumerate(ids):
+        found[one] = at
+    return bytes(found)
+
+
+def _paired(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+    found = images_in(images)
+    if not found:
+        raise ModelInputError(f"{images}: has no images")
+    return [(image, mask_of(image, masks)) for image in found]
 
 
 def _list_cityscapes(root: Path, split: str) -> list[tuple[Path, Path]]:

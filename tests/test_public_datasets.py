@@ -71,6 +71,94 @@ def test_public_datasets_cityscapes_label_ids_become_train_ids(cityscapes: Path)
     assert set(np.unique(mask)) == {0, dataset.classes.index("car"), 255}
 
 
+def test_public_datasets_cityscapes_keeps_all_label_ids(cityscapes: Path) -> None:
+    dataset = open_dataset(Path(f"cityscapes:{cityscapes},all"))
+    assert len(dataset.classes) == 34
+    _, mask = dataset.frames("val")[0].read()
+    assert set(np.unique(mask)) == {4, 7, 26}
+    assert [dataset.classes[at] for at in (4, 7, 26)] == ["static", "road", "car"]
+
+
+def written(folder: Path, name: str, mask: np.ndarray | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(COLORS if mask is None else mask).save(folder / name)
+
+
+MASK = np.full((20, 30), 1, np.uint8)
+MASK[10:], MASK[15:] = 3, 0
+
+
+@pytest.fixture
+def mapillary(tmp_path: Path) -> Path:
+    labels = [
+        {"name": f"class--{at}", "color": [at, at, 9], "evaluate": at != 3} for at in range(5)
+    ]
+    for version in ("v1.2", "v2.0"):
+        config = json.dumps({"labels": labels[: 5 if version == "v2.0" else 4]})
+        (tmp_path / f"config_{version}.json").write_text(config)
+        written(tmp_path / "validation" / version / "labels", "a.png", MASK)
+    written(tmp_path / "validation" / "images", "a.jpg")
+    return tmp_path
+
+
+def test_public_datasets_mapillary_ignores_what_it_does_not_evaluate(mapillary: Path) -> None:
+    with pytest.raises(ModelInputError, match=r"two versions; name one: mapillary:.*,v1\.2 or"):
+        open_dataset(Path(f"mapillary:{mapillary}"))
+    dataset = open_dataset(Path(f"mapillary:{mapillary},v2.0"))
+    assert dataset.classes == ("class--0", "class--1", "class--2", "class--4")
+    assert dataset.palette[3] == (4, 4, 9)
+    _, mask = dataset.frames("val")[0].read()
+    assert set(np.unique(mask)) == {0, 1, 255}
+    (mapillary / "config_v2.0.json").unlink()
+    assert len(open_dataset(Path(f"mapillary:{mapillary}")).classes) == 3
+    (mapillary / "config_v1.2.json").write_text('{"labels": [{"name": "x"}]}')
+    with pytest.raises(ModelInputError, match="has no 'labels' with a name and a color each"):
+        open_dataset(Path(f"mapillary:{mapillary}"))
+
+
+@pytest.mark.parametrize("masks", ["annotations", "stuffthingmaps"])
+def test_public_datasets_coco_stuff_closes_the_gaps_of_its_ids(masks: str, tmp_path: Path) -> None:
+    mask = np.full((20, 30), 181, np.uint8)
+    mask[:5], mask[5:8], mask[8:9] = 0, 12, 255
+    written(tmp_path / "images" / "val2017", "000000000139.jpg")
+    written(tmp_path / masks / "val2017", "000000000139.png", mask)
+    dataset = open_dataset(Path(f"coco-stuff:{tmp_path}"))
+    assert len(dataset.classes) == 171
+    _, found = dataset.frames("val")[0].read()
+    assert set(np.unique(found)) == {0, 11, 170, 255}
+    named = [dataset.classes[at] for at in (0, 11, 170)]
+    assert named == ["person", "stop sign", "wood"]  # ids 1, 13 and 182 of labels.txt
+
+
+def test_public_datasets_pascal_context_with_and_without_background(tmp_path: Path) -> None:
+    devkit = tmp_path / "VOCdevkit" / "VOC2010"
+    written(devkit / "JPEGImages", "2008_000002.jpg")
+    written(devkit / "SegmentationClassContext", "2008_000002.png", MASK)
+    lists = devkit / "ImageSets" / "SegmentationContext"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("2008_000002\n")
+    dataset = open_dataset(Path(f"pascal-context:{tmp_path}"))
+    assert len(dataset.classes) == 60
+    assert set(np.unique(dataset.frames("val")[0].read()[1])) == {0, 1, 3}
+    fewer = open_dataset(Path(f"pascal-context:{tmp_path},59"))
+    assert fewer.classes == dataset.classes[1:]
+    assert set(np.unique(fewer.frames("val")[0].read()[1])) == {255, 0, 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("mapillary", "give the folder of Mapillary Vistas"),
+        ("coco-stuff", "unpack COCO-Stuff's stuffthingmaps_trainval2017.zip there"),
+        ("pascal-context", "the masks SegmentationClassContext of 60 classes"),
+    ],
+)
+def test_public_datasets_a_folder_of_another_kind_is_one_line(
+    kind: str, told: str, tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    check_one_line(run("data", "check", f"{kind}:{tmp_path}"), told)
+
+
 @pytest.mark.parametrize("kind", ["voc", "cityscapes"])
 def test_public_datasets_another_folder_is_told(kind: str, tmp_path: Path) -> None:
     said = {"voc": "give the folder that holds VOCdevkit", "cityscapes": "is not the folder that"}

@@ -469,7 +469,8 @@ def note_untrained(spec: ModelSpec) -> None:
 
 
 _DATA_SET = (
-    "Data set: a folder with dataset.json, voc:DIR (PASCAL VOC), cityscapes:DIR, ade20k:DIR or "
+    "Data set: a folder with dataset.json; voc:DIR (PASCAL VOC), cityscapes:DIR, ade20k:DIR, "
+    "mapillary:DIR, coco-stuff:DIR or pascal-context:DIR as published; or "
     "masks:IMAGES,MASKS,MAP.json for masks with any ids or colors"
 )
 data_option = click.option("--data", type=Path, required=True, metavar="DIR", help=f"{_DATA_SET}.")
