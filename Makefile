@@ -12,7 +12,7 @@ SOURCES := deploy models calibration tests benchmarks
 
 .PHONY: demo test docs cpp fuzz bench lint format typecheck clean
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt tests/mmsegmentation.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,$(RUNTIME),rtx,openvino,dev]'
 	@# TensorRT's own libraries are too large, and need a GPU; its bindings show its API to a test.
@@ -25,6 +25,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-lean-11 tensorrt-lean-cu13-libs==11.4.0.106 tensorrt-lean-cu13-bindings==11.4.0.106
 	@# Triton's protobuf messages; the client that they come with wants an older protobuf than onnx's.
 	$(BIN)/pip install --quiet --no-deps tritonclient==2.73.0
+	@# mmsegmentation, apart: other tests are of machines that do not have it.
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/mmsegmentation --requirement tests/mmsegmentation.txt
 	touch $@
 
 demo: $(VENV)/.ready

@@ -34,7 +34,7 @@ from segdeploy.contract_statement import (
 from segdeploy.errors import InputError
 from segdeploy.factory import Builder, builder
 from segdeploy.files import check_input, sha256_of_file
-from segdeploy.frameworks.foreign_network import ForeignNetwork
+from segdeploy.frameworks.foreign_network import FRAMEWORKS, ForeignNetwork
 from segdeploy.frameworks.read import is_source, read_network
 from segdeploy.image_folder import is_image_folder, open_image_folder
 from segdeploy.model_spec import CHECKPOINT_SUFFIX, ModelSpec
@@ -83,7 +83,7 @@ def load_network(
     require("torch", "safetensors")
     foreign, by_user = None, spec.stated
     if spec.foreign_source is not None:
-        foreign = read_network(spec.foreign_source)
+        foreign = read_network(spec.foreign_source, has_factory=spec.is_factory)
         spec = _completed_by(foreign, spec, dataset, is_trained_here=is_trained_here)
     if spec.is_file:
         spec = _checkpoint_spec(spec)
@@ -174,8 +174,8 @@ def _completed_by(
         raise InputError(f"{spec.model}: {source} tells the network; leave MODEL out")
     if not foreign.architecture and not spec.is_factory:
         raise InputError(
-            f"{source}: its network is code of its framework; give your own factory, too: "
-            f"package.module:factory --from {source}"
+            f"{source}: its network is code of mmsegmentation, which is not installed; give your "
+            f"own factory, too: package.module:factory --from {source}"
         )
     stated = dict(foreign.stated)
     classes = stated.get("classes")
@@ -304,7 +304,7 @@ def _checkpoint_spec(spec: ModelSpec) -> ModelSpec:
     if ":" in contract.architecture:
         named = contract.architecture
         if is_source(named):
-            named = f"--from {named.partition(':')[0]}:DIR"
+            named = f"--from {FRAMEWORKS[named.partition(':')[0]]}"
         raise InputError(
             f"{path}: was trained from {contract.architecture}, and a file may not decide which "
             f"code runs; name it yourself: {named} --weights {path}"

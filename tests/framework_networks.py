@@ -6,8 +6,10 @@ Nothing is fetched. `benchmarks/framework_support.py` takes each of them through
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import albumentations as A
@@ -172,8 +174,26 @@ HUGGING_FACE["segformer, Pillow"] = (
     *HUGGING_FACE["segformer"][:2],
     *("SegformerImageProcessorPil", SQUARE),
 )
+MMSEG = (
+    "bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024",
+    "ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024",
+    "deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024",
+    "deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024",
+    "fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024",
+    "ocrnet/ocrnet_hr18s_4xb2-40k_cityscapes-512x1024",
+    "pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes",
+    "pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024",
+    "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512",
+    "segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512",
+    "sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024",
+    "stdc/stdc1_4xb12-80k_cityscapes-512x1024",
+    "upernet/upernet_r18_4xb4-80k_ade20k-512x512",
+)
+"""Configurations that mmsegmentation 1.2 publishes, by folder and name."""
+MMSEG_PACKAGES = Path(sys.prefix) / "mmsegmentation"
 PACKAGES = {
     "hf": "transformers",
+    "mmseg": "mmsegmentation",
     "smp": "segmentation-models-pytorch",
     "torchvision": "torchvision",
 }
@@ -265,3 +285,63 @@ def published_by_torchvision(name: str, cache: Path) -> torch.nn.Module:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), path)
     return network
+
+
+def import_mmsegmentation() -> Path:
+    """Make mmsegmentation importable in this process; return the folder of its configurations.
+
+    mmcv's compiled operators are in no wheel of a registry. A module without operators stands in
+    for them: a network that calls one fails.
+    """
+    sys.path.append(str(MMSEG_PACKAGES))
+    operators = ModuleType("mmcv._ext")
+    operators.__dict__["__getattr__"] = _absent_operator
+    sys.modules["mmcv._ext"] = operators
+    import mmseg
+
+    return Path(mmseg.__file__).parent / ".mim" / "configs"
+
+
+def _absent_operator(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return NotImplemented
+
+
+def saved_by_mmsegmentation(name: str, folder: Path) -> tuple[str, torch.nn.Module]:
+    """Save the network of a published configuration, for images of 256x128 pixels.
+
+    Return the source, and mmsegmentation's network.
+    """
+    published = import_mmsegmentation() / f"{name}.py"
+    from mmengine.config import Config
+    from mmseg.apis import init_model
+    from mmseg.registry import DATASETS
+
+    config, weights = folder / "config.py", folder / "network.pth"
+    config.write_text(
+        f"_base_ = [{str(published)!r}]\n"
+        "test_pipeline = [dict(type='LoadImageFromFile'),"
+        " dict(type='Resize', scale=(256, 128), keep_ratio=True), dict(type='PackSegInputs')]\n"
+        "test_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n"
+    )
+    described = Config.fromfile(str(config))
+    meta = DATASETS.get(described.test_dataloader.dataset.type).METAINFO
+    network = seeded(lambda: init_model(described, None, device="cpu"))
+    for module in network.modules():  # so that several classes occur
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.6, 1.4)
+            module.weight.data.uniform_(0.7, 1.3)
+            module.bias.data.normal_(0, 0.2)
+    torch.save({"state_dict": network.state_dict(), "meta": {"dataset_meta": dict(meta)}}, weights)
+    return f"mmseg:{config},{weights}", network
+
+
+def labels_of_mmsegmentation(network: torch.nn.Module, image: np.ndarray) -> np.ndarray:
+    """The labels of an image of 256x128 pixels, by mmsegmentation alone."""
+    from mmseg.apis import inference_model
+
+    return inference_model(network, image[:, :, ::-1].copy()).pred_sem_seg.data[0].numpy()

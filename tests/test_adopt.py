@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import segdeploy
-from segdeploy.commands.adopt import Statement
+from segdeploy.adoption.statement import Statement
 from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD
 from segdeploy.engine.manifest import manifest_path, read_manifest
 from segdeploy.errors import InputError

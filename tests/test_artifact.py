@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import segdeploy
+from segdeploy.adoption.statement import Statement
 from segdeploy.artifact import EngineFile, OnnxFile, artifact_of, is_artifact, open_artifact
-from segdeploy.commands.adopt import Statement
 from segdeploy.contract import Contract
 from segdeploy.engine.manifest import manifest_path
 from segdeploy.errors import InputError

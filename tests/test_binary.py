@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 import segdeploy
-from segdeploy.commands.adopt import Statement
+from segdeploy.adoption.statement import Statement
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset

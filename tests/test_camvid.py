@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import segdeploy
+from segdeploy.adoption.statement import Statement
+from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD
+from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 
@@ -49,6 +55,31 @@ def test_camvid_the_published_miou_is_reached(spec: ModelSpec, camvid: Path) -> 
     assert accuracy.frames == 101
     assert 100 * accuracy.miou == pytest.approx(54.28, abs=0.02)
     assert 100 * accuracy.pixel_accuracy == pytest.approx(88.49, abs=0.02)
+
+
+def test_camvid_a_bare_graph_is_adopted_with_the_normalization_that_its_masks_show(
+    exported: Path, camvid: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody states mean, standard deviation or the order of the channels."""
+    bare = onnx.load(exported)
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    with caplog.at_level(logging.INFO):
+        segdeploy.adopt(tmp_path / "bare.onnx", Statement(data=camvid), out=tmp_path / "a.onnx")
+    (told,) = (line for line in caplog.messages if "found by trying" in line)
+    assert "ImageNet's mean and std in R,G,B has the best mIoU" in told
+    found = segdeploy.inspect(tmp_path / "a.onnx").contract
+    assert (found.mean, found.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert found.channels == ("R", "G", "B")
+    for one in bare.graph.initializer:  # noise instead of the trained weights
+        values = numpy_helper.to_array(one)
+        if values.ndim == 4:
+            noise = np.random.default_rng(0).normal(0, 0.05, values.shape)
+            one.CopyFrom(numpy_helper.from_array(noise.astype(np.float32), one.name))
+    onnx.save(bare, tmp_path / "noise.onnx")
+    with pytest.raises(InputError, match=r"its normalization is unknown, and mIoU does not tell"):
+        segdeploy.adopt(tmp_path / "noise.onnx", Statement(data=camvid), out=tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
 
 
 def test_camvid_int8_stays_near_on_frames_that_it_was_not_calibrated_on(

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import segdeploy
-from segdeploy.commands.adopt import Statement
+from segdeploy.adoption.statement import Statement
 from segdeploy.contract import Contract
 from segdeploy.contract_statement import with_stated
 from segdeploy.engine.manifest import read_manifest

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import segdeploy
-from segdeploy.commands.adopt import Statement
+from segdeploy.adoption.statement import Statement
 from segdeploy.contract_inference.function import Preprocessing
 from segdeploy.contract_inference.infer import infer
 from segdeploy.contract_statement import read_statement, with_stated

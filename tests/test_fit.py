@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional
 
 import segdeploy
-from segdeploy.commands.adopt import Statement
+from segdeploy.adoption.statement import Statement
 from segdeploy.contract import RESIZE_KERNELS, Contract
 from segdeploy.contract_json import read_contract
 from segdeploy.contract_statement import with_stated

@@ -17,8 +17,9 @@ from PIL import Image
 from torch.nn import functional
 
 import segdeploy
-from segdeploy.commands.adopt import Statement
+from segdeploy.adoption.statement import Statement
 from segdeploy.errors import InputError
+from segdeploy.onnx_graph.input_normalization import input_normalization
 from segdeploy.onnx_graph.model_file import load_onnx, opset_of
 from segdeploy.onnx_graph.opset import with_opset
 from segdeploy.proof.graph_session import run_graph
@@ -184,6 +185,30 @@ def softmax() -> onnx.ModelProto:
     return model_of(START, [node("Softmax", "scores", "y", axis=1)])
 
 
+def normalized(*steps: tuple[str, list[float] | float]) -> onnx.ModelProto:
+    """Float `(N, C, H, W)`, normalized in the graph by `steps`, one constant each."""
+    before, weights, last = [], {}, "image"
+    for at, (operator, constant) in enumerate(steps):
+        name = "planes" if at == len(steps) - 1 else f"step{at}"
+        values = np.asarray(constant, np.float32)
+        weights[f"k{at}"] = values.reshape(1, -1, 1, 1) if values.ndim else values
+        before.append(node(operator, last, f"k{at}", name))
+        last = name
+    return model_of(before, [node("Identity", "scores", "y")], weights=weights)
+
+
+def batch_normalized(mean: float, deviation: float) -> onnx.ModelProto:
+    """Float `(N, C, H, W)`; a BatchNormalization that makes -1 to 1 of the images' range."""
+    top = 255 if mean > 2 else 1
+    gain, shift = np.full(3, 2 * deviation / top), np.full(3, 2 * mean / top - 1)
+    weights = {"gain": gain, "shift": shift, "mean": np.full(3, mean),
+               "var": np.full(3, deviation**2)}  # fmt: skip
+    before = [node("BatchNormalization", "image", "gain", "shift", "mean", "var", "planes",
+                   epsilon=0.0)]  # fmt: skip
+    held = {name: one.astype(np.float32) for name, one in weights.items()}
+    return model_of(before, [node("Identity", "scores", "y")], weights=held)
+
+
 def integers() -> onnx.ModelProto:
     """int32 `(N, C, H, W)`, normalized in the graph."""
     before = [node("Cast", "image", "floats", to=TensorProto.FLOAT), *NORMALIZE]
@@ -220,6 +245,26 @@ KINDS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...], str, str]
     "int32 NCHW": (integers, (), "logits", "converted its int32 input to float32"),
     "float16": (half, HALF, "logits", ""),
     "output without shape": (without_shape, HALF, "logits", ""),
+    "0 to 255": (
+        lambda: normalized(("Sub", 127.5), ("Div", [127.5] * 3)),
+        *((), "logits", "(arithmetic: mean 127.5,127.5,127.5, std 127.5,127.5,127.5), and so"),
+    ),
+    "0 to 255, scaled": (
+        lambda: normalized(("Mul", 1 / 255), ("Add", -0.5), ("Mul", [2.0] * 3)),
+        *((), "logits", "and so takes images of 0 to 255"),
+    ),
+    "0 to 1": (
+        lambda: normalized(("Sub", [0.5] * 3), ("Div", 0.5)),
+        *((), "logits", "std 0.5,0.5,0.5), and so takes images of 0 to 1"),
+    ),
+    "BatchNormalization of 0 to 255": (
+        lambda: batch_normalized(110, 60),
+        *((), "logits", "(BatchNormalization: mean 110,110,110, std 60,60,60), and so takes image"),
+    ),
+    "BatchNormalization of 0 to 1": (
+        lambda: batch_normalized(0.45, 0.25),
+        *((), "logits", "and so takes images of 0 to 1"),
+    ),
     "space-to-batch": (space_to_batch, HALF, "logits", "conv: dilation 2x2, instead of a split"),
     "softmax": (softmax, HALF, "probabilities", "its output is taken as probabilities"),
 }
@@ -440,3 +485,110 @@ def test_foreign_onnx_a_conversion_that_fails_or_changes_the_output_is_refused(
     with pytest.raises(ValueError, match="Unknown"):
         with_opset(graph, 20)
     assert not out.exists()
+
+
+def test_foreign_onnx_a_normalization_of_normalized_images_tells_nothing(tmp_path: Path) -> None:
+    """Mean 0 and deviation 1 are those of images that were normalized before, by any constants."""
+    model = batch_normalized(0.0, 1.0)
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="its normalization is unknown; give --mean and --std"):
+        segdeploy.adopt(
+            tmp_path / "x.onnx", Statement(num_classes=CLASSES), out=tmp_path / "m.onnx"
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (normalized(("Sub", 127.5), ("Div", 2.0)), ((127.5,), (2.0,))),
+        (normalized(("Add", [1.0, 2, 3]), ("Mul", 0.5)), ((-1, -2, -3), (2, 2, 2))),
+        (plain(), None),
+        (bytes_last(), ((127.5,), (127.5,))),
+    ],
+)
+def test_foreign_onnx_the_arithmetic_at_the_input_is_read(
+    model: onnx.ModelProto, found: tuple | None
+) -> None:
+    read = input_normalization(model)
+    if found is None:
+        assert read is None
+    else:
+        assert read is not None
+        np.testing.assert_allclose((read.mean, read.std), found, rtol=1e-6)
+
+
+# --- dynamic sizes --------------------------------------------------------------------------------
+
+
+def dynamic(kind: str) -> onnx.ModelProto:
+    """A graph that states dynamic axes; but for `sound` it holds what its trace saw."""
+    taken = (TensorProto.FLOAT, ["b", 3, "h", "w"])
+    given = (TensorProto.FLOAT, ["b", CLASSES, "h", "w"])
+    after, weights = [node("Identity", "scores", "y")], {}
+    if kind == "even":  # halved, and doubled again
+        after = [
+            node("AveragePool", "scores", "small", kernel_shape=[2, 2], strides=[2, 2]),
+            node("Resize", "small", "", "factors", "y", mode="nearest"),
+        ]
+        weights = {"factors": np.array([1, 1, 2, 2], np.float32)}
+    if kind == "size":
+        after = [node("Resize", "scores", "", "", "size", "y", mode="nearest")]
+        weights = {"size": np.array([1, CLASSES, *SIZE], np.int64)}
+    if kind == "batch":  # the mean of all images
+        after = [
+            node("ReduceMean", "scores", "axes", "mean", keepdims=1),
+            node("Sub", "scores", "mean", "y"),
+        ]
+        weights = {"axes": np.array([0], np.int64)}
+    return model_of(START, after, taken, given, weights)
+
+
+def test_foreign_onnx_dynamic_sizes_are_stated_run_and_built(
+    run: Callable[..., Ran], tmp_path: Path, tensorrt_rtx: object
+) -> None:
+    sizes = ("--min", "1x16x16", "--opt", f"1x{SIZE[0]}x{SIZE[1]}", "--max", "2x47x64")
+    for kind, bounds, multiple in (("sound", ((16, 16), (47, 64), 2), 1),
+                                   ("even", ((16, 16), (46, 64), 2), 2)):  # fmt: skip
+        (tmp_path / "x.onnx").write_bytes(dynamic(kind).SerializeToString())
+        words = ("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF)
+        ran = run(*words, *sizes, "-o", tmp_path / "m.onnx")
+        assert ran.code == 0, ran.err
+        assert "ran at sizes from 16x16 to" in ran.err
+        contract = segdeploy.inspect(tmp_path / "m.onnx").contract
+        assert (contract.size, contract.bounds, contract.multiple) == (SIZE, bounds, multiple)
+        built = segdeploy.build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", targets=["sm86"])
+        assert len(built.profiles) == 1
+        ran = run(*words, "--size", "24x32", "-o", tmp_path / "n.onnx")
+        assert "is dynamic in b, h, w; --min, --opt and --max state the sizes" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("size", "at 2x16x16 its output is 1x5x24x32"),
+        ("batch", "an image of a batch has other scores than alone"),
+    ],
+)
+def test_foreign_onnx_a_graph_that_is_dynamic_in_name_alone_is_refused(
+    run: Callable[..., Ran], kind: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(dynamic(kind).SerializeToString())
+    ran = run("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF, "--min", "1x16x16",
+              "--opt", "1x24x32", "--max", "2x48x64", "-o", tmp_path / "m.onnx")  # fmt: skip
+    check_one_line(ran, "does not take all sizes from --min to --max", told)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_foreign_onnx_sizes_of_a_static_graph_are_refused(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(plain().SerializeToString())
+    words = ("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF,
+             "-o", tmp_path / "m.onnx")  # fmt: skip
+    sizes = ("--min", "1x16x16", "--opt", "1x24x32", "--max")
+    check_one_line(run(*words, *sizes, "1x48x64"), "its height and width are not both dynamic")
+    check_one_line(run(*words, *sizes, "1x48x64", "--size", "32x32"), "leave --size out")
+    twice = (*sizes, "1x48x64", *sizes, "1x48x64")
+    check_one_line(run(*words, *twice), "give --min, --opt and --max once")
+    (tmp_path / "x.onnx").write_bytes(dynamic("sound").SerializeToString())
+    check_one_line(run(*words, *sizes, "1x48x16"), "--min, --opt and --max: the width 16, 32, 16")

@@ -27,7 +27,7 @@ from PIL import Image
 from torchvision.models import segmentation
 
 import segdeploy
-from segdeploy.commands.adopt import Statement
+from segdeploy.adoption.statement import Statement
 from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.frameworks.read import read_network
@@ -40,6 +40,7 @@ from .conftest import Ran, check_one_line
 from .framework_networks import (
     HUGGING_FACE,
     MEAN,
+    MMSEG,
     NAMES,
     PACKAGES,
     SIDE,
@@ -320,6 +321,7 @@ def test_frameworks_bare_weights_of_other_networks_are_refused_by_name(tmp_path:
 
 # --- mmsegmentation -------------------------------------------------------------------------------
 
+MMSEG_PINS = Path(__file__).with_name("mmsegmentation.txt").read_text().split()
 BASE = '''
 """A base file."""
 norm_cfg = dict(type="SyncBN", requires_grad=True)
@@ -446,14 +448,15 @@ def test_frameworks_mmsegmentation_0_is_read_too(mmseg: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("import os", "line 2: import os would have to be executed"),
-        ("x = open('/etc/passwd')", "line 2: open('/etc/passwd') would have to be executed"),
-        ("x = __import__('os').system('true')", "would have to be executed"),
-        ("x = [i for i in range(3)]", "would have to be executed"),
         ("for i in []: pass", "would have to be executed"),
-        ("x = 'a' * 10**9", "would have to be executed"),
-        ("x = [0] * 1000000000", "would have to be executed"),
-        ("x = unknown", "line 2: unknown would have to be executed"),
+        ("with read_base(): pass", "line 2: with read_base():"),
+        ("model = open('{made}', 'w')", "line 2: open('"),
+        ("model = __import__('os').system('touch {made}')", "would have to be executed"),
+        ("model = [i for i in range(3)]", "would have to be executed"),
+        ("model = 'a' * 10**9", "would have to be executed"),
+        ("model = [0] * 1000000000", "would have to be executed"),
+        ("model = sum([1, unknown])", "line 2: unknown would have to be executed"),
+        ("a = open('x')\nmodel = dict(decode_head=a)", "line 2: open('x') would"),
         ("_base_ = 'mmseg::a/b.py'", "lies in an installed package"),
         ("_base_ = './config.py'", "is a _base_ of itself"),
         ("_base_ = './absent.py'", "absent.py: no such file"),
@@ -463,12 +466,27 @@ def test_frameworks_mmsegmentation_0_is_read_too(mmseg: Path) -> None:
     ],
 )
 def test_frameworks_a_configuration_is_never_executed(mmseg: Path, line: str, told: str) -> None:
-    path = mmseg / "config.py"
-    text = path.read_text() if line.startswith(("test_pipeline", "model")) else ""
-    path.write_text(f"{text}\n{line}\n")
+    path, made = mmseg / "config.py", str(mmseg / "made")
+    text = path.read_text() if line.startswith(("test_pipeline", "model = dict")) else ""
+    path.write_text(f"{text}\n{line.replace('{made}', made)}\n")
     with pytest.raises(InputError, match=r"^[^\n]*$") as caught:
         read_network(f"mmseg:{path},{mmseg / 'c.pth'}")
-    assert told in str(caught.value)
+    assert told.replace("{made}", made) in str(caught.value)
+    assert not Path(made).exists()
+
+
+def test_frameworks_a_configuration_may_compute_what_is_not_needed(mmseg: Path) -> None:
+    path, made = mmseg / "config.py", mmseg / "made"
+    path.write_text(
+        f"import os.path as osp\n{path.read_text()}\n"
+        "tta_pipeline = [[dict(scale_factor=r) for r in (1, 2)]]\n"
+        f"work_dir = open({str(made)!r}, 'w')\n"
+    )
+    base = mmseg / "base.py"
+    base.write_text(f"tta_model = dict(module=osp.x)\n{base.read_text()}")
+    found = read_network(f"mmseg:{path},{mmseg / 'c.pth'}")
+    assert found.stated["mean"] == (123.675, 116.28, 103.53)
+    assert not made.exists()
 
 
 def test_frameworks_the_network_of_mmsegmentation_is_the_users_own(mmseg: Path) -> None:
@@ -566,7 +584,13 @@ def test_frameworks_the_table_of_support_holds_for_the_installed_versions(
     """`benchmarks/framework_support.py` writes the table; a new version needs a new run."""
     rows = json.loads(run("models", "--support", "--json").out)
     for row in rows:
-        assert row["version"] == importlib.metadata.version(PACKAGES[row["framework"]]), row
+        if row["framework"] == "mmseg":
+            assert f"mmsegmentation=={row['version']}" in MMSEG_PINS
+        else:
+            assert row["version"] == importlib.metadata.version(PACKAGES[row["framework"]]), row
+        if "refused" in row and row["framework"] == "mmseg":
+            assert "draws random numbers" in row["refused"]
+            continue
         if "refused" in row:
             folder = tmp_path / row["architecture"]
             folder.mkdir()
@@ -583,6 +607,7 @@ def test_frameworks_the_table_of_support_holds_for_the_installed_versions(
     named = {(row["framework"], row["architecture"]) for row in rows if "refused" not in row}
     networks = {("hf", network) for network, _, _, _ in HUGGING_FACE.values()}
     networks |= {("smp", name) for name in SMP}
+    networks |= {("mmseg", name.partition("/")[2]) for name in MMSEG if "segnext" not in name}
     assert networks <= named
     assert "MobileViT" in run("models", "--support").out
 
@@ -662,7 +687,7 @@ def test_frameworks_classes_in_the_metadata_of_an_onnx_file_are_read(
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        (["a = [*range(3)]"], "would have to be executed"),
+        (["model = [*range(3)]"], "would have to be executed"),
         (["a = [1]", *("a = a + a" for _ in range(25))], "has more than 1,000,000 values"),
         (["a = dict(x=1)", *("a = dict(l=a, r=a)" for _ in range(25))], "has more than 1,000,000"),
     ],

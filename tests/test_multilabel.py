@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 import segdeploy
+from segdeploy.adoption.statement import Statement
 from segdeploy.calibration.reference_execution import scores_of
-from segdeploy.commands.adopt import Statement
 from segdeploy.contract import Contract
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
 import segdeploy
-from segdeploy.commands.adopt import Statement
+from segdeploy.adoption.statement import Statement
 from segdeploy.contract import RESIZE_KERNELS
 from segdeploy.models.dataset import open_dataset
 from segdeploy.preprocessing.preprocess import preprocess

@@ -13,7 +13,7 @@ from .conftest import ROOT
 ORDER = (
     *("models", "templates", "resize_kernels", "preprocessing", "contract_inference"),
     *("frameworks", "calibration", "onnx_graph", "engine", "runtime", "proof", "optimizer"),
-    *("exporter", "precision", "benchmark", "serve", "commands", "cli"),
+    *("exporter", "precision", "benchmark", "serve", "adoption", "commands", "cli"),
 )
 FILES_ABOVE = {
     "content_keys": {"onnx_graph"},

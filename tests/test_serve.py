@@ -22,7 +22,7 @@ from google.protobuf import text_format
 from PIL import Image
 
 import segdeploy
-from segdeploy.commands.adopt import Statement
+from segdeploy.adoption.statement import Statement
 from segdeploy.engine.manifest import manifest_path
 from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec

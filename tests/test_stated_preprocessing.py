@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import segdeploy
-from segdeploy.commands.adopt import Statement
+from segdeploy.adoption.statement import Statement
 from segdeploy.contract import PREPROCESSING
 from segdeploy.contract_json import read_contract
 from segdeploy.errors import InputError

@@ -105,7 +105,7 @@ def adopt(
     The contract is written into a copy of an .onnx file, or into a manifest beside an engine.
     """
     import segdeploy
-    from segdeploy.commands.adopt import Statement
+    from segdeploy.adoption.statement import Statement
 
     preprocessing = stated_preprocessing(stated)
     own = {name: value for name, value in stated.items() if name not in PREPROCESSING_OPTIONS}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
 from segdeploy.frameworks.foreign_network import ForeignNetwork, named_classes
+from segdeploy.frameworks.mmsegmentation_network import builder, is_installed
 from segdeploy.frameworks.python_config import read_config
 from segdeploy.packages import require
 
@@ -27,6 +28,9 @@ _KERNELS = {
     "bicubic": "opencv-cubic",
     "area": "opencv-area",
 }
+# The names of a configuration that are read here.
+_NAMES = ("model", "data_preprocessor", "test_dataloader", "data", "test_pipeline",
+          "val_dataloader")  # fmt: skip
 _BINARY_THRESHOLD = 0.3  # BaseDecodeHead's, for one output channel without a threshold
 
 
@@ -36,21 +40,22 @@ class _Sources:
     checkpoint: Path
 
 
-def read(reference: str) -> ForeignNetwork:
+def read(reference: str, *, has_factory: bool) -> ForeignNetwork:
     """Read `CONFIG,CHECKPOINT`: preprocessing, classes, colors and weights; nothing is executed.
 
-    The network is code of mmsegmentation: the user's own factory builds it.
+    The network is code of mmsegmentation. The user's own factory builds the network, or the
+    installed mmsegmentation without a factory.
 
     Raises:
-        InputError: for a configuration that would have to be executed, or a preprocessing that no
-            contract states.
+        InputError: for a configuration that would have to be executed, a preprocessing that no
+            contract states, or a network that mmsegmentation does not build.
         ModelInputError: for a checkpoint that holds more than tensors and plain values.
     """
     config, separator, checkpoint = reference.partition(",")
     if not separator or not config or not checkpoint:
         raise InputError(f"mmseg:{reference}: give mmseg:CONFIG,CHECKPOINT, such as c.py,c.pth")
     sources = _Sources(Path(config), check_input(Path(checkpoint)))
-    values = read_config(sources.config)
+    values = read_config(sources.config, _NAMES)
     model = values.get("model")
     if not isinstance(model, dict):
         raise InputError(f"{sources.config}: has no `model`, so it is none of mmsegmentation")
@@ -70,7 +75,7 @@ def read(reference: str) -> ForeignNetwork:
     notes += told
     if classes is not None:
         stated |= dict(zip(("classes", "palette", "ignore_index"), classes, strict=True))
-    return ForeignNetwork(
+    found = ForeignNetwork(
         architecture="",
         stated=stated,
         num_classes=1 if head.get("out_channels") == 1 else head.get("num_classes"),
@@ -78,6 +83,16 @@ def read(reference: str) -> ForeignNetwork:
         weights=sources.checkpoint,
         align_corners=bool(head.get("align_corners")),
         notes=tuple(notes),
+    )
+    if has_factory or not is_installed():
+        return found
+    return replace(
+        found,
+        architecture=f"mmseg:{model.get('type')}",
+        build=builder(model, state, sources.config, sources.checkpoint),
+        state=None,
+        weights=None,
+        built_from=sources.checkpoint,
     )
 
 

@@ -1,12 +1,14 @@
 """Python configuration files of OpenMMLab, read without executing them.
 
-Only literals, `dict(...)`, earlier names and `_base_` files are read (mmengine, "Config").
+Only literals, `dict(...)`, sums, earlier names and `_base_` files are read (mmengine, "Config"). A
+value of anything else is refused where the value is needed.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,28 @@ _OPERATIONS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the values of a configuration, merged into those of its `_base_` files.
+@dataclass(frozen=True)
+class _Unread:
+    """A value that would have to be executed, with the message that refuses it."""
+
+    refusal: str
+
+
+def read_config(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Return the values that `names` have in a configuration, merged into those of `_base_` files.
+
+    Names that the configuration lacks are left out.
 
     Raises:
-        InputError: for a file that cannot be read, or that would have to be executed; the message
-            names the line.
+        InputError: for a file that cannot be read, or a value or a statement that would have to be
+            executed; the message names the line.
     """
-    return _read(path, ())
+    values = _read(path, ())
+    found = {name: values[name] for name in names if name in values}
+    for value in found.values():
+        if isinstance(value, _Unread):
+            raise InputError(value.refusal)
+    return found
 
 
 def _read(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:
@@ -99,11 +115,13 @@ def _target(statement: ast.stmt) -> str | None:
 def _assign(
     statement: ast.stmt, values: dict[str, Any], base: Mapping[str, Any], path: Path
 ) -> None:
-    """Take one assignment of a name; a docstring is skipped.
+    """Take one assignment of a name; docstrings and imports are skipped.
 
     Raises:
         InputError: for any other statement.
     """
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
         return
     name = _target(statement)
@@ -113,9 +131,11 @@ def _assign(
             "write the whole configuration as literals: mmengine's "
             "Config.fromfile(CONFIG).dump(FILE)"
         )
-    value = _Reader(path, values, base).value(statement.value)
-    _check_count(value, f"{path}, line {statement.lineno}: {name}")
-    values[name] = value
+    try:
+        values[name] = _Reader(path, values, base).value(statement.value)
+    except InputError as error:
+        values[name] = _Unread(str(error))
+    _check_count(values[name], f"{path}, line {statement.lineno}: {name}")
 
 
 def _check_count(value: Any, where: str) -> None:
@@ -164,16 +184,12 @@ class _Reader:
                 return self.value(one)
             case ast.Dict():
                 return self._dict(zip(node.keys, node.values, strict=True))
-            case ast.Call(func=ast.Name(id="dict"), args=[]):
-                return {
-                    name: value
-                    for word in node.keywords
-                    for name, value in self._keyword(word).items()
-                }
+            case ast.Call(func=ast.Name(id=name)):
+                return self._call(node, name)
             case ast.Name():
-                return self._values[node.id]
+                return _known(self._values[node.id])
             case ast.Attribute(value=ast.Name(id=base)) if base == _BASE:
-                return self._base[node.attr]
+                return _known(self._base[node.attr])
             case ast.Attribute():
                 return self.value(node.value)[node.attr]
             case ast.Subscript():
@@ -192,6 +208,15 @@ class _Reader:
             else:
                 found[self.value(key)] = self.value(value)
         return found
+
+    def _call(self, node: ast.Call, name: str) -> Any:
+        match name, node.args:
+            case "dict", []:
+                words = map(self._keyword, node.keywords)
+                return {name: value for word in words for name, value in word.items()}
+            case "sum", [ast.List() as numbers] if not node.keywords:
+                return sum(self.value(numbers))
+        raise self._refused(node)
 
     def _keyword(self, word: ast.keyword) -> dict[str, Any]:
         value = self.value(word.value)
@@ -212,10 +237,23 @@ class _Reader:
         )
 
 
+def _known(value: Any) -> Any:
+    """Return a value that another value refers to.
+
+    Raises:
+        InputError: for a value that would have to be executed.
+    """
+    if isinstance(value, _Unread):
+        raise InputError(value.refusal)
+    return value
+
+
 def _merged(base: Any, own: Any) -> Any:
     """Return `own` merged into `base`, as mmengine does: mappings one by one, the rest replaced."""
     if not isinstance(own, dict):
         return own
+    if isinstance(base, _Unread) and not own.get(_DELETE):
+        return base
     if not isinstance(base, dict) or own.get(_DELETE):
         return {key: _merged({}, value) for key, value in own.items() if key != _DELETE}
     return {**base, **{key: _merged(base.get(key), value) for key, value in own.items()}}

@@ -14,10 +14,11 @@ def is_source(text: str) -> bool:
     return bool(separator) and prefix in FRAMEWORKS
 
 
-def read_network(source: str) -> ForeignNetwork:
+def read_network(source: str, *, has_factory: bool = False) -> ForeignNetwork:
     """Read a source: `hf:DIR`, `smp:DIR`, `torchvision:NAME`, `mmseg:CONFIG,CHECKPOINT`, or a file.
 
-    A file of bare weights (.safetensors, .pth) is recognized by its keys and shapes.
+    A file of bare weights (.safetensors, .pth) is recognized by its keys and shapes. With
+    `has_factory` the user's own factory builds the network, where its code is not in the files.
 
     Raises:
         InputError, ModelInputError: for a source that is none of these, or that cannot be read.
@@ -40,7 +41,7 @@ def read_network(source: str) -> ForeignNetwork:
     if prefix == "mmseg":
         from segdeploy.frameworks import mmsegmentation
 
-        return mmsegmentation.read(rest)
+        return mmsegmentation.read(rest, has_factory=has_factory)
     if Path(source).suffix in (".pth", ".pt", ".safetensors"):
         from segdeploy.frameworks import bare_weights
 
