@@ -167,6 +167,12 @@ def _completed_by(
         InputError: for a MODEL where the files name the network, or classes of another data set.
     """
     source = spec.foreign_source or ""
+    if source.startswith("mmdeploy:"):
+        graph = foreign.graph or "the .onnx file"
+        raise InputError(
+            f"{source}: describes a graph that was exported; give it to `segdeploy adopt {graph} "
+            f"--from {source} -o FILE`"
+        )
     for note in foreign.notes:
         _LOG.info(note)
     names_network = spec.model == source

@@ -67,6 +67,7 @@ class Frame:
     order: tuple[int, ...] | None = None
     bit_planes: bool = False
     colors: Colors | None = None
+    ids: frozenset[int] | None = None
 
     def check_mask(self) -> None:
         """Refuse an image without a mask.
@@ -94,6 +95,7 @@ class Frame:
             self.ignore_index,
             self.lookup,
             bit_planes=self.bit_planes,
+            ids=self.ids,
         )
 
     def read_image(self) -> NDArray[Any]:
@@ -133,7 +135,8 @@ class DataSet:
     the two differ. Images have the channels `channels` and the dtype `dtype` (uint8, uint16 or
     float32); `order` are the places of the channels that a network takes, if it takes others. With
     `bit_planes` a pixel can be of several classes: bit k of the mask is set where it is of class k.
-    `colors` are the classes of the colors of masks in color; other colors are ignored.
+    `colors` are the classes of the colors of masks in color; other colors are ignored. `ids` are
+    those that the mask files may hold, if `lookup` does not tell.
     """
 
     root: Path
@@ -148,6 +151,7 @@ class DataSet:
     order: tuple[int, ...] | None = None
     bit_planes: bool = False
     colors: Colors | None = None
+    ids: frozenset[int] | None = None
 
     def with_channels(self, names: Sequence[str]) -> DataSet:
         """Return the data set with frames of the channels `names`, in this order.
@@ -224,6 +228,7 @@ class DataSet:
                 self.order,
                 self.bit_planes,
                 self.colors,
+                self.ids,
             )
             for image, mask in self.listing(split)
         ]

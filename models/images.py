@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +100,23 @@ def read_mask(
     lookup: bytes | None = None,
     *,
     bit_planes: bool = False,
+    ids: Collection[int] | None = None,
 ) -> NDArray[np.uint8]:
     """Read a mask as `(H, W) uint8`: one class id per pixel, or with `bit_planes` a bit per class.
 
-    `lookup` maps each of the 256 possible ids in the file to a class id or `ignore_index`.
+    `lookup` maps each of the 256 possible ids in the file to a class id or `ignore_index`. `ids`
+    are those that the file may hold, if not all of them.
 
     Raises:
         ModelInputError: as `read_image`, or if an id is neither a class nor `ignore_index`.
     """
     mask = _read(read_ids, path)
+    if ids is not None and (others := sorted(set(np.unique(mask).tolist()) - set(ids))):
+        raise ModelInputError(
+            f"{path}: holds the ids {others[:8]}, which the data set does not have; its pixels: "
+            f"{_histogram(mask)}; give masks of this data set, or map the ids: --data "
+            "masks:IMAGES,MASKS,MAP.json"
+        )
     if lookup is not None:
         mask = np.frombuffer(lookup, np.uint8)[mask]
     known = np.zeros(256, bool)

@@ -11,6 +11,7 @@ that have no names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import numpy as np
 
 from segdeploy.models.dataset import DataSet, images_in, is_rgb, mask_of
 from segdeploy.models.errors import ModelInputError
-from segdeploy.models.images import read_ids_of
+from segdeploy.models.images import read_ids_of, read_image
 from segdeploy.models.names import are_names
 from segdeploy.models.palette import voc_color
 from segdeploy.models.strict_json import read_json
 
 SPLIT = "all"
 _IGNORE = 255
+_LOOKED_AT = 8  # masks
 _KEYS = {"classes", "palette", "ids", "colors"}
 
 
@@ -81,14 +83,7 @@ def _mapped(path: Path, images: Path, listing: Any) -> DataSet:
     if ("ids" in described) == ("colors" in described):
         raise ModelInputError(f"{path}: a map has either 'ids' or 'colors'")
     kind = "ids" if "ids" in described else "colors"
-    table = described[kind]
-    if not isinstance(table, dict) or not table:
-        raise ModelInputError(f"{path}: '{kind}' must map {kind} to the names of classes")
-    places: dict[tuple[int, ...], int] = {}
-    for key, name in table.items():
-        if name not in classes:
-            raise ModelInputError(f"{path}: {key} is mapped to {name!r}, which is no class of it")
-        places[_numbers(key, 1 if kind == "ids" else 3, path)] = classes.index(name)
+    places = _places(described[kind], classes, kind, path)
     colors: Any = _palette(len(classes))
     if kind == "colors":
         colors = _own_colors(places, len(classes))
@@ -103,6 +98,7 @@ def _mapped(path: Path, images: Path, listing: Any) -> DataSet:
             f"{path}: 'palette' must hold one [red, green, blue] of 0 to 255 for each of the "
             f"{len(classes)} classes"
         )
+    _check_occurs(places, listing(SPLIT), path)
     lookup = None
     if kind == "ids":
         ids = bytearray([_IGNORE]) * 256
@@ -121,6 +117,41 @@ def _mapped(path: Path, images: Path, listing: Any) -> DataSet:
     )
 
 
+def _places(table: Any, classes: list[str], kind: str, path: Path) -> dict[tuple[int, ...], int]:
+    """Return the class of each id or color that the map names."""
+    if not isinstance(table, dict) or not table:
+        raise ModelInputError(f"{path}: '{kind}' must map {kind} to the names of classes")
+    places: dict[tuple[int, ...], int] = {}
+    for key, name in table.items():
+        if name not in classes:
+            raise ModelInputError(f"{path}: {key} is mapped to {name!r}, which is no class of it")
+        numbers = _numbers(key, 1 if kind == "ids" else 3, path)
+        if numbers in places:
+            raise ModelInputError(f"{path}: maps {key} twice; remove one of the two")
+        places[numbers] = classes.index(name)
+    return places
+
+
+def _check_occurs(
+    places: Mapping[tuple[int, ...], int], files: Sequence[tuple[Path, Path]], path: Path
+) -> None:
+    """Refuse a map of which nothing occurs in the first masks, which would all be ignored."""
+    found: set[tuple[int, ...]] = set()
+    for _, mask in files[:_LOOKED_AT]:
+        if not mask.is_file():  # told when the frame is read
+            continue
+        if len(next(iter(places))) == 1:
+            found |= {(one,) for one in np.unique(read_ids_of(mask)).tolist()}
+        else:
+            pixels = read_image(mask).reshape(-1, 3)
+            found |= set(map(tuple, np.unique(pixels, axis=0).tolist()))
+    if found and not found & places.keys():
+        shown = ", ".join("'" + ",".join(map(str, one)) + "'" for one in sorted(found)[:4])
+        raise ModelInputError(
+            f"{path}: none of its ids or colors occurs in the first masks, which hold {shown}"
+        )
+
+
 def _numbers(key: str, count: int, path: Path) -> tuple[int, ...]:
     """Return the id or the color that a key of the map names."""
     try:
@@ -128,8 +159,10 @@ def _numbers(key: str, count: int, path: Path) -> tuple[int, ...]:
     except ValueError:
         values = ()
     if len(values) != count or not all(0 <= value <= 255 for value in values):
-        example = "7" if count == 1 else "128,64,128"
-        raise ModelInputError(f"{path}: the key {key!r:.40} is not such as '{example}'")
+        wanted = "an id of 0 to 255, such as '7'"
+        if count != 1:
+            wanted = "a color of three numbers of 0 to 255, such as '128,64,128'"
+        raise ModelInputError(f"{path}: the key {key!r:.40} must be {wanted}")
     return values
 
 

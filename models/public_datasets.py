@@ -91,6 +91,7 @@ def _cityscapes(root: Path, *, keeps_all: bool) -> DataSet:
         ("train", "val"),
         partial(_list_cityscapes, root),
         _lookup(entry.id for entry in classes),
+        ids=_up_to(33),
     )
 
 
@@ -121,6 +122,7 @@ def _ade20k(root: Path) -> DataSet:
         tuple(_ADE20K),
         partial(_list_ade20k, root),
         _lookup(range(1, len(names) + 1)),
+        ids=_up_to(len(names)),
     )
 
 
@@ -168,6 +170,7 @@ def _mapillary(root: Path, variant: str) -> DataSet:
         tuple(_MAPILLARY),
         partial(_list_mapillary, root, version),
         _lookup(kept),
+        ids=_up_to(len(labels) - 1),
     )
 
 
@@ -195,6 +198,7 @@ def _coco_stuff(root: Path) -> DataSet:
         splits,
         partial(_list_coco, root),
         _lookup(ids),
+        ids=_up_to(181),
     )
 
 
@@ -227,6 +231,7 @@ def _pascal_context(root: Path, *, has_background: bool) -> DataSet:
         tuple(s for s in ("train", "val") if (lists / f"{s}.txt").is_file()),
         partial(_list_pascal_context, devkit),
         _lookup(ids),
+        ids=_up_to(len(PASCAL_CONTEXT) - 1),
     )
 
 
@@ -245,6 +250,11 @@ def _lookup(ids: Iterable[int]) -> bytes:
     for at, one in enumerate(ids):
         found[one] = at
     return bytes(found)
+
+
+def _up_to(last: int) -> frozenset[int]:
+    """Return the ids from 0 to `last`, and that of pixels without a label."""
+    return frozenset((*range(last + 1), _IGNORE))
 
 
 def _paired(images: Path, masks: Path) -> list[tuple[Path, Path]]:

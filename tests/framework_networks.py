@@ -137,7 +137,11 @@ HUGGING_FACE: dict[str, tuple[str, Callable[[], Any], str, dict[str, Any]]] = {
     "beit": (
         "BeitForSemanticSegmentation",
         lambda: transformers.BeitConfig(
-            **VISION, intermediate_size=32, image_size=SIDE, out_indices=[1, 2, 3, 4]
+            **VISION,
+            intermediate_size=32,
+            image_size=SIDE,
+            out_indices=[1, 2, 3, 4],
+            use_relative_position_bias=True,
         ),
         "BeitImageProcessor",
         {**SQUARE, "do_center_crop": False},

@@ -199,3 +199,68 @@ def test_contract_inference_a_check_names_the_field_that_differs(
     assert set(found.fields) == {field}
     theirs = json.loads(json.dumps(RIGHT[field]))
     assert found.fields[field][1] == theirs
+
+
+REAL = [
+    cv2.resize(np.random.default_rng(at).integers(0, 256, (9, 12, 3)).astype(np.uint8), (160, 120),
+               interpolation=cv2.INTER_CUBIC)
+    for at in range(3)
+]  # fmt: skip
+
+
+def stretched(image: np.ndarray, kernel: int = cv2.INTER_LINEAR) -> np.ndarray:
+    made = cv2.resize(image, (64, 48), interpolation=kernel).astype(np.float32) / 255
+    return made.transpose(2, 0, 1)
+
+
+def test_contract_inference_a_function_may_change_its_image() -> None:
+    def run(image: np.ndarray) -> np.ndarray:
+        image[...] = image[..., ::-1].copy()
+        made = stretched(image)
+        image[...] = 0
+        return made
+
+    found = infer(Preprocessing(run, "f"), REAL)
+    assert found.is_exact
+    assert found.contract.channels == ("B", "G", "R")
+
+
+def test_contract_inference_a_kernel_that_depends_on_the_size_is_told() -> None:
+    """All real images are shrunk by area; only the probes show the other kernel."""
+
+    def run(image: np.ndarray) -> np.ndarray:
+        return stretched(image, cv2.INTER_AREA if image.shape[0] > 96 else cv2.INTER_LINEAR)
+
+    found = infer(Preprocessing(run, "f"), REAL)
+    assert found.contract.resize == "opencv-area"
+    assert (found.share, found.is_exact) == (0, False)
+    assert found.probes > 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image[:, ::-1],
+        lambda image: image[::-1],
+        lambda image: cv2.GaussianBlur(image, (31, 31), 0),
+    ],
+)
+def test_contract_inference_another_image_is_refused_and_not_written(
+    change: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    with pytest.raises(InputError, match="f: no contract states what it does; the closest one"):
+        infer(
+            Preprocessing(lambda image: stretched(np.ascontiguousarray(change(image))), "f"), REAL
+        )
+
+
+def test_contract_inference_ragged_lists_and_rare_randomness_are_refused() -> None:
+    with pytest.raises(InputError, match="f: returns lists of different lengths"):
+        infer(Preprocessing(lambda image: [[1, 2], [3]], "f"), REAL)
+    calls = iter(range(10_000))
+
+    def rare(image: np.ndarray) -> np.ndarray:
+        return stretched(image + np.uint8(next(calls) % 5 == 4))
+
+    with pytest.raises(InputError, match="gives another input for the same image"):
+        infer(Preprocessing(rare, "f"), REAL)

@@ -374,7 +374,7 @@ def test_foreign_onnx_what_contradicts_the_file_is_refused(tmp_path: Path) -> No
     refused(several(), "--take z: no such output; the graph has y", take="z")
     refused(plain(), r"gives an output of shape \(1, 5, 24, 32\), and 4 channels", num_classes=4)
     ids = labels_of(TensorProto.INT64, keepdims=0)
-    refused(ids, "gives the label 4, and 4 classes are stated", num_classes=4)
+    refused(ids, "are the largest of 5 scores, and 4 classes are stated", num_classes=4)
     refused(
         ids,
         "which its own threshold has decided; leave --threshold out",
@@ -592,3 +592,113 @@ def test_foreign_onnx_sizes_of_a_static_graph_are_refused(
     check_one_line(run(*words, *twice), "give --min, --opt and --max once")
     (tmp_path / "x.onnx").write_bytes(dynamic("sound").SerializeToString())
     check_one_line(run(*words, *sizes, "1x48x16"), "--min, --opt and --max: the width 16, 32, 16")
+
+
+# --- what one image of noise does not tell --------------------------------------------------------
+
+
+def one_channel(*after: onnx.NodeProto) -> onnx.ModelProto:
+    """Logits of one channel that lie within 0 and 1: every pixel is of the foreground."""
+    graph = helper.make_graph(
+        [node("Conv", "image", "w", "b", "scores"), *after],
+        "binary",
+        [value("image", TensorProto.FLOAT, [1, 3, *SIZE])],
+        [value(after[-1].output[0] if after else "scores", TensorProto.FLOAT, [1, 1, *SIZE])],
+        [numpy_helper.from_array(np.full((1, 3, 1, 1), 0.03, np.float32), "w"),
+         numpy_helper.from_array(np.array([0.3], np.float32), "b")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize("output", [None, "logits", "probabilities"])
+def test_foreign_onnx_scores_within_one_without_a_sigmoid_are_logits(
+    run: Callable[..., Ran], output: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(one_channel().SerializeToString())
+    words = ("adopt", tmp_path / "x.onnx", "--num-classes", 1, *HALF, "-o", tmp_path / "m.onnx")
+    ran = run(*words, *(("--output", output) if output else ()))
+    assert ran.code == 0, ran.err
+    assert segdeploy.inspect(tmp_path / "m.onnx").contract.output == (output or "logits")
+    assert ("no sigmoid is at its end" in ran.err) == (output is None)
+    with segdeploy.load(tmp_path / "m.onnx") as network:
+        assert network.predict(IMAGE).all() == (output != "probabilities")
+
+
+def test_foreign_onnx_a_sigmoid_at_the_end_gives_probabilities(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    model = one_channel(node("Sigmoid", "scores", "s"), node("Identity", "s", "y"))
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    words = ("adopt", tmp_path / "x.onnx", "--num-classes", 1, *HALF, "-o", tmp_path / "m.onnx")
+    assert run(*words).code == 0
+    assert segdeploy.inspect(tmp_path / "m.onnx").contract.output == "probabilities"
+    check_one_line(run(*words, "--output", "logits"), "so its output is probabilities")
+
+
+def ids(offset: int) -> onnx.ModelProto:
+    """Labels minus one, or labels of which the first is 255."""
+    after = [node("ArgMax", "scores", "best", axis=1, keepdims=0)]
+    if offset < 0:
+        after.append(node("Sub", "best", "one", "y"))
+    else:
+        after += [node("Equal", "best", "zero", "is"), node("Where", "is", "void", "best", "y")]
+    weights = {"one": 1, "zero": 0, "void": 255}
+    held = {name: np.array(number, np.int64) for name, number in weights.items()}
+    return model_of(START, after, given=(TensorProto.INT64, [1, *SIZE]), weights=held)
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "told"),
+    [
+        (ids(-1), CLASSES, "gives the label -1 for pixels that it ignores"),
+        (ids(0), CLASSES, "gives the label 255 for pixels that it ignores"),
+        (
+            labels_of(TensorProto.INT64, keepdims=0),
+            CLASSES + 2,
+            "its labels are the largest of 5 scores, and 7 classes are stated",
+        ),
+        (
+            model_of(START, [node("RandomNormalLike", "scores", "n"),
+                             node("Add", "scores", "n", "y")]),
+            CLASSES,
+            "gives another output for the same image in a second run",
+        ),
+        (
+            model_of(START, [node("SequenceConstruct", "scores", "y")]),
+            CLASSES,
+            "its output is no tensor of numbers",
+        ),
+    ],
+)  # fmt: skip
+def test_foreign_onnx_what_no_contract_describes_is_refused(
+    run: Callable[..., Ran], model: onnx.ModelProto, classes: int, told: str, tmp_path: Path
+) -> None:
+    if "no tensor" in told:
+        kind = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+        model.graph.output[0].CopyFrom(kind)
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    ran = run("adopt", tmp_path / "x.onnx", "--num-classes", classes, *HALF,
+              "-o", tmp_path / "m.onnx")  # fmt: skip
+    check_one_line(ran, told)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_foreign_onnx_names_of_added_nodes_do_not_collide(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    names = ("image_as_given", "image_transposed", "y_as_given", "labels_squeezed",
+             "labels_squeezed_axes", "labels_uint8", "scores_shape", "scores_zero", "scores_size",
+             "scores_upsampled", "scores_two", "scores_head", "scores_sides")  # fmt: skip
+    taken = {name: np.zeros(1, np.float32) for name in names}
+    before = [node("Cast", "image", "floats", to=TensorProto.FLOAT), *NORMALIZE]
+    after = [node("ArgMax", "scores", "best", axis=1), node("Identity", "best", "y")]
+    labels = model_of(before, after, (TensorProto.INT32, [1, 3, *SIZE]),
+                      (TensorProto.INT64, [1, 1, *SIZE]), {**NORMALIZED, **taken})  # fmt: skip
+    pooled = [node("AveragePool", "scores", "y", kernel_shape=[2, 2], strides=[2, 2])]
+    small = model_of(START, pooled, given=(TensorProto.FLOAT, [1, CLASSES, 12, 16]), weights=taken)
+    for model, words in ((labels, ()), (small, (*HALF, "--upsampling", "half-pixel"))):
+        (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+        ran = run("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *words,
+                  "-o", tmp_path / "m.onnx")  # fmt: skip
+        assert ran.code == 0, ran.err
+        onnx.checker.check_model(load_onnx(tmp_path / "m.onnx"), full_check=True)

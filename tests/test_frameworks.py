@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torchvision.models import segmentation
 
 import segdeploy
@@ -460,6 +462,9 @@ def test_frameworks_mmsegmentation_0_is_read_too(mmseg: Path) -> None:
         ("_base_ = 'mmseg::a/b.py'", "lies in an installed package"),
         ("_base_ = './config.py'", "is a _base_ of itself"),
         ("_base_ = './absent.py'", "absent.py: no such file"),
+        ("_base_ = 5", "its _base_ 5 is no file name"),
+        (f"model = {'+'.join(['1'] * 700)}", "would have to be executed"),
+        (f"model = {'+'.join(['1'] * 5000)}", "is not Python (maximum recursion depth"),
         ("x = (", "is not Python"),
         ("test_pipeline = [dict(type='PhotoMetricDistortion')]", "the step PhotoMetricDistortion"),
         ("model = dict(decode_head=dict(num_classes=7))", "names 5 classes, and the decode head"),
@@ -718,3 +723,235 @@ def test_frameworks_options_of_a_processor_that_cannot_be_are_refused(
     with pytest.raises(InputError, match=r"^[^\n]*$") as caught:
         read_network(f"hf:{folder}")
     assert told in str(caught.value)
+
+
+# --- what the files say and a user states otherwise ----------------------------------------------
+
+
+def test_frameworks_adopt_refuses_a_data_set_of_other_classes(
+    segformer: Path, dataset: Path, tmp_path: Path
+) -> None:
+    statement = Statement(source=f"hf:{segformer}", data=dataset)
+    network = torch.nn.Conv2d(3, 2, 1)
+    path = tmp_path / "theirs.onnx"
+    torch.onnx.export(network, (torch.zeros(1, 3, 8, 8),), dynamo=True).save(str(path))
+    with pytest.raises(InputError, match="has the classes road, car, .*use the data set that it"):
+        segdeploy.adopt(path, statement, out=tmp_path / "a.onnx")
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, {"names": "{0: 'road', 1: 'car'}"})
+    onnx.save(graph, path)
+    plain = Statement(data=dataset, preprocessing={"mean": (0,), "std": (1,)})
+    with pytest.raises(InputError, match="its metadata: has the classes road, car; "):
+        segdeploy.adopt(path, plain, out=tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_frameworks_a_folder_of_another_size_than_the_graph_is_told_or_refused(
+    segformer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "theirs.onnx"
+    network = torch.nn.Conv2d(3, len(NAMES), 1)
+    torch.onnx.export(network, (torch.zeros(1, 3, 48, 56),), dynamo=True).save(str(path))
+    with caplog.at_level(logging.INFO):
+        segdeploy.adopt(path, Statement(source=f"hf:{segformer}"), out=tmp_path / "a.onnx")
+    assert "resizes images to 64x64, and the graph takes 48x56" in caplog.text
+    folder = saved_by_transformers("mobilenet_v2", tmp_path / "cropped")
+    with pytest.raises(
+        InputError, match=r"gives images of 64x64 \(--fit shortest-edge,center-crop"
+    ):
+        segdeploy.adopt(path, Statement(source=f"hf:{folder}"), out=tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("number", [None, "abc", [], {}, -1, 1e400])
+def test_frameworks_values_of_any_type_in_a_folder_are_one_line(
+    segformer: Path, tmp_path: Path, name: str, number: object
+) -> None:
+    """Every value of the file in turn; a value that is right or that nobody reads is taken."""
+    held = json.loads((segformer / name).read_text())
+    for key in held:
+        folder = edited(segformer, tmp_path / f"{key}", name, **{key: number})
+        try:
+            read_network(f"hf:{folder}")
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+def test_frameworks_the_number_of_classes_without_names_is_read(
+    segformer: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(segformer, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (folder / "config.json").write_text(json.dumps({**config, "num_labels": len(NAMES)}))
+    assert read_network(f"hf:{folder}").num_classes == len(NAMES)
+
+
+def test_frameworks_weights_without_a_place_are_told_and_counters_may_be_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = saved_by_transformers("mobilenet_v2", tmp_path / "folder")
+    state = load_file(folder / "model.safetensors")
+    counters = [key for key in state if key.endswith("num_batches_tracked")]
+    assert counters
+    kept = {key: value for key, value in state.items() if key not in counters}
+    kept["segmentation_head.extra.weight"] = torch.zeros(3)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level(logging.INFO):
+        load_network(ModelSpec(f"hf:{folder}"))
+    assert "left out 1 weights that the network of config.json has no place for" in caplog.text
+    assert "segmentation_head.extra.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            "test_pipeline = [dict(type='Resize', scale=(90, 50), keep_ratio=False)]",
+            "resizes images to 50x90 and pads them to multiples of 16, which no contract states",
+        ),
+        ("test_pipeline = [dict(type='Resize', scale=(96, 48), min_size=9)]", "option min_size"),
+        ("test_pipeline = [dict(type='RandomFlip', prob=1.0)]", "mirrors images at random"),
+        (
+            "test_pipeline = [dict(type='Normalize', mean=[1, 2, 3], std=[1, 1, 1])]",
+            "normalizes twice",
+        ),
+        ("model = dict(test_cfg=dict(mode='slide', crop_size=(-5, 10)))", "two numbers above 0"),
+        ("model = dict(test_cfg=[1])", "of another type than its framework writes"),
+        ("data_preprocessor = dict(mean='abc')\nmodel = dict(data_preprocessor="
+         "data_preprocessor)", "of another type than its framework writes"),
+    ],
+)  # fmt: skip
+def test_frameworks_what_a_test_pipeline_says_is_read_or_refused(
+    mmseg: Path, line: str, told: str
+) -> None:
+    path = mmseg / "config.py"
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    with pytest.raises(InputError, match=r"^[^\n]*$") as caught:
+        read_network(f"mmseg:{path},{mmseg / 'c.pth'}")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_normalized"),
+    [
+        ("dict(type='Pad', size_divisor=16, pad_val=dict(img=7, seg=255))", False),
+        ("dict(type='Normalize', mean=[1, 2, 3], std=[1, 1, 1]), dict(type='Pad', size_divisor=16,"
+         " pad_val=7)", True),
+        ("dict(type='Pad', size_divisor=16, pad_val=7), dict(type='Normalize', mean=[1, 2, 3],"
+         " std=[1, 1, 1])", False),
+    ],
+)  # fmt: skip
+def test_frameworks_padding_has_the_place_of_its_step(
+    mmseg: Path, steps: str, is_normalized: bool
+) -> None:
+    path = mmseg / "config.py"
+    resize = "dict(type='Resize', scale=(96, 48), keep_ratio=True)"
+    own = "" if "Normalize" in steps else "mean=[1, 2, 3], std=[1, 1, 1]"
+    path.write_text(
+        f"test_pipeline = [{resize}, {steps}]\n"
+        f"model = dict(decode_head=dict(num_classes=5), data_preprocessor=dict({own}))\n"
+    )
+    found = read_network(f"mmseg:{path},{mmseg / 'c.pth'}").stated
+    assert (found["pad"], found["pad_normalized"]) == ((7.0,), is_normalized)
+    assert found["fit"] == "shortest-edge,pad-to-multiple"
+
+
+def test_frameworks_mmsegmentation_0_keeps_the_ratio_by_default(mmseg: Path) -> None:
+    path = mmseg / "config.py"
+    path.write_text(
+        "model = dict(decode_head=dict(num_classes=5))\n"
+        "test_pipeline = [dict(type='MultiScaleFlipAug', img_scale=(96, 48),"
+        " transforms=[dict(type='Resize'), dict(type='RandomFlip')])]\n"
+    )
+    found = read_network(f"mmseg:{path},{mmseg / 'c.pth'}").stated
+    assert (found["fit"], found["edge"], found["longest_edge"]) == ("shortest-edge", 48, 96)
+
+
+# --- MMDeploy -------------------------------------------------------------------------------------
+
+
+def dumped(folder: Path, transforms: list[dict[str, Any]], **head: Any) -> Path:
+    """The files that MMDeploy writes beside a graph, as `export_info.py` builds them."""
+    folder.mkdir()
+    tasks = [
+        {"type": "Task", "module": "Transform", "name": "Preprocess", "transforms": transforms},
+        {"name": "fcn", "type": "Task", "module": "Net", "input_map": {"img": "input"}},
+        {"type": "Task", "module": "mmseg", "name": "postprocess", "component": "ResizeMask",
+         "params": {"type": "FCNHead", "num_classes": 5, "with_argmax": True, **head}},
+    ]  # fmt: skip
+    (folder / "pipeline.json").write_text(json.dumps({"pipeline": {"tasks": tasks}}))
+    models = [{"name": "fcn", "net": "end2end.onnx", "backend": "onnxruntime"}]
+    (folder / "deploy.json").write_text(json.dumps({"version": "1.3.1", "models": models}))
+    return folder
+
+
+TRANSFORMS = [
+    {"type": "LoadImageFromFile"},
+    {"type": "Resize", "keep_ratio": False, "size": [96, 48]},
+    {"type": "Normalize", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375],
+     "to_rgb": True},
+    {"type": "ImageToTensor", "keys": ["img"]},
+    {"type": "Collect", "keys": ["img"], "meta_keys": ["img_shape"]},
+]  # fmt: skip
+
+
+class Labels(torch.nn.Module):
+    """mmsegmentation's logits at half the size, enlarged, and their largest, as of MMDeploy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(3, 5, 3, stride=2, padding=2, dilation=2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        scores = self.convolution(image)
+        return F.interpolate(scores, image.shape[2:], mode="bilinear").argmax(1, keepdim=True)
+
+
+def test_frameworks_the_files_of_mmdeploy_state_a_graph(
+    tmp_path: Path, images: list[np.ndarray], run: Callable[..., Ran]
+) -> None:
+    folder = dumped(tmp_path / "work", TRANSFORMS)
+    network = seeded(Labels)
+    path = folder / "end2end.onnx"
+    torch.onnx.export(network, (torch.zeros(1, 3, 48, 96),), dynamo=True).save(str(path))
+    ran = run("adopt", path, "--from", f"mmdeploy:{folder}", "-o", tmp_path / "m.onnx")
+    assert ran.code == 0, ran.err
+    assert "names no classes; name them with --data" in ran.err
+    with segdeploy.load(tmp_path / "m.onnx") as ours:
+        assert ours.contract.assumed == ()
+        for image in images:
+            resized = cv2.resize(image, (96, 48), interpolation=cv2.INTER_LINEAR)
+            mean = np.array([123.675, 116.28, 103.53])
+            std = np.array([58.395, 57.12, 57.375])
+            made = torch.from_numpy((resized - mean) / std).permute(2, 0, 1)[None].float()
+            with torch.no_grad():
+                labels = network(made)[0, 0].numpy()
+            assert np.mean(ours.predict(resized) == labels) > 0.999
+    ran = run("export", "--from", f"mmdeploy:{folder}", "-o", tmp_path / "n.onnx")
+    check_one_line(ran, "describes a graph that was exported", f"`segdeploy adopt {path} --from")
+
+
+@pytest.mark.parametrize(
+    ("transforms", "told"),
+    [
+        (None, "has no pipeline.json, which MMDeploy writes with --dump-info"),
+        ([{"type": "CenterCrop", "crop_size": 5}], "the step CenterCrop of the test pipeline"),
+        ([5], "its test pipeline has the step 5"),
+        ([{"type": "Resize", "size": [0, 5]}], "Resize has the scale [0, 5]"),
+    ],
+)
+def test_frameworks_files_of_mmdeploy_that_cannot_be_stated_are_refused(
+    tmp_path: Path, transforms: list[Any] | None, told: str
+) -> None:
+    if transforms is not None:
+        dumped(tmp_path / "work", transforms)
+    with pytest.raises(InputError) as caught:
+        read_network(f"mmdeploy:{tmp_path / 'work'}")
+    assert told in str(caught.value)
+    (tmp_path / "work").mkdir(exist_ok=True)
+    (tmp_path / "work" / "pipeline.json").write_text('{"pipeline": {"tasks": [1]}}')
+    with pytest.raises(InputError, match="has no task of the module Transform"):
+        read_network(f"mmdeploy:{tmp_path / 'work'}")

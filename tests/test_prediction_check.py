@@ -124,7 +124,7 @@ def test_prediction_check_labels_of_the_networks_size_are_compared(
     [
         (lambda image: 1 / 0, "failed on an image (ZeroDivisionError"),
         (lambda image: image, "labels are (H, W) of integers"),
-        (lambda image: np.zeros(image.shape[:2], np.float32), "labels are (H, W) of integers"),
+        (lambda image: np.full(image.shape[:2], 0.5), "labels are (H, W) of integers"),
         (lambda image: np.full(image.shape[:2], 300), "labels of 300 to 300, not 0..255"),
         (lambda image: np.zeros((3, 5), int), "they must have the size of the image"),
     ],
@@ -159,3 +159,49 @@ def test_prediction_check_from_the_command_line(
     assert ran.code == 1
     assert "explained: in their_pipeline:wrong, the channels are B,G,R" in ran.out
     check_one_line(run(*said), "give --with MODULE:FUNCTION, or --predict MODULE:FUNCTION")
+
+
+def test_prediction_check_a_pipeline_that_changes_its_image_is_compared_on_a_copy(
+    graph: Path, folder: Path
+) -> None:
+    own = pipeline(graph)
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        image[...] = image[..., ::-1].copy()
+        return own(image)
+
+    found = segdeploy.check_predictions(graph, predict, folder)
+    assert not found.is_equal
+    assert found.explained == "the channels are B,G,R"
+
+
+def test_prediction_check_labels_of_other_types_are_taken(graph: Path, folder: Path) -> None:
+    own = pipeline(graph)
+    for form in (
+        lambda labels: labels.astype(np.float32),
+        lambda labels: labels[None, :, :, None],
+        lambda labels: torch.from_numpy(labels)[None],
+    ):
+        assert segdeploy.check_predictions(graph, lambda x, f=form: f(own(x)), folder).is_equal
+    found = segdeploy.check_predictions(graph, lambda x: own(x).astype(np.int64) - 1, folder)
+    assert found.explained == "labels are -1, and 0 is ignored"  # -1 is the ignored class
+    wrapped = segdeploy.check_predictions(graph, lambda x: own(x).astype(np.uint8) - 1, folder)
+    assert wrapped.explained == "labels are -1, and 0 is ignored"
+
+
+def test_prediction_check_a_random_pipeline_and_one_class_are_told(
+    graph: Path, folder: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+    with pytest.raises(InputError, match="gives other labels for the same image in another call"):
+        segdeploy.check_predictions(
+            graph, lambda image: np.full(image.shape[:2], next(calls) % 2), folder
+        )
+    found = segdeploy.check_predictions(graph, lambda x: np.zeros(x.shape[:2], bool), folder)
+    assert found.classes == 1
+    monkeypatch.syspath_prepend(str(folder))
+    (folder / "one_class.py").write_text(
+        "import numpy\ndef predict(image):\n    return numpy.zeros(image.shape[:2], int)\n"
+    )
+    ran = run("contract", "check", graph, "--predict", "one_class:predict", "--data", folder)
+    assert "all labels are of one class, so that equal labels prove nothing" in ran.out

@@ -145,6 +145,23 @@ def test_public_datasets_pascal_context_with_and_without_background(tmp_path: Pa
     assert set(np.unique(fewer.frames("val")[0].read()[1])) == {255, 0, 2}
 
 
+def test_public_datasets_ids_that_the_data_set_does_not_have_are_refused(
+    cityscapes: Path, mapillary: Path
+) -> None:
+    path = next(cityscapes.rglob("*labelIds.png"))
+    mask = np.asarray(Image.open(path)).copy()
+    mask[0, :6] = 200
+    Image.fromarray(mask).save(path)
+    told = r"holds the ids \[200\], which the data set does not have; its pixels: id 26 50.0 %"
+    with pytest.raises(ModelInputError, match=told):
+        open_dataset(Path(f"cityscapes:{cityscapes}")).frames("val")[0].read()
+    mask = MASK.copy()
+    mask[0] = 5
+    written(mapillary / "validation" / "v2.0" / "labels", "a.png", mask)
+    with pytest.raises(ModelInputError, match=r"holds the ids \[5\], which the data set does not"):
+        open_dataset(Path(f"mapillary:{mapillary},v2.0")).frames("val")[0].read()
+
+
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
@@ -293,8 +310,11 @@ def test_public_datasets_masks_of_any_ids_and_colors_are_mapped(mapped: Path) ->
     [
         ({"classes": ["a", "a"], "ids": {"1": "a"}}, "'classes' must be a list of different"),
         ({"classes": ["a"], "ids": {"1": "b"}}, "1 is mapped to 'b', which is no class"),
-        ({"classes": ["a"], "ids": {"x": "a"}}, "the key 'x' is not such as '7'"),
-        ({"classes": ["a"], "colors": {"1,2": "a"}}, "the key '1,2' is not such as '128,64,128'"),
+        ({"classes": ["a"], "ids": {"x": "a"}}, "the key 'x' must be an id of 0 to 255"),
+        ({"classes": ["a"], "ids": {"2": "a", "02": "a"}}, "maps 02 twice"),
+        ({"classes": ["a"], "ids": {"199": "a"}}, "occurs in the first masks, which hold '"),
+        ({"classes": ["a"], "colors": {"1,2,3": "a"}}, "occurs in the first masks, which hold '"),
+        ({"classes": ["a"], "colors": {"1,2": "a"}}, "the key '1,2' must be a color of three"),
         ({"classes": ["a"]}, "a map has either 'ids' or 'colors'"),
         ({"classes": ["a"], "ids": {"1": "a"}, "colours": {}}, "'colours' is unknown"),
         (

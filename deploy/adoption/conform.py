@@ -15,9 +15,11 @@ from segdeploy.contract_statement import with_stated
 from segdeploy.errors import CheckFailed, InputError
 from segdeploy.models.channels import RGB
 from segdeploy.onnx_graph.foreign_ends import (
+    compared_classes,
     conform_input,
     conform_labels,
     conform_scores,
+    ends_in_sigmoid,
     input_type,
     is_label_map,
     shape_text,
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 
 # ONNX's names of float types, and the types of the arrays that ONNX Runtime takes.
 FLOATS = {"float": "float32", "float16": "float16", "double": "float64"}
-
-
 _INTEGERS = ("uint8", "uint16", "int32", "int64")
 
 
@@ -61,14 +61,21 @@ def conformed(
     layout = "NHWC" if is_nhwc and kind == "uint8" else "NCHW"
     known = replace(statement, layout=layout, preprocessing=stated)
     contract = stated_contract(file, known, shape, is_nhwc=is_nhwc)
-    given = run_once(graph, probe(contract, kind, is_nhwc=is_nhwc), file)
+    image = probe(contract, kind, is_nhwc=is_nhwc)
+    given = run_once(graph, image, file)
+    run = runner(graph)  # a new session would draw the same random numbers
+    if not np.array_equal(run(image), run(image)):
+        raise InputError(
+            f"{file}: gives another output for the same image in a second run, so it draws random "
+            "numbers, and no copy can be proven"
+        )
     done = conform_input(graph, is_nhwc=is_nhwc)
     contract, more = _with_output(graph, contract, given, statement, file)
     edited = probe(contract, input_type(graph), is_nhwc=contract.layout == "NHWC")
     found = run_once(graph, edited, file)
     _check_same(found, given, file)
     if contract.output != "labels":
-        contract, notes = with_kind(contract, found, statement, file)
+        contract, notes = with_kind(graph, contract, found, statement, file)
         more += notes
     return contract, done + more
 
@@ -123,6 +130,8 @@ def run_once(graph: onnx.ModelProto, image: NDArray[Any], file: Path) -> NDArray
             f"{file}: cannot be run on an image of shape {shape_text(image.shape)} ({error}); "
             "state its --size, --channels and --layout"
         ) from error
+    if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub":
+        raise InputError(f"{file}: its output is no tensor of numbers; a network gives one")
     if not np.isfinite(output).all():
         raise InputError(f"{file}: gives NaN or infinity for an image of noise")
     return output
@@ -148,12 +157,7 @@ def _with_output(
             raise InputError(
                 f"{file}: gives labels of shape {shown}, not {statement.output}; leave --output out"
             )
-        most = 1 << len(contract.classes) if contract.has_bit_planes else len(contract.classes)
-        if given.max(initial=0) >= most:
-            raise InputError(
-                f"{file}: gives the label {int(given.max())}, and {len(contract.classes)} classes "
-                "are stated; state all classes with --num-classes or --data"
-            )
+        _check_labels(graph, contract, given, file)
         if "threshold" in statement.preprocessing:
             raise InputError(DECIDED.format(file=file))
         done = conform_labels(graph, given)
@@ -169,8 +173,42 @@ def _with_output(
     return contract, conform_scores(graph, given, count, contract.size, statement.upsampling)
 
 
+def _check_labels(
+    graph: onnx.ModelProto, contract: Contract, given: NDArray[Any], file: Path
+) -> None:
+    """Refuse labels that are no classes of the contract.
+
+    Raises:
+        InputError: naming the label, or the number of classes that the graph compares.
+    """
+    count = len(contract.classes)
+    most = 1 << count if contract.has_bit_planes else count
+    compared = compared_classes(graph)
+    if compared is not None and not contract.has_bit_planes and compared != count:
+        raise InputError(
+            f"{file}: its labels are the largest of {compared} scores, and {count} classes are "
+            "stated; state all classes with --num-classes or --data"
+        )
+    least, largest = int(given.min(initial=0)), int(given.max(initial=0))
+    if least < 0 or largest == contract.ignore_index:
+        label = least if least < 0 else largest
+        raise InputError(
+            f"{file}: gives the label {label} for pixels that it ignores; segdeploy takes graphs "
+            f"that give every pixel a class (0 to {most - 1})"
+        )
+    if largest >= most:
+        raise InputError(
+            f"{file}: gives the label {largest}, and {count} classes are stated; state all classes "
+            "with --num-classes or --data"
+        )
+
+
 def with_kind(
-    contract: Contract, scores: NDArray[Any], statement: Statement, file: Path
+    graph: onnx.ModelProto,
+    contract: Contract,
+    scores: NDArray[Any],
+    statement: Statement,
+    file: Path,
 ) -> tuple[Contract, list[str]]:
     """Return the contract with the kind of the edited graph's scores, and what was found.
 
@@ -185,6 +223,12 @@ def with_kind(
             "align-corners"
         )
     kind = _kind_of(contract, scores)
+    is_open = kind == "probabilities" and contract.head != "multiclass"
+    if is_open and not ends_in_sigmoid(graph):
+        # Scores within 0 and 1 on one image prove nothing where they need not sum to 1.
+        chosen = statement.output or "logits"
+        notes = [] if statement.output else [_NO_SIGMOID]
+        return replace(contract, output=chosen), notes
     if statement.output not in (None, kind):
         raise InputError(
             f"{file}: {_KINDS[kind]}, so its output is {kind}; leave --output {statement.output} "
@@ -196,12 +240,12 @@ def with_kind(
     return replace(contract, output=kind), notes
 
 
+_NO_SIGMOID = (
+    "its scores are within 0 and 1 on an image of noise, and no sigmoid is at its end, so they are "
+    "taken as logits; --output probabilities states otherwise"
+)
 DECIDED = "{file}: gives labels, which its own threshold has decided; leave --threshold out"
-
-
 _EXPECTED = "scores are (N, C, H, W) and labels (N, H, W)"
-
-
 _KINDS = {
     "probabilities": "the scores of a pixel are within 0 and 1 as those of a softmax or sigmoid",
     "logits": "the scores of a pixel are not those of a softmax or sigmoid",

@@ -13,6 +13,7 @@ from segdeploy.artifact import EngineFile, open_artifact
 from segdeploy.contract import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    SIZE_FOLLOWS_IMAGE,
     Contract,
     Precision,
     check_pixels,
@@ -102,9 +103,13 @@ def with_source(statement: Statement, source: str, shape: tuple[int | str, ...])
     for note in foreign.notes:
         _LOG.info(note)
     stated = dict(foreign.stated)
-    if len(shape) == 4 and all(isinstance(side, int) for side in shape[2:4]):
+    sides = shape[2:4] if len(shape) == 4 else ()
+    if sides and all(isinstance(side, int) for side in sides):
+        _check_size(stated, sides, statement, source)
         stated.pop("size", None)
-    if statement.data is not None:  # the data set names the classes
+    if statement.data is not None:
+        if statement.foreground is None:
+            _check_classes(stated.get("classes"), statement.data, source)
         stated = {name: value for name, value in stated.items() if name not in OF_CLASSES}
     count = statement.num_classes
     if count is None and statement.data is None and "classes" not in stated:
@@ -118,13 +123,48 @@ def with_source(statement: Statement, source: str, shape: tuple[int | str, ...])
     )
 
 
+def _check_size(
+    stated: Mapping[str, Any], sides: tuple[int | str, ...], statement: Statement, source: str
+) -> None:
+    """Tell, or refuse, a graph of another size than its framework's preprocessing gives.
+
+    Raises:
+        InputError: where the size of a crop or of a padding would change what an image becomes.
+    """
+    size, fit = stated.get("size"), statement.preprocessing.get("fit", stated.get("fit"))
+    if size is None or tuple(sides) == tuple(size) or fit in SIZE_FOLLOWS_IMAGE:
+        return
+    made, taken = ("x".join(map(str, one)) for one in (size, sides))
+    if fit != "stretch" and "fit" not in statement.preprocessing:
+        raise InputError(
+            f"{source}: its preprocessing gives images of {made} (--fit {fit}), and the graph "
+            f"takes {taken}; state --fit, --edge and --resize for this graph, or give the folder "
+            "that it was exported from"
+        )
+    _LOG.info(f"{source}: resizes images to {made}, and the graph takes {taken}, which is stated")
+
+
+def _check_classes(classes: tuple[str, ...] | None, data: Path, source: str) -> None:
+    """Refuse a data set of other classes than a file names.
+
+    Raises:
+        InputError: with both lists of names.
+    """
+    dataset = open_dataset(data)
+    if classes is not None and dataset.classes != classes:
+        raise InputError(
+            f"{source}: has the classes {', '.join(classes)}; {dataset.root} has "
+            f"{', '.join(dataset.classes)}; use the data set that it was trained for, or leave "
+            "--data out"
+        )
+
+
 def with_metadata(statement: Statement, graph: onnx.ModelProto) -> tuple[Statement, list[str]]:
     """Return the statement with the classes that the file's own metadata name, and a note.
 
     Ultralytics writes `names`, a mapping of ids to names as Python writes it.
     """
-    known = statement.like or statement.data or statement.num_classes
-    if known or "classes" in statement.preprocessing:
+    if statement.like or statement.num_classes or "classes" in statement.preprocessing:
         return statement, []
     text = next((one.value for one in graph.metadata_props if one.key == "names"), "")
     try:
@@ -136,6 +176,10 @@ def with_metadata(statement: Statement, graph: onnx.ModelProto) -> tuple[Stateme
     (classes, palette, ignored), notes = named_classes(
         [names[at] for at in range(len(names))], None, "its metadata"
     )
+    if statement.data is not None:
+        if statement.foreground is None:
+            _check_classes(classes, statement.data, "its metadata")
+        return statement, []
     stated = {"classes": classes, "palette": palette, "ignore_index": ignored}
     note = f"its metadata names {len(classes)} classes ({', '.join(classes[:3])}, ...)"
     return replace(statement, preprocessing={**stated, **statement.preprocessing}), [note, *notes]

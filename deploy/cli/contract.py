@@ -73,6 +73,12 @@ def infer(function: str, data: Path, limit: int, out: Path, as_json: bool) -> in
     asked = f"{found.calls} calls, {found.seconds:.1f} s"
     if found.is_exact:
         say(f"{out}: equal to {function} to the bit on {found.frames} images ({asked})")
+    elif not found.share:
+        say(
+            f"{out}: equal to {function} to the bit on {found.frames} images, and different on "
+            f"{found.probes} probe images of other sizes, so the function chooses its kernel by "
+            f"the size of the image ({asked})"
+        )
     else:
         say(
             f"{out}: the closest contract; on {found.frames} images {100 * found.share:.2f} % of "
@@ -132,7 +138,8 @@ def check(
         rows = [(name, _text(ours), _text(theirs)) for name, (ours, theirs) in found.fields.items()]
         print_table(("field", "model", "function"), rows, words=True)
     if not found.explained:
-        say("the function does something that no contract states, beside these fields")
+        beside = ", beside these fields" if found.fields else ""
+        say(f"the function does something that no contract states{beside}")
     return 1
 
 
@@ -145,6 +152,8 @@ def _compare_labels(model: Path, predict: str, data: Path, limit: int, as_json: 
         return 0 if found.is_equal else 1
     share = f"{100 * found.agreement:.3f} % of the labels on {found.frames} images"
     say(f"{model}: {share} are those of {predict}")
+    if found.classes == 1:
+        say("all labels are of one class, so that equal labels prove nothing; give other images")
     if found.is_equal:
         return 0
     if found.suspects:

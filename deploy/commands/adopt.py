@@ -189,7 +189,7 @@ def _restated(graph: onnx.ModelProto, statement: Statement, file: Path) -> Contr
     if statement.output is not None and contract.output in ("logits", "probabilities"):
         kind, is_nhwc = input_type(graph), contract.layout == "NHWC"
         found = run_once(graph, probe(contract, kind, is_nhwc=is_nhwc), file)
-        contract, _ = with_kind(contract, found, statement, file)
+        contract, _ = with_kind(graph, contract, found, statement, file)
     is_decided = contract.output == "labels" and contract.upsampling is None
     if is_decided and "threshold" in statement.preprocessing:
         raise InputError(DECIDED.format(file=file))

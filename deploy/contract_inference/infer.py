@@ -29,6 +29,7 @@ _NOISE = (
     *((55, 58), (258, 83), (181, 140), (72, 211)),
 )
 _BASE = (240, 320)
+_FAR = 0.3  # of the mean deviation of an input; another kernel differs by less than 0.1
 _MOST_FITS = 4000  # size rules that are tried on noise
 
 
@@ -38,8 +39,10 @@ class Inferred:
 
     `stated` are its fields, as a contract file states them. `frames` is the number of real images
     of the proof. `largest` is the largest difference on them, in the input's units, and `share` the
-    share of values that differ; both are 0 where the contract is proven. `alike` are other kernels
-    that gave the same input on every image. `seconds` includes all `calls` of the function.
+    share of values that differ; both are 0 where the contract is proven. `probes` is the number of
+    probe images, of other sizes than the real ones, on which the inputs differ: a function may
+    choose a kernel by the size of the image. `alike` are other kernels that gave the same input on
+    every image. `seconds` includes all `calls` of the function.
     """
 
     contract: Contract
@@ -47,14 +50,15 @@ class Inferred:
     frames: int
     largest: float
     share: float
+    probes: int
     alike: tuple[str, ...]
     calls: int
     seconds: float
 
     @property
     def is_exact(self) -> bool:
-        """Whether every value of every input is equal to the bit."""
-        return self.share == 0
+        """Whether every value of every input is equal to the bit, those of probe images, too."""
+        return self.share == 0 and not self.probes
 
 
 def infer(
@@ -71,7 +75,7 @@ def infer(
 
     Raises:
         InputError: if the function is random or fails, mixes channels, normalizes by an unknown
-            formula, or pads or sizes images by a rule that no contract states.
+            formula, or pads, sizes or changes images by a rule that no contract states.
     """
     started = time.perf_counter()
     noise = [_noise(size, len(channels), dtype) for size in _NOISE]
@@ -88,7 +92,10 @@ def infer(
         raise InputError(
             f"{function.name}: brings images to sizes by a rule that no contract states ({sizes})"
         )
-    contract, alike = found
+    contract, alike, near = found
+    if near:
+        contract = min(near, key=lambda one: _mean_difference(one, frames, function))
+        _check_near(contract, frames, function)
     largest, share = difference(contract, frames, function)
     return Inferred(
         contract,
@@ -96,6 +103,7 @@ def infer(
         len(frames),
         largest,
         share,
+        sum(compared(contract, image, made)[1] > 0 for image, made in probes) if near else 0,
         alike,
         function.calls,
         time.perf_counter() - started,
@@ -120,10 +128,14 @@ def _search(
     seen: list[Observation],
     values: Values,
     probes: Sequence[tuple[NDArray[Any], NDArray[np.float32]]],
-) -> tuple[Contract, tuple[str, ...]] | None:
-    """Return the contract that gives all probes, or the closest one, and the kernels alike."""
+) -> tuple[Contract, tuple[str, ...], list[Contract]] | None:
+    """Return the contract that gives all probes, and the kernels alike.
+
+    Where there is none, the first contract is the closest on the probes, and the last value holds
+    the closest of each kernel.
+    """
     pads = [one.pad for one in seen if one.pad is not None]
-    closest: tuple[float, Contract] | None = None
+    closest: dict[str, tuple[float, Contract]] = {}
     for fitted in islice(fits(start, seen), _MOST_FITS):
         contract = _with_pad(fitted, pads, values)
         exact = []
@@ -132,11 +144,12 @@ def _search(
             distance = _distance(trial, probes)
             if distance == 0:
                 exact.append(kernel)
-            if closest is None or distance < closest[0]:
-                closest = distance, trial
+            if kernel not in closest or distance < closest[kernel][0]:
+                closest[kernel] = distance, trial
         if exact:
-            return replace(contract, resize=exact[0]), tuple(exact[1:])
-    return None if closest is None else (closest[1], ())
+            return replace(contract, resize=exact[0]), tuple(exact[1:]), []
+    near = [one for _, one in sorted(closest.values(), key=lambda one: one[0])]
+    return (near[0], (), near) if near else None
 
 
 def _kernels(contract: Contract) -> tuple[str, ...]:
@@ -170,6 +183,32 @@ def _distance(
         if mean:
             return mean
     return 0.0
+
+
+def _mean_difference(
+    contract: Contract, frames: Sequence[NDArray[Any]], function: Preprocessing
+) -> float:
+    """Return the mean difference on real frames."""
+    return float(np.mean([compared(contract, image, function(image))[2] for image in frames]))
+
+
+def _check_near(
+    contract: Contract, frames: Sequence[NDArray[Any]], function: Preprocessing
+) -> None:
+    """Refuse a contract that is the closest one, and far from the function.
+
+    Raises:
+        InputError: if the difference is large against the spread of the function's input.
+    """
+    made = [function(image) for image in frames]
+    spread = float(np.mean([np.abs(one - one.mean()).mean() for one in made]))
+    if spread and _mean_difference(contract, frames, function) > _FAR * spread:
+        raise InputError(
+            f"{function.name}: no contract states what it does; the closest one (--fit "
+            f"{contract.fit}, --resize {contract.resize}) gives another image. It may mirror, turn "
+            "or blur the image, resize the image twice, or normalize by a formula of its own; use "
+            "the function in front of the network"
+        )
 
 
 def difference(

@@ -19,6 +19,7 @@ FRAMEWORKS = {
     "smp": "smp:DIR",
     "torchvision": "torchvision:NAME",
     "mmseg": "mmseg:CONFIG,CHECKPOINT",
+    "mmdeploy": "mmdeploy:DIR",
 }
 """The frameworks whose files are read, each with the form of a source."""
 
@@ -34,6 +35,7 @@ class ForeignNetwork:
     factory builds the network.
     `weights` is the file of the weights, `state` holds them if they were read already, and
     `built_from` is the file of weights that `build` reads.
+    `graph` is the ONNX file that the files describe in place of a network.
     `align_corners` tells how the framework enlarges logits of a smaller size. `notes` are sentences
     for the user.
     """
@@ -46,6 +48,7 @@ class ForeignNetwork:
     state: Mapping[str, Tensor] | None = None
     weights: Path | None = None
     built_from: Path | None = None
+    graph: Path | None = None
     align_corners: bool = False
     notes: tuple[str, ...] = ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,8 @@ _READ = frozenset(
         *("do_pad", "pad_size", "size_divisor", "keep_aspect_ratio", "ensure_multiple_of"),
     )
 )
+_COUNTER = "num_batches_tracked"  # of a BatchNorm; inference does not read it
+_LOG = logging.getLogger(__name__)
 # Pillow's numbers of the resampling filters, which the processors store.
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 _FORMULAS = ("f32-fused-div", "f32-div", "f32-mul-inv", "f32-affine", "f32-fused-mul", "f64")
@@ -80,7 +83,7 @@ def read(folder: Path) -> ForeignNetwork:
     return ForeignNetwork(
         architecture=f"hf:{network.__name__}",
         stated={name: value for name, value in stated.items() if value is not None},
-        num_classes=len(config.get("id2label") or (0, 1)),  # transformers has two by default
+        num_classes=_count(config),
         build=lambda count: _loaded(network, folder, count),
         built_from=weights if weights.is_file() else None,
         notes=tuple(notes),
@@ -150,6 +153,12 @@ def _class_of(config: Mapping[str, Any], folder: Path) -> Any:
         f"{folder / CONFIG}: the architecture {name} {reason}; segdeploy reads "
         f"{', '.join(sorted(known))}"
     )
+
+
+def _count(config: Mapping[str, Any]) -> int:
+    """Return the number of classes; transformers has two by default."""
+    names, count = config.get("id2label"), config.get("num_labels")
+    return len(names) if names else count if isinstance(count, int) else 2
 
 
 def _classes(config: Mapping[str, Any], folder: Path) -> tuple[Any, list[str]]:
@@ -259,6 +268,13 @@ def _fit(processor: Any, path: Path) -> dict[str, Any]:
             return {**fit, "fit": "shortest-edge,center-crop", "size": window}
         if not window:
             return {**fit, "size": (edge, edge)}
+    elif longest and not edge and "height" not in size and not window:
+        return {
+            "fit": "longest-edge",
+            "edge": longest,
+            "rounding": "huggingface",
+            "size": (longest, longest),
+        }
     elif "height" in size and window in (None, (size["height"], size["width"])):
         return {"fit": "stretch", "size": (size["height"], size["width"])}
     raise InputError(
@@ -333,6 +349,7 @@ def _loaded(network: Any, folder: Path, count: int | None) -> nn.Module:
                 local_files_only=True,
                 dtype=torch.float32,
                 output_loading_info=True,
+                attn_implementation="eager",  # the others take a bias that has no ONNX form
                 ignore_mismatched_sizes=True,  # told below
                 **changed,
             )
@@ -340,7 +357,7 @@ def _loaded(network: Any, folder: Path, count: int | None) -> nn.Module:
         raise InputError(
             f"hf:{folder}: transformers cannot load it ({first_line(error)})"
         ) from error
-    missing = sorted(told["missing_keys"])
+    missing = sorted(one for one in told["missing_keys"] if not one.endswith(_COUNTER))
     mismatched = sorted(str(one[0] if isinstance(one, tuple) else one)
                         for one in told["mismatched_keys"])  # fmt: skip
     if missing or (count is None and mismatched):
@@ -348,6 +365,11 @@ def _loaded(network: Any, folder: Path, count: int | None) -> nn.Module:
         raise InputError(
             f"hf:{folder}: its weights {what} {', '.join(keys[:3])}, which would stay random; give "
             f"the folder of a network that was trained for the classes of {CONFIG}"
+        )
+    if surplus := sorted(one for one in told["unexpected_keys"] if not one.endswith(_COUNTER)):
+        _LOG.info(
+            f"hf:{folder}: left out {len(surplus)} weights that the network of {CONFIG} has no "
+            f"place for ({', '.join(surplus[:3])}{', ...' if len(surplus) > 3 else ''})"
         )
     loaded: nn.Module = module.eval()
     return loaded

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from segdeploy.errors import InputError
 from segdeploy.files import check_input
@@ -16,11 +16,20 @@ from segdeploy.packages import require
 
 # Steps of a test pipeline that do not change the network's input.
 _WITHOUT_EFFECT = frozenset(
-    (
-        *("LoadAnnotations", "PackSegInputs", "ImageToTensor", "DefaultFormatBundle", "Collect"),
-        *("RandomFlip", "Normalize", "Pad"),  # read by `_normalization` and `_padding`; no flip
-    )
+    ("LoadAnnotations", "PackSegInputs", "ImageToTensor", "DefaultFormatBundle", "Collect")
 )
+# The options that are read of the other steps, or that have no effect in testing.
+_OPTIONS: Mapping[str, frozenset[str]] = {
+    "LoadImageFromFile": frozenset(
+        ("to_float32", "color_type", "imdecode_backend", "file_client_args", "backend_args")
+    ),
+    "Resize": frozenset(
+        ("scale", "img_scale", "keep_ratio", "interpolation", "backend", "clip_object_border")
+    ),
+    "Normalize": frozenset(("mean", "std", "to_rgb")),
+    "Pad": frozenset(("size_divisor", "pad_val", "seg_pad_val")),
+    "RandomFlip": frozenset(("prob", "direction")),
+}
 _KERNELS = {
     None: "opencv-linear",
     "bilinear": "opencv-linear",
@@ -31,6 +40,7 @@ _KERNELS = {
 # The names of a configuration that are read here.
 _NAMES = ("model", "data_preprocessor", "test_dataloader", "data", "test_pipeline",
           "val_dataloader")  # fmt: skip
+_INFER = "find the contract with `segdeploy contract infer`, and state it with --contract"
 _BINARY_THRESHOLD = 0.3  # BaseDecodeHead's, for one output channel without a threshold
 
 
@@ -65,12 +75,9 @@ def read(reference: str, *, has_factory: bool) -> ForeignNetwork:
     state, meta = read_checkpoint(sources.checkpoint)
     head = _head(model, sources.config)
     steps = list(_steps(_pipeline(values, sources.config), sources.config))
-    fit, told = _window(_fit(steps, values, model, sources.config), model, sources.config)
-    stated = {
-        **fit,
-        **_normalization(steps, values, model, sources.config),
-        **_output(head),
-    }
+    processor = _processor(values, model)
+    fit, told = _window(_fit(steps, processor, sources.config), model, sources.config)
+    stated = {**fit, **_normalization(steps, processor, sources.config), **scores_of(head)}
     classes, notes = _classes(meta, head, sources)
     notes += told
     if classes is not None:
@@ -94,6 +101,16 @@ def read(reference: str, *, has_factory: bool) -> ForeignNetwork:
         weights=None,
         built_from=sources.checkpoint,
     )
+
+
+def preprocessing_of(pipeline: Any, path: Path) -> dict[str, Any]:
+    """Return the fit, the channels and the normalization of a pipeline that normalizes itself.
+
+    Raises:
+        InputError: for a step that no contract states.
+    """
+    steps = list(_steps(pipeline, path))
+    return {**_fit(steps, {}, path), **_normalization(steps, {}, path)}
 
 
 def _head(model: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
@@ -136,14 +153,25 @@ def _steps(pipeline: Any, path: Path) -> Iterator[Mapping[str, Any]]:
                     "pipeline of one run, and state --scales and --flip"
                 )
             for inner in step.get("transforms") or ():
-                is_resize = isinstance(inner, dict) and inner.get("type") == "Resize"
-                yield from _steps([{"scale": scale, **inner} if is_resize else inner], path)
+                kind = inner.get("type") if isinstance(inner, dict) else None
+                if kind == "Resize":
+                    inner = {"img_scale": scale, **inner}
+                if kind != "RandomFlip":  # mirrors where `flip` says so, which is false here
+                    yield from _steps([inner], path)
         else:
+            unknown = sorted(step.keys() - _OPTIONS.get(name, step.keys()) - {"type"})
+            if unknown:
+                raise InputError(
+                    f"{path}: the option {unknown[0]} of {name} is not read here, and may change "
+                    f"the network's input; {_INFER}"
+                )
+            if name == "RandomFlip" and step.get("prob"):
+                raise InputError(f"{path}: its test pipeline mirrors images at random (RandomFlip)")
             yield step
 
 
 def _fit(
-    steps: list[Mapping[str, Any]], values: Mapping[str, Any], model: Mapping[str, Any], path: Path
+    steps: list[Mapping[str, Any]], processor: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
     """Return the fit of the test pipeline, with the padding to a multiple.
 
@@ -158,21 +186,29 @@ def _fit(
                 raise InputError(f"{path}: {name} reads other images than 8-bit color")
         elif name == "Resize" and fit["fit"] == "none":
             fit = _resize(step, path)
-        elif name not in _WITHOUT_EFFECT:
+        elif name not in _WITHOUT_EFFECT and name not in ("Normalize", "Pad", "RandomFlip"):
             raise InputError(
                 f"{path}: the step {name} of the test pipeline is none that a contract states; "
-                "find the contract with `segdeploy contract infer`, and state it with --contract"
+                f"{_INFER}"
             )
-    multiple, value = _padding(steps, values, model, path)
-    if multiple is None or fit["fit"] == "stretch":
+    multiple, value, is_before = _padding(steps, processor, path)
+    if multiple is None:
         return fit
     resized = fit["fit"]
+    if resized == "stretch":
+        if any(side % multiple for side in fit["size"]):
+            height, width = fit["size"]
+            raise InputError(
+                f"{path}: resizes images to {height}x{width} and pads them to multiples of "
+                f"{multiple}, which no contract states; {_INFER}"
+            )
+        return fit
     return {
         **fit,
         "fit": "pad-to-multiple" if resized == "none" else f"{resized},pad-to-multiple",
         "size": tuple(-(-side // multiple) * multiple for side in fit["size"]),
         "pad": (float(value),),
-        "pad_normalized": True,
+        "pad_normalized": not is_before,
         "pad_side": "bottom-right",
         "pad_multiple": multiple,
     }
@@ -180,11 +216,7 @@ def _fit(
 
 def _resize(step: Mapping[str, Any], path: Path) -> dict[str, Any]:
     scale = step.get("scale") or step.get("img_scale")
-    if not (
-        isinstance(scale, (list, tuple))
-        and len(scale) == 2
-        and all(isinstance(side, int) and side > 0 for side in scale)
-    ):
+    if not _is_size(scale):
         raise InputError(f"{path}: Resize has the scale {scale!r}; a contract states two numbers")
     if step.get("backend", "cv2") != "cv2":
         raise InputError(f"{path}: Resize with the backend {step['backend']} is not read")
@@ -206,20 +238,29 @@ def _resize(step: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _padding(
-    steps: list[Mapping[str, Any]], values: Mapping[str, Any], model: Mapping[str, Any], path: Path
-) -> tuple[int | None, float]:
-    """Return the multiple that images are padded to in testing, and the value of the padding."""
-    for step in steps:
-        if step["type"] == "Pad":
-            multiple = step.get("size_divisor")
-            if not isinstance(multiple, int):
-                raise InputError(f"{path}: Pad without size_divisor is not stated here")
-            return multiple, step.get("pad_val", 0)
-    processor = _processor(values, model)
+    steps: list[Mapping[str, Any]], processor: Mapping[str, Any], path: Path
+) -> tuple[int | None, float, bool]:
+    """Return the multiple that images are padded to in testing, and the value of the padding.
+
+    The last value says whether images are padded before the normalization.
+    """
+    names = [step["type"] for step in steps]
+    if "Pad" in names:
+        step = steps[names.index("Pad")]
+        multiple, value = step.get("size_divisor"), step.get("pad_val", 0)
+        if isinstance(value, dict):  # of images and of masks
+            value = value.get("img", 0)
+        if not isinstance(multiple, int) or multiple < 1:
+            raise InputError(f"{path}: Pad without a size_divisor above 0 is not stated here")
+        is_before = "Normalize" not in names or names.index("Pad") < names.index("Normalize")
+        return multiple, value, is_before
     in_test = processor.get("test_cfg") or {}
     if "size" in in_test:
         raise InputError(f"{path}: data_preprocessor pads to the size {in_test['size']} in testing")
-    return in_test.get("size_divisor"), processor.get("pad_val", 0)
+    multiple = in_test.get("size_divisor")
+    if multiple is not None and (not isinstance(multiple, int) or multiple < 1):
+        raise InputError(f"{path}: data_preprocessor has the size_divisor {multiple!r}")
+    return multiple, processor.get("pad_val", 0), False
 
 
 def _processor(values: Mapping[str, Any], model: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -228,16 +269,19 @@ def _processor(values: Mapping[str, Any], model: Mapping[str, Any]) -> Mapping[s
 
 
 def _normalization(
-    steps: list[Mapping[str, Any]], values: Mapping[str, Any], model: Mapping[str, Any], path: Path
+    steps: list[Mapping[str, Any]], processor: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
     """Return the order of the channels and the constants: of the preprocessor, or of Normalize.
 
     The first computes in float32 (mmseg/models/data_preprocessor.py); `Normalize` is mmcv's
     `imnormalize`, which multiplies by the inverse in float64.
     """
-    processor = _processor(values, model)
     step = next((one for one in steps if one["type"] == "Normalize"), None)
     if step is not None:
+        if processor.get("mean") is not None:
+            raise InputError(
+                f"{path}: normalizes twice, by Normalize and by data_preprocessor; remove one"
+            )
         constants, is_rgb, formula = step, step.get("to_rgb", True), "f32sub-f64mul"
     else:
         constants, is_rgb, formula = processor, processor.get("bgr_to_rgb", False), "f32-div"
@@ -256,7 +300,8 @@ def _normalization(
     }
 
 
-def _output(head: Mapping[str, Any]) -> dict[str, Any]:
+def scores_of(head: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the head of a contract and the threshold of a decode head with one output channel."""
     if head.get("out_channels") != 1:
         return {}
     threshold = head.get("threshold")
@@ -289,6 +334,14 @@ def _classes(
     return named_classes(list(names), colors, str(sources.checkpoint))
 
 
+def _is_size(value: Any) -> TypeGuard[Sequence[int]]:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(isinstance(side, int) and side > 0 for side in value)
+    )
+
+
 def _window(
     fit: dict[str, Any], model: Mapping[str, Any], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
@@ -297,8 +350,11 @@ def _window(
     mode, crop, stride = test.get("mode", "whole"), test.get("crop_size"), test.get("stride")
     if mode == "whole":
         return fit, []
-    if mode != "slide" or not isinstance(crop, (list, tuple)) or len(crop) != 2:
-        raise InputError(f"{path}: its test_cfg has the mode {mode!r} without a crop_size")
+    if mode != "slide" or not _is_size(crop) or not _is_size(stride):
+        raise InputError(
+            f"{path}: its test_cfg has the mode {mode!r} with the crop_size {crop!r} and the "
+            f"stride {stride!r}; a window has two numbers above 0 each"
+        )
     resized = "x".join(map(str, fit["size"]))
     first = f" over an image that was resized to {resized}" if fit["fit"] != "none" else ""
     window = {"fit": "stretch", "size": (int(crop[0]), int(crop[1])), "resize": "opencv-linear"}

@@ -45,7 +45,7 @@ def read_config(path: Path, names: Iterable[str]) -> dict[str, Any]:
         InputError: for a file that cannot be read, or a value or a statement that would have to be
             executed; the message names the line.
     """
-    values = _read(path, ())
+    values = _read(path, (), {})
     found = {name: values[name] for name in names if name in values}
     for value in found.values():
         if isinstance(value, _Unread):
@@ -53,7 +53,10 @@ def read_config(path: Path, names: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:
+def _read(
+    path: Path, opened: tuple[Path, ...], known: dict[Path, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the values of a file; `opened` are the files that led to it, `known` those read."""
     path = Path(path)
     if path.suffix != ".py":
         raise InputError(f"{path}: a configuration of mmsegmentation ends in .py")
@@ -62,17 +65,21 @@ def _read(path: Path, opened: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path}: is a {_BASE} of itself")
     if len(opened) >= _MOST_FILES:
         raise InputError(f"{path}: {_BASE} files are nested more than {_MOST_FILES} deep")
+    if path.resolve() in known:
+        return known[path.resolve()]
     opened = (*opened, path.resolve())
     tree = _parsed(path)
     base: dict[str, Any] = {}
     for name in _bases(tree, path):
         _check_base(name, path)
-        base |= _read(path.parent / name, opened)
+        base |= _read(path.parent / name, opened, known)
     values: dict[str, Any] = {}
     for statement in tree.body:
         _assign(statement, values, base, path)
     values.pop(_BASE, None)
-    return {**base, **{name: _merged(base.get(name), value) for name, value in values.items()}}
+    own = {name: _merged(base.get(name), value) for name, value in values.items()}
+    known[path.resolve()] = {**base, **own}
+    return known[path.resolve()]
 
 
 def _parsed(path: Path) -> ast.Module:
@@ -91,7 +98,7 @@ def _bases(tree: ast.Module, path: Path) -> list[str]:
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and _target(statement) == _BASE:
             named = _Reader(path, {}, {}).value(statement.value)
-            return [named] if isinstance(named, str) else list(named)
+            return list(named) if isinstance(named, (list, tuple)) else [named]
     return []
 
 
@@ -170,7 +177,10 @@ class _Reader:
         """
         try:
             return self._value(node)
-        except (KeyError, IndexError, TypeError, ArithmeticError, MemoryError) as error:
+        except (
+            *(KeyError, IndexError, TypeError, ArithmeticError),
+            *(MemoryError, RecursionError),
+        ) as error:
             raise self._refused(node) from error
 
     def _value(self, node: ast.expr) -> Any:

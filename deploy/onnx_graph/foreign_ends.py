@@ -161,11 +161,13 @@ def conform_input(graph: onnx.ModelProto, *, is_nhwc: bool) -> list[str]:
     if kind in ("float", *_HALVES) and not is_nhwc:
         return []
     taken = graph.graph.input[0]
-    inner = f"{taken.name}_as_given"
+    inner = _free(graph.graph, f"{taken.name}_as_given")
     _rename(graph.graph, taken.name, inner)
     nodes, done, last = [], [], taken.name
     if is_nhwc:
-        made = inner if kind in ("float", *_HALVES) else f"{taken.name}_transposed"
+        made = inner
+        if kind not in ("float", *_HALVES):
+            made = _free(graph.graph, f"{taken.name}_transposed")
         perm = [0, 2, 3, 1]
         nodes.append(helper.make_node("Transpose", [last], [made], made, perm=perm))
         done.append("transposed its input (N, H, W, C) to (N, C, H, W)")
@@ -252,6 +254,42 @@ def is_label_map(output: NDArray[Any], channels: int) -> bool:
     return not has_scores and bool((output == np.rint(output)).all())
 
 
+_MOVES = frozenset(
+    ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Resize", "Upsample")
+)
+
+
+def _last_operator(graph: onnx.GraphProto) -> onnx.NodeProto | None:
+    """Return the node that computes the only output, before nodes that move or convert values."""
+    makers = {name: node for node in graph.node for name in node.output}
+    node = makers.get(graph.output[0].name)
+    while node is not None and node.op_type in _MOVES:
+        node = makers.get(node.input[0])
+    return node
+
+
+def ends_in_sigmoid(graph: onnx.ModelProto) -> bool:
+    """Return whether the scores of a graph are those of a sigmoid."""
+    last = _last_operator(graph.graph)
+    return last is not None and last.op_type in ("Sigmoid", "HardSigmoid")
+
+
+def compared_classes(graph: onnx.ModelProto) -> int | None:
+    """Return how many scores the ArgMax at the end of a graph compares; None if that is untold."""
+    import onnx
+
+    last = _last_operator(graph.graph)
+    if last is None or last.op_type != "ArgMax":
+        return None
+    axis = next((one.i for one in last.attribute if one.name == "axis"), 0)
+    inferred = onnx.shape_inference.infer_shapes(graph).graph
+    known = {value.name: value for value in (*inferred.value_info, *inferred.input)}
+    value = known.get(last.input[0])
+    shape = () if value is None else tensor_shape(value)
+    count = shape[axis] if -len(shape) <= axis < len(shape) else None
+    return count if isinstance(count, int) else None
+
+
 def conform_labels(graph: onnx.ModelProto, output: NDArray[Any]) -> list[str]:
     """Make an output of class ids `(N, H, W) uint8`, in place; return what was done."""
     done, given = [], graph.graph.output[0]
@@ -314,10 +352,23 @@ def _dim(side: int) -> onnx.TensorShapeProto.Dimension:
     return onnx.TensorShapeProto.Dimension(dim_value=side)
 
 
+def _free(graph: onnx.GraphProto, wanted: str) -> str:
+    """Return `wanted`, or the name with the first number that no value and no node has."""
+    taken = {value.name for value in (*graph.input, *graph.initializer, *graph.output)}
+    for part in all_graphs(graph):
+        for node in part.node:
+            taken |= {node.name, *node.input, *node.output}
+    name, number = wanted, 1
+    while name in taken:
+        name, number = f"{wanted}_{number}", number + 1
+    return name
+
+
 def _append(graph: onnx.ModelProto, operator: str, name: str, **attributes: Any) -> None:
     """Append a node to the only output, which keeps its name."""
     from onnx import helper, numpy_helper
 
+    name = _free(graph.graph, name)
     given = graph.graph.output[0]
     inner = _inner_output(graph.graph)
     inputs = [inner]
@@ -325,9 +376,9 @@ def _append(graph: onnx.ModelProto, operator: str, name: str, **attributes: Any)
         if opset_of(graph) < 13:  # before, the axes were an attribute
             attributes["axes"] = axes
         else:
-            constant = numpy_helper.from_array(np.array(axes, np.int64), f"{name}_axes")
+            inputs.append(_free(graph.graph, f"{name}_axes"))
+            constant = numpy_helper.from_array(np.array(axes, np.int64), inputs[-1])
             graph.graph.initializer.append(constant)
-            inputs.append(f"{name}_axes")
     graph.graph.node.append(helper.make_node(operator, inputs, [given.name], name, **attributes))
 
 
@@ -336,24 +387,26 @@ def _append_resize(graph: onnx.ModelProto, upsampling: str, size: tuple[int, int
 
     given = graph.graph.output[0]
     inner = _inner_output(graph.graph)
-    names = [f"scores_{part}" for part in ("shape", "head", "sides", "size")]
-    shape, head, sides, whole = names
+    parts = ("shape", "head", "sides", "size", "zero", "two", "upsampled")
+    shape, head, sides, whole, zero, two, resize = (
+        _free(graph.graph, f"scores_{part}") for part in parts
+    )
     constants = {
-        "scores_zero": np.array([0], np.int64),
-        "scores_two": np.array([2], np.int64),
+        zero: np.array([0], np.int64),
+        two: np.array([2], np.int64),
         sides: np.array(size, np.int64),
     }
     graph.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
     graph.graph.node.extend(
         [
             helper.make_node("Shape", [inner], [shape], shape),
-            helper.make_node("Slice", [shape, "scores_zero", "scores_two"], [head], head),
+            helper.make_node("Slice", [shape, zero, two], [head], head),
             helper.make_node("Concat", [head, sides], [whole], whole, axis=0),
             helper.make_node(
                 "Resize",
                 [inner, "", "", whole],
                 [given.name],
-                "scores_upsampled",
+                resize,
                 mode="linear",
                 coordinate_transformation_mode=_MODES[upsampling],
             ),
@@ -368,9 +421,7 @@ def _append_resize(graph: onnx.ModelProto, upsampling: str, size: tuple[int, int
 def _inner_output(graph: onnx.GraphProto) -> str:
     """Rename the value behind the only output, so that a further node can have its name."""
     name = graph.output[0].name
-    inner = f"{name}_as_given"
-    while any(inner in node.output for node in graph.node):
-        inner += "_before"
+    inner = _free(graph, f"{name}_as_given")
     for node in graph.node:
         node.output[:] = [inner if one == name else one for one in node.output]
     _rename(graph, name, inner)

@@ -29,6 +29,7 @@ _EQUAL = 0.9999  # share of equal labels; ties of classes are decided by roundin
 # A difference is explained if nearly all labels are equal then, and a tenth of the others is left.
 _EXPLAINED, _LEFT = 0.999, 0.1
 _SHOWN = 3
+_MORE_CALLS = 3
 # One kernel for each arithmetic; the others differ from one of these in few labels.
 _KERNELS = (
     *("pillow-bilinear", "pillow-bicubic", "pillow-nearest"),
@@ -44,13 +45,15 @@ class PredictionCheck:
 
     `agreement` is the mean share over the `frames`, 0..1. `suspects` are differences in
     preprocessing or postprocessing, each with the agreement that it leads to, the best first.
-    `explained` is the first of them if it leads to the pipeline's labels.
+    `explained` is the first of them if it leads to the pipeline's labels. `classes` is the number
+    of classes in the pipeline's labels; with one class, equal labels prove nothing.
     """
 
     frames: int
     agreement: float
     suspects: dict[str, float]
     explained: str | None
+    classes: int
 
     @property
     def is_equal(self) -> bool:
@@ -69,10 +72,17 @@ def check_prediction(
     Raises:
         InputError: if the pipeline fails, or returns something else.
     """
-    expected = [_asked(predict, name, frame) for frame in frames]
+    ignored = predictor.contract.ignore_index
+    expected = [_asked(predict, name, frame, ignored) for frame in frames]
+    if any(not np.array_equal(expected[0], _asked(predict, name, frames[0], ignored))
+           for _ in range(_MORE_CALLS)):  # fmt: skip
+        raise InputError(
+            f"{name}: gives other labels for the same image in another call; switch its random "
+            "augmentation off"
+        )
     own = _agreement(partial(_labels, predictor), frames, expected)
     if own >= _EQUAL:
-        return PredictionCheck(len(frames), own, {}, None)
+        return PredictionCheck(len(frames), own, {}, None, classes=_classes(expected))
     found = {
         suspect: agreement
         for suspect, labels in _suspects(predictor)
@@ -82,17 +92,26 @@ def check_prediction(
     best = ranked[0] if ranked else (None, 0.0)
     is_explained = best[1] >= _EXPLAINED and 1 - best[1] <= _LEFT * (1 - own)
     explained = best[0] if is_explained else None
-    return PredictionCheck(len(frames), own, dict(ranked), explained)
+    return PredictionCheck(len(frames), own, dict(ranked), explained, classes=_classes(expected))
 
 
-def _asked(predict: Callable[[Image], Any], name: str, image: Image) -> Labels:
-    """Return a pipeline's labels `(H, W)` of an image."""
-    labels = np.squeeze(array_of(answer_of(predict, name, image)))
-    if labels.ndim != 2 or labels.dtype.kind not in "iu" or not labels.size:
+def _classes(labels: Sequence[Labels]) -> int:
+    return len(set().union(*(np.unique(one).tolist() for one in labels)))
+
+
+def _asked(predict: Callable[[Image], Any], name: str, image: Image, ignored: int) -> Labels:
+    """Return a pipeline's labels `(H, W)` of an image; -1 becomes the index of ignored pixels."""
+    labels = array_of(answer_of(predict, name, image.copy()), name)
+    while labels.ndim > 2 and 1 in (labels.shape[0], labels.shape[-1]):
+        labels = labels[0] if labels.shape[0] == 1 else labels[..., 0]
+    if labels.dtype.kind == "f" and labels.size and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64)
+    if labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size:
         raise InputError(
             f"{name}: returns shape {labels.shape} and type {labels.dtype}; labels are (H, W) of "
             "integers"
         )
+    labels = np.where(labels == -1, ignored, labels.astype(np.int64))
     if labels.min() < 0 or labels.max() > 255:
         raise InputError(f"{name}: returns labels of {labels.min()} to {labels.max()}, not 0..255")
     return labels.astype(np.uint8)
@@ -144,6 +163,12 @@ def _moved(predictor: Predictor, offset: int, image: Image, at_input: bool) -> L
     return moved
 
 
+def _wrapped(predictor: Predictor, image: Image, at_input: bool) -> Labels:
+    """Return the labels minus one, where 0 becomes 255 and is ignored (`do_reduce_labels`)."""
+    wrapped: Labels = _labels(predictor, image, at_input) - np.uint8(1)
+    return wrapped
+
+
 def _by_nearest(predictor: Predictor, image: Image, at_input: bool) -> Labels:
     """Return the labels of the network's input, enlarged by nearest neighbor."""
     labels = _labels(predictor, image, True)
@@ -168,6 +193,7 @@ def _suspects(predictor: Predictor) -> Iterator[tuple[str, Labeling]]:
         yield name, partial(_by_contract, predictor, changed)
     for offset in (1, -1):
         yield f"labels are {offset:+d}", partial(_moved, predictor, offset)
+    yield "labels are -1, and 0 is ignored", partial(_wrapped, predictor)
     if contract.output == "labels" or contract.has_bit_planes:
         return
     yield "labels are enlarged by nearest neighbor, not the scores", partial(_by_nearest, predictor)
