@@ -244,6 +244,35 @@ class Contract:
             f"{name} {value if isinstance(value, str) else listed(value)}" for name, value in values
         )
 
+    @property
+    def is_adopted(self) -> bool:
+        """Whether the contract is of a file of another tool, which cannot be exported again."""
+        return self.architecture == "adopted"
+
+    @property
+    def other_bounds(self) -> str:
+        """How the graph gets other bounds of its sizes."""
+        if self.is_adopted:
+            return "adopt the file again with another --min and --max"
+        return "export it with --min-size and --max-size"
+
+    @property
+    def doubt(self) -> str | None:
+        """What the fields state together that is mostly a mistake, as a sentence; None usually."""
+        constants = (*self.mean, *self.std)
+        usual = (*IMAGENET_MEAN, *IMAGENET_STD)
+        are_usual = len(constants) == len(usual) and all(
+            math.isclose(one, other, rel_tol=1e-6)
+            for one, other in zip(constants, usual, strict=True)
+        )
+        if self.channels != ("B", "G", "R") or not are_usual:
+            return None
+        return (
+            "the channels are B,G,R, and mean and std are ImageNet's in the order R,G,B, so that "
+            "red's constants are applied to blue; state mean and std in the order of the channels, "
+            "unless the network was trained so"
+        )
+
     def assumption_note(self, source: str) -> str:
         """Return the note about the fields that nobody stated for the network of `source`."""
         return (

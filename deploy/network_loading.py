@@ -126,6 +126,8 @@ def load_network(
     contract = _completed(start, network, spec)
     if spec.has_own_network:
         contract = _with_activation(contract, network, spec)
+    if contract.doubt and not is_trained_here:
+        _LOG.info(f"{spec.model}: {contract.doubt}")
     if contract.assumed and not is_trained_here:
         _LOG.info(contract.assumption_note(spec.model))
     file = spec.weights or (foreign.built_from if foreign is not None else None)
@@ -192,6 +194,11 @@ def _completed_by(
                 f"{source}: has the classes {', '.join(classes)}; {dataset.root} has "
                 f"{', '.join(dataset.classes)}; use the data set that it was trained for, or name "
                 "its classes in a file for --contract"
+            )
+        if is_trained_here and dataset.classes != classes and len(dataset.classes) == len(classes):
+            _LOG.info(
+                f"{source}: its classifier keeps the weights of {', '.join(classes)} for "
+                f"{', '.join(dataset.classes)}, in this order"
             )
         for name in ("classes", "palette", "ignore_index"):
             del stated[name]
@@ -430,10 +437,12 @@ def _classes(spec: ModelSpec, dataset: DataSet | None) -> Classes:
     return found or ((), (), 255)
 
 
-def _other_classes(source: str, classes: tuple[str, ...], dataset: DataSet) -> str:
+def _other_classes(source: str, contract: Contract, dataset: DataSet) -> str:
+    classes = contract.classes
     if classes == placeholder_classes(len(dataset.classes))[0]:
+        again = "adopt the file" if contract.is_adopted else "export it"
         return (
-            f"{source}: has placeholder names for its classes; export it again with "
+            f"{source}: has placeholder names for its classes; {again} again with "
             f"--data {dataset.root}, which names them"
         )
     return (
@@ -464,7 +473,7 @@ def matched(contract: Contract, dataset: DataSet, source: str) -> DataSet:
         if background == BACKGROUND and foreground in dataset.classes:
             dataset = dataset.against_rest(foreground)
     if contract.classes != dataset.classes:
-        raise InputError(_other_classes(source, contract.classes, dataset))
+        raise InputError(_other_classes(source, contract, dataset))
     if contract.has_bit_planes != dataset.bit_planes:
         raise InputError(
             f"{dataset.root}: its masks are {BIT_PLANES if dataset.bit_planes else 'class ids'}, "

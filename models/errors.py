@@ -10,7 +10,11 @@ class InputError(ValueError):
 ModelInputError = InputError
 
 
+_LONGEST = 400  # characters; some libraries list all that they know
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's type if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    shown = lines[0] if lines else type(error).__name__
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."

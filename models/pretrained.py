@@ -23,7 +23,7 @@ def fetch(network: str, name: str) -> tuple[Path, tuple[str, ...]]:
     Raises:
         ModelInputError: if the network has no such weights, or they cannot be downloaded.
     """
-    entry = published(network, name)
+    entry = published(network, name, f"{name}: no such file, and")
     path = _path(entry)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +53,10 @@ def cached(network: str, entry: WeightsEnum) -> tuple[Path, tuple[str, ...]]:
     return path, _classes(entry)
 
 
-def published(network: str, name: str) -> WeightsEnum:
+def published(network: str, name: str, source: str) -> WeightsEnum:
     """Return torchvision's entry of the weights `name` of a network; DEFAULT is the best one.
+
+    `source` begins the message of an error.
 
     Raises:
         ModelInputError: if the network has no such weights.
@@ -63,12 +65,11 @@ def published(network: str, name: str) -> WeightsEnum:
         entries = get_model_weights(network)
     except ValueError as error:
         raise ModelInputError(
-            f"{name}: no such file, and {network} has no published weights; "
-            "give a .safetensors or .pth file"
+            f"{source} {network} has no published weights; give a .safetensors or .pth file"
         ) from error
     if name not in entries.__members__:
         raise ModelInputError(
-            f"{name}: no such file, and no weights of {network}; the published weights are "
+            f"{source} no weights of {network}; the published weights are "
             f"{', '.join(entries.__members__)}"
         )
     return entries[name]

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 
 import segdeploy
 from segdeploy.artifact import EngineFile, OnnxFile
@@ -32,6 +33,7 @@ from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
+from segdeploy.models.metrics import LabelCounts, summarize
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
 
 from .conftest import check_one_line
@@ -310,16 +312,31 @@ def test_bench_limits_decide(
     check_one_line(run("bench"), "give CANDIDATES, --reference and --data, or --compare")
 
 
-def test_bench_images_without_masks_are_enough_for_parity(
-    graph: Path, dataset: Path, tmp_path: Path
+def test_bench_without_masks_compares_labels_with_those_of_the_reference(
+    graph: Path, int8_graph: Path, dataset: Path, tmp_path: Path
 ) -> None:
     for frame in open_dataset(dataset).frames("val", 2):
         shutil.copy(frame.image, tmp_path)
-    verdict = segdeploy.bench([graph], reference=graph, data=tmp_path, protocol=BRIEF)
-    row = verdict.rows[1]
-    assert row.evaluation.accuracy.miou is None
-    assert row.evaluation.agreement.labels > 0.999
-    assert verdict.notes[0] == "the frames have no masks: only parity and latency, no mIoU"
+    verdict = segdeploy.bench([int8_graph], reference=graph, data=tmp_path, protocol=BRIEF)
+    first, row = verdict.rows
+    assert first.evaluation.accuracy.miou == 1  # its own labels stand for the masks
+    counts = LabelCounts.of(open_dataset(dataset))
+    with (
+        segdeploy.load(graph) as fp32,
+        segdeploy.load(int8_graph, reference_execution=True) as quantized,
+    ):
+        shares = []
+        for path in sorted(tmp_path.glob("*.jpg")):
+            image = np.asarray(Image.open(path))
+            theirs, ours = fp32.predict(image), quantized.predict(image)
+            counts.add(theirs, ours)
+            shares.append((theirs == ours).mean())
+    expected = summarize(counts, first.evaluation.accuracy.iou.keys(), 2).miou
+    assert row.evaluation.accuracy.miou == pytest.approx(expected)
+    assert row.evaluation.agreement.labels == pytest.approx(np.mean(shares))
+    interval = row.evaluation.agreement_interval
+    assert interval.low <= np.mean(shares) <= interval.high
+    assert verdict.notes[0].startswith("the images have no masks: mIoU is that between the labels")
     page = write_report(verdict, tmp_path / "report", ["segdeploy"])
     assert "IoU per class" not in page.read_text()
 

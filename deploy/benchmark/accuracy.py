@@ -14,13 +14,19 @@ from segdeploy.benchmark.failure import Failure
 from segdeploy.benchmark.reliability import BINS, expected_calibration_error, reliability
 from segdeploy.contract import Precision
 from segdeploy.errors import InputError
+from segdeploy.image_folder import UnlabeledFrame
 from segdeploy.ledger import Ledger
 from segdeploy.models.bit_planes import plane
 from segdeploy.models.dataset import DataSet, Frame
 from segdeploy.models.errors import first_line
 from segdeploy.models.metrics import LabelCounts
 from segdeploy.proof.accuracy import Accuracy, summarize
-from segdeploy.proof.bootstrap import ConfidenceIntervals, confidence_intervals
+from segdeploy.proof.bootstrap import (
+    ConfidenceIntervals,
+    Interval,
+    confidence_intervals,
+    mean_interval,
+)
 from segdeploy.runtime.postprocess import rgb_preview
 from segdeploy.runtime.predictor import Predictor
 
@@ -47,7 +53,9 @@ class OpenCandidate:
 class Evaluation:
     """Accuracy against the masks and, for a candidate, agreement with the reference.
 
-    `confidence_intervals` holds 95 % intervals over the frames, None without masks. `kernels` is,
+    `confidence_intervals` holds 95 % intervals over the frames, None where no pixel is labeled. In
+    a folder of images without masks, the reference's labels stand for the masks.
+    `agreement_interval` is that of the share of equal labels. `kernels` is,
     for a quantized or 16-bit graph, the share of labels that are equal with the runtime's own
     kernels and with reference execution. `ece` is the expected calibration error in 0..1, None if
     not requested.
@@ -58,6 +66,7 @@ class Evaluation:
     agreement: Agreement | None = None
     kernels: float | None = None
     ece: float | None = None
+    agreement_interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class _Tally:
         self.counts: list[NDArray[np.int64]] = []
         self._whole = counted
         self._agreement = AgreementCount()
+        self._shares: list[float] = []
         self._reliability = np.zeros((BINS, 3))
         self._kernels_equal: int | None = None
 
@@ -99,7 +109,9 @@ class _Tally:
         self.counts.append(np.array(found["counts"], np.int64))
         self._whole.counts += self.counts[-1]
         if "agreement" in found:
-            self._agreement.merge(AgreementCount.of_plain(found["agreement"]))
+            counted = AgreementCount.of_plain(found["agreement"])
+            self._agreement.merge(counted)
+            self._shares.append(counted.equal / counted.pixels)
         if "reliability" in found:
             self._reliability += np.array(found["reliability"])
         if "kernels" in found:
@@ -116,6 +128,7 @@ class _Tally:
             self._agreement.result() if pixels else None,
             None if equal is None else equal / pixels,
             expected_calibration_error(self._reliability),
+            mean_interval(self._shares),
         )
 
 
@@ -172,10 +185,12 @@ def _see(reference: Predictor, frame: Frame) -> _Seen:
     kind = reference.contract.output
     if kind == "labels":
         labels = reference.predict(image)
+        mask = labels if isinstance(frame, UnlabeledFrame) else mask
         return _Seen(frame, image, mask, None, None, labels, None, window, kind)
     scores = reference.scores(image)
     upsampled = reference.upsampled(scores, (mask.shape[0], mask.shape[1]))
     labels = reference.best(upsampled)
+    mask = labels if isinstance(frame, UnlabeledFrame) else mask
     lead = reference.margins(upsampled)
     return _Seen(frame, image, mask, scores, upsampled, labels, lead, window, kind)
 

@@ -97,7 +97,12 @@ def describe_row(row: Row, reference: Row) -> dict[str, Any]:
             if confidence_intervals
             else None,
         }
-        values["agreement"] = asdict(evaluation.agreement) if evaluation.agreement else None
+        if evaluation.agreement is not None:
+            interval = evaluation.agreement_interval
+            values["agreement"] = {
+                **asdict(evaluation.agreement),
+                "labels_interval": asdict(interval) if interval else None,
+            }
         values["kernel_agreement"] = evaluation.kernels
         values["expected_calibration_error"] = evaluation.ece
     if latency is not None:

@@ -152,6 +152,8 @@ def _adopt_graph(
         )
     for line in done:
         _LOG.info(f"{file}: {line}")
+    if contract.doubt:
+        _LOG.info(f"{file}: {contract.doubt}")
     if contract.assumed:
         _LOG.info(contract.assumption_note(str(file)))
     set_contract(graph, contract)

@@ -18,6 +18,7 @@ from segdeploy.benchmark.roofline import roofline, work_of, work_of_network
 from segdeploy.benchmark.test_time_augmentation import split_by_scales
 from segdeploy.benchmark.verdict import Limits, Row, Verdict, pareto_front, ranked, recommended
 from segdeploy.device import current_gpu
+from segdeploy.image_folder import ImageFolder
 from segdeploy.ledger import Ledger
 from segdeploy.model_spec import ModelSpec
 from segdeploy.runtime.torch_session import TorchSession
@@ -43,8 +44,9 @@ def bench(
     A quantized graph is evaluated by reference Q/DQ execution, which computes what TensorRT
     computes. Its latency is measured with this machine's kernels, whose agreement with the
     reference execution is reported. Latency is measured in interleaved bursts. `data` may be a
-    folder of images without masks; then only parity and latency are measured. A candidate that
-    fails, or that was built for another GPU, is reported, and the bench continues with the others.
+    folder of images without masks; the reference's labels then stand for the masks. A candidate
+    that fails, or that was built for another GPU, is reported, and the bench continues with the
+    others.
     `ledger` is a file of intermediate results, from which an interrupted bench resumes. It is kept
     until the report is written. `cpp_program` is the program that times C++ candidates; the default
     is the installed `segdeploy-bench`.
@@ -84,10 +86,16 @@ def bench(
         else row
         for row, done in zip([found.reference, *found.rows], work_done, strict=True)
     ]
-    has_masks = found.reference.evaluation is not None and (
-        found.reference.evaluation.accuracy.miou is not None
-    )
-    noted = [] if has_masks else ["the frames have no masks: only parity and latency, no mIoU"]
+    has_masks, noted = True, list[str]()
+    if isinstance(context.dataset, ImageFolder):
+        has_masks = False
+        noted.append(
+            "the images have no masks: mIoU is that between the labels of the reference and of a "
+            "candidate"
+        )
+    elif found.reference.evaluation is None or found.reference.evaluation.accuracy.miou is None:
+        has_masks = False
+        noted.append("the frames have no masks: only parity and latency, no mIoU")
     if assumptions := context.truth.contract.assumptions:
         noted.append(f"nobody stated how the images are prepared; assumed: {assumptions}")
     if resumed:

@@ -58,7 +58,7 @@ def find_values(
     given = np.stack([at_center(np.full(len(channels), level)) for level in levels])
     if not np.ptp(given, axis=0).any():
         return _per_image(function, levels, dtype)
-    order = _order(at_center, levels[-1], given[0], channels)
+    order = _order(at_center, levels[-1], given[0], channels, function.name)
     constants = _constants(function.name, levels, given, dtype)
     stated = {**order, **constants, "dtype": dtype}
 
@@ -98,6 +98,7 @@ def _order(
     most: Any,
     black: NDArray[np.float32],
     channels: tuple[str, ...],
+    name: str,
 ) -> dict[str, Any]:
     """Return which channel of the image each channel of the input comes from.
 
@@ -124,8 +125,8 @@ def _order(
         if np.abs(share[:, 0] - wanted).max(1).min() < 1 / 255:
             return {"channels": GRAY, "gray": _gray(at_center, most)}
     raise InputError(
-        "the function mixes the channels in another way than a conversion to gray by Pillow or "
-        "OpenCV; a contract cannot state it"
+        f"{name}: mixes the channels in another way than a conversion to gray by Pillow or OpenCV; "
+        "a contract cannot state it"
     )
 
 

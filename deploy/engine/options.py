@@ -123,9 +123,8 @@ def choose_profiles(
         for shape in (profile.minimum, profile.maximum):
             if not whole.takes(shape):
                 raise InputError(
-                    f"{source}: was exported, and proven, for {shape_text(low)} to "
-                    f"{shape_text(high)}, and {shape_text(shape)} is outside; export it with "
-                    "other --min-size and --max-size"
+                    f"{source}: was proven for {shape_text(low)} to {shape_text(high)}, and "
+                    f"{shape_text(shape)} is outside; {contract.other_bounds}"
                 )
     return tuple(given)
 

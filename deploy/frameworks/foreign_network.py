@@ -65,8 +65,11 @@ def named_classes(names: list[Any], palette: Any, source: str) -> tuple[Classes,
     taken: list[str] = []
     for name in names:
         plain = " ".join(str(name).split())
-        if not is_name(plain):
-            raise InputError(f"{source}: the class name {name!r:.80} is no printable text")
+        if not isinstance(name, str) or not is_name(plain):
+            raise InputError(
+                f"{source}: the class name {name!r:.80} must be printable text of 1 to 100 "
+                "characters"
+            )
         count = 2
         unique = plain
         while unique in taken:

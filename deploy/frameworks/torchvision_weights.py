@@ -29,7 +29,7 @@ def read(reference: str) -> ForeignNetwork:
     from segdeploy.models.pretrained import cached, published
 
     name, _, wanted = reference.partition(",")
-    entry = published(name, wanted or "DEFAULT")
+    entry = published(name, wanted or "DEFAULT", f"torchvision:{reference}:")
     path, classes = cached(name, entry)
     chosen = entry.transforms()
     (edge,) = chosen.resize_size

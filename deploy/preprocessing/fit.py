@@ -157,10 +157,12 @@ def check_input_size(
         f"a {source[0]}x{source[1]} image becomes {made[0]}x{made[1]} by --fit {contract.fit}"
     )
     if not any_size:
+        mend = f"export it with --size {made[0]}x{made[1]}, or --dynamic"
+        if contract.is_adopted:
+            mend = "state a fit that gives this size, such as --fit stretch or letterbox"
         raise InputError(
             f"{where}: {described}, and the network is static at "
-            f"{contract.size[0]}x{contract.size[1]}; export it with --size {made[0]}x{made[1]}, or "
-            "--dynamic"
+            f"{contract.size[0]}x{contract.size[1]}; {mend}"
         )
     if contract.bounds is not None:
         smallest, largest, _ = contract.bounds
@@ -168,7 +170,7 @@ def check_input_size(
         if not all(low <= side <= high for side, low, high in sides):
             raise InputError(
                 f"{where}: {described}, outside the graph's {smallest[0]}x{smallest[1]} to "
-                f"{largest[0]}x{largest[1]}; export it with --min-size and --max-size"
+                f"{largest[0]}x{largest[1]}; {contract.other_bounds}"
             )
     if any(side % contract.multiple for side in made):
         raise InputError(

@@ -65,9 +65,11 @@ class Predictor(Closing):
         if size is not None and size != self.contract.size:
             if not session.takes_any_size:
                 height, width = self.contract.size
+                mend = "leave --size out"
+                if not self.contract.is_adopted:
+                    mend = "export it with --size, or --dynamic"
                 raise InputError(
-                    f"{session.backend}: the network is static at {height}x{width}; export it with "
-                    "--size, or --dynamic"
+                    f"{session.backend}: the network is static at {height}x{width}; {mend}"
                 )
             if self.contract.follows_image:
                 raise InputError(
@@ -79,7 +81,7 @@ class Predictor(Closing):
                 if not (low <= size[0] <= high and narrow <= size[1] <= wide):
                     raise InputError(
                         f"{session.backend}: {size[0]}x{size[1]} is outside the graph's "
-                        f"{low}x{narrow} to {high}x{wide}; export it with --min-size and --max-size"
+                        f"{low}x{narrow} to {high}x{wide}; {self.contract.other_bounds}"
                     )
             step = self.contract.multiple
             if any(side % step for side in size):
