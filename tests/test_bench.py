@@ -33,8 +33,9 @@ from segdeploy.errors import InputError
 from segdeploy.model_spec import ModelSpec
 from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
-from segdeploy.models.metrics import LabelCounts, summarize
+from segdeploy.models.metrics import LabelCounts
 from segdeploy.onnx_graph.model_file import contract_of, load_onnx, set_contract
+from segdeploy.proof.accuracy import summarize
 
 from .conftest import check_one_line
 

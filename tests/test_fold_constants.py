@@ -10,7 +10,7 @@ import torch
 from onnx import helper
 from torch import nn
 
-from segdeploy.optimizer.passes.fold_constants import fold_constants
+from segdeploy.optimizer.passes.fold_constants import fold_constants, fold_shapes
 
 from .graphs import SIZE, check_equal, graph_of, image, operators, random, traced
 
@@ -82,3 +82,23 @@ def test_fold_constants_two_calls_of_a_module_on_one_value_stay_two() -> None:
             return self.conv(x) * self.conv(x)
 
     assert operators(folded(traced(Twice(), 2))).count("Conv") == 2
+
+
+def test_fold_constants_shapes_alone_leave_every_float() -> None:
+    """Rounding of a folded weight may be refused by parity; the axes are still constant then."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], "shape"),
+        helper.make_node("Size", ["shape"], ["rank"], "rank"),
+        helper.make_node("Sub", ["rank", "two"], ["last"], "last"),
+        helper.make_node("Unsqueeze", ["last", "zero"], ["axes"], "axes"),
+        helper.make_node("ReduceMean", ["x", "axes"], ["m"], "mean", keepdims=1),
+        helper.make_node("Mul", ["w", "w"], ["squared"], "squared"),
+        helper.make_node("Add", ["m", "squared"], ["y"], "add"),
+    ]
+    weights = {"two": np.int64(2), "zero": np.array([0]), "w": np.ones((1, 1, 1, 1), np.float32)}
+    before = graph_of(nodes, [1, 3, 1, 7], weights, [1, 3, 6, 7])
+    model = ir.from_proto(before)
+    fold_shapes(model)
+    after = ir.to_proto(model)
+    assert operators(after) == ["ReduceMean", "Mul", "Add"]
+    check_equal(before, after, image(1, 3, 6, 7))

@@ -14,7 +14,7 @@ from segdeploy.optimizer.pass_result import PassResult
 from segdeploy.optimizer.passes.broadcast_resize import broadcast_resizes
 from segdeploy.optimizer.passes.commute_resize import commute_resizes
 from segdeploy.optimizer.passes.delay_resizes import delay_resizes
-from segdeploy.optimizer.passes.fold_constants import fold_constants
+from segdeploy.optimizer.passes.fold_constants import fold_constants, fold_shapes
 from segdeploy.optimizer.passes.fold_linear_head import fold_linear_heads
 from segdeploy.optimizer.passes.fold_pads import fold_pads
 from segdeploy.optimizer.passes.fuse_channel_affine import fuse_channel_affine
@@ -27,11 +27,12 @@ from segdeploy.proof.parity import Parity, compare_outputs
 if TYPE_CHECKING:
     import onnx
 
-# Constants are folded first, since the other passes look for constants. Linear heads are folded
-# before `commute resizes`, which may move a classifier away from its head (behind a resize that
-# shrinks), and again after it, when a classifier may have moved to its head. Dead taps are removed
-# last, since other passes need whole kernels.
+# Shapes and constants are folded first, since the other passes look for constants. Linear heads are
+# folded before `commute resizes`, which may move a classifier away from its head (behind a resize
+# that shrinks), and again after it, when a classifier may have moved to its head. Dead taps are
+# removed last, since other passes need whole kernels.
 PASSES: tuple[tuple[str, Callable[[ir.Model], PassResult]], ...] = (
+    ("fold shapes", fold_shapes),
     ("fold constants", fold_constants),
     ("restore dilations", restore_dilations),
     ("fold pads", fold_pads),
@@ -157,7 +158,7 @@ def _applied(
     if not result.rewrites:
         return graph, result
     rewritten = ir.to_proto(model)
-    if rewrite is fold_constants:
+    if rewrite in (fold_shapes, fold_constants):
         del rewritten.graph.value_info[:]  # shapes that were unknown are known now
         rewritten = onnx.shape_inference.infer_shapes(rewritten, data_prop=True)
     return rewritten, result

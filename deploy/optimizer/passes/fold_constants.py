@@ -6,6 +6,10 @@
 3. An Identity, and a Cast, Reshape, Expand or Concat without effect, are removed.
 4. Equal constants are merged, and unused nodes and constants are removed.
 
+`fold_shapes` folds integers alone: shapes, axes and indices. A network whose rounding errors grow
+so much that no folded weight passes the comparison still gets static shapes, without which TensorRT
+refuses some operators.
+
 onnxscript and onnx-ir do the folding. Their rules that compare constants within a tolerance
 (`x + 0`, `x * 1`) are not used, since `x + 1e-9` is not `x`.
 """
@@ -13,6 +17,7 @@ onnxscript and onnx-ir do the folding. Their rules that compare constants within
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -34,13 +39,31 @@ _SMALL = 4096
 _ANY_SIZE = 1 << 40
 
 
+def fold_shapes(model: ir.Model) -> PassResult:
+    """Fold every constant expression of integers of `model` in place."""
+    return _fold(model, lambda node: None if all(map(_is_whole, node.outputs)) else False)
+
+
 def fold_constants(model: ir.Model) -> PassResult:
     """Fold every constant expression of `model` in place."""
+    return _fold(model, lambda node: None)
+
+
+def _is_whole(value: ir.Value) -> bool:
+    return value.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+
+
+def _fold(model: ir.Model, should_fold: Callable[[ir.Node], bool | None]) -> PassResult:
+    """Fold the nodes for which `should_fold` returns None; False leaves a node."""
     optimizer = require("onnxscript.optimizer")
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     before = _counts(model)
     optimizer.fold_constants(
-        model, onnx_shape_inference=True, input_size_limit=_ANY_SIZE, output_size_limit=_SMALL
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=_ANY_SIZE,
+        output_size_limit=_SMALL,
+        should_fold=should_fold,
     )
     Sequential(
         IdentityEliminationPass(),
