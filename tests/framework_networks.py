@@ -291,8 +291,8 @@ def published_by_torchvision(name: str, cache: Path) -> torch.nn.Module:
     return network
 
 
-def import_mmsegmentation() -> Path:
-    """Make mmsegmentation importable in this process; return the folder of its configurations.
+def add_mmsegmentation() -> None:
+    """Make mmsegmentation importable in this process.
 
     mmcv's compiled operators are in no wheel of a registry. A module without operators stands in
     for them: a network that calls one fails.
@@ -301,6 +301,11 @@ def import_mmsegmentation() -> Path:
     operators = ModuleType("mmcv._ext")
     operators.__dict__["__getattr__"] = _absent_operator
     sys.modules["mmcv._ext"] = operators
+
+
+def import_mmsegmentation() -> Path:
+    """Import mmsegmentation; return the folder of its configurations."""
+    add_mmsegmentation()
     import mmseg
 
     return Path(mmseg.__file__).parent / ".mim" / "configs"

@@ -45,8 +45,7 @@ def with_normalization(
             f"{listed(own.std)})"
         )
     stated = statement.preprocessing
-    has_both = all({name, f"{name}_255"} & set(stated) for name in ("mean", "std"))
-    if has_both or "normalization" in stated:
+    if {"mean", "std", "mean_255", "std_255", "normalization"} & set(stated):
         return statement, [f"{shown}, after the stated normalization"] if own else []
     if own is None or own.largest_value is None:
         if statement.data is None:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")
-# Entries that only training reads, or that name weights of another file.
-_OF_TRAINING = frozenset(("auxiliary_head", "train_cfg", "init_cfg", "pretrained", "sampler"))
+# Entries of training, of weights in another file, and of the preprocessing, which the contract is.
+_NOT_BUILT = frozenset(
+    ("auxiliary_head", "train_cfg", "init_cfg", "pretrained", "sampler", "data_preprocessor")
+)
 _LOG = logging.getLogger(__name__)
 
 
@@ -99,7 +101,7 @@ def _registry(config: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            importlib.import_module("mmseg.models")
+            importlib.import_module("mmseg.utils").register_all_modules(init_default_scope=True)
             return importlib.import_module("mmseg.registry").MODELS
     except Exception as error:  # mmsegmentation asserts the version of mmcv
         raise InputError(
@@ -109,12 +111,12 @@ def _registry(config: Path) -> Any:
 
 
 def _for_inference(value: Any) -> Any:
-    """Return a copy of a configuration without entries of training.
+    """Return a copy of a configuration with what the network needs for inference.
 
     Synchronized batch normalization becomes that of one device, which computes the same.
     """
     if isinstance(value, Mapping):
-        kept = {k: _for_inference(v) for k, v in value.items() if k not in _OF_TRAINING}
+        kept = {k: _for_inference(v) for k, v in value.items() if k not in _NOT_BUILT}
         if kept.get("type") == "SyncBN":
             kept["type"] = "BN"
         return kept
