@@ -487,9 +487,21 @@ def test_foreign_onnx_a_conversion_that_fails_or_changes_the_output_is_refused(
     assert not out.exists()
 
 
-def test_foreign_onnx_a_normalization_of_normalized_images_tells_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "model",
+    [
+        batch_normalized(0.0, 1.0),
+        batch_normalized(-0.15, 1.2),
+        batch_normalized(-0.15, 0.5),
+        normalized(("Mul", [0.458, 0.448, 0.45]), ("Add", [-0.03, -0.088, -0.188])),
+        normalized(("Mul", 0.25)),
+        normalized(("Mul", -1 / 127.5), ("Add", 1.0)),
+    ],
+)
+def test_foreign_onnx_a_normalization_of_normalized_images_tells_nothing(
+    model: onnx.ModelProto, tmp_path: Path
+) -> None:
     """Mean 0 and deviation 1 are those of images that were normalized before, by any constants."""
-    model = batch_normalized(0.0, 1.0)
     (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match="its normalization is unknown; give --mean and --std"):
         segdeploy.adopt(
@@ -502,6 +514,7 @@ def test_foreign_onnx_a_normalization_of_normalized_images_tells_nothing(tmp_pat
     [
         (normalized(("Sub", 127.5), ("Div", 2.0)), ((127.5,), (2.0,))),
         (normalized(("Add", [1.0, 2, 3]), ("Mul", 0.5)), ((-1, -2, -3), (2, 2, 2))),
+        (batch_normalized(0.5, 0.0), None),
         (plain(), None),
         (bytes_last(), ((127.5,), (127.5,))),
     ],
@@ -534,6 +547,19 @@ def dynamic(kind: str) -> onnx.ModelProto:
     if kind == "size":
         after = [node("Resize", "scores", "", "", "size", "y", mode="nearest")]
         weights = {"size": np.array([1, CLASSES, *SIZE], np.int64)}
+    if kind == "first":  # every image gets the scores of the first
+        after = [
+            node("Gather", "scores", "axes", "first", axis=0),
+            node("Shape", "scores", "shape"),
+            node("Expand", "first", "shape", "y"),
+        ]
+        weights = {"axes": np.array([0], np.int64)}
+    if kind == "fourteen":  # patches of 14, as of ViT-14
+        after = [
+            node("AveragePool", "scores", "small", kernel_shape=[14, 14], strides=[14, 14]),
+            node("Resize", "small", "", "factors", "y", mode="nearest"),
+        ]
+        weights = {"factors": np.array([1, 1, 14, 14], np.float32)}
     if kind == "batch":  # the mean of all images
         after = [
             node("ReduceMean", "scores", "axes", "mean", keepdims=1),
@@ -567,6 +593,7 @@ def test_foreign_onnx_dynamic_sizes_are_stated_run_and_built(
     [
         ("size", "at 2x16x16 its output is 1x5x24x32"),
         ("batch", "an image of a batch has other scores than alone"),
+        ("first", "an image of a batch has other scores than alone"),
     ],
 )
 def test_foreign_onnx_a_graph_that_is_dynamic_in_name_alone_is_refused(
@@ -702,3 +729,58 @@ def test_foreign_onnx_names_of_added_nodes_do_not_collide(
                   "-o", tmp_path / "m.onnx")  # fmt: skip
         assert ran.code == 0, ran.err
         onnx.checker.check_model(load_onnx(tmp_path / "m.onnx"), full_check=True)
+
+
+def test_foreign_onnx_sizes_of_any_common_multiple_are_found(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(dynamic("fourteen").SerializeToString())
+    ran = run("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF, "--min", "1x28x28",
+              "--opt", "1x56x56", "--max", "2x112x112", "-o", tmp_path / "m.onnx")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert segdeploy.inspect(tmp_path / "m.onnx").contract.multiple == 14
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_foreign_onnx_an_input_without_a_batch_axis_gets_one(
+    run: Callable[..., Ran], opset: int, channels_last: bool, tmp_path: Path
+) -> None:
+    axes = {"axes": np.array([0], np.int64)}
+    perm = [node("Transpose", "image", "turned", perm=[2, 0, 1])] if channels_last else []
+    last = "turned" if channels_last else "image"
+    if opset < 13:
+        added, removed = node("Unsqueeze", last, "planes", axes=[0]), None
+        removed = node("Squeeze", "scores", "y", axes=[0])
+    else:
+        added = node("Unsqueeze", last, "axes", "planes")
+        removed = node("Squeeze", "scores", "axes", "y")
+    taken = [*SIZE, 3] if channels_last else [3, *SIZE]
+    model = model_of([*perm, added], [removed], (TensorProto.FLOAT, taken),
+                     (TensorProto.FLOAT, [CLASSES, *SIZE]), axes, opset=opset)  # fmt: skip
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    out = tmp_path / "m.onnx"
+    ran = run("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF, "-o", out)
+    assert ran.code == 0, ran.err
+    assert "added a batch axis to its input" in ran.err
+    with segdeploy.load(out) as network:
+        assert np.mean(network.predict(IMAGE) == LABELS) == 1
+
+
+def test_foreign_onnx_what_no_upsampling_mends_is_refused(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    pooled = model_of(START, [node("GlobalAveragePool", "scores", "y")],
+                      given=(TensorProto.FLOAT, [1, CLASSES, 1, 1]))  # fmt: skip
+    pads = {"pads": np.array([0, 0, 2, 2, 0, 0, 2, 2], np.int64)}
+    larger = model_of(START, [node("Pad", "scores", "pads", "y")],
+                      given=(TensorProto.FLOAT, [1, CLASSES, 28, 36]), weights=pads)  # fmt: skip
+    for model, told in (
+        (pooled, "gives one score for each class and image, as a classifier"),
+        (larger, "gives maps of 28x36, larger than its input of 24x32"),
+    ):
+        (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+        ran = run("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF, "--upsampling",
+                  "half-pixel", "-o", tmp_path / "m.onnx")  # fmt: skip
+        check_one_line(ran, told)
+    assert not (tmp_path / "m.onnx").exists()

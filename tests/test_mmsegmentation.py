@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -86,11 +87,40 @@ def test_mmsegmentation_is_imported_by_the_command_alone(tmp_path: Path) -> None
     assert segdeploy.inspect(out).contract.architecture == "mmseg:EncoderDecoder"
 
 
+def test_mmsegmentation_reads_no_pickle_and_imports_no_package_that_a_configuration_names(
+    tmp_path: Path,
+) -> None:
+    """`class_weight` of a loss is a file that mmengine unpickles; `_scope_` is a package."""
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "evilscope").mkdir()
+    (tmp_path / "evilscope" / "__init__.py").write_text("open('executed', 'w')")
+    line = (
+        "model = dict(_scope_='evilscope', decode_head=dict(_scope_='evilscope', loss_decode="
+        f"dict(type='CrossEntropyLoss', class_weight={str(tmp_path / 'evil.pkl')!r})))"
+    )
+    assert run("-c", BUILD, tmp_path, MMSEG[4], line, folder=tmp_path) == ""
+    assert (tmp_path / "m.onnx").is_file()
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
         ("model = dict(backbone=dict(type='os.mkdir', path='made'))", "os.mkdir is none of mmseg"),
         ("model = dict(backbone=dict(type='made'))", "made is none of mmsegmentation's modules"),
+        (
+            "model = dict(backbone=dict(type='VPD', diffusion_cfg=dict(x='a.pkl')))",
+            "names the file",
+        ),
+        (
+            "model = dict(backbone=dict(type='TIMMBackbone', model_name='hf-hub:some/body'))",
+            "names the file or address 'hf-hub:some/body'",
+        ),
         ("model = dict(type='DepthEstimator')", "the model DepthEstimator is none of EncoderDeco"),
         (f"model = dict(decode_head={POINT_HEAD})", "PointHead has a `predict` of its own"),
         ("model = dict(backbone=dict(depth=17))", "cannot build the network ("),

@@ -170,7 +170,29 @@ def _with_output(
         )
     if statement.output == "labels":
         raise InputError(f"{file}: gives scores of shape {shown}, not labels; leave --output out")
+    _check_maps(given, count, contract, file)
     return contract, conform_scores(graph, given, count, contract.size, statement.upsampling)
+
+
+def _check_maps(given: NDArray[Any], count: int, contract: Contract, file: Path) -> None:
+    """Refuse scores that no upsampling brings to the size of the input.
+
+    Raises:
+        InputError: for one score for a whole image, or maps that are larger than the input.
+    """
+    is_nhwc = given.ndim == 4 and given.shape[1] != count
+    height, width = given.shape[1:3] if is_nhwc else given.shape[-2:]
+    if (height, width) == (1, 1) and contract.size != (1, 1):
+        raise InputError(
+            f"{file}: gives one score for each class and image, as a classifier; a segmentation "
+            "network gives a map"
+        )
+    if height > contract.size[0] or width > contract.size[1]:
+        raise InputError(
+            f"{file}: gives maps of {height}x{width}, larger than its input of "
+            f"{contract.size[0]}x{contract.size[1]}; name another output with --take, or crop them "
+            "in the graph"
+        )
 
 
 def _check_labels(

@@ -31,7 +31,7 @@ from segdeploy.errors import InputError
 from segdeploy.files import check_output, sha256_of_file, write_atomically
 from segdeploy.models.dataset import open_dataset
 from segdeploy.onnx_graph.check import check_graph
-from segdeploy.onnx_graph.foreign_ends import input_type, repair, take_output
+from segdeploy.onnx_graph.foreign_ends import add_batch_axis, input_type, repair, take_output
 from segdeploy.onnx_graph.model_file import (
     precision_of,
     save_onnx,
@@ -176,8 +176,8 @@ def _repaired(graph: onnx.ModelProto, statement: Statement, file: Path) -> list[
             f"{file}: has {len(graph.graph.input)} inputs; a segmentation network has one, the "
             "image"
         )
-    note = take_output(graph, statement.take, file)
-    return [*done, note] if note else done
+    notes = (take_output(graph, statement.take, file), add_batch_axis(graph))
+    return [*done, *(note for note in notes if note)]
 
 
 def _restated(graph: onnx.ModelProto, statement: Statement, file: Path) -> Contract:

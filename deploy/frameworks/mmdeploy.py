@@ -67,6 +67,10 @@ def _step(step: Any) -> Any:
     return step
 
 
+def _is_onnx(name: str) -> bool:
+    return Path(name).name == name and name.endswith(".onnx")
+
+
 def _graph(folder: Path) -> Path | None:
     """Return the graph that `deploy.json` names."""
     path = folder / "deploy.json"
@@ -76,4 +80,4 @@ def _graph(folder: Path) -> Path | None:
     models = values.get("models") if isinstance(values, dict) else None
     first = models[0] if isinstance(models, list) and models else None
     name = first.get("net") if isinstance(first, dict) else None
-    return folder / name if isinstance(name, str) and Path(name).name == name else None
+    return folder / name if isinstance(name, str) and _is_onnx(name) else None

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")
-# Entries of training, of weights in another file, and of the preprocessing, which the contract is.
+# Entries of training, of weights in another file, and of the preprocessing, which the contract is;
+# beside them the losses, and `_scope_`, by which mmengine imports a package of any name.
 _NOT_BUILT = frozenset(
-    ("auxiliary_head", "train_cfg", "init_cfg", "pretrained", "sampler", "data_preprocessor")
-)
+    ("auxiliary_head", "train_cfg", "init_cfg", "pretrained", "sampler", "data_preprocessor",
+     "_scope_")
+)  # fmt: skip
+_FILES = (".pkl", ".pickle", ".pth", ".pt", ".bin", ".npy", ".npz", ".json", ".yaml", ".yml",
+          ".safetensors", ".ckpt", ".txt", ".gz")  # fmt: skip
 _LOG = logging.getLogger(__name__)
 
 
@@ -36,7 +40,8 @@ def builder(
 
     The function takes another number of classes than the configuration's, or None. It loads the
     weights `state` of `checkpoint`; a classifier of other classes keeps random weights. Modules are
-    taken from mmsegmentation's registry alone, and weights of pretraining are never fetched.
+    taken from mmsegmentation's registry alone. No module may name a file or an address, since
+    mmsegmentation reads pickles and fetches weights where its modules name some.
 
     Raises:
         InputError: for a segmentor or a decode head that gives no logits of every pixel.
@@ -73,6 +78,12 @@ def _built(model: Mapping[str, Any], classes: int | None, config: Path) -> nn.Mo
     """Build the backbone, the neck and the decode head without weights."""
     registry = _registry(config)
     described = _for_inference(model)
+    for text in _texts(described):
+        if any(mark in text for mark in "/\\:") or text.lower().endswith(_FILES):
+            raise InputError(
+                f"{config}: a module of its network names the file or address {text!r:.80}, which "
+                f"is not read; {_OWN_FACTORY}"
+            )
     for name in _names(described):
         # mmengine imports and calls any dotted name that it does not know.
         if name not in registry.module_dict and name not in registry.parent.module_dict:
@@ -116,9 +127,15 @@ def _for_inference(value: Any) -> Any:
     Synchronized batch normalization becomes that of one device, which computes the same.
     """
     if isinstance(value, Mapping):
-        kept = {k: _for_inference(v) for k, v in value.items() if k not in _NOT_BUILT}
+        kept = {
+            key: _for_inference(inner)
+            for key, inner in value.items()
+            if key not in _NOT_BUILT and not str(key).startswith("loss_")
+        }
         if kept.get("type") == "SyncBN":
             kept["type"] = "BN"
+        if kept.get("type") == "TIMMBackbone":
+            kept["pretrained"] = False  # True by default
         return kept
     if isinstance(value, (list, tuple)):
         return type(value)(map(_for_inference, value))
@@ -135,6 +152,19 @@ def _names(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from _names(inner)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a configuration."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(key)
+            yield from _texts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _inference_network(whole: Any, config: Path) -> nn.Module:

@@ -19,6 +19,7 @@ _DELETE = "_delete_"
 _BASE = "_base_"
 _MOST_BYTES = 4 << 20
 _MOST_FILES = 64
+_LARGEST = 1 << 64  # of a number that is computed
 _MOST_VALUES = 1_000_000  # of one name, counted through what it refers to
 _OPERATIONS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: lambda left, right: left + right,
@@ -113,10 +114,12 @@ def _check_base(name: Any, path: Path) -> None:
 
 
 def _target(statement: ast.stmt) -> str | None:
+    target: ast.expr | None = None
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
         target = statement.targets[0]
-        return target.id if isinstance(target, ast.Name) else None
-    return None
+    elif isinstance(statement, ast.AnnAssign):
+        target = statement.target
+    return target.id if isinstance(target, ast.Name) else None
 
 
 def _assign(
@@ -132,17 +135,18 @@ def _assign(
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
         return
     name = _target(statement)
-    if name is None or not isinstance(statement, ast.Assign):
+    if name is None or not isinstance(statement, (ast.Assign, ast.AnnAssign)):
         raise InputError(
             f"{path}, line {statement.lineno}: {_shown(statement)} would have to be executed; "
             "write the whole configuration as literals: mmengine's "
             "Config.fromfile(CONFIG).dump(FILE)"
         )
     try:
-        values[name] = _Reader(path, values, base).value(statement.value)
+        if statement.value is not None:  # an annotation alone has no value
+            values[name] = _Reader(path, values, base).value(statement.value)
     except InputError as error:
         values[name] = _Unread(str(error))
-    _check_count(values[name], f"{path}, line {statement.lineno}: {name}")
+    _check_count(values.get(name), f"{path}, line {statement.lineno}: {name}")
 
 
 def _check_count(value: Any, where: str) -> None:
@@ -238,7 +242,10 @@ class _Reader:
         lists = isinstance(left, (list, tuple)) and type(left) is type(right)
         if not both and not (lists and isinstance(node.op, ast.Add)):
             raise self._refused(node)
-        return _OPERATIONS[type(node.op)](left, right)
+        made = _OPERATIONS[type(node.op)](left, right)
+        if isinstance(made, int) and abs(made) > _LARGEST:
+            raise self._refused(node)
+        return made
 
     def _refused(self, node: ast.expr) -> InputError:
         return InputError(

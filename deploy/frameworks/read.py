@@ -29,6 +29,8 @@ def read_network(source: str, *, has_factory: bool = False) -> ForeignNetwork:
         return _read(source, has_factory=has_factory)
     except InputError:
         raise
+    except RecursionError as error:
+        raise InputError(f"--from {source}: its files are nested too deeply") from error
     except Exception as error:  # foreign files may hold a value of any type at any place
         raise InputError(
             f"--from {source}: its files hold a value of another type than its framework writes "

@@ -138,6 +138,27 @@ def shape_text(shape: tuple[int | str, ...]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 
+def add_batch_axis(graph: onnx.ModelProto) -> str | None:
+    """Give an input of three axes a batch axis of 1, in place; return what was done."""
+    from onnx import helper, numpy_helper
+
+    taken = graph.graph.input[0]
+    dims = taken.type.tensor_type.shape.dim
+    if len(dims) != 3:
+        return None
+    inner = _free(graph.graph, f"{taken.name}_as_given")
+    _rename(graph.graph, taken.name, inner)
+    if opset_of(graph) < 13:  # before, the axes were an attribute
+        squeeze = helper.make_node("Squeeze", [taken.name], [inner], inner, axes=[0])
+    else:
+        axes = _free(graph.graph, f"{taken.name}_axes")
+        graph.graph.initializer.append(numpy_helper.from_array(np.array([0]), axes))
+        squeeze = helper.make_node("Squeeze", [taken.name, axes], [inner], inner)
+    graph.graph.node.insert(0, squeeze)
+    dims.insert(0, _dim(1))
+    return "added a batch axis to its input"
+
+
 def input_type(graph: onnx.ModelProto) -> str:
     """Return the type of the graph's input, such as `float` or `uint8`."""
     import onnx

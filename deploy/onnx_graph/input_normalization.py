@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 _UNCHANGED = frozenset(("Identity", "Cast", "Dropout"))
 _ARITHMETIC = frozenset(("Add", "Sub", "Mul", "Div"))
-# Constants of images of 0 to 1 are below 1, and those of 0 to 255 are mostly above 50.
-_LARGEST_OF_UNIT_RANGE = 2.0
+# A deviation of images of 0 to 1 is at most 0.5. The constants of images of 0 to 255 have a mean or
+# a deviation of dozens. What lies between is that of images that were normalized before.
+_LARGEST_DEVIATION = 0.6
+_LEAST_OF_BYTES = 20.0
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ class InputNormalization:
     @property
     def largest_value(self) -> float | None:
         """The largest value of the images that the constants are of: 255, 1, or None if untold."""
-        if max(*map(abs, self.mean), *self.std) > _LARGEST_OF_UNIT_RANGE:
-            return 255.0
-        is_standard = max(map(abs, self.mean)) < 0.1 and max(abs(s - 1) for s in self.std) < 0.5
-        return None if is_standard else 1.0
+        if min(self.mean) < 0:
+            return None
+        if max(self.mean) <= 1 and max(self.std) <= _LARGEST_DEVIATION:
+            return 1.0
+        is_of_bytes = max(*self.mean, *self.std) >= _LEAST_OF_BYTES and max(self.mean) <= 255
+        return 255.0 if is_of_bytes else None
 
 
 def input_normalization(graph: onnx.ModelProto) -> InputNormalization | None:
@@ -73,9 +77,9 @@ def input_normalization(graph: onnx.ModelProto) -> InputNormalization | None:
         name = node.output[0]
     if (factor == 1).all() and (offset == 0).all():
         return None
-    if not (np.isfinite(factor).all() and factor.all()):
+    if not (np.isfinite(factor).all() and (factor > 0).all()):
         return None
-    mean, std = np.broadcast_arrays(-offset / factor, 1 / np.abs(factor))
+    mean, std = np.broadcast_arrays((0 - offset) / factor, 1 / factor)
     return InputNormalization(tuple(mean.tolist()), tuple(std.tolist()), "arithmetic")
 
 
@@ -87,12 +91,12 @@ def _of_batch_normalization(
 ) -> InputNormalization | None:
     """Return the mean and deviation of a batch normalization, before `factor` and `offset`."""
     mean, variance = (constants.get(one) for one in node.input[3:5])
-    if mean is None or variance is None or not factor.all():
+    if mean is None or variance is None or not (factor > 0).all() or not (variance > 0).all():
         return None
     values, deviations = mean.astype(float), np.sqrt(variance.astype(float))
     return InputNormalization(
         tuple(((values - offset) / factor).tolist()),
-        tuple((deviations / np.abs(factor)).tolist()),
+        tuple((deviations / factor).tolist()),
         "BatchNormalization",
     )
 

@@ -102,7 +102,7 @@ def _split(node: ir.Node) -> _Phases | None:
     if last is None or given is None or {first.op_type, last.op_type} != {"Reshape"}:
         return None
     sides, six, after = _sides(given), _sides(source), _sides(last.outputs[0])
-    if sides is None or six is None or after is None or len(six) != 6:
+    if sides is None or six is None or after is None or len(six) != 6 or -1 in six[1:]:
         return None
     _, rows, a, columns, b, channels = six
     whole = sides[1:] == (rows * a, columns * b, channels)
@@ -127,7 +127,9 @@ def _merge(node: ir.Node) -> _Phases | None:
     if last is None or last.op_type != "Reshape":
         return None
     sides, six, after = _sides(source), _sides(node.outputs[0]), _sides(last.outputs[0])
-    if sides is None or six is None or after is None or len(six) != 6:
+    if sides is None or six is None or after is None or len(six) != 6 or six.count(-1) > 1:
+        return None
+    if -1 in six and six[2] != -1:  # the batch alone may be unknown
         return None
     a, b, _, rows, columns, channels = six
     whole = after[1:] == (rows * a, columns * b, channels)
@@ -160,6 +162,8 @@ def _dilated(split: _Phases) -> _Dilated | str:
         return "its convolution pads automatically"
     if strides is not None and set(strides.as_ints()) != {1}:
         return "its convolution has a stride"
+    if inner[0].inputs[0] is not nodes[0].outputs[0]:
+        return "the split map is the weight of its convolution"
     other = next((node for node in inner[1:] if not _keeps_pixels_apart(node)), None)
     if other is not None:
         return f"{other.name} mixes pixels of the split map"
@@ -188,8 +192,9 @@ def _rewrite(graph: ir.Graph, found: _Dilated) -> str:
         return output
 
     value = transposed(source.value, source.order, "input")
+    given = found.nodes[0].inputs[0]
     for node in found.nodes:
-        before = next(one for one in node.inputs if one is not None and one.const_value is None)
+        before, given = given, node.outputs[0]
         output = ir.Value(
             name=names.new(f"{node.outputs[0].name}_dilated"), type=node.outputs[0].type
         )
@@ -285,7 +290,9 @@ def _zeros(node: ir.Node) -> tuple[list[int], list[int]] | None:
         return None
     if "pads" in node.attributes:  # before opset 11
         amounts = list(node.attributes["pads"].as_ints())
-        return None if value is not None and value.as_float() else (amounts[:4], amounts[4:])
+        if len(amounts) != 8 or min(amounts) < 0 or (value is not None and value.as_float()):
+            return None
+        return amounts[:4], amounts[4:]
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         return None
     constants = [_integers(one) for one in node.inputs[1:2]]
@@ -317,7 +324,7 @@ def _crop(node: ir.Node) -> tuple[list[int], list[int]] | None:
     begin, end = [0] * 4, [0] * 4
     for start, stop, axis in zip(starts, ends, axes, strict=True):
         side = source.shape[axis % 4]
-        if start < 0 or (stop >= 0 and stop < 1 << 31 - 1 and not isinstance(side, int)):
+        if start < 0 or (stop >= 0 and stop < (1 << 31) - 1 and not isinstance(side, int)):
             return None
         begin[axis % 4] = start
         end[axis % 4] = -stop if stop < 0 else max(side - stop, 0) if isinstance(side, int) else 0
