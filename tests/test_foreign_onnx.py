@@ -784,3 +784,37 @@ def test_foreign_onnx_what_no_upsampling_mends_is_refused(
                   "half-pixel", "-o", tmp_path / "m.onnx")  # fmt: skip
         check_one_line(ran, told)
     assert not (tmp_path / "m.onnx").exists()
+
+
+# --- advice and doubts ----------------------------------------------------------------------------
+
+
+def test_foreign_onnx_red_constants_on_blue_are_doubted(
+    run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(plain().SerializeToString())
+    words = ("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, "--channels", "B,G,R", "-o",
+             tmp_path / "m.onnx")  # fmt: skip
+    ran = run(*words, "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+    assert ran.code == 0
+    assert "so that red's constants are applied to blue" in ran.err
+    ran = run(*words, "--mean", "0.406,0.456,0.485", "--std", "0.225,0.224,0.229")
+    assert "red's constants" not in ran.err
+
+
+def test_foreign_onnx_nobody_is_told_to_export_a_file_of_others(
+    run: Callable[..., Ran], tmp_path: Path, dataset: Path
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(dynamic("sound").SerializeToString())
+    out = tmp_path / "m.onnx"
+    sizes = ("--min", "1x16x16", "--opt", "1x24x32", "--max", "2x47x64")
+    assert run("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF, *sizes,
+               "-o", out).code == 0  # fmt: skip
+    image = tmp_path / "image.png"
+    Image.fromarray(IMAGE).save(image)
+    for words in (
+        ("predict", out, image, "--size", "96x96", "-o", tmp_path / "o.png"),
+        ("build-engine", out, "--target", "sm86", "--min", "1x8x8", "--opt", "1x24x32", "--max",
+         "1x64x64", "-o", tmp_path / "m.engine"),
+    ):  # fmt: skip
+        check_one_line(run(*words), "adopt the file again with another --min and --max")

@@ -34,6 +34,7 @@ from segdeploy.engine.manifest import read_manifest
 from segdeploy.errors import InputError
 from segdeploy.frameworks.read import read_network
 from segdeploy.model_spec import ModelSpec
+from segdeploy.models.dataset import open_dataset
 from segdeploy.models.errors import ModelInputError
 from segdeploy.models.registry import build
 from segdeploy.network_loading import load_network
@@ -959,3 +960,18 @@ def test_frameworks_files_of_mmdeploy_that_cannot_be_stated_are_refused(
     (tmp_path / "work" / "pipeline.json").write_text('{"pipeline": {"tasks": [1]}}')
     with pytest.raises(InputError, match="has no task of the module Transform"):
         read_network(f"mmdeploy:{tmp_path / 'work'}")
+
+
+def test_frameworks_training_tells_which_class_keeps_which_weights(
+    segformer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    pixels = np.arange(len(NAMES), dtype=np.uint8).repeat(20).reshape(10, 10)
+    Image.fromarray(np.stack([pixels] * 3, 2)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "masks" / "a.png")
+    data = open_dataset(Path(f"masks:{tmp_path / 'images'},{tmp_path / 'masks'}"))
+    with caplog.at_level(logging.INFO):
+        load_network(ModelSpec(f"hf:{segformer}"), data, (64, 64), is_trained_here=True)
+    told = "its classifier keeps the weights of road, car, tree, sky, pole for class_0, class_1, "
+    assert told in caplog.text

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdeploy.adoption.conform import FLOATS, conformed
 from segdeploy.adoption.statement import Statement
-from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, listed
+from segdeploy.contract import IMAGENET_MEAN, IMAGENET_STD, is_color, listed
 from segdeploy.errors import InputError
+from segdeploy.models.channels import RGB
 from segdeploy.onnx_graph.foreign_ends import input_type
 from segdeploy.onnx_graph.input_normalization import input_normalization
-from segdeploy.onnx_graph.model_file import save_onnx, set_contract
+from segdeploy.onnx_graph.model_file import save_onnx, set_contract, tensor_shape
 
 if TYPE_CHECKING:
     import onnx
@@ -60,12 +60,30 @@ def with_normalization(
     return replace(statement, preprocessing={**fields, **stated}), [f"{shown}, and so {told}"]
 
 
-_USUAL: dict[str, dict[str, Any]] = {
-    "ImageNet's mean and std": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+_PLAIN: dict[str, dict[str, Any]] = {
     "0 to 1": {"mean": (0.0,), "std": (1.0,)},
     "-1 to 1": {"mean": (0.5,), "std": (0.5,)},
     "0 to 255": {"normalization": "none"},
 }
+
+
+def _usual(statement: Statement, graph: onnx.ModelProto) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the usual normalizations, of colors in both orders unless the channels are stated."""
+    sides, stated = tensor_shape(graph.graph.input[0]), statement.preprocessing.get("channels")
+    orders: tuple[tuple[str, ...], ...] = (RGB, RGB[::-1])
+    if stated is not None:
+        orders = (tuple(stated),) if is_color(stated) else ()
+    elif len(RGB) not in (*sides[1:2], *sides[3:4]):
+        orders = ()
+    if not orders:
+        yield from _PLAIN.items()
+    for order in orders:
+        in_order = f"in {','.join(order)}"
+        places = [RGB.index(name) for name in order]
+        mean, std = (tuple(one[at] for at in places) for one in (IMAGENET_MEAN, IMAGENET_STD))
+        yield f"ImageNet's mean and std {in_order}", {"channels": order, "mean": mean, "std": std}
+        for name, fields in _PLAIN.items():
+            yield f"{name} {in_order}", {"channels": order, **fields}
 
 
 def _tried(
@@ -77,20 +95,17 @@ def _tried(
         InputError: if none of them is clearly the best.
     """
     stated = statement.preprocessing
-    orders = [()] if "channels" in stated else [("R", "G", "B"), ("B", "G", "R")]
     tried: dict[str, tuple[float, Mapping[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tried.onnx"
-        for (name, fields), order in itertools.product(_USUAL.items(), orders):
-            channels = {"channels": order} if order else {}
-            one: Mapping[str, Any] = {**fields, **channels, **stated}
+        for name, fields in _usual(statement, graph):
+            one: Mapping[str, Any] = {**fields, **stated}
             candidate = type(graph)()
             candidate.CopyFrom(graph)
             contract, _ = conformed(candidate, replace(statement, preprocessing=one), file)
             set_contract(candidate, contract)
             save_onnx(candidate, path)
-            label = f"{name} in {','.join(order)}" if order else name
-            tried[label] = (miou_of(path) or 0.0, one)
+            tried[name] = (miou_of(path) or 0.0, one)
     ranked = sorted(tried.items(), key=lambda one: -one[1][0])
     shown = ", ".join(f"{name} {100 * miou:.2f} %" for name, (miou, _) in ranked)
     (best, (most, preprocessing)), (_, (second, _)) = ranked[:2]
