@@ -22,6 +22,7 @@ from segdeploy.errors import InputError
 from segdeploy.onnx_graph.input_normalization import input_normalization
 from segdeploy.onnx_graph.model_file import load_onnx, opset_of
 from segdeploy.onnx_graph.opset import with_opset
+from segdeploy.profiles import Profile
 from segdeploy.proof.graph_session import run_graph
 
 from .conftest import Ran, check_one_line
@@ -585,7 +586,30 @@ def test_foreign_onnx_dynamic_sizes_are_stated_run_and_built(
         built = segdeploy.build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", targets=["sm86"])
         assert len(built.profiles) == 1
         ran = run(*words, "--size", "24x32", "-o", tmp_path / "n.onnx")
-        assert "is dynamic in b, h, w; --min, --opt and --max state the sizes" in ran.err
+        assert "is dynamic in h, w; --min, --opt and --max state the sizes" in ran.err
+
+
+def test_foreign_onnx_a_dynamic_batch_alone_is_built_for_one_image(
+    run: Callable[..., Ran], tmp_path: Path, tensorrt_rtx: object
+) -> None:
+    """As Keras exports: the size is static, and the batch is not."""
+    model = model_of(
+        START,
+        [node("Identity", "scores", "y")],
+        (TensorProto.FLOAT, ["b", 3, *SIZE]),
+        (TensorProto.FLOAT, ["b", CLASSES, *SIZE]),
+    )
+    (tmp_path / "x.onnx").write_bytes(model.SerializeToString())
+    out = tmp_path / "m.onnx"
+    ran = run("adopt", tmp_path / "x.onnx", "--num-classes", CLASSES, *HALF, "-o", out)
+    assert ran.code == 0, ran.err
+    assert "--min" not in ran.err
+    built = segdeploy.build_engine(out, tmp_path / "m.engine", targets=["sm86"])
+    one = (1, *SIZE)
+    assert built.profiles == (Profile(one, one, one),)
+    more = Profile(one, (2, *SIZE), (4, *SIZE))
+    built = segdeploy.build_engine(out, tmp_path / "n.engine", targets=["sm86"], profiles=[more])
+    assert built.profiles == (more,)
 
 
 @pytest.mark.parametrize(

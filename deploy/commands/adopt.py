@@ -144,7 +144,8 @@ def _adopt_graph(
         tensor_shape(graph.graph.output[0]),
         ("state its --size and --channels", "state its --output and the number of its classes"),
     )
-    dynamic = [side for side in tensor_shape(graph.graph.input[0]) if isinstance(side, str)]
+    sides = tensor_shape(graph.graph.input[0])
+    dynamic = [side for side in sides[1:] if isinstance(side, str)]
     if dynamic and contract.bounds is None:
         done.append(
             f"is dynamic in {', '.join(dynamic)}; --min, --opt and --max state the sizes that it "

@@ -176,8 +176,9 @@ def _prepared(
     file.check(is_run_alone=False)
     contract, taken, given = file.contract, file.input, file.output
     check_tensors(model, contract, taken.shape, given.shape)
-    dynamic = [side for side in taken.shape if isinstance(side, str)]
-    options = replace(options, profiles=choose_profiles(str(model), contract, dynamic, profiles))
+    options = replace(
+        options, profiles=choose_profiles(str(model), contract, taken.shape, profiles)
+    )
     graph, evaluated, notes = _mended(graph, model, out)
     if options.weights == "stripped":
         _check_stripped(model, out, repeats, notes)

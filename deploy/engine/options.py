@@ -85,17 +85,19 @@ def check_options(options: BuildOptions, bindings: Bindings) -> None:
 def choose_profiles(
     source: str,
     contract: Contract,
-    dynamic: Sequence[str],
+    shape: Sequence[int | str],
     given: Sequence[Profile],
 ) -> tuple[Profile, ...]:
-    """Return the given profiles, or a default profile within the bounds of the graph's export.
+    """Return the given profiles, or a default profile within the bounds of the graph.
 
-    `dynamic` names the dynamic dimensions of the input.
+    `shape` is that of the input, with the names of dynamic dimensions. A graph that is dynamic in
+    its batch alone is built for one image by default.
 
     Raises:
         InputError: if no profile is given and the graph has no bounds, or if the graph does not
             take a given profile.
     """
+    dynamic = [side for side in shape if isinstance(side, str)]
     if not dynamic:
         if given:
             raise InputError(
@@ -105,6 +107,9 @@ def choose_profiles(
         return ()
     bounds = contract.bounds
     if not given:
+        if bounds is None and dynamic == list(shape[:1]):
+            one = (1, *contract.size)
+            return (Profile(one, one, one),)
         if bounds is None:
             raise InputError(
                 f"{source}: is dynamic in {', '.join(dynamic)}; say which shapes the engine must "
