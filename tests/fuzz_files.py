@@ -70,9 +70,10 @@ def _mutate_text(data: bytearray, rng: random.Random) -> None:
 def parsers() -> dict[str, Callable[[Path], Any]]:
     import numpy as np
 
-    from segdeploy.adoption.statement import Statement, adopt
+    from segdeploy.adoption.statement import Statement
     from segdeploy.benchmark.comparison import compare_verdicts
     from segdeploy.benchmark.cpp_program import read_cpp_candidate
+    from segdeploy.commands.adopt import adopt
     from segdeploy.commands.build_engine import build_engine
     from segdeploy.commands.deploy import Steps
     from segdeploy.commands.inspect import inspect
