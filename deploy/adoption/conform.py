@@ -62,13 +62,7 @@ def conformed(
     known = replace(statement, layout=layout, preprocessing=stated)
     contract = stated_contract(file, known, shape, is_nhwc=is_nhwc)
     image = probe(contract, kind, is_nhwc=is_nhwc)
-    given = run_once(graph, image, file)
-    run = runner(graph)  # a new session would draw the same random numbers
-    if not np.array_equal(run(image), run(image)):
-        raise InputError(
-            f"{file}: gives another output for the same image in a second run, so it draws random "
-            "numbers, and no copy can be proven"
-        )
+    given = run_once(graph, image, file, is_repeated=True)
     done = conform_input(graph, is_nhwc=is_nhwc)
     contract, more = _with_output(graph, contract, given, statement, file)
     edited = probe(contract, input_type(graph), is_nhwc=contract.layout == "NHWC")
@@ -117,14 +111,20 @@ def _check_same(found: NDArray[Any], given: NDArray[Any], file: Path) -> None:
         raise CheckFailed(f"{file}: the copy gives other values than the file for the same image")
 
 
-def run_once(graph: onnx.ModelProto, image: NDArray[Any], file: Path) -> NDArray[Any]:
+def run_once(
+    graph: onnx.ModelProto, image: NDArray[Any], file: Path, *, is_repeated: bool = False
+) -> NDArray[Any]:
     """Run the graph once, since its stated shapes and types may be wrong or missing.
 
+    With `is_repeated` the graph is run a second time, and must give the same output.
+
     Raises:
-        InputError: if the graph cannot be run on the image, or gives NaN or infinity.
+        InputError: if the graph cannot be run on the image, gives NaN or infinity, or draws random
+            numbers.
     """
     try:
-        output = runner(graph)(image)
+        run = runner(graph)  # another session would draw the same random numbers
+        output = run(image)
     except CheckFailed as error:
         raise InputError(
             f"{file}: cannot be run on an image of shape {shape_text(image.shape)} ({error}); "
@@ -134,6 +134,11 @@ def run_once(graph: onnx.ModelProto, image: NDArray[Any], file: Path) -> NDArray
         raise InputError(f"{file}: its output is no tensor of numbers; a network gives one")
     if not np.isfinite(output).all():
         raise InputError(f"{file}: gives NaN or infinity for an image of noise")
+    if is_repeated and not np.array_equal(output, run(image)):
+        raise InputError(
+            f"{file}: gives another output for the same image in a second run, so it draws random "
+            "numbers, and no copy can be proven"
+        )
     return output
 
 

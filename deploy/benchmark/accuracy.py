@@ -183,15 +183,16 @@ def _see(reference: Predictor, frame: Frame) -> _Seen:
     image, mask = frame.read()
     window = reference.crop_window((mask.shape[0], mask.shape[1]))
     kind = reference.contract.output
+    scores = upsampled = lead = None
     if kind == "labels":
         labels = reference.predict(image)
-        mask = labels if isinstance(frame, UnlabeledFrame) else mask
-        return _Seen(frame, image, mask, None, None, labels, None, window, kind)
-    scores = reference.scores(image)
-    upsampled = reference.upsampled(scores, (mask.shape[0], mask.shape[1]))
-    labels = reference.best(upsampled)
-    mask = labels if isinstance(frame, UnlabeledFrame) else mask
-    lead = reference.margins(upsampled)
+    else:
+        scores = reference.scores(image)
+        upsampled = reference.upsampled(scores, (mask.shape[0], mask.shape[1]))
+        labels = reference.best(upsampled)
+        lead = reference.margins(upsampled)
+    if isinstance(frame, UnlabeledFrame):
+        mask = labels
     return _Seen(frame, image, mask, scores, upsampled, labels, lead, window, kind)
 
 

@@ -98,7 +98,7 @@ def check_contract(
         )
     box = Preprocessing(*_named(function), channels)
     box.check_repeatable(frames[0])
-    largest, share = difference(contract, frames, box)
+    largest, share = difference(contract, [(image, box(image)) for image in frames])
     if not share:
         return ContractCheck(len(frames), 0.0, 0.0, {}, explained=True)
     try:

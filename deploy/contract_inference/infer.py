@@ -21,6 +21,8 @@ from segdeploy.errors import InputError
 from segdeploy.models.channels import RGB
 from segdeploy.preprocessing.preprocess import preprocess
 
+Asked = Sequence[tuple[NDArray[Any], NDArray[np.float32]]]
+"""Images `(H, W, C)`, each with the network's input `(C, h, w)` that a function gives."""
 # Noise of these sizes separates the kernels: enlarged, shrunk by a fraction, a tall portrait. The
 # further sizes separate the rules that round an offset or a side.
 _NOISE = (
@@ -93,10 +95,11 @@ def infer(
             f"{function.name}: brings images to sizes by a rule that no contract states ({sizes})"
         )
     contract, alike, near = found
+    real = [(image, function(image)) for image in frames]
     if near:
-        contract = min(near, key=lambda one: _mean_difference(one, frames, function))
-        _check_near(contract, frames, function)
-    largest, share = difference(contract, frames, function)
+        contract = min(near, key=lambda one: _mean_difference(one, real))
+        _check_near(contract, real, function.name)
+    largest, share = difference(contract, real)
     return Inferred(
         contract,
         stated_of(contract),
@@ -127,7 +130,7 @@ def _search(
     start: Contract,
     seen: list[Observation],
     values: Values,
-    probes: Sequence[tuple[NDArray[Any], NDArray[np.float32]]],
+    probes: Asked,
 ) -> tuple[Contract, tuple[str, ...], list[Contract]] | None:
     """Return the contract that gives all probes, and the kernels alike.
 
@@ -172,9 +175,7 @@ def _with_pad(contract: Contract, pads: Sequence[NDArray[np.float32]], values: V
     return replace(contract, pad=tuple(map(float, pads[0])), pad_normalized=True)
 
 
-def _distance(
-    contract: Contract, probes: Sequence[tuple[NDArray[Any], NDArray[np.float32]]]
-) -> float:
+def _distance(contract: Contract, probes: Asked) -> float:
     """Return the mean difference of the first probe that differs; 0 if none does."""
     if contradiction(contract):
         return float("inf")
@@ -185,40 +186,33 @@ def _distance(
     return 0.0
 
 
-def _mean_difference(
-    contract: Contract, frames: Sequence[NDArray[Any]], function: Preprocessing
-) -> float:
-    """Return the mean difference on real frames."""
-    return float(np.mean([compared(contract, image, function(image))[2] for image in frames]))
+def _mean_difference(contract: Contract, asked: Asked) -> float:
+    """Return the mean difference on real images."""
+    return float(np.mean([compared(contract, image, made)[2] for image, made in asked]))
 
 
-def _check_near(
-    contract: Contract, frames: Sequence[NDArray[Any]], function: Preprocessing
-) -> None:
+def _check_near(contract: Contract, asked: Asked, name: str) -> None:
     """Refuse a contract that is the closest one, and far from the function.
 
     Raises:
         InputError: if the difference is large against the spread of the function's input.
     """
-    made = [function(image) for image in frames]
-    spread = float(np.mean([np.abs(one - one.mean()).mean() for one in made]))
-    if spread and _mean_difference(contract, frames, function) > _FAR * spread:
+    spread = float(np.mean([np.abs(made - made.mean()).mean() for _, made in asked]))
+    if spread and _mean_difference(contract, asked) > _FAR * spread:
         raise InputError(
-            f"{function.name}: no contract states what it does; the closest one (--fit "
+            f"{name}: no contract states what it does; the closest one (--fit "
             f"{contract.fit}, --resize {contract.resize}) gives another image. It may mirror, turn "
             "or blur the image, resize the image twice, or normalize by a formula of its own; use "
             "the function in front of the network"
         )
 
 
-def difference(
-    contract: Contract, frames: Sequence[NDArray[Any]], function: Preprocessing
-) -> tuple[float, float]:
+def difference(contract: Contract, asked: Asked) -> tuple[float, float]:
     """Return the largest difference of a contract's inputs from a function's, and the mean share.
 
     The share is that of the values that differ. The difference is infinite for another size.
     """
-    found = [compared(contract, image, function(image)) for image in frames]
+    found = [compared(contract, image, made) for image, made in asked]
     largest = max((one[0] for one in found), default=0.0)
     return largest, float(np.mean([one[1] for one in found])) if found else 0.0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from segdeploy.errors import InputError
 from segdeploy.frameworks.foreign_network import ForeignNetwork
-from segdeploy.frameworks.mmsegmentation import preprocessing_of, scores_of
+from segdeploy.frameworks.mmsegmentation import class_count, preprocessing_of, scores_of
 from segdeploy.models.strict_json import read_json
 
 _PIPELINE = "pipeline.json"
@@ -33,7 +33,7 @@ def read(folder: Path) -> ForeignNetwork:
     return ForeignNetwork(
         architecture="",
         stated={**preprocessing_of(steps, path), **scores_of(head)},
-        num_classes=1 if head.get("out_channels") == 1 else head.get("num_classes"),
+        num_classes=class_count(head),
         align_corners=bool(head.get("align_corners")),
         graph=_graph(folder),
         notes=(f"{path}: names no classes; name them with --data, or with a file for --contract",),

@@ -85,7 +85,7 @@ def read(reference: str, *, has_factory: bool) -> ForeignNetwork:
     found = ForeignNetwork(
         architecture="",
         stated=stated,
-        num_classes=1 if head.get("out_channels") == 1 else head.get("num_classes"),
+        num_classes=class_count(head),
         state=state,
         weights=sources.checkpoint,
         align_corners=bool(head.get("align_corners")),
@@ -298,6 +298,11 @@ def _normalization(
         "std": tuple(map(float, std)),
         "normalization": formula,
     }
+
+
+def class_count(head: Mapping[str, Any]) -> Any:
+    """Return the number of classes of a decode head; 1 is a binary network."""
+    return 1 if head.get("out_channels") == 1 else head.get("num_classes")
 
 
 def scores_of(head: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,15 +78,13 @@ def _built(model: Mapping[str, Any], classes: int | None, config: Path) -> nn.Mo
     """Build the backbone, the neck and the decode head without weights."""
     registry = _registry(config)
     described = _for_inference(model)
-    for text in _texts(described):
-        if any(mark in text for mark in "/\\:") or text.lower().endswith(_FILES):
-            raise InputError(
-                f"{config}: a module of its network names the file or address {text!r:.80}, which "
-                f"is not read; {_OWN_FACTORY}"
-            )
-    for name in _names(described):
+    known = {*registry.module_dict, *registry.parent.module_dict}
+    for part in _parts(described):
+        if isinstance(part, str):
+            _check_text(part, config)
         # mmengine imports and calls any dotted name that it does not know.
-        if name not in registry.module_dict and name not in registry.parent.module_dict:
+        name = str(part["type"]) if isinstance(part, Mapping) and "type" in part else None
+        if name is not None and name not in known:
             raise InputError(
                 f"{config}: {name} is none of mmsegmentation's modules; {_OWN_FACTORY}"
             )
@@ -101,6 +99,19 @@ def _built(model: Mapping[str, Any], classes: int | None, config: Path) -> nn.Mo
             f"{config}: mmsegmentation cannot build the network ({first_line(error)})"
         ) from error
     return _inference_network(whole, config)
+
+
+def _check_text(text: str, config: Path) -> None:
+    """Refuse a text that names a file or an address.
+
+    Raises:
+        InputError: as described.
+    """
+    if any(mark in text for mark in "/\\:") or text.lower().endswith(_FILES):
+        raise InputError(
+            f"{config}: a module of its network names the file or address {text!r:.80}, which is "
+            f"not read; {_OWN_FACTORY}"
+        )
 
 
 def _registry(config: Path) -> Any:
@@ -142,29 +153,16 @@ def _for_inference(value: Any) -> Any:
     return value
 
 
-def _names(value: Any) -> Iterator[str]:
-    """Yield the names of the modules in a configuration."""
+def _parts(value: Any) -> Iterator[Any]:
+    """Yield a value of a configuration, and every value and key inside."""
+    yield value
     if isinstance(value, Mapping):
-        if "type" in value:
-            yield str(value["type"])
-        for inner in value.values():
-            yield from _names(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _names(inner)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a configuration."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _texts(key)
-            yield from _texts(inner)
+            yield key
+            yield from _parts(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _texts(inner)
+            yield from _parts(inner)
 
 
 def _inference_network(whole: Any, config: Path) -> nn.Module:
